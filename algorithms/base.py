@@ -1,0 +1,30 @@
+"""The unaligned model, sampled as it is: what every other algorithm is compared with.
+
+Objective   None.
+Departures  None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from alignbench import Problem, Sampler
+from alignbench.diffusion.rollout import PipelineSampler
+
+__all__ = ["Base"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    trains: ClassVar[bool] = False
+
+    def align(self, problem: Problem) -> Sampler:
+        return PipelineSampler(problem.pipeline, problem.sampling)
+
+    def unsupported(self, problem: Problem) -> str | None:
+        return None
+
+    def for_budget(self, budget: Mapping[str, float], problem: Problem) -> Self:
+        return self

@@ -1,0 +1,23 @@
+"""`python -m alignbench` and the `alignbench` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command line; the exit code is 0, 1 for a failed run, 2 for wrong input, 130 when interrupted."""
+    from alignbench.cli import run_command_line
+
+    try:
+        code = run_command_line(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

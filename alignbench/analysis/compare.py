@@ -1,0 +1,394 @@
+"""Comparing result files: paired win rates against a baseline, the pairwise matrix, ranks, costs, breakdowns.
+
+A comparison is a pure function of files. Files with different evaluations are never paired; scorers with different
+identities are never compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignbench.analysis.load import Array, Loaded, Method, Run, Scores, Unfinished, load, methods_of, table
+from alignbench.analysis.statistics import (
+    Differences,
+    Ranks,
+    WinRate,
+    bradley_terry,
+    holm,
+    outcomes,
+    paired_differences,
+    win_rate,
+)
+from alignbench.errors import InputError, UnknownName
+from alignbench.experiment.result import Evaluation
+from alignbench.keys import Key
+
+SIGNIFICANT = 0.05
+By = Literal["category", "challenge"]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Versus:
+    """One method against the baseline on one scorer."""
+
+    method: str
+    scorer: str
+    rate: WinRate
+    seeds: list[tuple[int | None, float]]  # each training seed's own win rate
+    mean: float
+    baseline_mean: float
+    difference: float  # mean over prompts, in the scorer's units
+    difference_low: float
+    difference_high: float
+    p: float
+    p_adjusted: float
+    failed: int  # null scores of the method
+
+    @property
+    def significant(self) -> bool:
+        """Whether the method wins or loses after correction for all rows shown."""
+        return self.p_adjusted < SIGNIFICANT
+
+
+@dataclass(frozen=True)
+class Part:
+    """A method's win rate on one category or challenge; exploratory."""
+
+    method: str
+    scorer: str
+    part: str
+    rate: WinRate
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """What a method costs; trained methods are averaged over seeds."""
+
+    method: str
+    runs: int
+    alignment_denoiser: float  # forward and backward evaluations
+    alignment_reward: float
+    alignment_seconds: float
+    image_denoiser: float
+    image_reward: float
+    image_seconds: float
+    memory_bytes: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """All methods evaluated in the same way."""
+
+    evaluation: Evaluation
+    methods: list[str]
+    samplers: dict[str, dict[str, object]]
+    baseline: str | None
+    scorers: list[str]
+    versus: list[Versus]
+    pairwise: dict[str, Array]  # scorer -> [methods, methods] win rates of row over column
+    ranks: dict[str, Ranks | None]
+    parts: list[Part]
+    means: dict[str, dict[str, float]]  # scorer -> method -> mean score
+    costs: list[CostRow]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything `alignbench compare` shows."""
+
+    groups: list[Group]
+    unfinished: list[Unfinished]
+    skipped: list[Unfinished]
+    notes: list[str] = field(default_factory=list)
+
+
+def compare(
+    paths: Sequence[Path],
+    baseline: str = "base",
+    by: By | None = None,
+    scorers: Sequence[str] = (),
+    skip_bad: bool = False,
+) -> Comparison:
+    """Compare result files; see the module's docstring. Raises InputError for a scorer or baseline nobody has."""
+    loaded = load(paths, skip_bad)
+    known = {name for runs in loaded.groups.values() for run in runs for name in run.result.scorers}
+    for name in scorers:
+        if name not in known:
+            raise UnknownName("scorer in these files", name, known)
+    groups = [_group(runs, baseline, by, scorers) for runs in loaded.groups.values()]
+    if groups and baseline != "base" and all(group.baseline is None for group in groups):
+        labels = [label for group in groups for label in group.methods]
+        raise UnknownName("method in these files to use as baseline", baseline, labels)
+    return Comparison(groups, loaded.unfinished, loaded.skipped, _protocol_notes(loaded))
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A method and the rows of its runs in the score arrays."""
+
+    method: Method
+    rows: range
+
+    @property
+    def label(self) -> str:
+        return self.method.label
+
+
+def _group(runs: Sequence[Run], baseline: str, by: By | None, chosen: Sequence[str]) -> Group:
+    methods = methods_of(runs)
+    placed: list[_Placed] = []
+    ordered: list[Run] = []
+    for method in methods:
+        placed.append(_Placed(method, range(len(ordered), len(ordered) + len(method.runs))))
+        ordered += method.runs
+    reference = _find_baseline(placed, baseline)
+    present = dict.fromkeys(name for run in ordered for name in run.result.scorers)
+    scorers = [name for name in present if not chosen or name in chosen]
+    scores, prompt_ids = table(ordered, scorers)
+    notes = _blank_foreign_scorers(scores, ordered, reference)
+
+    pairwise, ranks = {}, {}
+    for name, column in scores.items():
+        pairwise[name], wins = _pairwise(column, placed, len(prompt_ids))
+        ranks[name] = bradley_terry(wins) if len(methods) > 1 else None
+    versus, parts = [], []
+    if reference is None:
+        notes.append(f"no complete result of {baseline!r} with this evaluation: no win rates against it.")
+    else:
+        versus = _against(reference, placed, scores, len(prompt_ids))
+        notes += _pairing_notes(reference, placed, scores)
+        if by is not None:
+            labels = {row.id: getattr(row, by) for run in ordered for row in run.result.prompts}
+            parts = _breakdown(reference, placed, scores, [labels[prompt] or "(none)" for prompt in prompt_ids])
+    few = [m for m in methods if m.first.trains and len(m.runs) < 3]
+    notes += [
+        f"{m.label}: {len(m.runs)} training seed{'s'[: len(m.runs) > 1]}; its interval is conditional on these runs."
+        for m in few
+    ]
+    return Group(
+        evaluation=ordered[0].result.evaluation,
+        methods=[method.label for method in methods],
+        samplers={method.label: dict(method.first.sampler) for method in methods},
+        baseline=reference.label if reference else None,
+        scorers=scorers,
+        versus=versus,
+        pairwise=pairwise,
+        ranks=ranks,
+        parts=parts,
+        means={name: {p.label: _mean(column.values[list(p.rows)]) for p in placed} for name, column in scores.items()},
+        costs=[_cost(method) for method in methods],
+        notes=notes,
+    )
+
+
+def _find_baseline(placed: Sequence[_Placed], name: str) -> _Placed | None:
+    """The method with this label, or the only one of this algorithm, or None."""
+    exact = [p for p in placed if p.label == name]
+    if exact:
+        return exact[0]
+    named = [p for p in placed if p.method.first.configuration.algorithm == name]
+    if len(named) > 1:
+        raise InputError(
+            f"baseline {name!r} is ambiguous: {', '.join(repr(p.label) for p in named)}; name one of them."
+        )
+    return named[0] if named else None
+
+
+def _blank_foreign_scorers(scores: dict[str, Scores], runs: Sequence[Run], reference: _Placed | None) -> list[str]:
+    """Set the scores of runs whose scorer is not the reference's to missing; a note on each."""
+    notes = []
+    for name, column in scores.items():
+        holder = next(
+            run for run in [*(reference.method.runs if reference else ()), *runs] if name in run.result.scorers
+        )
+        expected = holder.result.scorers[name]
+        for i, run in enumerate(runs):
+            found = run.result.scorers.get(name)
+            if found is not None and found != expected:
+                column.values[i] = np.nan
+                differing = [f for f in type(found).model_fields if getattr(found, f) != getattr(expected, f)]
+                notes.append(
+                    f"{name}: {run.path} is left out: its scorer differs from {holder.path} in {', '.join(differing)}."
+                )
+    return notes
+
+
+def _decided(column: Scores, mine: Iterable[int], theirs: Iterable[int]) -> tuple[Array, Indices]:
+    """Outcomes of runs against runs, each with each, where both have a score; with the prompt number of each."""
+    theirs = list(theirs)
+    results, prompts = [], []
+    for i in mine:
+        for j in theirs:
+            both = ~np.isnan(column.values[i]) & ~np.isnan(column.values[j])
+            a, b = column.values[i, both], column.values[j, both]
+            results.append(outcomes(column.sign * a, column.sign * b, column.epsilon))
+            prompts.append(column.prompts[both])
+    return np.concatenate(results), np.concatenate(prompts)
+
+
+def _difference_by_prompt(column: Scores, mine: range, theirs: range, prompts: int) -> Array:
+    """Mean difference of each prompt over its images and the runs, in the scorer's units; NaN where none pair."""
+    total, count = np.zeros(prompts), np.zeros(prompts)
+    for i in mine:
+        for j in theirs:
+            difference = column.values[i] - column.values[j]
+            both = ~np.isnan(difference)
+            total += np.bincount(column.prompts[both], weights=difference[both], minlength=prompts)
+            count += np.bincount(column.prompts[both], minlength=prompts)
+    with np.errstate(invalid="ignore"):
+        return total / count
+
+
+def _against(reference: _Placed, placed: Sequence[_Placed], scores: dict[str, Scores], prompts: int) -> list[Versus]:
+    """Every other method against the reference on every scorer; p values are adjusted over all of them."""
+    contests = [
+        (p, name, column, *_decided(column, p.rows, reference.rows))
+        for p in placed
+        if p is not reference
+        for name, column in scores.items()
+    ]
+    contests = [contest for contest in contests if len(contest[3])]
+    if not contests:
+        return []
+    differences = [_difference_by_prompt(column, p.rows, reference.rows, prompts) for p, _, column, _, _ in contests]
+    tests = _tested(differences)
+    adjusted = holm(np.array([test.p[0] for test in tests]))
+    found = []
+    for (p, name, column, decided, where), test, p_adjusted in zip(contests, tests, adjusted, strict=True):
+        own = [(seed, _decided(column, [i], reference.rows)[0]) for i, seed in zip(p.rows, p.method.seeds, strict=True)]
+        found.append(
+            Versus(
+                method=p.label,
+                scorer=name,
+                rate=win_rate(decided, where),
+                seeds=[(seed, float(result.mean())) for seed, result in own if len(result)],
+                mean=_mean(column.values[list(p.rows)]),
+                baseline_mean=_mean(column.values[list(reference.rows)]),
+                difference=float(test.mean[0]),
+                difference_low=float(test.low[0]),
+                difference_high=float(test.high[0]),
+                p=float(test.p[0]),
+                p_adjusted=float(p_adjusted),
+                failed=int(column.failed[list(p.rows)].sum()),
+            )
+        )
+    return found
+
+
+def _tested(columns: Sequence[Array]) -> list[Differences]:
+    """Intervals and p values of each column of per-prompt differences; columns with the same prompts go together."""
+    found: dict[int, Differences] = {}
+    together: dict[bytes, list[int]] = {}
+    for i, column in enumerate(columns):
+        together.setdefault(np.isnan(column).tobytes(), []).append(i)
+    for members in together.values():
+        present = ~np.isnan(columns[members[0]])
+        tested = paired_differences(np.stack([columns[i][present] for i in members], 1), Key("compare"))
+        for k, i in enumerate(members):
+            found[i] = Differences(*(values[k : k + 1] for values in tested))
+    return [found[i] for i in range(len(columns))]
+
+
+def _pairwise(column: Scores, placed: Sequence[_Placed], prompts: int) -> tuple[Array, NDArray[np.float32]]:
+    """Win rates of row over column, and win counts [prompts, methods, methods] (ties count half)."""
+    count = len(placed)
+    wins = np.zeros((prompts, count, count), dtype=np.float32)
+    owner = np.array([k for k, p in enumerate(placed) for _ in p.rows])
+    for k, p in enumerate(placed):
+        for i in p.rows:
+            mine = column.sign * column.values[i]
+            results = outcomes(mine, column.sign * column.values, column.epsilon)  # [runs, pairs]
+            results[np.isnan(mine - column.values)] = 0  # a pair that is missing counts for neither
+            for j in np.flatnonzero(owner != k):
+                wins[:, k, owner[j]] += np.bincount(column.prompts, weights=results[j], minlength=prompts)
+    total = wins.sum(0, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        return total / (total + total.T), wins
+
+
+def _pairing_notes(reference: _Placed, placed: Sequence[_Placed], scores: dict[str, Scores]) -> list[str]:
+    """What was left out because the other side has no such row, and scores that failed."""
+    notes = []
+    for name, column in scores.items():
+        theirs = ~np.isnan(column.values[list(reference.rows)]).all(0)
+        for p in placed:
+            own = ~np.isnan(column.values[list(p.rows)]).all(0)
+            both = int((own & theirs).sum())
+            if p is not reference and both < max(int(own.sum()), int(theirs.sum())):
+                notes.append(
+                    f"{name}: {p.label} and {reference.label} share {both} images "
+                    f"(of {int(own.sum())} and {int(theirs.sum())}); only those are compared."
+                )
+            if failed := int(column.failed[list(p.rows)].sum()):
+                notes.append(f"{name}: {failed} scores of {p.label} failed (null) and are left out.")
+    return notes
+
+
+def _breakdown(
+    reference: _Placed, placed: Sequence[_Placed], scores: dict[str, Scores], part_of: Sequence[str]
+) -> list[Part]:
+    """Win rates by category or challenge."""
+    found = []
+    named = np.array(part_of)
+    for p in placed:
+        for name, column in scores.items() if p is not reference else ():
+            decided, where = _decided(column, p.rows, reference.rows)
+            for part in sorted(set(part_of)):
+                inside = named[where] == part
+                if inside.any():
+                    found.append(Part(p.label, name, part, win_rate(decided[inside], where[inside])))
+    return found
+
+
+def _mean(values: Array) -> float:
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if len(present) else float("nan")
+
+
+def _cost(method: Method) -> CostRow:
+    costs = [run.result.cost for run in method.runs if run.result.cost is not None]
+
+    def mean(values: Iterable[float]) -> float:
+        return float(np.mean(list(values))) if costs else float("nan")
+
+    def used(counts: dict[str, int] | dict[str, float], resource: str) -> float:
+        return counts[f"{resource}_forward"] + counts[f"{resource}_backward"]
+
+    return CostRow(
+        method=method.label,
+        runs=len(method.runs),
+        alignment_denoiser=mean(used(c.alignment, "denoiser") for c in costs),
+        alignment_reward=mean(used(c.alignment, "reward") for c in costs),
+        alignment_seconds=mean(c.alignment_seconds for c in costs),
+        image_denoiser=mean(used(c.per_image, "denoiser") for c in costs),
+        image_reward=mean(used(c.per_image, "reward") for c in costs),
+        image_seconds=mean(c.per_image_seconds for c in costs),
+        memory_bytes=mean(c.peak_memory_bytes for c in costs),
+    )
+
+
+def _protocol_notes(loaded: Loaded) -> list[str]:
+    """Where evaluations that are almost the same differ."""
+    evaluations = [runs[0].result.evaluation for runs in loaded.groups.values()]
+    notes = []
+    for i, first in enumerate(evaluations):
+        for second in evaluations[i + 1 :]:
+            differing = [
+                f"{name} ({getattr(first, name)} and {getattr(second, name)})"
+                for name in type(first).model_fields
+                if getattr(first, name) != getattr(second, name)
+            ]
+            if len(differing) == 1:
+                notes.append(
+                    f"evaluations {first.fingerprint} and {second.fingerprint} are not paired: "
+                    f"they differ in {differing[0]}."
+                )
+    return notes

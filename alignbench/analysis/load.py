@@ -1,0 +1,172 @@
+"""Result files as arrays: runs, pooled into methods, grouped by evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignbench.errors import InputError, ResultFileError
+from alignbench.experiment.result import Result, canonical, read
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One complete result file."""
+
+    path: Path
+    result: Result
+
+    @property
+    def pool(self) -> str:
+        """Equal for runs that differ in the training seed alone."""
+        configuration = self.result.configuration.model_dump(exclude={"seed"})
+        return canonical([configuration, self.result.sampler])
+
+
+@dataclass(frozen=True)
+class Method:
+    """The runs of one configuration, one per training seed."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Result:
+        return self.runs[0].result
+
+    @property
+    def seeds(self) -> list[int | None]:
+        return [run.result.configuration.seed for run in self.runs]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A result that is not in the tables, and why."""
+
+    path: Path
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """All that was read: complete runs by evaluation fingerprint, unfinished ones, and files that were skipped."""
+
+    groups: dict[str, list[Run]]
+    unfinished: list[Unfinished]
+    skipped: list[Unfinished]
+
+
+def load(paths: Sequence[Path], skip_bad: bool = False) -> Loaded:
+    """Read result files; a folder means its `*.json`. Raises ResultFileError for a bad file unless told to skip it."""
+    files: list[Path] = []
+    for path in paths:
+        files += sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise InputError("no result files to compare; make one with `alignbench run`.")
+    loaded = Loaded({}, [], [])
+    for file in dict.fromkeys(files):
+        try:
+            result = read(file)
+        except ResultFileError as error:
+            if not skip_bad:
+                raise ResultFileError(f"{error} (--skip-bad leaves such files out.)") from None
+            loaded.skipped.append(Unfinished(file, "unreadable", str(error)))
+            continue
+        if result.status == "complete":
+            loaded.groups.setdefault(result.evaluation.fingerprint, []).append(Run(file, result))
+        else:
+            loaded.unfinished.append(Unfinished(file, result.status, result.reason or ""))
+    return loaded
+
+
+def methods_of(runs: Sequence[Run]) -> list[Method]:
+    """Pool equal configurations as seeds and give each method a label that tells it from the others.
+
+    Raises InputError where one configuration and seed occurs twice.
+    """
+    pools: dict[str, dict[int | None, Run]] = {}
+    for run in runs:
+        seeds = pools.setdefault(run.pool, {})
+        seed = run.result.configuration.seed
+        if seed in seeds:
+            raise InputError(f"{seeds[seed].path} and {run.path} hold the same configuration and seed; leave one out.")
+        seeds[seed] = run
+    pooled = [
+        tuple(seeds[seed] for seed in sorted(seeds, key=lambda s: -1 if s is None else s)) for seeds in pools.values()
+    ]
+    facts = [_facts(group[0].result) for group in pooled]
+    methods = []
+    for group, own in zip(pooled, facts, strict=True):
+        name = own["algorithm"]
+        peers = [other for other in facts if other["algorithm"] == name]
+        differing = [k for k in own if any(peer.get(k) != own[k] for peer in peers)]
+        details = " ".join(f"{k.rpartition('.')[2]}={_short(own[k])}" for k in differing)
+        methods.append(Method(f"{name} {details}".strip(), group))
+    return sorted(methods, key=lambda method: (method.first.trains, method.label))
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    """What may tell two methods of one algorithm apart."""
+    configuration = result.configuration
+    return {
+        "algorithm": configuration.algorithm,
+        **{f"fields.{name}": value for name, value in configuration.fields.items()},
+        "reward": configuration.reward,
+        **{f"sampler.{name}": value for name, value in result.sampler.items() if name not in configuration.fields},
+        "limit": configuration.limit,
+        "images_per_prompt": configuration.images_per_prompt,
+        "train_prompts": configuration.train_prompts,
+        "dtype": configuration.dtype,
+        "scorers": ",".join(configuration.scorers),
+    }
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One scorer's values: [runs, pairs] with NaN where missing, and the prompt number of every pair.
+
+    Pairs are sorted by prompt, so that a prompt's pairs stand together.
+    """
+
+    values: Array
+    prompts: NDArray[np.int64]
+    failed: NDArray[np.int64]  # null scores per run
+    sign: float  # -1 where lower is better
+    epsilon: float
+
+
+def table(runs: Sequence[Run], scorers: Sequence[str]) -> tuple[dict[str, Scores], list[str]]:
+    """The scores of several runs on common axes, by scorer; and the prompt ids that prompt numbers stand for."""
+    prompt_ids = list(dict.fromkeys(row.prompt for run in runs for row in run.result.rows))
+    number = {prompt: i for i, prompt in enumerate(prompt_ids)}
+    pairs = sorted({(number[row.prompt], row.sample) for run in runs for row in run.result.rows})
+    place = {pair: i for i, pair in enumerate(pairs)}
+    prompts = np.array([prompt for prompt, _ in pairs], dtype=np.int64)
+    values = {name: np.full((len(runs), len(pairs)), np.nan) for name in scorers}
+    failed = {name: np.zeros(len(runs), dtype=np.int64) for name in scorers}
+    for i, run in enumerate(runs):
+        rows = run.result.rows
+        columns = np.array([place[number[row.prompt], row.sample] for row in rows], dtype=np.int64)
+        for name in scorers:
+            if name in run.result.scorers:
+                column = np.array([row.scores.get(name) for row in rows], dtype=np.float64)
+                values[name][i, columns] = column
+                failed[name][i] = int(np.isnan(column).sum())
+    found = {}
+    for name in scorers:
+        info = next(run.result.scorers[name] for run in runs if name in run.result.scorers)
+        sign = 1.0 if info.higher_is_better else -1.0
+        found[name] = Scores(values[name], prompts, failed[name], sign, info.tie_epsilon)
+    return found, prompt_ids

@@ -1,0 +1,94 @@
+"""Reward curves from result files, for notebooks and `alignbench plot`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from alignbench.analysis.load import Array, load, methods_of
+from alignbench.errors import InputError
+from alignbench.experiment.result import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Against = Literal["rounds", "denoiser", "seconds"]
+AXIS = {
+    "rounds": "training rounds",
+    "denoiser": "denoiser evaluations, forward and backward",
+    "seconds": "seconds of training",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A scorer on held-out prompts while a method trains: mean and range over training seeds."""
+
+    method: str
+    scorer: str
+    x: Array
+    mean: Array
+    low: Array
+    high: Array
+    seeds: int
+
+
+def curves(paths: Sequence[Path], against: Against = "rounds") -> list[Curve]:
+    """The held-out curves of all trained methods in these files, by method and scorer."""
+    found = []
+    loaded = load(paths)
+    for runs in loaded.groups.values():
+        for method in methods_of(runs):
+            points = [_points(run.result, against) for run in method.runs]
+            shared = min((len(p) for p in points), default=0)
+            if shared < 2:
+                continue
+            for scorer in method.first.scorers:
+                if not all(scorer in p["held_out"] for ps in points for p in ps[:shared]):
+                    continue
+                values = np.array([[p["held_out"][scorer] for p in ps[:shared]] for ps in points])
+                x = np.array([[p["x"] for p in ps[:shared]] for ps in points]).mean(0)
+                found.append(Curve(method.label, scorer, x, values.mean(0), values.min(0), values.max(0), len(points)))
+    return found
+
+
+def _points(result: Result, against: Against) -> list[dict[str, Any]]:
+    probed = [line for line in result.curve if "held_out" in line]
+
+    def place(line: dict[str, Any]) -> float:
+        if against == "rounds":
+            return line["round"]
+        if against == "seconds":
+            return line["seconds"]
+        return line["denoiser_forward"] + line["denoiser_backward"]
+
+    return [{"x": place(line), "held_out": line["held_out"]} for line in probed]
+
+
+def reward_curves(paths: Sequence[Path], against: Against = "rounds", scorers: Sequence[str] = ()) -> Figure:
+    """One panel per scorer, one line per method, a band over its training seeds. Raises InputError without curves."""
+    from matplotlib.figure import Figure
+
+    drawn = [curve for curve in curves(paths, against) if not scorers or curve.scorer in scorers]
+    if not drawn:
+        raise InputError("none of these files holds a training curve with held-out scores.")
+    names = list(dict.fromkeys(curve.scorer for curve in drawn))
+    figure = Figure(figsize=(4.2 * len(names), 3.4), layout="constrained")
+    axes: Sequence[Axes] = figure.subplots(1, len(names), squeeze=False)[0]
+    for panel, name in zip(axes, names, strict=True):
+        for i, curve in enumerate(c for c in drawn if c.scorer == name):
+            colour = f"C{i}"
+            seeds = f" ({curve.seeds} seeds)" if curve.seeds > 1 else ""
+            panel.plot(curve.x, curve.mean, color=colour, marker="o", markersize=3, label=curve.method + seeds)
+            panel.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+        panel.set_title(name)
+        panel.set_xlabel(AXIS[against])
+        panel.set_ylabel("mean on held-out prompts")
+        panel.grid(alpha=0.3)
+    axes[0].legend(fontsize="small")
+    return figure

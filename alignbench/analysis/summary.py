@@ -1,0 +1,104 @@
+"""A result in a few lines of text, or as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignbench.analysis.compare import compare
+from alignbench.analysis.tables import number, p_value, percent
+from alignbench.errors import AlignbenchError
+from alignbench.experiment.result import Result, read
+
+
+def means(result: Result) -> dict[str, float | None]:
+    """Mean score per scorer; None where every score failed."""
+    found: dict[str, float | None] = {}
+    for name in result.scorers:
+        values = [row.scores[name] for row in result.rows if row.scores.get(name) is not None]
+        found[name] = float(np.mean(np.array(values, float))) if values else None
+    return found
+
+
+def as_values(result: Result, path: Path) -> dict[str, Any]:
+    """What `alignbench run --json` prints."""
+    failed = {name: sum(row.scores.get(name) is None for row in result.rows) for name in result.scorers}
+    return {
+        "path": str(path),
+        "status": result.status,
+        "reason": result.reason,
+        "images": len(result.rows),
+        "means": means(result),
+        "failed_scores": {name: n for name, n in failed.items() if n},
+        "cost": result.cost.model_dump() if result.cost else None,
+        "attempts": result.attempts,
+    }
+
+
+def text(result: Result, path: Path, details: bool = False) -> str:
+    """A result for people: what was run, how it scored, what it cost; with details also settings and protocol."""
+    c = result.configuration
+    seed = "" if c.seed is None else f", seed {c.seed}"
+    lines = [f"{c.algorithm} on {c.model}, {c.prompts}/{c.split}{seed}: {result.status}"]
+    if result.reason:
+        lines.append(f"  reason      {result.reason}")
+    if result.rows:
+        shown = (f"{name} {number(mean)}" for name, mean in means(result).items() if mean is not None)
+        lines.append(f"  scores      {'   '.join(shown)}   ({len(result.rows)} images)")
+        for name in result.scorers:
+            failed = [row.failures.get(name, "") for row in result.rows if row.scores.get(name) is None]
+            if failed:
+                lines.append(f"  failed      {len(failed)} scores of {name}, first: {failed[0]}")
+    if result.cost:
+        k = result.cost
+        aligned = k.alignment["denoiser_forward"] + k.alignment["denoiser_backward"]
+        per_image = k.per_image["denoiser_forward"] + k.per_image["denoiser_backward"]
+        lines.append(
+            f"  cost        alignment {number(aligned)} denoiser evaluations, {k.alignment_seconds:.0f} s; "
+            f"per image {number(per_image)}, {k.per_image_seconds:.2g} s"
+        )
+    if details:
+        e = result.evaluation
+        changed = {name: entry["value"] for name, entry in result.differs_from_paper.items()}
+        lines += [
+            f"  evaluation  {e.fingerprint}: prompts sha256 {e.prompts_sha256[:12]}, seed {e.eval_seed}",
+            f"  model       {_pairs(e.model)}",
+            f"  sampler     {_pairs(result.sampler)}",
+            f"  fields      {_pairs(c.fields)}",
+            f"  not paper's {_pairs(changed)} (preset {result.preset})",
+            f"  scorers     {', '.join(s.id for s in result.scorers.values())}",
+            f"  made        {result.finished}, {result.environment.get('device')}, commit "
+            f"{result.environment.get('commit')}, attempt {result.attempts}",
+        ]
+    lines.append(f"  file        {path}")
+    return "\n".join(lines) + "\n"
+
+
+def against_base(path: Path) -> tuple[list[str], Path | None]:
+    """Lines on the win rate against a complete `base` result beside this one with the same evaluation, and its path."""
+    mine = read(path)
+    for other in sorted(path.parent.glob("*.json")):
+        try:
+            theirs = read(other)
+        except AlignbenchError:
+            continue
+        same = theirs.evaluation == mine.evaluation and theirs.status == "complete"
+        if not same or theirs.configuration.algorithm != "base" or other == path:
+            continue
+        return _win_lines(compare([other, path]).groups[0].versus), other
+    return [], None
+
+
+def _win_lines(versus: Sequence[Any]) -> list[str]:
+    return [
+        f"  against base  {v.scorer}: wins {percent(v.rate.rate)} % ({percent(v.rate.low)} to {percent(v.rate.high)}), "
+        f"adjusted p {p_value(v.p_adjusted)}"
+        for v in versus
+    ]
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items()) or "none"

@@ -1,0 +1,318 @@
+"""Comparisons as tables: for a terminal, Markdown, CSV, LaTeX, or JSON."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from alignbench.analysis.compare import Comparison, Group, Versus
+
+Format = Literal["table", "markdown", "csv", "latex", "json"]
+WIDEST_MATRIX = 12  # methods; larger pairwise matrices are only in the JSON
+
+
+@dataclass(frozen=True)
+class Table:
+    """Strings in rows. The first column is text, the others are numbers; `strong` rows are set in bold."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    strong: frozenset[int] = frozenset()
+
+
+def render(comparison: Comparison, form: Format) -> str:
+    """The whole comparison as text in one of the formats."""
+    if form == "json":
+        return json.dumps(_plain(comparison), indent=1, allow_nan=False) + "\n"
+    parts = []
+    for group in comparison.groups:
+        tables = group_tables(group)
+        if form == "csv":
+            parts += [_csv(group, table) for table in tables]
+            continue
+        parts.append(_heading(group, form))
+        parts += [_one(table, form) for table in tables]
+        parts.append(_notes([*_reading(group), *group.notes], form))
+    if form != "csv":
+        if comparison.unfinished:
+            rows = [[str(item.path), item.status, item.reason] for item in comparison.unfinished]
+            parts.append(_one(Table("Not in the tables", ["file", "status", "reason"], rows), form))
+        parts.append(_notes([f"skipped: {item.reason}" for item in comparison.skipped] + comparison.notes, form))
+    if not parts:
+        parts.append("no complete results to compare.\n")
+    return "\n".join(part for part in parts if part)
+
+
+def group_tables(group: Group) -> list[Table]:
+    """The tables of one evaluation, in the order they are shown."""
+    tables = [_versus_table(group, scorer) for scorer in group.scorers] if group.baseline else [_means_table(group)]
+    if group.parts:
+        tables += [_parts_table(group, scorer) for scorer in group.scorers]
+    if 2 < len(group.methods) <= WIDEST_MATRIX:
+        tables += [_pairwise_table(group, scorer) for scorer in group.scorers]
+    if len(group.methods) > 1:
+        tables.append(_ranks_table(group))
+    tables.append(_costs_table(group))
+    return tables
+
+
+def percent(x: float) -> str:
+    return "–" if math.isnan(x) else f"{100 * x:.1f}"
+
+
+def number(x: float) -> str:
+    """Four significant digits, thousands as k, M or G."""
+    if math.isnan(x):
+        return "–"
+    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(x) >= limit:
+            return f"{x / (1e3 if suffix == 'k' else limit):.4g}{suffix}"
+    return f"{x:.4g}"
+
+
+def p_value(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _versus_table(group: Group, scorer: str) -> Table:
+    header = [
+        "method",
+        "mean",
+        "win rate %",
+        "95 % interval",
+        "ties %",
+        "difference",
+        "95 % interval",
+        "p adj.",
+        "seeds %",
+    ]
+    mean = group.means[scorer][group.baseline or ""]
+    rows = [[str(group.baseline), number(mean), "–", "", "", "", "", "", ""]]
+    strong = set()
+    for item in (v for v in group.versus if v.scorer == scorer):
+        if item.significant and item.rate.rate > 0.5:
+            strong.add(len(rows))
+        rows.append(
+            [
+                item.method,
+                number(item.mean),
+                percent(item.rate.rate),
+                f"{percent(item.rate.low)} to {percent(item.rate.high)}",
+                percent(item.rate.ties),
+                f"{item.difference:+.4g}",
+                f"{item.difference_low:+.4g} to {item.difference_high:+.4g}",
+                p_value(item.p_adjusted),
+                _seeds(item),
+            ]
+        )
+    return Table(f"{scorer}: against {group.baseline}", header, rows, frozenset(strong))
+
+
+def _seeds(item: Versus) -> str:
+    """Each training seed's own win rate."""
+    return " ".join(percent(rate) for seed, rate in item.seeds if seed is not None)
+
+
+def _means_table(group: Group) -> Table:
+    rows = [[method, *(number(group.means[s][method]) for s in group.scorers)] for method in group.methods]
+    return Table("Mean scores", ["method", *group.scorers], rows)
+
+
+def _parts_table(group: Group, scorer: str) -> Table:
+    rows = [
+        [
+            p.method,
+            p.part,
+            str(p.rate.prompts),
+            percent(p.rate.rate),
+            f"{percent(p.rate.low)} to {percent(p.rate.high)}",
+        ]
+        for p in group.parts
+        if p.scorer == scorer
+    ]
+    title = f"{scorer}: by part, against {group.baseline} (exploratory, not corrected)"
+    return Table(title, ["method", "part", "prompts", "win rate %", "95 % interval"], rows)
+
+
+def _pairwise_table(group: Group, scorer: str) -> Table:
+    matrix = group.pairwise[scorer]
+    rows = [
+        [method, *("·" if i == j else percent(float(matrix[i, j])) for j in range(len(group.methods)))]
+        for i, method in enumerate(group.methods)
+    ]
+    return Table(f"{scorer}: win rate % of row over column", ["", *group.methods], rows)
+
+
+def _ranks_table(group: Group) -> Table:
+    rows = []
+    for i, method in enumerate(group.methods):
+        row = [method]
+        for scorer in group.scorers:
+            ranks = group.ranks[scorer]
+            if ranks is None:
+                row.append("not identifiable")
+                continue
+            place = 1 + int((ranks.strength > ranks.strength[i] + 1e-9).sum())
+            interval = f" ({ranks.low[i]:+.2f} to {ranks.high[i]:+.2f})" if i else ""
+            row.append(f"{place}. {ranks.strength[i]:+.2f}{interval}")
+        rows.append(row)
+    title = f"Bradley-Terry rank and log odds over {group.methods[0]} (95 % interval)"
+    return Table(title, ["method", *group.scorers], rows)
+
+
+def _costs_table(group: Group) -> Table:
+    header = [
+        "method",
+        "runs",
+        "align NFE",
+        "align rewards",
+        "align s",
+        "NFE/image",
+        "rewards/image",
+        "s/image",
+        "peak MiB",
+    ]
+    rows = [
+        [
+            c.method,
+            str(c.runs),
+            *(
+                number(x)
+                for x in (
+                    c.alignment_denoiser, c.alignment_reward, c.alignment_seconds,
+                    c.image_denoiser, c.image_reward, c.image_seconds, c.memory_bytes / 2**20,
+                )
+            ),
+        ]
+        for c in group.costs
+    ]  # fmt: skip
+    return Table("Cost (NFE: denoiser evaluations, forward and backward; mean over runs)", header, rows)
+
+
+def _heading(group: Group, form: Format) -> str:
+    e = group.evaluation
+    size = "x".join(map(str, e.model.get("image_shape", [])[1:])) or "points"
+    text = f"{e.model['name']} ({size}) on {e.prompts}/{e.split}, noise seed {e.eval_seed}, evaluation {e.fingerprint}"
+    samplers = "; ".join(f"{', '.join(methods)}: {description}" for description, methods in _by_sampler(group).items())
+    if form == "markdown":
+        return f"## {text}\n\nSamplers. {samplers}\n"
+    if form == "latex":
+        return f"% {text}\n% samplers: {samplers}\n"
+    return f"{text}\nsamplers  {samplers}\n"
+
+
+def _by_sampler(group: Group) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for method, sampler in group.samplers.items():
+        description = " ".join(f"{name}={value}" for name, value in sampler.items())
+        found.setdefault(description, []).append(method)
+    return found
+
+
+def _reading(group: Group) -> list[str]:
+    """How to read the numbers, next to the numbers."""
+    if not group.versus:
+        return []
+    return [
+        "Ties count half. Intervals: win rates by Wilson at the prompt-clustered effective sample size, differences by "
+        "bootstrap over prompts. p adj.: sign-flip test, Holm over all rows of this evaluation; bold (*) below 0.05 only.",
+    ]
+
+
+def _notes(lines: Sequence[str], form: Format) -> str:
+    if not lines:
+        return ""
+    mark = {"markdown": "- ", "latex": "% "}.get(form, "  ")
+    return "\n".join(mark + line for line in lines) + "\n"
+
+
+def _one(table: Table, form: Format) -> str:
+    return {"table": _text, "markdown": _markdown, "latex": _latex}[form](table)
+
+
+def _marked(table: Table) -> list[list[str]]:
+    """Rows with a star on the win rate of strong ones."""
+    return [
+        [cell + "*" if i in table.strong and j == 2 else cell for j, cell in enumerate(row)]
+        for i, row in enumerate(table.rows)
+    ]
+
+
+def _text(table: Table) -> str:
+    """Plain columns; the same on a terminal and in a file."""
+    rows = [table.header, *_marked(table)]
+    widths = [max(len(row[j]) for row in rows) for j in range(len(table.header))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if j == 0 else cell.rjust(w) for j, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join([table.title, lines[0], "─" * len(lines[0]), *lines[1:]]).rstrip() + "\n"
+
+
+def _markdown(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rows = [
+        [f"**{cell}**" if i in table.strong and j in (0, 2) else cell for j, cell in enumerate(row)]
+        for i, row in enumerate(table.rows)
+    ]
+    rule = ["---", *["---:"] * (len(table.header) - 1)]
+    return "\n".join([f"**{table.title}**", "", line(table.header), line(rule), *map(line, rows)]) + "\n"
+
+
+def _latex(table: Table) -> str:
+    def escape(text: str) -> str:
+        for character in "&%$#_{}":
+            text = text.replace(character, "\\" + character)
+        return text.replace("–", "--").replace("·", "$\\cdot$").replace("<", "$<$")
+
+    lines = [f"% {table.title}", f"\\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", "\\toprule"]
+    lines += [" & ".join(map(escape, table.header)) + " \\\\", "\\midrule"]
+    for i, row in enumerate(table.rows):
+        cells = [
+            f"\\textbf{{{escape(c)}}}" if i in table.strong and j in (0, 2) else escape(c) for j, c in enumerate(row)
+        ]
+        lines.append(" & ".join(cells) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def _csv(group: Group, table: Table) -> str:
+    """One block per table, with the evaluation and the table's title in front of every row."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["evaluation", "table", *table.header])
+    for row in table.rows:
+        writer.writerow([group.evaluation.fingerprint, table.title, *row])
+    return buffer.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, named tuples, arrays and paths as JSON values; NaN as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        content = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return content | ({"significant": value.significant} if isinstance(value, Versus) else {})
+    if hasattr(value, "model_dump"):
+        return _plain(value.model_dump())
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, frozenset, np.ndarray)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return None if math.isnan(value) else float(value)
+    if isinstance(value, np.integer):
+        return int(value)
+    return value if isinstance(value, (str, int, bool, type(None))) else str(value)

@@ -1,0 +1,420 @@
+"""The command line: parses, calls, prints. It imports no torch until a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from alignbench import __version__
+from alignbench.errors import AlignbenchError, InputError
+
+Flag = Annotated[bool, Parameter(negative=())]
+Names = Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative=())]
+
+app = App(
+    name="alignbench",
+    help="Compare algorithms that align text-to-image diffusion models with preferences and rewards.",
+    help_epilogue="Every command takes --debug: show a traceback instead of one line when something goes wrong.",
+    version=__version__,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+
+
+@app.command
+def run(
+    *,
+    algo: str | None = None,
+    model: str | None = None,
+    reward: str | None = None,
+    prompts: str | None = None,
+    split: str | None = None,
+    train_prompts: str | None = None,
+    scorers: Names = None,
+    seed: int | None = None,
+    eval_seed: int | None = None,
+    set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
+    limit: int | None = None,
+    images_per_prompt: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    eta: float | None = None,
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None,
+    output: Path | None = None,
+    name: str | None = None,
+    device: str | None = None,
+    batch_size: int | None = None,
+    config: Path | None = None,
+    force: Flag = False,
+    dry_run: Flag = False,
+    json: Flag = False,
+) -> int:
+    """Run one cell: align, generate, score, write results/*.json. Typed again, the same command continues.
+
+    Parameters
+    ----------
+    algo: str
+        Algorithm: a name from `alignbench list`, package.module:Name, or path/file.py:Name.
+    model: str
+        tiny (default), mixture, sd15, sd21, a diffusers folder, or a hub id.
+    reward: str
+        Reward to optimise; also a name, package.module:Name, or path/file.py:Name.
+    prompts: str
+        Prompts to evaluate on: a name, or a .txt, .tsv, .csv or .jsonl file.
+    split: str
+        Split of the prompts; tune on dev, report on test (default).
+    train_prompts: str
+        Prompts to train on; by default the train split of --prompts, else the model's own.
+    scorers: str
+        Held-out scorers, besides the reward.
+    seed: int
+        Seed of the alignment only (default 0).
+    eval_seed: int
+        Seed of the evaluation's noise (default 0), the same for every algorithm.
+    set_: str
+        A hyper-parameter, such as --set clip=1e-4; may be repeated.
+    limit: int
+        Evaluate the first prompts only.
+    images_per_prompt: int
+        Images evaluated per prompt (default 1).
+    steps: int
+        Sampling steps of the evaluation; guidance and eta likewise.
+    guidance: float
+        Classifier-free guidance scale; 1 is none.
+    eta: float
+        Noise of DDIM sampling: 0 is deterministic, 1 ancestral.
+    dtype: str
+        Precision of the model.
+    output: Path
+        Folder for the result and its files (default results).
+    name: str
+        A name in the result's file name, instead of a hash of what is not default.
+    device: str
+        auto (default), cpu, cuda, or cuda:1.
+    batch_size: int
+        Images generated at once.
+    config: Path
+        YAML file with these options as keys; the command line wins.
+    force: bool
+        Replace a result, or a half-finished one, of this path.
+    dry_run: bool
+        Print what would run, what differs from the paper, and what it would cost.
+    json: bool
+        Print the outcome as JSON.
+    """
+    given = dict(locals())
+    flags = {name: given.pop(name) for name in ("config", "force", "dry_run", "json")}
+    given["set"] = _assignments(given.pop("set_")) or None
+    from alignbench.experiment.spec import parse_spec, resolve
+    from alignbench.experiment.suite import read_yaml
+
+    values = read_yaml(flags["config"]) if flags["config"] else {}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if isinstance(values.get("set"), dict) and "set" in chosen:
+        chosen["set"] = {**values["set"], **chosen["set"]}
+    where = str(flags["config"]) if flags["config"] else "alignbench run"
+    if "algo" not in {*values, *chosen}:
+        raise InputError("name an algorithm: alignbench run --algo NAME (see `alignbench list`).")
+    spec = parse_spec({**values, **chosen}, where)
+    _quiet_libraries()
+    if flags["dry_run"]:
+        return _dry_run(resolve(spec))
+    return _run(resolve(spec), force=flags["force"], as_json=flags["json"])
+
+
+def _assignments(texts: Sequence[str] | None) -> dict[str, str]:
+    """`name=value` strings as a dictionary."""
+    found = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"--set {text!r}: expected NAME=VALUE, such as --set clip=1e-4.")
+        found[name] = value
+    return found
+
+
+def _run(cell: Any, force: bool = False, as_json: bool = False) -> int:
+    import json as json_module
+
+    from alignbench.analysis import summary
+    from alignbench.experiment.run import run_cell
+
+    outcome = run_cell(cell, force=force, quiet=as_json)
+    if as_json:
+        values = summary.as_values(outcome.result, outcome.path) | {"was_complete": outcome.was_complete}
+        print(json_module.dumps(values, indent=1, allow_nan=False))
+    else:
+        if outcome.was_complete:
+            print("already complete; --force runs it again")
+        print(summary.text(outcome.result, outcome.path), end="")
+        if outcome.result.status == "complete" and outcome.result.configuration.algorithm != "base":
+            lines, base = summary.against_base(outcome.path)
+            print(
+                "\n".join(lines) + "\n" if lines else "  no complete `base` with this evaluation beside it yet\n",
+                end="",
+            )
+            print(f"compare with: alignbench compare {_both(base, outcome.path)}")
+    return 1 if outcome.result.status == "diverged" else 0
+
+
+def _both(base: Path | None, path: Path) -> str:
+    return f"{base} {path}" if base else f"{path.parent}/*.json"
+
+
+def _dry_run(cell: Any) -> int:
+    from alignbench.analysis.tables import number
+    from alignbench.experiment.estimate import estimate
+
+    c = cell.configuration
+    print(f"{c.algorithm} on {cell.model.name} ({cell.model.source}), would write {cell.path}")
+    for label, values in (
+        (
+            "evaluate on",
+            f"{c.prompts}/{c.split}, {len(cell.evaluated)} prompts x {c.images_per_prompt}, seed {c.eval_seed}",
+        ),
+        (
+            "train on",
+            f"{c.train_prompts}, {len(cell.training)} prompts, seed {c.seed}" if c.train_prompts else "nothing",
+        ),
+        ("reward", c.reward or "none"),
+        ("scorers", ", ".join(c.scorers)),
+        ("sampling", ", ".join(f"{name}={value}" for name, value in c.sampling.items())),
+    ):
+        print(f"  {label:12} {values}")
+    for name, value in c.fields.items():
+        paper = cell.differs_from_paper.get(name)
+        note = f"   (paper: {paper['paper']})" if paper else ""
+        print(f"  {'field':12} {name} = {value}{note}")
+    if cell.preset:
+        print(f"  {'preset':12} {cell.preset}")
+    cost = estimate(cell)
+    if cost is None:
+        print(f"  {'cost':12} not known before the model is on this machine")
+        return 0
+    for label, part in (("alignment", cost.alignment), ("evaluation", cost.evaluation)):
+        print(
+            f"  {label:12} {number(part.denoiser_forward)} denoiser evaluations forward, "
+            f"{number(part.denoiser_backward)} backward, {number(part.reward_forward)} reward evaluations"
+        )
+    if cost.seconds is not None:
+        print(f"  {'time':12} about {cost.seconds / 60:.1f} minutes on this machine")
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Keep the model libraries' progress bars and advice off the terminal; errors still raise."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+@app.command
+def compare(
+    *files: Path,
+    baseline: str = "base",
+    by: Literal["category", "challenge"] | None = None,
+    scorer: Names = None,
+    skip_bad: Flag = False,
+    format: Literal["table", "markdown", "csv", "latex", "json"] = "table",
+    output: Path | None = None,
+) -> int:
+    """Compare result files: paired win rates with intervals, ranks and costs.
+
+    Parameters
+    ----------
+    files: Path
+        Result files, or folders of them (default: results).
+    baseline: str
+        Algorithm or method the others are compared with.
+    by: str
+        Also break win rates down by category or challenge.
+    scorer: str
+        Only these scorers.
+    skip_bad: bool
+        Leave unreadable files out, and say so, instead of stopping.
+    format: str
+        table, markdown, csv, latex or json.
+    output: Path
+        Write to this file instead of the terminal.
+    """
+    from alignbench.analysis.compare import compare as compare_files
+    from alignbench.analysis.tables import render
+    from alignbench.files import write_text
+
+    comparison = compare_files(files or (Path("results"),), baseline, by, scorer or (), skip_bad)
+    text = render(comparison, format)
+    if output is None:
+        print(text, end="")
+    else:
+        write_text(output, text)
+        print(f"written to {output}")
+    return 0
+
+
+@app.command(name="list")
+def list_(group: Literal["algorithms", "rewards", "prompts", "models"] | None = None) -> int:
+    """List algorithms, rewards, prompt sets and models.
+
+    Parameters
+    ----------
+    group: str
+        Only one of them.
+    """
+    from alignbench import plugins
+    from alignbench.diffusion.models import PRESETS
+
+    rooms: tuple[tuple[str, plugins.Group], ...] = (
+        ("algorithms", "algorithms"),
+        ("rewards", "rewards"),
+        ("prompts", "benchmarks"),
+    )
+    for title, room in rooms:
+        if group in (None, title):
+            print(title)
+            for name in plugins.names(room):
+                print(f"  {name:24} {plugins.summary(room, name)}")
+    if group in (None, "models"):
+        print("models")
+        for model in PRESETS.values():
+            print(f"  {model.name:24} {model.note}")
+    return 0
+
+
+@app.command
+def show(file: Path, *, json: Flag = False) -> int:
+    """Show one result file.
+
+    Parameters
+    ----------
+    file: Path
+        A result file.
+    json: bool
+        As JSON.
+    """
+    import json as json_module
+
+    from alignbench.analysis import summary
+    from alignbench.experiment.result import read
+
+    result = read(file)
+    if json:
+        print(json_module.dumps(summary.as_values(result, file), indent=1, allow_nan=False))
+    else:
+        print(summary.text(result, file, details=True), end="")
+    return 0
+
+
+@app.command
+def env() -> int:
+    """Print versions and hardware, for bug reports."""
+    from alignbench.experiment.run import environment
+
+    for name, value in environment().items():
+        if isinstance(value, dict):
+            for package, version in value.items():
+                print(f"{package:12} {version}")
+        else:
+            print(f"{name:12} {value}")
+    return 0
+
+
+@app.command
+def suite(file: Path, *, dry_run: Flag = False) -> int:
+    """Run the cells of a suite file one after another; finished ones are not run again.
+
+    Parameters
+    ----------
+    file: Path
+        YAML with `defaults` and `cells`, whose keys are the options of `alignbench run`.
+    dry_run: bool
+        Only list the cells and their result files.
+    """
+    from alignbench.experiment.spec import RunSpec, resolve
+    from alignbench.experiment.suite import describe, read_suite, run_suite
+
+    specs = read_suite(file)
+    _quiet_libraries()
+    if dry_run:
+        for spec in specs:
+            print(f"{describe(spec)}  ->  {resolve(spec).path}")
+        return 0
+    from alignbench.experiment.run import run_cell
+
+    def one(spec: RunSpec) -> str:
+        outcome = run_cell(resolve(spec))
+        return f"{outcome.result.status}{' before' if outcome.was_complete else ''}  {outcome.path}"
+
+    reports = run_suite(specs, one, say=lambda line: print(line, file=sys.stderr, flush=True))
+    for report in reports:
+        print(f"{describe(report.spec):60} {report.status}{': ' + report.message if report.message else ''}")
+    return 1 if any(report.status.startswith(("failed", "diverged")) for report in reports) else 0
+
+
+@app.command
+def plot(
+    *files: Path,
+    against: Literal["rounds", "denoiser", "seconds"] = "rounds",
+    scorer: Names = None,
+    output: Path = Path("curves.png"),
+) -> int:
+    """Draw the reward curves of trained methods, with bands over seeds.
+
+    Parameters
+    ----------
+    files: Path
+        Result files, or folders of them (default: results).
+    against: str
+        The horizontal axis: training rounds, denoiser evaluations, or seconds.
+    scorer: str
+        Only these scorers.
+    output: Path
+        Picture to write: .png, .pdf or .svg.
+    """
+    from alignbench.analysis.plots import reward_curves
+    from alignbench.files import replace_file
+
+    if output.suffix not in (".png", ".pdf", ".svg"):
+        raise InputError(f"--output {output}: expected a .png, .pdf or .svg file.")
+    figure = reward_curves(files or (Path("results"),), against, scorer or ())
+    with replace_file(output) as temporary:
+        figure.savefig(temporary, format=output.suffix[1:], dpi=150)
+    print(f"written to {output}")
+    return 0
+
+
+def run_command_line(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; every failure is one line on stderr unless --debug is given."""
+    debug = "--debug" in arguments
+    try:
+        code = app([a for a in arguments if a != "--debug"], exit_on_error=False, print_error=False)
+        return code if isinstance(code, int) else 0
+    except CycloptsError as error:
+        print(f"alignbench: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except AlignbenchError as error:
+        if debug:
+            raise
+        print(f"alignbench: {_one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("alignbench: interrupted; the same command continues where it stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        kind = type(error).__name__
+        print(f"alignbench: unexpected {kind}: {_one_line(error)} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion models and the models themselves."""

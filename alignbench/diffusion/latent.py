@@ -1,0 +1,226 @@
+"""Stable Diffusion 1.x and 2.x through diffusers, with LoRA through peft and full fine-tuning.
+
+The text encoder, autoencoder and base denoiser are frozen. A LoRA policy shares the base denoiser and switches its own
+adapter on before each forward pass; its reference, and the pipeline it came from, switch all adapters off.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from alignbench.diffusion.meter import Meter
+from alignbench.diffusion.rollout import initial_noise
+from alignbench.diffusion.schedule import Schedule
+from alignbench.interface import LoRA, Prompt, Tuning
+from alignbench.keys import Key
+from alignbench.quantities import Condition, Prediction, Steps
+
+
+@dataclass(eq=False)
+class Components:
+    """The networks of one checkpoint, on one device."""
+
+    tokenizer: Any
+    text_encoder: Any
+    unet: Any
+    autoencoder: Any
+    schedule: Schedule
+    info: Mapping[str, Any]
+    meter: Meter
+    adapters: list[str] = field(default_factory=list)
+    active: str | None = None  # the adapter that is switched on
+
+    def __post_init__(self) -> None:
+        for network in (self.text_encoder, self.unet, self.autoencoder):
+            network.requires_grad_(False).eval()
+
+    def switch(self, adapter: str | None) -> None:
+        """Use one adapter of the denoiser, or none."""
+        if adapter == self.active:
+            return
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for module in self.unet.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.enable_adapters(adapter is not None)
+                if adapter is not None:
+                    module.set_adapter(adapter)
+        self.active = adapter
+
+
+class LatentPipeline:
+    """A latent diffusion model behind the pipeline interface."""
+
+    adapter: str | None = None
+
+    def __init__(self, components: Components, unet: Any = None) -> None:
+        self.components = components
+        self.unet = components.unet if unet is None else unet
+        self._null_text: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.unet.device)
+
+    @property
+    def train_timesteps(self) -> int:
+        return len(self.components.schedule)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        side = self.unet.config.sample_size
+        height, width = side if isinstance(side, (list, tuple)) else (side, side)
+        return (self.unet.config.in_channels, height, width)
+
+    def info(self) -> Mapping[str, Any]:
+        return self.components.info
+
+    @torch.no_grad()
+    def condition(self, prompts: Sequence[Prompt]) -> Condition:
+        if self._null_text is None:
+            self._null_text = self._encode_text([""])
+        text = self._encode_text([prompt.text for prompt in prompts])
+        return Condition({"text": text}, {"text": self._null_text.expand_as(text)})
+
+    def _encode_text(self, texts: Sequence[str]) -> Float[Tensor, "b tokens dim"]:
+        tokenizer = self.components.tokenizer
+        tokens = tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        hidden: Tensor = self.components.text_encoder(tokens.input_ids.to(self.device))[0]
+        return hidden
+
+    def initial_noise(self, keys: Sequence[Key]) -> Float[Tensor, "b c h w"]:
+        return initial_noise(keys, self.latent_shape).to(self.device)
+
+    def timesteps(self, n: int) -> Steps:
+        return self.components.schedule.steps(n)
+
+    def add_noise(
+        self, x0: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        return self.components.schedule.add_noise(x0, noise, t)
+
+    def predict(
+        self, latents: Float[Tensor, "b c h w"], t: int | Tensor, condition: Condition, guidance: float = 1.0
+    ) -> Prediction:
+        self.components.switch(self.adapter)
+        time = torch.as_tensor(t, device=latents.device).expand(len(latents))
+        if guidance == 1:
+            native = self._denoise(latents, time, condition.tensors["text"])
+        else:
+            text = torch.cat([condition.null_tensors["text"], condition.tensors["text"]])
+            null, conditional = self._denoise(torch.cat([latents, latents]), torch.cat([time, time]), text).chunk(2)
+            native = null + guidance * (conditional - null)
+        return self.components.schedule.predict(native, latents, t)
+
+    def _denoise(
+        self, latents: Float[Tensor, "n c h w"], t: Int[Tensor, " n"], text: Float[Tensor, "n tokens dim"]
+    ) -> Float[Tensor, "n c h w"]:
+        """The denoiser in its own precision, in and out in float32."""
+        dtype = self.unet.dtype
+        output: Tensor = self.unet(latents.to(dtype), t, encoder_hidden_states=text.to(dtype)).sample.float()
+        self.components.meter.forward("denoiser", len(latents))
+        self.components.meter.watch("denoiser", output, len(latents))
+        return output
+
+    def decode(self, latents: Float[Tensor, "b c h w"], clamp: bool = True) -> Float[Tensor, "b 3 height width"]:
+        autoencoder = self.components.autoencoder
+        scaled = latents / autoencoder.config.scaling_factor
+        images: Tensor = autoencoder.decode(scaled.to(autoencoder.dtype)).sample.float() / 2 + 0.5
+        self.components.meter.forward("decode", len(latents))
+        self.components.meter.watch("decode", images, len(latents))
+        return images.clamp(0, 1) if clamp else images
+
+    def encode(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
+        autoencoder = self.components.autoencoder
+        posterior = autoencoder.encode((2 * images - 1).to(self.device, autoencoder.dtype)).latent_dist
+        latents: Tensor = posterior.mean.float() * autoencoder.config.scaling_factor
+        return latents
+
+    def adapt(self, tuning: Tuning, key: Key) -> LatentPolicy:
+        if isinstance(tuning, LoRA):
+            return _lora_policy(self.components, tuning, key)
+        unet = copy.deepcopy(self.components.unet).float().requires_grad_(True)
+        return LatentPolicy(self.components, unet, None, dict(unet.named_parameters()))
+
+
+class LatentPolicy(LatentPipeline):
+    """A latent diffusion model with trainable weights in float32: one LoRA adapter, or a denoiser of its own."""
+
+    def __init__(
+        self, components: Components, unet: Any, adapter: str | None, trained: Mapping[str, nn.Parameter]
+    ) -> None:
+        super().__init__(components, unet)
+        self.adapter, self._trained = adapter, trained
+
+    @property
+    def reference(self) -> LatentPipeline:
+        return LatentPipeline(self.components)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self._trained.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: parameter.detach() for name, parameter in self._trained.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self._trained.keys() != state.keys():
+            raise ValueError(f"the state has {len(state)} tensors, the policy {len(self._trained)} with other names.")
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(state[name])
+
+    def save(self, folder: Path) -> None:
+        """A LoRA as `load_lora_weights` reads it; a fine-tuned denoiser as a diffusers `unet` folder."""
+        if self.adapter is None:
+            self.unet.save_pretrained(folder / "unet")
+            return
+        from diffusers import StableDiffusionPipeline
+        from diffusers.utils import convert_state_dict_to_diffusers
+        from peft.utils import get_peft_model_state_dict
+
+        layers = get_peft_model_state_dict(self.unet, adapter_name=self.adapter)
+        StableDiffusionPipeline.save_lora_weights(
+            folder,
+            unet_lora_layers=convert_state_dict_to_diffusers(layers),
+            unet_lora_adapter_metadata=self.unet.peft_config[self.adapter].to_dict(),
+        )
+
+
+def _lora_policy(components: Components, tuning: LoRA, key: Key) -> LatentPolicy:
+    """A new adapter on the shared denoiser: A ~ N(0, 1 / rank²) drawn from the key, B = 0."""
+    from peft import LoraConfig
+
+    adapter = f"policy{len(components.adapters)}"
+    alpha = tuning.rank if tuning.alpha is None else tuning.alpha
+    components.unet.add_adapter(
+        LoraConfig(r=tuning.rank, lora_alpha=alpha, target_modules=list(tuning.targets)), adapter_name=adapter
+    )
+    components.adapters.append(adapter)
+    components.active = adapter
+    trained = {}
+    for name, parameter in components.unet.named_parameters():
+        if f".{adapter}." not in name:
+            continue
+        # The name inside the key leaves the adapter's number out: the same draw for every policy of one key.
+        plain = name.replace(f".{adapter}.", ".")
+        parameter.data = parameter.data.float()
+        if "lora_A" in name:
+            parameter.data.copy_(key(plain).normal(*parameter.shape) / tuning.rank)
+        else:
+            parameter.data.zero_()
+        trained[plain] = parameter
+    return LatentPolicy(components, components.unet, adapter, trained)

@@ -1,0 +1,225 @@
+"""Names of models, and how each is loaded: a preset, a diffusers folder, or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from alignbench.errors import InputError, RunError, UnknownName
+
+if TYPE_CHECKING:
+    import torch
+
+    from alignbench.diffusion.meter import Meter
+    from alignbench.interface import Pipeline
+
+SUPPORTED = ("StableDiffusionPipeline",)
+WEIGHT_PATTERNS = [
+    "model_index.json",
+    "scheduler/*",
+    "tokenizer/*",
+    "*/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model by name. `source` is a folder or a hub id; steps, guidance and eta are how it is sampled by default."""
+
+    name: str
+    source: str
+    revision: str | None = None
+    steps: int = 50
+    guidance: float = 7.5
+    eta: float = 0.0
+    note: str = ""
+
+
+PRESETS = {
+    model.name: model
+    for model in (
+        Model(
+            "tiny",
+            source="embedded",
+            steps=20,
+            guidance=3.0,
+            eta=1.0,
+            note="the embedded 32-pixel model of the shapes world; works offline",
+        ),
+        Model(
+            "mixture",
+            source="exact",
+            steps=50,
+            guidance=1.0,
+            eta=1.0,
+            note="a closed-form mixture of nine Gaussians in the plane; its images are points",
+        ),
+        Model(
+            "sd15",
+            source="stable-diffusion-v1-5/stable-diffusion-v1-5",
+            note="Stable Diffusion 1.5, 512 pixels (the mirror that replaced the removed repository)",
+        ),
+        Model("sd21", source="stabilityai/stable-diffusion-2-1-base", note="Stable Diffusion 2.1 base, 512 pixels"),
+    )
+}
+
+
+def find(name: str) -> Model:
+    """The model a name, folder or hub id means. Raises UnknownName; loads nothing."""
+    if name in PRESETS:
+        return PRESETS[name]
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise InputError(f"{name!r} is a folder without model_index.json; expected a saved diffusers pipeline.")
+        return Model(folder.resolve().name, source=str(folder))
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+        return Model(name.replace("/", "--"), source=name)
+    raise UnknownName("model", name, [*PRESETS, "a diffusers folder", "a hub id such as org/name"])
+
+
+def load(model: Model, meter: Meter, device: str = "cpu", dtype: str = "float32") -> Pipeline:
+    """The pipeline of a model, frozen. Raises RunError where files are missing, InputError where they do not fit."""
+    if model.source == "exact":
+        from alignbench.diffusion.mixture import Mixture, MixturePipeline
+        from alignbench.diffusion.schedule import Schedule
+
+        levels = Schedule.scaled_linear()
+        return MixturePipeline(Mixture.grid(), Schedule(levels, float(levels[0]), steps_offset=1), meter, model.name)
+    import torch
+
+    if model.source == "embedded":
+        folder, revision = _embedded(), None
+    elif Path(model.source).is_dir():
+        folder, revision = Path(model.source), None
+    else:
+        folder = _fetch(model)
+        revision = folder.name  # the hub's cache names a snapshot by its commit
+    return _load_folder(folder, model, revision, meter, device, getattr(torch, dtype))
+
+
+def latent_shape(model: Model) -> tuple[int, ...] | None:
+    """The shape of one latent where it is known without loading or downloading, else None."""
+    if model.source == "exact":
+        return (2,)
+    if model.name in ("sd15", "sd21"):
+        return (4, 64, 64)
+    folder = _embedded() if model.source == "embedded" else Path(model.source)
+    if not folder.is_dir():
+        return None
+    config = _read_json(folder / "unet" / "config.json")
+    return (int(config["in_channels"]), int(config["sample_size"]), int(config["sample_size"]))
+
+
+def _embedded() -> Path:
+    return Path(str(resources.files("alignbench.shapes") / "weights" / "tiny"))
+
+
+def _load_folder(
+    folder: Path, model: Model, revision: str | None, meter: Meter, device: str, dtype: torch.dtype
+) -> Pipeline:
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from alignbench.diffusion.latent import Components, LatentPipeline
+    from alignbench.diffusion.schedule import Schedule
+
+    index = _read_json(folder / "model_index.json")
+    if index.get("_class_name") not in SUPPORTED:
+        raise InputError(
+            f"{model.source}: pipelines of class {index.get('_class_name')!r} are not supported; "
+            f"expected {', '.join(SUPPORTED)} (Stable Diffusion 1.x or 2.x)."
+        )
+    schedule = Schedule.from_config(_read_json(folder / "scheduler" / "scheduler_config.json"))
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype)
+        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
+        autoencoder = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"cannot load {model.source}: {' '.join(str(error).split())}") from error
+    if dtype == torch.float16 and autoencoder.config.force_upcast:
+        autoencoder = autoencoder.float()  # its activations overflow in half precision
+    side = unet.config.sample_size * 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    info: dict[str, Any] = {
+        "name": model.name,
+        "source": model.source if revision else "embedded" if model.source == "embedded" else "folder",
+        "image_shape": [3, side, side],
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    info |= {"revision": revision} if revision else {"sha256": _digest(folder)}
+    components = Components(
+        tokenizer, text_encoder.to(device), unet.to(device), autoencoder.to(device), schedule, info, meter
+    )
+    return LatentPipeline(components)
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; expected a saved diffusers pipeline.") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} does not hold a JSON object.")
+    return content
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of the weight files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*/*.safetensors")):
+        digest.update(str(path.relative_to(folder)).encode())
+        with open(path, "rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _fetch(model: Model) -> Path:
+    """The local snapshot of a hub model: from the cache, else downloaded."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    arguments: dict[str, Any] = {"revision": model.revision, "allow_patterns": WEIGHT_PATTERNS}
+    try:
+        return Path(snapshot_download(model.source, local_files_only=True, **arguments))
+    except LocalEntryNotFoundError:
+        pass
+    missing = (
+        f"model {model.name!r} is not on this machine: {model.source} (model_index.json, unet, vae, text_encoder, "
+        f"tokenizer, scheduler) was looked for in {constants.HF_HUB_CACHE}"
+    )
+    advice = "Copy the diffusers folder here and pass its path as --model. `--model tiny` works offline."
+    if constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT):
+        raise RunError(f"{missing}, and the model hub cannot be reached. {advice}")
+    try:
+        return Path(snapshot_download(model.source, **arguments))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{missing}, and downloading failed: {reason} {advice}") from error
+
+
+def reachable(endpoint: str, seconds: float = 3.0) -> bool:
+    """Whether a server answers at all; asked first, because the hub library retries for a minute."""
+    parts = urlsplit(endpoint)
+    if parts.scheme in getproxies():
+        return True  # only the proxy knows
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=seconds):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,163 @@
+"""Whole sampling trajectories: streamed to images, or stored with their log densities.
+
+Every draw has a key of its own: x_T from key("initial"), the noise of step i from key("step", i). Two methods that are
+given the same key therefore meet the same noise, whatever batch the image stands in.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alignbench.diffusion.transition import Reduction, Transition, ddim, divergence, log_density, std_of
+from alignbench.errors import Unsupported
+from alignbench.interface import Pipeline, Policy, Prompt, Samples, Sampling, Start
+from alignbench.keys import Key, normal
+from alignbench.quantities import Condition, Steps
+
+
+def initial_noise(keys: Sequence[Key], shape: Sequence[int]) -> Float[Tensor, b * latent]:
+    """x_T ~ N(0, I), one draw per key, on the CPU."""
+    return normal([key("initial") for key in keys], shape)
+
+
+def step_noise(keys: Sequence[Key], step: int, like: Float[Tensor, b * latent]) -> Float[Tensor, b * latent]:
+    """The standard normal noise of sampling step `step`, one draw per key."""
+    return normal([key("step", step) for key in keys], like.shape[1:]).to(like.device, like.dtype)
+
+
+def transition(
+    pipeline: Pipeline,
+    latents: Float[Tensor, b * latent],
+    step: Steps,
+    condition: Condition,
+    sampling: Sampling,
+) -> Transition:
+    """The pipeline's reverse step from `latents`; `step` is one step for all rows or one per row."""
+    t = step.t if len(step) > 1 else int(step.t)
+    return ddim(pipeline.predict(latents, t, condition, sampling.guidance), step, sampling.eta)
+
+
+def denoise(
+    pipeline: Pipeline,
+    latents: Float[Tensor, b * latent],
+    steps: Steps,
+    condition: Condition,
+    sampling: Sampling,
+    keys: Sequence[Key],
+    first: int = 0,
+) -> Iterator[Float[Tensor, b * latent]]:
+    """The latents after each of the steps from number `first` on."""
+    random = std_of(steps, sampling.eta) > 0
+    for i in range(first, len(steps)):
+        gaussian = transition(pipeline, latents, steps[i], condition, sampling)
+        latents = gaussian.sample(step_noise(keys, i, latents)) if random[i] else gaussian.mean
+        yield latents
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Stored sampling paths. Only steps with σ > 0 are actions with a density; the others are skipped by index.
+
+    Latents are stored as the numbers the next step really started from (rounded to `dtype` if asked), so that a log
+    density recomputed from them under unchanged weights is the same number, and the importance ratio is exactly 1.
+    """
+
+    latents: Float[Tensor, "n b *latent"]  # x_T first, x_0 last; n is the number of steps plus one
+    log_prob: Float[Tensor, "b actions"]
+    actions: tuple[int, ...]  # the steps with σ > 0
+    steps: Steps
+    condition: Condition
+    sampling: Sampling
+
+    @property
+    def final(self) -> Float[Tensor, b * latent]:
+        """x_0."""
+        return self.latents[-1]
+
+    def transition(self, policy: Pipeline, action: int) -> Transition:
+        """The step of action number `action` under a policy."""
+        i = self.actions[action]
+        return transition(policy, self.latents[i], self.steps[i], self.condition, self.sampling)
+
+    def log_density(self, policy: Pipeline, action: int, reduction: Reduction = "mean") -> Float[Tensor, " b"]:
+        """log p(x_s | x_t) of action number `action` under a policy."""
+        return log_density(self.latents[self.actions[action] + 1], self.transition(policy, action), reduction)
+
+
+@torch.no_grad()
+def rollout(
+    pipeline: Pipeline,
+    condition: Condition,
+    keys: Sequence[Key],
+    sampling: Sampling,
+    reduction: Reduction = "mean",
+    dtype: torch.dtype = torch.float32,
+) -> Trajectory:
+    """Sample and store whole paths, one per key. `dtype` is the precision the path is kept, and continued, in."""
+    steps = pipeline.timesteps(sampling.steps)
+    random = std_of(steps, sampling.eta) > 0
+    latents = pipeline.initial_noise(keys).to(dtype).float()
+    path, log_prob = [latents], []
+    for i in range(len(steps)):
+        gaussian = transition(pipeline, latents, steps[i], condition, sampling)
+        noise = step_noise(keys, i, latents) if random[i] else torch.zeros_like(latents)
+        latents = gaussian.sample(noise).to(dtype).float()
+        path.append(latents)
+        if random[i]:
+            log_prob.append(log_density(latents, gaussian, reduction))
+    actions = tuple(int(i) for i in random.nonzero().flatten())
+    if not actions:
+        raise Unsupported("eta = 0 makes every step deterministic: there is no action to reinforce; use eta > 0.")
+    return Trajectory(torch.stack(path), torch.stack(log_prob, 1), actions, steps, condition, sampling)
+
+
+@torch.no_grad()
+def path_divergence(policy: Policy, trajectory: Trajectory) -> Float[Tensor, " b"]:
+    """Σ_t KL(p_θ(x_s | x_t) ‖ p_ref(x_s | x_t)) in nats along stored paths of the policy.
+
+    Its expectation bounds the divergence of the images from the reference's from above (data processing inequality).
+    """
+    total = torch.zeros(trajectory.latents.shape[1])
+    for action in range(len(trajectory.actions)):
+        p, q = (trajectory.transition(pipeline, action) for pipeline in (policy, policy.reference))
+        total += divergence(p, q).cpu()
+    return total
+
+
+@dataclass(frozen=True)
+class PipelineSampler:
+    """Plain sampling of a pipeline or a trained policy with DDIM."""
+
+    pipeline: Pipeline
+    sampling: Sampling
+    particles: int = 1
+
+    def describe(self) -> Mapping[str, Any]:
+        s = self.sampling
+        return {"kind": "ddim", "steps": s.steps, "guidance": s.guidance, "eta": s.eta}
+
+    def save(self, folder: Path) -> None:
+        if isinstance(self.pipeline, Policy):
+            self.pipeline.save(folder)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[Prompt], keys: Sequence[Key], start: Start | None = None) -> Samples:
+        pipeline, steps = self.pipeline, self.pipeline.timesteps(self.sampling.steps)
+        latents, first = pipeline.initial_noise(keys), 0
+        if start is not None:
+            # SDEdit (Meng et al. 2021): noise the source to the first level that is run.
+            first = len(steps) - max(1, min(len(steps), round(start.strength * len(steps))))
+            t = steps.t[first].expand(len(latents))
+            latents = pipeline.add_noise(pipeline.encode(start.images), latents, t)
+        condition = pipeline.condition(prompts)
+        path = denoise(pipeline, latents, steps, condition, self.sampling, keys, first)
+        latents = deque(path, maxlen=1).pop()
+        return Samples(pipeline.decode(latents), latents)

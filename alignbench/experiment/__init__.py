@@ -1,0 +1,1 @@
+"""Running one cell: the problem an algorithm meets, resumable rounds, generation, scoring, the result file."""

@@ -1,0 +1,185 @@
+"""What a cell would cost, counted by running its algorithm against a stand-in that computes nothing.
+
+The stand-in has the model's shapes and schedule and counts like the real pipeline; one round of training is run and
+multiplied. Seconds are only given where the model is at hand: one batch of the real denoiser is timed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignbench.diffusion import models
+from alignbench.diffusion.meter import Cost, Meter
+from alignbench.diffusion.rollout import initial_noise
+from alignbench.diffusion.schedule import Schedule
+from alignbench.experiment.problem import TrainingRound
+from alignbench.experiment.rewarding import MeteredReward
+from alignbench.experiment.spec import Cell
+from alignbench.interface import Prompt, Prompts, RewardInfo, Sampling, Tuning
+from alignbench.keys import Key
+from alignbench.quantities import Condition, Prediction, Steps
+
+IMAGES = 2  # sampled to count the cost per image
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Counted cost of alignment and of the evaluation's images, and seconds where they could be measured."""
+
+    alignment: Cost
+    evaluation: Cost
+    seconds: float | None
+
+
+class StandIn:
+    """A pipeline and policy whose denoiser returns one trainable number everywhere."""
+
+    def __init__(self, schedule: Schedule, latent_shape: tuple[int, ...], meter: Meter) -> None:
+        self.schedule, self.latent_shape, self.meter = schedule, latent_shape, meter
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    @property
+    def train_timesteps(self) -> int:
+        return len(self.schedule)
+
+    @property
+    def reference(self) -> StandIn:
+        return self
+
+    def info(self) -> Mapping[str, Any]:
+        return {}
+
+    def condition(self, prompts: Sequence[Prompt]) -> Condition:
+        rows = {"text": torch.zeros(len(prompts), 1)}
+        return Condition(rows, rows)
+
+    def initial_noise(self, keys: Sequence[Key]) -> Tensor:
+        return initial_noise(keys, self.latent_shape)
+
+    def timesteps(self, n: int) -> Steps:
+        return self.schedule.steps(n)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return self.schedule.add_noise(x0, noise, t)
+
+    def predict(self, latents: Tensor, t: int | Tensor, condition: Condition, guidance: float = 1.0) -> Prediction:
+        n = len(latents) * (1 if guidance == 1 else 2)
+        output = latents * 0.1 + self.weight
+        self.meter.forward("denoiser", n)
+        self.meter.watch("denoiser", output, n)
+        return self.schedule.predict(output, latents, t)
+
+    def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
+        self.meter.forward("decode", len(latents))
+        self.meter.watch("decode", latents, len(latents))
+        return latents.sigmoid()
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images
+
+    def adapt(self, tuning: Tuning, key: Key) -> StandIn:
+        return self
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.weight]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to load."""
+
+    def save(self, folder: Path) -> None:
+        """Nothing to save."""
+
+
+class _MeanReward:
+    """Differs between images and has a gradient; nothing else matters."""
+
+    differentiable = True
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return images.flatten(1).mean(1)
+
+    with_grad = __call__
+
+    def info(self) -> RewardInfo:
+        return RewardInfo(id="stand-in")
+
+    def unsupported(self, prompts: Sequence[Prompt], image_shape: Sequence[int]) -> str | None:
+        return None
+
+
+@dataclass
+class _OneRound:
+    """A problem that runs a single round and multiplies its cost."""
+
+    pipeline: StandIn
+    reward: MeteredReward
+    prompts: Prompts
+    sampling: Sampling
+    meter: Meter
+    key: Key
+    pairs: None = None
+    budget: None = None
+
+    def rounds(self, n: int, state: Mapping[str, Any]) -> Iterator[TrainingRound]:
+        before = self.meter.total
+        yield TrainingRound(0, self.key)
+        once = self.meter.total - before
+        self.meter.total = before + Cost(**{name: n * value for name, value in once.as_dict().items()})
+
+    def gather(self, values: Tensor) -> Tensor:
+        return values
+
+    def step(
+        self, loss: Tensor | Iterable[Tensor], optimiser: torch.optim.Optimizer, max_norm: float | None = None
+    ) -> float:
+        for part in [loss] if isinstance(loss, Tensor) else loss:
+            part.backward()
+        return 0.0
+
+
+def estimate(cell: Cell) -> Estimate | None:
+    """The cost of a cell, or None where the model's shapes are not known before it is downloaded."""
+    shape = models.latent_shape(cell.model)
+    if shape is None:
+        return None
+    meter = Meter()
+    levels = Schedule.scaled_linear()
+    stand_in = StandIn(Schedule(levels, float(levels[0]), steps_offset=1), shape, meter)
+    problem = _OneRound(
+        stand_in, MeteredReward("stand-in", _MeanReward(), meter), cell.training, cell.sampling, meter, Key("estimate")
+    )
+    sampler = cell.algorithm.align(problem)
+    alignment = meter.total
+    prompts = (list(cell.evaluated) * IMAGES)[:IMAGES]
+    sampler(prompts, [Key("estimate", i) for i in range(IMAGES)])
+    one = meter.total - alignment
+    images = len(cell.evaluated) * cell.spec.images_per_prompt
+    evaluation = Cost(**{name: value * images // IMAGES for name, value in one.as_dict().items()})
+    return Estimate(alignment, evaluation, _seconds(cell, alignment + evaluation))
+
+
+def _seconds(cell: Cell, cost: Cost) -> float | None:
+    """Denoiser evaluations times the measured time of one, a backward pass counted as two forward ones."""
+    if cell.model.source not in ("embedded", "exact"):
+        return None
+    meter = Meter()
+    pipeline = models.load(cell.model, meter)
+    condition = pipeline.condition(list(cell.evaluated[:1]) * 32)
+    latents = initial_noise([Key("estimate", i) for i in range(32)], pipeline.latent_shape)
+    timed = []
+    with torch.no_grad():
+        for _ in range(3):
+            started = time.monotonic()
+            pipeline.predict(latents, 500, condition, 2.0)
+            timed.append(time.monotonic() - started)
+    return min(timed) / 64 * (cost.denoiser_forward + 2 * cost.denoiser_backward)

@@ -1,0 +1,187 @@
+"""Generation and scoring of a cell's images, chunk by chunk, each chunk kept as soon as it is done."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alignbench.diffusion.meter import Cost, Meter
+from alignbench.errors import RunError, Unsupported
+from alignbench.experiment.progress import Progress
+from alignbench.experiment.rewarding import checked
+from alignbench.files import append_line, complete_lines, replace_file
+from alignbench.images import to_bytes
+from alignbench.interface import Prompt, Reward, Sampler
+from alignbench.keys import Key
+
+GENERATED = "generated.jsonl"
+SCORED = "scored.jsonl"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One image to make: a prompt's place in the evaluation and the number of the image."""
+
+    place: int
+    sample: int
+
+
+def slots(prompts: int, images_per_prompt: int) -> list[Slot]:
+    """All images of a cell, the first of every prompt first."""
+    return [Slot(place, sample) for sample in range(images_per_prompt) for place in range(prompts)]
+
+
+def evaluation_key(eval_seed: int, prompt: Prompt, sample: int) -> Key:
+    """The key of an evaluation image: every algorithm and every training seed meets the same one."""
+    return Key("eval", eval_seed)(prompt.id)(sample)
+
+
+class ImageStore:
+    """A cell's images on disk: 8-bit PNG for pictures, float32 arrays for points. Scoring reads them from here, so
+    that a score is always about the file that is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, slot: Slot, picture: bool) -> Path:
+        return self.folder / f"{slot.place:05d}-{slot.sample}.{'png' if picture else 'npy'}"
+
+    def write(self, chunk: Sequence[Slot], images: Float[Tensor, b * image]) -> None:
+        from PIL import Image
+
+        for slot, image in zip(chunk, images, strict=True):
+            picture = image.dim() == 3
+            with replace_file(self.path(slot, picture), sync=False) as temporary:
+                if picture:
+                    Image.fromarray(to_bytes(image[None])[0].numpy()).save(temporary, format="PNG")
+                else:
+                    with open(temporary, "wb") as handle:
+                        np.save(handle, image.cpu().numpy(), allow_pickle=False)
+
+    def read(self, chunk: Sequence[Slot]) -> Float[Tensor, b * image]:
+        """The stored images, in [0, 1]. Raises OSError or ValueError where one is missing or damaged."""
+        from PIL import Image
+
+        images = []
+        for slot in chunk:
+            path = self.path(slot, picture=True)
+            if path.exists():
+                with Image.open(path) as image:
+                    images.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255)
+            else:
+                images.append(torch.from_numpy(np.load(self.path(slot, picture=False), allow_pickle=False)))
+        return torch.stack(images)
+
+    def holds(self, chunk: Sequence[Slot]) -> bool:
+        """Whether every image of a chunk is there."""
+        return all(self.path(slot, True).exists() or self.path(slot, False).exists() for slot in chunk)
+
+
+def chunks(items: Sequence[Slot], size: int) -> Iterator[Sequence[Slot]]:
+    for i in range(0, len(items), size):
+        yield items[i : i + size]
+
+
+def generate(
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    wanted: Sequence[Slot],
+    eval_seed: int,
+    batch: int,
+    meter: Meter,
+    folder: Path,
+    progress: Progress,
+) -> tuple[Cost, float]:
+    """Make every image that is not there yet. Returns the cost and the seconds of all of them, over all attempts."""
+    store, log = ImageStore(folder / "images"), folder / GENERATED
+    known = {tuple(map(tuple, line["slots"])): line for line in map(json.loads, complete_lines(log))}
+    size = max(1, batch // sampler.particles)
+    total, seconds = Cost(), 0.0
+    progress.stage("generate", len(wanted))
+    for chunk in chunks(wanted, size):
+        line = known.get(tuple((slot.place, slot.sample) for slot in chunk))
+        if line is None or not store.holds(chunk):
+            line = _generate_chunk(sampler, prompts, chunk, eval_seed, meter, store)
+            append_line(log, json.dumps(line))
+        total, seconds = total + Cost(**line["cost"]), seconds + line["seconds"]
+        progress.advance(len(chunk))
+    return total, seconds
+
+
+def _generate_chunk(
+    sampler: Sampler, prompts: Sequence[Prompt], chunk: Sequence[Slot], eval_seed: int, meter: Meter, store: ImageStore
+) -> dict[str, Any]:
+    before, started = meter.total, time.monotonic()
+    chosen = [prompts[slot.place] for slot in chunk]
+    keys = [evaluation_key(eval_seed, prompt, slot.sample) for prompt, slot in zip(chosen, chunk, strict=True)]
+    images = sampler(chosen, keys).images
+    if not torch.isfinite(images).all():
+        raise RunError(f"the sampler made images that are not finite, first for prompt {chosen[0].text!r}.")
+    store.write(chunk, images)
+    return {
+        "slots": [[slot.place, slot.sample] for slot in chunk],
+        "cost": (meter.total - before).as_dict(),
+        "seconds": round(time.monotonic() - started, 4),
+    }
+
+
+def score(
+    scorers: Mapping[str, Reward],
+    prompts: Sequence[Prompt],
+    wanted: Sequence[Slot],
+    batch: int,
+    folder: Path,
+    progress: Progress,
+) -> tuple[dict[str, dict[Slot, float]], dict[str, dict[Slot, str]]]:
+    """Scores and reasons of failed scores, by scorer and image."""
+    store, log = ImageStore(folder / "images"), folder / SCORED
+    values: dict[str, dict[Slot, float]] = {name: {} for name in scorers}
+    failures: dict[str, dict[Slot, str]] = {name: {} for name in scorers}
+    for line in map(json.loads, complete_lines(log)):
+        for place, sample, value, reason in line["scores"] if line["scorer"] in scorers else []:
+            known = values if reason is None else failures
+            known[line["scorer"]][Slot(place, sample)] = value if reason is None else reason
+    progress.stage("score", len(scorers) * len(wanted))
+    for name, reward in scorers.items():
+        for chunk in chunks(wanted, batch):
+            missing = [slot for slot in chunk if slot not in values[name] and slot not in failures[name]]
+            if missing:
+                scored = _score_chunk(name, reward, store.read(missing), [prompts[slot.place] for slot in missing])
+                rows = []
+                for slot, (value, reason) in zip(missing, scored, strict=True):
+                    if reason is None:
+                        values[name][slot] = value
+                    else:
+                        failures[name][slot] = reason
+                    rows.append([slot.place, slot.sample, value if reason is None else None, reason])
+                append_line(log, json.dumps({"scorer": name, "scores": rows}, allow_nan=False))
+            progress.advance(len(chunk))
+    return values, failures
+
+
+def _score_chunk(
+    name: str, reward: Reward, images: Float[Tensor, b * image], prompts: Sequence[Prompt]
+) -> list[tuple[float, str | None]]:
+    """A value, or a reason why there is none, per image. A failure of a batch is narrowed down to its images."""
+    try:
+        with torch.no_grad():
+            returned = reward(images, prompts)
+    except (RunError, Unsupported):
+        raise
+    except Exception as error:
+        if len(prompts) == 1:
+            return [(math.nan, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")]
+        single = (_score_chunk(name, reward, images[i : i + 1], prompts[i : i + 1]) for i in range(len(prompts)))
+        return [row for rows in single for row in rows]
+    numbers = checked(name, returned, prompts).double().tolist()
+    return [(x, None if math.isfinite(x) else f"the scorer returned {x}") for x in numbers]

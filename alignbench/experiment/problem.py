@@ -1,0 +1,170 @@
+"""The problem an algorithm meets: the pipeline, the reward, prompts, and the services that keep runs resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alignbench.diffusion.meter import Cost, Meter
+from alignbench.errors import Diverged, RunError
+from alignbench.experiment.progress import Progress
+from alignbench.files import append_line, complete_lines, replace_file, write_text
+from alignbench.interface import Pairs, Pipeline, Prompts, Reward, Sampling
+from alignbench.keys import Key
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+PROBES = 5  # times a run looks at its policy on held-out prompts, the first before training
+
+
+@dataclass
+class TrainingRound:
+    """One round, and what was logged in it."""
+
+    index: int
+    key: Key
+    logged: dict[str, float] = field(default_factory=dict)
+
+    def shard(self, items: Sequence[Any]) -> Sequence[Any]:
+        return items  # one process does everything; several are refused before a run starts
+
+    def log(self, **values: float) -> None:
+        self.logged |= {name: float(value) for name, value in values.items()}
+
+
+@dataclass
+class CellProblem:
+    """The `Problem` of one cell. `folder` holds the checkpoint and the training curve."""
+
+    pipeline: Pipeline
+    reward: Reward
+    prompts: Prompts
+    sampling: Sampling
+    key: Key
+    meter: Meter
+    folder: Path
+    progress: Progress
+    probe: Callable[[Pipeline], Mapping[str, float]] | None = None  # held-out scores of a policy
+    pairs: Pairs | None = None
+    budget: Mapping[str, float] | None = None
+    seconds: float = 0.0  # spent in finished rounds, over all attempts
+    resumed_at: int = 0
+
+    def rounds(self, n: int, state: Mapping[str, Any]) -> Iterator[TrainingRound]:
+        """See `Problem.rounds`. Killed at any moment, a run repeats at most the round it was in."""
+        first = self._restore(n, state)
+        self.progress.stage("align", n, first)
+        if first == 0:
+            self._probe(state, 0, {})
+        for index in range(first, n):
+            started = time.monotonic()
+            current = TrainingRound(index, self.key("round", index))
+            yield current
+            self.seconds += time.monotonic() - started
+            record: dict[str, Any] = {"round": index + 1, **current.logged}
+            probed = self._probe(state, index + 1, record) if self._probe_is_due(index + 1, n) else {}
+            if not probed:
+                self._append(record)
+            self._save(index + 1, state)
+            shown = {name: current.logged.get(name) for name in ("reward", "kl")}
+            self.progress.advance(1, **shown, **probed)
+
+    def gather(self, values: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
+        return values
+
+    def step(
+        self, loss: Tensor | Iterable[Tensor], optimiser: torch.optim.Optimizer, max_norm: float | None = None
+    ) -> float:
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        optimiser.zero_grad(set_to_none=True)
+        for part in [loss] if isinstance(loss, Tensor) else loss:
+            if not torch.isfinite(part):
+                raise Diverged(f"the loss is {part.item()}")
+            part.backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm))
+        if not math.isfinite(norm):
+            raise Diverged(f"the gradient's norm is {norm}")
+        optimiser.step()
+        return norm
+
+    def curve(self) -> list[dict[str, Any]]:
+        """The training curve so far."""
+        return [json.loads(line) for line in complete_lines(self.folder / METRICS)]
+
+    def _probe_is_due(self, done: int, n: int) -> bool:
+        return done * (PROBES - 1) // n > (done - 1) * (PROBES - 1) // n
+
+    def _probe(self, state: Mapping[str, Any], done: int, record: dict[str, Any]) -> dict[str, float]:
+        """Score the policy on held-out prompts, outside the cost of alignment, and write the curve's line."""
+        if self.probe is None or "policy" not in state:
+            return {}
+        before = self.meter.total
+        scores = dict(self.probe(state["policy"]))
+        self.meter.total = before
+        self._append({"round": done, **record, "held_out": scores})
+        return scores
+
+    def _append(self, record: dict[str, Any]) -> None:
+        finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in record.items()}
+        line = finite | {"seconds": round(self.seconds, 3), **self.meter.total.as_dict()}
+        append_line(self.folder / METRICS, json.dumps(line, allow_nan=False))
+
+    def _save(self, done: int, state: Mapping[str, Any]) -> None:
+        content = {
+            "done": done,
+            "state": {name: item.state_dict() for name, item in state.items()},
+            "cost": self.meter.total.as_dict(),
+            "seconds": self.seconds,
+        }
+        with replace_file(self.folder / CHECKPOINT) as temporary:
+            torch.save(content, temporary)
+
+    def _restore(self, n: int, state: Mapping[str, Any]) -> int:
+        """Load the last checkpoint into `state`; cut the curve back to it. Returns the number of rounds done."""
+        path = self.folder / CHECKPOINT
+        done = 0
+        if path.exists():
+            try:
+                saved = torch.load(path, map_location="cpu", weights_only=True)
+                for name, item in state.items():
+                    item.load_state_dict(saved["state"][name])
+            except Exception as error:
+                raise RunError(
+                    f"{path} cannot be continued ({' '.join(str(error).split())[:200]}); use --force to start again."
+                ) from error
+            done = int(saved["done"])
+            self.seconds = float(saved["seconds"])
+            self.meter.total = Cost(**saved["cost"])
+            self.resumed_at = done
+            if done < n:
+                self.progress.say(f"resumed at round {done + 1} of {n}")
+        metrics = self.folder / METRICS
+        lines = complete_lines(metrics)
+        kept = [line for line in lines if json.loads(line)["round"] <= done] if done else []
+        if metrics.exists():
+            write_text(metrics, "".join(line + "\n" for line in kept))
+        return done
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process. Raises RunError while another process works in it."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{folder} is in use by another alignbench process; wait for it or choose --name.") from None
+        yield

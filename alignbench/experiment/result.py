@@ -1,0 +1,199 @@
+"""The result file: one cell's configuration, protocol, rows, curve and cost. Imports no torch.
+
+Written atomically as JSON without NaN; read back with unknown keys refused and the digest checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from alignbench.errors import ResultFileError
+from alignbench.files import write_text
+
+SCHEMA: Final = 1
+
+Status = Literal["complete", "partial", "diverged", "unsupported", "failed"]
+Scalar = str | int | float | bool | None
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Configuration(_Record):
+    """What was asked for. Equal configurations that differ in the seed alone are pooled by `compare`."""
+
+    algorithm: str
+    fields: dict[str, Any]  # every hyper-parameter
+    model: str
+    prompts: str
+    split: str
+    limit: int | None
+    images_per_prompt: int
+    reward: str | None
+    train_prompts: str | None
+    scorers: list[str]
+    sampling: dict[str, Scalar]  # steps, guidance, eta
+    dtype: str
+    eval_seed: int
+    seed: int | None  # None where the algorithm does not train
+
+    def differences(self, other: Configuration) -> list[str]:
+        """The names of the entries in which two configurations differ; hyper-parameters as `fields.<name>`."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        names = [name for name in mine if name != "fields" and mine[name] != theirs[name]]
+        own, others = self.fields, other.fields
+        return names + [f"fields.{k}" for k in sorted({*own, *others}) if own.get(k) != others.get(k)]
+
+
+class Evaluation(_Record):
+    """The frozen protocol. Rows pair only between files whose evaluations are equal."""
+
+    model: dict[str, Any]
+    prompts: str
+    split: str
+    prompts_sha256: str
+    eval_seed: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that name the protocol."""
+        return hashlib.sha256(canonical(self.model_dump()).encode()).hexdigest()[:12]
+
+
+class PromptRow(_Record):
+    """One evaluated prompt."""
+
+    id: str
+    text: str
+    category: str = ""
+    challenge: str = ""
+
+
+class Row(_Record):
+    """One image: its prompt, its number among the prompt's images, its scores. A failed score is null with a reason."""
+
+    prompt: str
+    sample: Count
+    scores: dict[str, float | None]
+    failures: dict[str, str] = {}
+
+
+class Scorer(_Record):
+    """The identity of a column of scores."""
+
+    id: str
+    files: dict[str, str]
+    preprocessing: str
+    tie_epsilon: float
+    range: str
+    higher_is_better: bool
+    versions: dict[str, str]
+
+
+class Metric(_Record):
+    """A number about the whole cell. A bound is not an estimate."""
+
+    value: float
+    kind: Literal["estimate", "upper bound"]
+    about: str
+
+
+class Costs(_Record):
+    """What alignment cost in all, and what one image costs afterwards."""
+
+    alignment: dict[str, Count]
+    alignment_seconds: float
+    per_image: dict[str, float]
+    per_image_seconds: float
+    peak_memory_bytes: int
+
+
+class Result(_Record):
+    """One cell."""
+
+    schema_: Literal[1] = Field(SCHEMA, alias="schema")
+    status: Status
+    reason: str | None = None
+    trains: bool
+    configuration: Configuration
+    preset: str | None
+    differs_from_paper: dict[str, Any]  # hyper-parameters that are not the algorithm's own defaults
+    evaluation: Evaluation
+    sampler: dict[str, Any]
+    scorers: dict[str, Scorer]
+    prompts: list[PromptRow]
+    rows: list[Row]
+    metrics: dict[str, Metric]
+    curve: list[dict[str, Any]]
+    budget: dict[str, float] | None
+    cost: Costs | None
+    environment: dict[str, Any]
+    attempts: int
+    started: str
+    finished: str | None
+
+
+def canonical(content: Any) -> str:
+    """JSON with sorted keys and no spaces: the form that digests are taken of."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical({k: v for k, v in content.items() if k != "digest"}).encode()).hexdigest()
+
+
+def write(path: Path, result: Result) -> None:
+    """Write a result atomically, one row a line so that files can be compared by eye."""
+    content = result.model_dump(mode="json", by_alias=True)
+    content["digest"] = _digest(content)
+    long = {"prompts", "rows", "curve"}
+    parts = []
+    for name, value in content.items():
+        if name in long and value:
+            body = ",\n".join(f"  {json.dumps(item, ensure_ascii=False, allow_nan=False)}" for item in value)
+            parts.append(f"{json.dumps(name)}: [\n{body}\n ]")
+        else:
+            parts.append(f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}")
+    write_text(path, "{\n " + ",\n ".join(parts) + "\n}\n")
+
+
+def read(path: Path) -> Result:
+    """Read a result file. Raises ResultFileError naming the file, what is wrong with it and what to do."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ResultFileError(f"{path}: there is no such file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultFileError(f"{path}: cannot be read as text ({error}).") from None
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except ResultFileError as error:
+        raise ResultFileError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise ResultFileError(f"{path}: not valid JSON ({error}); truncated, or not a result file.") from None
+    if not isinstance(content, dict) or "schema" not in content:
+        raise ResultFileError(f"{path}: not an alignbench result (no 'schema').")
+    if content["schema"] != SCHEMA:
+        newer = isinstance(content["schema"], int) and content["schema"] > SCHEMA
+        advice = "it was written by a newer alignbench; upgrade to read it" if newer else "the file is damaged"
+        raise ResultFileError(f"{path}: schema {content['schema']!r}, this version reads {SCHEMA}: {advice}.")
+    if content.get("digest") != _digest(content):
+        raise ResultFileError(f"{path}: the digest does not match: the file was edited or damaged; run the cell again.")
+    del content["digest"]
+    try:
+        return Result.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ResultFileError(f"{path}: {where}: {first['msg']} ({error.error_count()} problems in all).") from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ResultFileError(f"holds {name}, which no result file may; run the cell again.")

@@ -1,0 +1,337 @@
+"""Running one cell: align, generate, score, write the result. Typed again, the same command continues."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignbench.diffusion import models
+from alignbench.diffusion.meter import Meter
+from alignbench.diffusion.rollout import PipelineSampler
+from alignbench.errors import Diverged, InputError, RunError, Unsupported
+from alignbench.experiment import generate as generation
+from alignbench.experiment import prompts as prompt_sets
+from alignbench.experiment import result as results
+from alignbench.experiment.problem import CellProblem, exclusive
+from alignbench.experiment.progress import Progress
+from alignbench.experiment.result import Costs, Evaluation, PromptRow, Result, Row, Status
+from alignbench.experiment.rewarding import MeteredReward, identity
+from alignbench.experiment.spec import Cell
+from alignbench.files import remove_leftovers, write_text
+from alignbench.interface import Pipeline, Sampler
+from alignbench.keys import Key
+
+STATE = "cell.json"
+HELD_OUT_PROMPTS = 24
+BATCH = {3: 32, 1: 512}  # images at once by default, for pictures and for points
+PACKAGES = ("alignbench", "torch", "diffusers", "transformers", "peft", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened: the result, and whether it was there before."""
+
+    result: Result
+    path: Path
+    was_complete: bool = False
+    resumed_at: int = 0
+
+
+def run_cell(cell: Cell, force: bool = False, quiet: bool = False) -> Outcome:
+    """Run or continue a cell. Raises InputError where another configuration holds its path; other failures are
+    written into the result before they are raised."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("several processes are not supported yet: run without `accelerate launch` or torchrun.")
+    done = _finished(cell, force)
+    if done is not None:
+        return Outcome(done, cell.path, was_complete=True)
+    with exclusive(cell.folder):
+        attempts = _begin(cell, force)
+        with Progress(quiet) as progress:
+            return _run(cell, attempts, progress)
+
+
+def _finished(cell: Cell, force: bool) -> Result | None:
+    """The result that is already there, if it is final. Raises InputError if its configuration is another."""
+    if force or not cell.path.exists():
+        return None
+    result = results.read(cell.path)
+    different = result.configuration.differences(cell.configuration)
+    if different:
+        raise InputError(
+            f"{cell.path} holds another configuration; it differs in {', '.join(different)}. "
+            "Choose --name, another --output, or --force to replace it."
+        )
+    return result if result.status in ("complete", "diverged", "unsupported") else None
+
+
+def _begin(cell: Cell, force: bool) -> int:
+    """Prepare the cell's folder and return the number of this attempt. A folder of another configuration is only
+    cleared with --force, and the result file beside it stays until the new one is complete."""
+    state = cell.folder / STATE
+    configuration = cell.configuration.model_dump(mode="json")
+    attempts = 0
+    if state.exists():
+        try:
+            saved = json.loads(state.read_text(encoding="utf-8"))
+        except ValueError:
+            saved = {}
+        same = saved.get("configuration") == configuration and saved.get("running", False)
+        if same:
+            attempts = int(saved["attempts"])
+        elif not force and saved.get("configuration") != configuration:
+            raise InputError(f"{cell.folder} belongs to another configuration; choose --name or use --force.")
+        else:
+            _clear(cell.folder)
+    remove_leftovers(cell.folder)
+    for leftover in cell.path.parent.glob(f".{cell.path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+    _mark(cell, attempts + 1, running=True)
+    return attempts + 1
+
+
+def _mark(cell: Cell, attempts: int, running: bool) -> None:
+    content = {
+        "configuration": cell.configuration.model_dump(mode="json"),
+        "attempts": attempts,
+        "running": running,
+    }
+    write_text(cell.folder / STATE, json.dumps(content, indent=1) + "\n")
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name == ".lock":
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    device = _device(cell.spec.device)
+    meter = Meter()
+    pipeline = models.load(cell.model, meter, device, cell.spec.dtype)
+    batch = cell.spec.batch_size or BATCH[3 if len(pipeline.info()["image_shape"]) == 3 else 1]
+    problem = _problem(cell, pipeline, meter, batch, progress)
+    draft = _Draft(cell, pipeline, device, attempts, started)
+    if not cell.path.exists():
+        results.write(cell.path, draft.result("partial", "in progress, or interrupted; the same command continues"))
+    try:
+        if reason := cell.algorithm.unsupported(problem):
+            raise Unsupported(reason)
+        sampler = cell.algorithm.align(problem)
+        alignment, alignment_seconds = meter.total, problem.seconds
+        sampler.save(cell.folder / "adapter")
+        wanted = generation.slots(len(cell.evaluated), cell.spec.images_per_prompt)
+        cost, seconds = generation.generate(
+            sampler, cell.evaluated, wanted, cell.spec.eval_seed, batch, meter, cell.folder, progress
+        )
+        values, failures = generation.score(cell.scorers, cell.evaluated, wanted, batch, cell.folder, progress)
+    except (Diverged, Unsupported) as error:
+        status: Status = "diverged" if isinstance(error, Diverged) else "unsupported"
+        reason = f"{error} in round {len(problem.curve())}" if status == "diverged" else str(error)
+        final = draft.result(status, reason, curve=problem.curve())
+        results.write(cell.path, final)
+        _mark(cell, attempts, running=False)
+        return Outcome(final, cell.path, resumed_at=problem.resumed_at)
+    except (InputError, RunError) as error:
+        if not cell.path.exists() or results.read(cell.path).status == "partial":
+            results.write(cell.path, draft.result("failed", str(error), curve=problem.curve()))
+        raise
+    rows = [
+        Row(
+            prompt=cell.evaluated[slot.place].id,
+            sample=slot.sample,
+            scores={name: values[name].get(slot) for name in cell.scorers},
+            failures={name: failures[name][slot] for name in cell.scorers if slot in failures[name]},
+        )
+        for slot in wanted
+    ]
+    costs = Costs(
+        alignment=alignment.as_dict(),
+        alignment_seconds=round(alignment_seconds, 2),
+        per_image={name: value / len(wanted) for name, value in cost.as_dict().items()},
+        per_image_seconds=round(seconds / len(wanted), 5),
+        peak_memory_bytes=_peak_memory(device),
+    )
+    final = draft.result("complete", None, sampler=sampler, rows=rows, curve=problem.curve(), costs=costs)
+    results.write(cell.path, final)
+    _mark(cell, attempts, running=False)
+    return Outcome(final, cell.path, resumed_at=problem.resumed_at)
+
+
+def _problem(cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progress: Progress) -> CellProblem:
+    name = cell.configuration.reward or "none"
+    return CellProblem(
+        pipeline=pipeline,
+        reward=MeteredReward(name, cell.reward or _NoReward(), meter),
+        prompts=cell.training,
+        sampling=cell.sampling,
+        key=Key("align", cell.spec.seed),
+        meter=meter,
+        folder=cell.folder,
+        progress=progress,
+        probe=_probe(cell, batch) if cell.held_out else None,
+    )
+
+
+class _NoReward:
+    """Stands where no reward was named; an algorithm that needs one is told so."""
+
+    differentiable = False
+
+    def __call__(self, images: Any, prompts: Any) -> Any:
+        raise InputError("this algorithm optimises a reward; pass --reward NAME (see `alignbench list`).")
+
+    with_grad = __call__
+
+    def info(self) -> Any:
+        return self(None, None)
+
+    def unsupported(self, prompts: Any, image_shape: Any) -> str | None:
+        return None
+
+
+def _probe(cell: Cell, batch: int) -> Any:
+    """Mean held-out scores of a policy on the first prompts of the dev split, with the same noise each time."""
+    prompts = Key("probe", "prompts").sample(cell.held_out, min(HELD_OUT_PROMPTS, len(cell.held_out)))
+    usable = {name: s for name, s in cell.scorers.items() if s.unsupported(prompts, ()) is None}
+
+    def probe(policy: Pipeline) -> Mapping[str, float]:
+        sampler = PipelineSampler(policy, cell.sampling)
+        images = torch.cat(
+            [
+                sampler(prompts[i : i + batch], [Key("probe")(p.id) for p in prompts[i : i + batch]]).images.cpu()
+                for i in range(0, len(prompts), batch)
+            ]
+        )
+        return {name: float(scorer(images, prompts).nanmean()) for name, scorer in usable.items()}
+
+    return probe
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What is known about a result before it is finished."""
+
+    cell: Cell
+    pipeline: Pipeline
+    device: str
+    attempts: int
+    started: str
+
+    def result(
+        self,
+        status: Status,
+        reason: str | None,
+        *,
+        sampler: Sampler | None = None,
+        rows: Sequence[Row] = (),
+        curve: Sequence[dict[str, Any]] = (),
+        costs: Costs | None = None,
+    ) -> Result:
+        cell = self.cell
+        return Result(
+            schema=results.SCHEMA,
+            status=status,
+            reason=reason,
+            trains=cell.algorithm.trains,
+            configuration=cell.configuration,
+            preset=cell.preset,
+            differs_from_paper=cell.differs_from_paper,
+            evaluation=Evaluation(
+                model=dict(self.pipeline.info()),
+                prompts=prompt_sets.label(cell.configuration.prompts),
+                split=cell.configuration.split,
+                prompts_sha256=cell.prompts_sha256,
+                eval_seed=cell.spec.eval_seed,
+            ),
+            sampler=dict(sampler.describe()) if sampler else {},
+            scorers={name: identity(scorer.info()) for name, scorer in cell.scorers.items()},
+            prompts=[
+                PromptRow(id=p.id, text=p.text, category=p.category, challenge=p.challenge) for p in cell.evaluated
+            ],
+            rows=list(rows),
+            metrics={},
+            curve=list(curve),
+            budget=None,
+            cost=costs,
+            environment=environment(self.device),
+            attempts=self.attempts,
+            started=self.started,
+            finished=datetime.now(UTC).isoformat(timespec="seconds") if status != "partial" else None,
+        )
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Versions, commit and hardware."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "commit": _commit(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else _processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown processor"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "unknown processor"
+
+
+def _commit() -> str | None:
+    """The commit of the repository alignbench is installed from, with -dirty; None for an installed package."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude", "*"],
+            cwd=folder, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name!r}: expected auto, cpu, cuda or cuda:<number>.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name!r}: this machine has no CUDA device; use cpu.")
+    return name
+
+
+def _peak_memory(device: str) -> int:
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated())
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024

@@ -1,0 +1,278 @@
+"""What a run is asked to do, and what that resolves to."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from alignbench import plugins
+from alignbench.diffusion import models
+from alignbench.errors import InputError, UnknownName
+from alignbench.experiment import prompts as prompt_sets
+from alignbench.experiment.result import Configuration, canonical
+from alignbench.interface import Algorithm, Prompt, Prompts, Reward, Sampling
+
+DType = Literal["float32", "float16", "bfloat16"]
+
+
+class RunSpec(BaseModel):
+    """The options of `alignbench run`; also the keys of a `--config` file and of a suite's cells."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    algo: str
+    model: str = "tiny"
+    reward: str | None = None
+    prompts: str | None = None
+    split: str = "test"
+    train_prompts: str | None = None
+    scorers: tuple[str, ...] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    eval_seed: Annotated[int, Field(ge=0)] = 0
+    set: dict[str, Any] = {}
+    limit: Annotated[int, Field(ge=1)] | None = None
+    images_per_prompt: Annotated[int, Field(ge=1)] = 1
+    steps: int | None = None
+    guidance: float | None = None
+    eta: float | None = None
+    dtype: DType = "float32"
+    output: Path = Path("results")
+    name: str | None = None
+    device: str = "auto"
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+
+
+def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
+    """A RunSpec from plain values. Raises InputError naming the key; `where` says which file or command it is in."""
+    for key in values:
+        if key not in RunSpec.model_fields:
+            raise InputError(f"{where}: {UnknownName('option', str(key), RunSpec.model_fields)}")
+    try:
+        return RunSpec(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise InputError(f"{where}: {name}: {first['msg']}, got {first['input']!r}.") from None
+
+
+class Defaults(BaseModel):
+    """What a model is evaluated on and aligned with by default: the `[model]` table of its preset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompts: str | None = None
+    train_prompts: str | None = None
+    reward: str | None = None
+    scorers: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A resolved run: everything loaded but the model's weights."""
+
+    spec: RunSpec
+    algorithm: Algorithm
+    model: models.Model
+    configuration: Configuration
+    sampling: Sampling
+    preset: str | None
+    differs_from_paper: dict[str, Any]
+    evaluated: Sequence[Prompt]
+    prompts_sha256: str
+    training: Prompts
+    held_out: Sequence[Prompt]  # the dev split, for probes while training
+    reward: Reward | None
+    scorers: dict[str, Reward]
+    path: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where images, adapter, checkpoint and curve go: beside the result, with its stem."""
+        return self.path.with_suffix("")
+
+
+def resolve(spec: RunSpec) -> Cell:
+    """Load the named plug-ins, apply preset and overrides, check what can be checked without the model's weights."""
+    model = models.find(spec.model)
+    defaults = Defaults(**_preset(model.name).get("model", {}))
+    kind = plugins.load("algorithms", spec.algo)
+    algorithm, preset = build_algorithm(spec.algo, kind, model.name, spec.set)
+    sampling = _sampling(model, spec)
+
+    prompts_name = spec.prompts or defaults.prompts
+    if prompts_name is None:
+        raise InputError(f"model {spec.model!r} has no default prompt set; pass --prompts NAME or a file.")
+    whole = prompt_sets.take(prompts_name, spec.split)
+    evaluated = whole[: spec.limit]
+    train_name, training = _training_prompts(spec, defaults, prompts_name)
+    shared = prompt_sets.overlap(training, whole) if algorithm.trains else []
+    if shared:
+        raise InputError(
+            f"{len(shared)} prompts would be both trained on and evaluated, such as {shared[0]!r}; "
+            "choose another --train-prompts or --split."
+        )
+    held_out_set = prompt_sets.find(train_name) if train_name else None
+    held_out = held_out_set.prompts("dev") if held_out_set and "dev" in held_out_set.splits else ()
+
+    reward_name = spec.reward or defaults.reward
+    reward = _reward(reward_name) if reward_name else None
+    scorers = _scorers(spec, defaults, reward_name, evaluated)
+    configuration = Configuration(
+        algorithm=spec.algo,
+        fields=dataclasses.asdict(algorithm),  # type: ignore[call-overload]
+        model=model.name,
+        prompts=prompts_name,
+        split=spec.split,
+        limit=spec.limit,
+        images_per_prompt=spec.images_per_prompt,
+        reward=reward_name,
+        train_prompts=train_name if algorithm.trains else None,
+        scorers=list(scorers),
+        sampling=dataclasses.asdict(sampling),
+        dtype=spec.dtype,
+        eval_seed=spec.eval_seed,
+        seed=spec.seed if algorithm.trains else None,
+    )
+    return Cell(
+        spec=spec,
+        algorithm=algorithm,
+        model=model,
+        configuration=configuration,
+        sampling=sampling,
+        preset=preset,
+        differs_from_paper=_differences(kind(), algorithm),
+        evaluated=evaluated,
+        prompts_sha256=prompt_sets.digest(whole),
+        training=training,
+        held_out=held_out,
+        reward=reward,
+        scorers=scorers,
+        path=spec.output / f"{_stem(spec, model, defaults, configuration)}.json",
+    )
+
+
+def build_algorithm(
+    name: str, kind: type[Any], model_name: str, overrides: Mapping[str, Any]
+) -> tuple[Algorithm, str | None]:
+    """An algorithm with the model's preset and then the user's overrides applied, and the preset's name."""
+    if not (dataclasses.is_dataclass(kind) and hasattr(kind, "align")):
+        raise InputError(f"algorithm {name!r} is not a dataclass with an `align` method.")
+    types = get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind)]
+    preset = _preset(model_name).get(name, {})
+    values: dict[str, Any] = {}
+    for source in (preset, overrides):
+        for field, value in source.items():
+            if field not in known:
+                raise InputError(f"{name}: {UnknownName('field', field, known)}")
+            try:
+                values[field] = TypeAdapter(types[field]).validate_python(value)
+            except ValidationError as error:
+                raise InputError(f"{name}: {field}={value!r}: {error.errors()[0]['msg']}.") from None
+    try:
+        algorithm = kind(**values)
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from None
+    assert isinstance(algorithm, Algorithm)
+    return algorithm, model_name if preset else None
+
+
+def _preset(model_name: str) -> dict[str, dict[str, Any]]:
+    """`algorithms/presets/<model>.toml`: a `[model]` table and one per algorithm; for other models, `other.toml`."""
+    folder = plugins.folder_of("algorithms") / "presets"
+    own = folder / f"{model_name}.toml"
+    return tomllib.loads((own if own.is_file() else folder / "other.toml").read_text(encoding="utf-8"))
+
+
+def _differences(paper: Algorithm, chosen: Algorithm) -> dict[str, Any]:
+    fields = dataclasses.fields(chosen)  # type: ignore[arg-type]
+    pairs = {f.name: (getattr(chosen, f.name), getattr(paper, f.name)) for f in fields}
+    return {name: {"value": own, "paper": other} for name, (own, other) in pairs.items() if own != other}
+
+
+def _sampling(model: models.Model, spec: RunSpec) -> Sampling:
+    try:
+        return Sampling(
+            steps=model.steps if spec.steps is None else spec.steps,
+            guidance=model.guidance if spec.guidance is None else spec.guidance,
+            eta=model.eta if spec.eta is None else spec.eta,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _training_prompts(spec: RunSpec, defaults: Defaults, prompts_name: str) -> tuple[str | None, Prompts]:
+    """The training split of --train-prompts, else of the evaluated set, else of the model's own default."""
+    if spec.train_prompts:
+        prompt_set = prompt_sets.find(spec.train_prompts)
+        split = "train" if "train" in prompt_set.splits else prompt_set.splits[0]
+        return spec.train_prompts, Prompts(prompt_set.prompts(split))
+    for name in (prompts_name, defaults.train_prompts):
+        if name and "train" in prompt_sets.find(name).splits:
+            return name, Prompts(prompt_sets.find(name).prompts("train"))
+    return None, Prompts(())
+
+
+def label(name: str) -> str:
+    """A plug-in's name in columns and file names: of `path/file.py:Name`, the last part."""
+    return name.rpartition(":")[2]
+
+
+def _reward(name: str) -> Reward:
+    reward = plugins.load("rewards", name)()
+    if not isinstance(reward, Reward):
+        raise InputError(f"reward {name!r} lacks one of: differentiable, __call__, with_grad, info, unsupported.")
+    return reward
+
+
+def _scorers(
+    spec: RunSpec, defaults: Defaults, reward_name: str | None, evaluated: Sequence[Prompt]
+) -> dict[str, Reward]:
+    """The training reward first, then the held-out scorers. Default ones that cannot score these prompts are left
+    out; named ones that cannot are an error."""
+    named = {name for name in (spec.reward, *(spec.scorers or ())) if name}
+    wanted = [*([reward_name] if reward_name else []), *(defaults.scorers if spec.scorers is None else spec.scorers)]
+    chosen = {}
+    for name in dict.fromkeys(wanted):
+        reward = _reward(name)
+        reason = reward.unsupported(evaluated, ())
+        if reason is None:
+            chosen[label(name)] = reward
+        elif name in named:
+            raise InputError(f"scorer {name!r} cannot score these prompts: {reason}")
+    if not chosen:
+        raise InputError("nothing would be scored; pass --reward NAME or --scorers NAME (see `alignbench list`).")
+    return chosen
+
+
+def _stem(spec: RunSpec, model: models.Model, defaults: Defaults, configuration: Configuration) -> str:
+    """<model>-<prompts>-<algo>[-<reward>][-<name or hash of what is not default>][-seed<k>]"""
+    parts = [model.name, prompt_sets.label(configuration.prompts), label(configuration.algorithm)]
+    if configuration.reward != defaults.reward and configuration.reward is not None:
+        parts.append(label(configuration.reward))
+    if spec.name is not None:
+        if not re.fullmatch(r"[\w.=-]+", spec.name):
+            raise InputError(f"--name {spec.name!r}: expected letters, digits, '.', '_', '=' and '-'.")
+        parts.append(spec.name)
+    else:
+        default = RunSpec(algo=spec.algo)
+        plain = ("set", "split", "limit", "images_per_prompt", "eval_seed", "dtype", "scorers", "train_prompts")
+        changed = {name: getattr(spec, name) for name in plain if getattr(spec, name) != getattr(default, name)}
+        changed |= {name: v for name in ("steps", "guidance", "eta") if (v := getattr(spec, name)) is not None}
+        if changed:
+            parts.append(hashlib.sha256(canonical(_text(changed)).encode()).hexdigest()[:6])
+    if configuration.seed is not None:
+        parts.append(f"seed{configuration.seed}")
+    return "-".join(parts)
+
+
+def _text(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as a user may write them, so that --set n=4 and `set: {n: 4}` name the same file."""
+    return {k: {n: str(x) for n, x in v.items()} if isinstance(v, dict) else str(v) for k, v in values.items()}

@@ -1,0 +1,78 @@
+"""Writing files so that a kill at any moment leaves either the old content or the new one, never half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from alignbench.errors import RunError
+
+
+@contextlib.contextmanager
+def replace_file(path: Path, sync: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success sync it and rename it over `path`, else remove it.
+
+    Without `sync` the content survives a killed process but perhaps not a power cut: for files that can be made again.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if sync:
+            with open(temporary, "rb+") as handle:
+                os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _explained(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, UTF-8."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line and sync it. A kill may tear the line; `complete_lines` drops a torn one."""
+    try:
+        with open(path, "a", encoding="utf-8") as handle:
+            handle.write(line + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        raise _explained(path, error) from error
+
+
+def complete_lines(path: Path) -> list[str]:
+    """The lines of a file that end in a newline; none if there is no file."""
+    if not path.exists():
+        return []
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files that a killed run left in a folder."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _explained(path: Path, error: OSError) -> RunError:
+    reasons = {
+        errno.ENOSPC: "the disk is full; free some space, then type the same command to continue",
+        errno.EACCES: "permission denied; choose another folder with --output",
+        errno.EPERM: "permission denied; choose another folder with --output",
+        errno.EROFS: "the file system is read-only; choose another folder with --output",
+    }
+    return RunError(f"cannot write {path}: {reasons.get(error.errno or 0, error.strerror or str(error))}.")

@@ -1,0 +1,330 @@
+"""The roles: what algorithms, samplers, rewards, prompt sets and pipelines are to each other.
+
+Shapes   b images of a batch, `latent` and `image` the axes of one latent and one image (channels, height, width for
+         pictures; one axis for points). Images lie in [0, 1]; rewards are real numbers, higher is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from alignbench.keys import Key
+from alignbench.quantities import Condition, Prediction, Steps
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to picture. `id` is unique within its prompt set; category and challenge group the tables."""
+
+    id: str
+    text: str
+    category: str = ""
+    challenge: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a pipeline is sampled: number of steps, classifier-free guidance scale (1 = none), DDIM's η in [0, 1]."""
+
+    steps: int
+    guidance: float
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}.")
+        if self.guidance < 0:
+            raise ValueError(f"guidance must not be negative, got {self.guidance}.")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1], got {self.eta}.")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where image-to-image sampling starts (SDEdit): source images in [0, 1] and the share of the steps to run."""
+
+    images: Float[Tensor, b * image]
+    strength: float
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a sampler returns: images in [0, 1] (points of the mixture: any real numbers) and their latents."""
+
+    images: Float[Tensor, b * image]
+    latents: Float[Tensor, b * latent]
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Train low-rank updates W + (alpha / rank) B A of the attention projections (Hu et al. 2021)."""
+
+    rank: int = 4
+    alpha: float | None = None  # None: equal to the rank, so that the factor is 1
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"the LoRA rank must be at least 1, got {self.rank}.")
+
+
+@dataclass(frozen=True)
+class FullFineTune:
+    """Train every weight of the denoiser; the reference is a frozen copy."""
+
+
+Tuning = LoRA | FullFineTune
+
+
+@runtime_checkable
+class Pipeline(Protocol):
+    """A text-to-image diffusion model in the field's terms. The pipeline of a problem is the reference policy."""
+
+    @property
+    def train_timesteps(self) -> int:
+        """How many noise levels the model was trained on."""
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]: ...
+
+    def info(self) -> Mapping[str, Any]:
+        """What identifies the model in a result file: name, files or revision, native size."""
+
+    def condition(self, prompts: Sequence[Prompt]) -> Condition:
+        """Everything the denoiser is told about the prompts, and about the empty prompt for guidance."""
+
+    def initial_noise(self, keys: Sequence[Key]) -> Float[Tensor, b * latent]:
+        """x_T, one draw per key."""
+
+    def timesteps(self, n: int) -> Steps:
+        """n sampling steps, noisiest first."""
+
+    def add_noise(
+        self, x0: Float[Tensor, b * latent], noise: Float[Tensor, b * latent], t: Int[Tensor, " b"]
+    ) -> Float[Tensor, b * latent]:
+        """x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε."""
+
+    def predict(
+        self, latents: Float[Tensor, b * latent], t: int | Tensor, condition: Condition, guidance: float = 1.0
+    ) -> Prediction:
+        """The denoiser's prediction at training timestep t (one for all, or one per row). Guidance 1 runs it once."""
+
+    def decode(self, latents: Float[Tensor, b * latent], clamp: bool = True) -> Float[Tensor, b * image]:
+        """Images in [0, 1]. Gradient paths pass clamp=False: clamping kills the gradient of saturated pixels."""
+
+    def encode(self, images: Float[Tensor, b * image]) -> Float[Tensor, b * latent]:
+        """The latents of images in [0, 1] (the posterior mean)."""
+
+    def adapt(self, tuning: Tuning, key: Key) -> Policy:
+        """A trainable policy that starts exactly at this pipeline; the key draws new weights."""
+
+
+@runtime_checkable
+class Policy(Pipeline, Protocol):
+    """A pipeline with trainable weights."""
+
+    @property
+    def reference(self) -> Pipeline:
+        """The pipeline before training: the adapter switched off, or a frozen copy."""
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The trainable weights, float32."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The trainable weights alone."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
+
+    def save(self, folder: Path) -> None:
+        """Write the trained weights in the format diffusers reads."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Prompts to images: what is evaluated. One key per prompt; the same key gives the same image."""
+
+    @property
+    def particles(self) -> int:
+        """Images held in memory per prompt, so that the runner can choose its batches."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """The method's own sampler for the result file: kind, steps, guidance, eta, and what else it has."""
+
+    def save(self, folder: Path) -> None:
+        """Write the weights this sampler changed; nothing for a test-time method."""
+
+    def __call__(self, prompts: Sequence[Prompt], keys: Sequence[Key], start: Start | None = None) -> Samples: ...
+
+
+@dataclass(frozen=True)
+class RewardInfo:
+    """What identifies a reward in a result file. Scores whose infos differ are never compared."""
+
+    id: str  # with its version, such as "hpsv2.1"
+    files: Mapping[str, str] = field(default_factory=dict)  # weight file -> sha256
+    preprocessing: str = ""
+    tie_epsilon: float = 0.0  # differences up to this are ties
+    range: str = ""
+    higher_is_better: bool = True
+    versions: Mapping[str, str] = field(default_factory=dict)  # libraries the value depends on
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """A scorer of images for prompts."""
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether `with_grad` works."""
+
+    def __call__(self, images: Float[Tensor, b * image], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
+        """The reporting path, without gradient. A row it cannot score is NaN."""
+
+    def with_grad(self, images: Float[Tensor, b * image], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
+        """The differentiable path; raises Unsupported where there is none. Never mixed with the other in a table."""
+
+    def info(self) -> RewardInfo: ...
+
+    def unsupported(self, prompts: Sequence[Prompt], image_shape: Sequence[int]) -> str | None:
+        """Why these prompts or images cannot be scored at all, or None."""
+
+
+SplitName = Literal["train", "dev", "test"]
+
+
+@runtime_checkable
+class PromptSet(Protocol):
+    """A named set of prompts. One without a `train` split is for evaluation only."""
+
+    splits: ClassVar[tuple[str, ...]]
+
+    def prompts(self, split: str) -> Sequence[Prompt]:
+        """The prompts of a split in their fixed order. Raises InputError where a file is missing or wrong."""
+
+
+class Prompts(Sequence[Prompt]):
+    """Training prompts with a seeded way of drawing from them."""
+
+    def __init__(self, prompts: Iterable[Prompt]) -> None:
+        self._prompts = tuple(prompts)
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._prompts[index]
+
+    def sample(self, key: Key, n: int) -> list[Prompt]:
+        """n prompts, without repetition while they last."""
+        return key.sample(self._prompts, n)
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Preference pairs as the losses want them. label is P(winner preferred): 1, or 0.5 for a tie that was kept."""
+
+    winner: Float[Tensor, b * latent]
+    loser: Float[Tensor, b * latent]
+    condition: Condition
+    label: Float[Tensor, " b"]
+
+
+@runtime_checkable
+class Pairs(Protocol):
+    """Preference pairs, encoded and cached by the core."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int]) -> PairBatch: ...
+
+
+@runtime_checkable
+class Round(Protocol):
+    """One round of training, as `Problem.rounds` yields it."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def key(self) -> Key:
+        """The round's own key, below the problem's."""
+
+    def shard(self, items: Sequence[Any]) -> Sequence[Any]:
+        """This process's part of items that are the same on every process."""
+
+    def log(self, **values: float) -> None:
+        """Numbers for the training curve; `reward` and `kl` are shown while training."""
+
+
+@runtime_checkable
+class Problem(Protocol):
+    """What an algorithm may use, and the services the core gives it."""
+
+    @property
+    def pipeline(self) -> Pipeline: ...
+
+    @property
+    def reward(self) -> Reward:
+        """The reward to optimise; it counts its own use."""
+
+    @property
+    def prompts(self) -> Prompts:
+        """Training prompts; empty where the prompt set has none."""
+
+    @property
+    def pairs(self) -> Pairs | None: ...
+
+    @property
+    def sampling(self) -> Sampling:
+        """How images are sampled when the result is evaluated."""
+
+    @property
+    def key(self) -> Key: ...
+
+    @property
+    def budget(self) -> Mapping[str, float] | None:
+        """What a test-time method may spend per image, or None."""
+
+    def rounds(self, n: int, state: Mapping[str, Any]) -> Iterator[Round]:
+        """The rounds still to do. Restores `state` (anything with state_dict) from the last checkpoint, saves it after
+        each round, times rounds, shows progress, and probes the policy on held-out prompts."""
+
+    def gather(self, values: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
+        """The values of all processes, in the order of the unsharded items."""
+
+    def step(
+        self, loss: Tensor | Iterable[Tensor], optimiser: torch.optim.Optimizer, max_norm: float | None = None
+    ) -> float:
+        """Backward, gradient reduction over processes, clipping, one optimiser step; returns the gradient norm.
+
+        Several losses are accumulated, one backward pass each; their sum is what is minimised. Raises Diverged when
+        a loss or the gradient is not finite, before the weights change.
+        """
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """An alignment algorithm: a frozen dataclass whose fields are its hyper-parameters."""
+
+    trains: ClassVar[bool]
+
+    def align(self, problem: Problem) -> Sampler: ...
+
+    def unsupported(self, problem: Problem) -> str | None:
+        """Why this algorithm cannot run on this problem, or None."""
+
+
+@runtime_checkable
+class TestTimeAlgorithm(Algorithm, Protocol):
+    """An algorithm that leaves the weights alone and pays per image."""
+
+    def for_budget(self, budget: Mapping[str, float], problem: Problem) -> Self:
+        """This algorithm with its free parameter chosen to spend at most the budget per image. Pure."""

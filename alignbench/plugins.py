@@ -1,0 +1,89 @@
+"""Finds a plug-in by name and loads that one.
+
+A plug-in is declared by being there: `algorithms/ddpo.py` is `ddpo`, and the single entry of its `__all__` is the
+object. Others come from the entry-point groups `alignbench.algorithms`, `alignbench.rewards` and
+`alignbench.benchmarks`, or are given as `package.module:Name` or `path/file.py:Name`. Listing reads docstrings with
+`ast` and imports nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from alignbench.errors import InputError, UnknownName
+
+Group = Literal["algorithms", "rewards", "benchmarks"]
+KINDS: dict[Group, str] = {"algorithms": "algorithm", "rewards": "reward", "benchmarks": "prompt set"}
+
+
+def folder_of(group: Group) -> Path:
+    """Where the group's own plug-ins lie. Raises InputError when alignbench is not installed."""
+    spec = importlib.util.find_spec(f"alignbench.{group}")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"alignbench.{group} cannot be imported; run `pip install -e .` in the repository.")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def own_names(group: Group) -> list[str]:
+    """The names of the plug-ins that come with alignbench."""
+    return sorted(path.stem for path in folder_of(group).glob("*.py") if not path.stem.startswith("_"))
+
+
+def names(group: Group) -> list[str]:
+    """All installed names: our own and those of other packages."""
+    return sorted({*own_names(group), *(point.name for point in metadata.entry_points(group=f"alignbench.{group}"))})
+
+
+def summary(group: Group, name: str) -> str:
+    """The first line of a plug-in's docstring, without importing it; '' for other packages' plug-ins."""
+    path = folder_of(group) / f"{name}.py"
+    if not path.is_file():
+        return ""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.split("\n", 1)[0]
+
+
+def load(group: Group, name: str) -> Any:
+    """The plug-in a name means. Raises UnknownName with near names, InputError when the file does not fit."""
+    if ":" in name:
+        return _load_elsewhere(group, name)
+    if name in own_names(group):
+        module = importlib.import_module(f"alignbench.{group}.{name}")
+        exported = getattr(module, "__all__", [])
+        if len(exported) != 1:
+            raise InputError(f"{group}/{name}.py must export exactly one name in __all__, has {list(exported)}.")
+        return getattr(module, exported[0])
+    for point in metadata.entry_points(group=f"alignbench.{group}"):
+        if point.name == name:
+            return point.load()
+    raise UnknownName(KINDS[group], name, names(group))
+
+
+def _load_elsewhere(group: Group, reference: str) -> Any:
+    """`package.module:Name` or `path/file.py:Name`."""
+    place, _, attribute = reference.rpartition(":")
+    if place.endswith(".py"):
+        path = Path(place)
+        if not path.is_file():
+            raise InputError(f"{KINDS[group]} {reference!r}: there is no file {place}.")
+        module_name = f"alignbench_plugin_{path.stem}"
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise InputError(f"{KINDS[group]} {reference!r}: cannot import {error.name!r}.") from error
+    if not hasattr(module, attribute):
+        raise InputError(f"{KINDS[group]} {reference!r}: {place} has no {attribute!r}.")
+    return getattr(module, attribute)
