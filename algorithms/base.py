@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from alignbench import Problem, Sampler
 from alignbench.diffusion.rollout import PipelineSampler
@@ -26,5 +26,5 @@ class Base:
     def unsupported(self, problem: Problem) -> str | None:
         return None
 
-    def for_budget(self, budget: Mapping[str, float], problem: Problem) -> Self:
+    def for_budget(self, budget: Mapping[str, float], problem: Problem) -> Base:
         return self

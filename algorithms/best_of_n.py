@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -42,7 +42,7 @@ class BestOfN:
     def unsupported(self, problem: Problem) -> str | None:
         return None
 
-    def for_budget(self, budget: Mapping[str, float], problem: Problem) -> Self:
+    def for_budget(self, budget: Mapping[str, float], problem: Problem) -> BestOfN:
         """The largest n whose denoiser (`nfe`) and reward (`reward_evals`) evaluations stay within the budget."""
         sampling = problem.sampling
         once = sampling.steps * (1 if sampling.guidance == 1 else 2)

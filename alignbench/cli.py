@@ -109,7 +109,7 @@ def run(
     given = dict(locals())
     flags = {name: given.pop(name) for name in ("config", "force", "dry_run", "json")}
     given["set"] = _assignments(given.pop("set_")) or None
-    from alignbench.experiment.spec import parse_spec, resolve
+    from alignbench.experiment.spec import parse_spec
     from alignbench.experiment.suite import read_yaml
 
     values = read_yaml(flags["config"]) if flags["config"] else {}
@@ -119,11 +119,10 @@ def run(
     where = str(flags["config"]) if flags["config"] else "alignbench run"
     if "algo" not in {*values, *chosen}:
         raise InputError("name an algorithm: alignbench run --algo NAME (see `alignbench list`).")
-    spec = parse_spec({**values, **chosen}, where)
-    _quiet_libraries()
+    cell = _resolve(parse_spec({**values, **chosen}, where))
     if flags["dry_run"]:
-        return _dry_run(resolve(spec))
-    return _run(resolve(spec), force=flags["force"], as_json=flags["json"])
+        return _dry_run(cell)
+    return _run(cell, force=flags["force"], as_json=flags["json"])
 
 
 def _assignments(texts: Sequence[str] | None) -> dict[str, str]:
@@ -205,14 +204,19 @@ def _dry_run(cell: Any) -> int:
     return 0
 
 
-def _quiet_libraries() -> None:
-    """Keep the model libraries' progress bars and advice off the terminal; errors still raise."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+def _resolve(spec: Any) -> Any:
+    """The cell of a specification, with the model libraries' progress bars and advice kept off the terminal."""
+    from alignbench.experiment.spec import resolve
 
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+    cell = resolve(spec)
+    if cell.model.source != "exact":  # the mixture needs neither library, and importing them takes seconds
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        for logging in (diffusers_logging, transformers_logging):
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
+    return cell
 
 
 @app.command
@@ -336,19 +340,18 @@ def suite(file: Path, *, dry_run: Flag = False) -> int:
     dry_run: bool
         Only list the cells and their result files.
     """
-    from alignbench.experiment.spec import RunSpec, resolve
+    from alignbench.experiment.spec import RunSpec
     from alignbench.experiment.suite import describe, read_suite, run_suite
 
     specs = read_suite(file)
-    _quiet_libraries()
     if dry_run:
         for spec in specs:
-            print(f"{describe(spec)}  ->  {resolve(spec).path}")
+            print(f"{describe(spec)}  ->  {_resolve(spec).path}")
         return 0
     from alignbench.experiment.run import run_cell
 
     def one(spec: RunSpec) -> str:
-        outcome = run_cell(resolve(spec))
+        outcome = run_cell(_resolve(spec))
         return f"{outcome.result.status}{' before' if outcome.was_complete else ''}  {outcome.path}"
 
     reports = run_suite(specs, one, say=lambda line: print(line, file=sys.stderr, flush=True))

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from alignbench.errors import RunError
+from alignbench.errors import AlignbenchError, InputError, RunError
 
 
 @contextlib.contextmanager
@@ -20,7 +20,7 @@ def replace_file(path: Path, sync: bool = True) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         yield temporary
         if sync:
             with open(temporary, "rb+") as handle:
@@ -68,11 +68,19 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _explained(path: Path, error: OSError) -> RunError:
-    reasons = {
-        errno.ENOSPC: "the disk is full; free some space, then type the same command to continue",
-        errno.EACCES: "permission denied; choose another folder with --output",
-        errno.EPERM: "permission denied; choose another folder with --output",
-        errno.EROFS: "the file system is read-only; choose another folder with --output",
-    }
-    return RunError(f"cannot write {path}: {reasons.get(error.errno or 0, error.strerror or str(error))}.")
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it. Raises InputError or RunError saying why it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _explained(path, error) from error
+
+
+def _explained(path: Path, error: OSError) -> AlignbenchError:
+    """A wrong place is wrong input; a full disk is a failed run."""
+    if error.errno == errno.ENOSPC:
+        return RunError(f"cannot write {path}: the disk is full; free some space, then type the same command again.")
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    wrong_place = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+    kind = InputError if error.errno in wrong_place else RunError
+    return kind(f"cannot write {path}: {reason}; choose another folder with --output.")

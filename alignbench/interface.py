@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -260,7 +260,7 @@ class Round(Protocol):
     def shard(self, items: Sequence[Any]) -> Sequence[Any]:
         """This process's part of items that are the same on every process."""
 
-    def log(self, **values: float) -> None:
+    def log(self, **values: float | Tensor) -> None:
         """Numbers for the training curve; `reward` and `kl` are shown while training."""
 
 
@@ -326,5 +326,5 @@ class Algorithm(Protocol):
 class TestTimeAlgorithm(Algorithm, Protocol):
     """An algorithm that leaves the weights alone and pays per image."""
 
-    def for_budget(self, budget: Mapping[str, float], problem: Problem) -> Self:
+    def for_budget(self, budget: Mapping[str, float], problem: Problem) -> Algorithm:
         """This algorithm with its free parameter chosen to spend at most the budget per image. Pure."""

@@ -223,8 +223,8 @@ def _reading(group: Group) -> list[str]:
     if not group.versus:
         return []
     return [
-        "Ties count half. Intervals: win rates by Wilson at the prompt-clustered effective sample size, differences by "
-        "bootstrap over prompts. p adj.: sign-flip test, Holm over all rows of this evaluation; bold (*) below 0.05 only.",
+        "Ties count half. Win rates: Wilson interval at the prompt-clustered effective sample size. "
+        "Differences: bootstrap over prompts. p adj.: sign-flip test, Holm over all rows of this evaluation; bold (*) below 0.05 only.",
     ]
 
 

@@ -55,10 +55,10 @@ def denoise(
     first: int = 0,
 ) -> Iterator[Float[Tensor, b * latent]]:
     """The latents after each of the steps from number `first` on."""
-    random = std_of(steps, sampling.eta) > 0
+    noisy = std_of(steps, sampling.eta) > 0
     for i in range(first, len(steps)):
         gaussian = transition(pipeline, latents, steps[i], condition, sampling)
-        latents = gaussian.sample(step_noise(keys, i, latents)) if random[i] else gaussian.mean
+        latents = gaussian.sample(step_noise(keys, i, latents)) if noisy[i] else gaussian.mean
         yield latents
 
 
@@ -103,17 +103,17 @@ def rollout(
 ) -> Trajectory:
     """Sample and store whole paths, one per key. `dtype` is the precision the path is kept, and continued, in."""
     steps = pipeline.timesteps(sampling.steps)
-    random = std_of(steps, sampling.eta) > 0
+    noisy = std_of(steps, sampling.eta) > 0
     latents = pipeline.initial_noise(keys).to(dtype).float()
     path, log_prob = [latents], []
     for i in range(len(steps)):
         gaussian = transition(pipeline, latents, steps[i], condition, sampling)
-        noise = step_noise(keys, i, latents) if random[i] else torch.zeros_like(latents)
+        noise = step_noise(keys, i, latents) if noisy[i] else torch.zeros_like(latents)
         latents = gaussian.sample(noise).to(dtype).float()
         path.append(latents)
-        if random[i]:
+        if noisy[i]:
             log_prob.append(log_density(latents, gaussian, reduction))
-    actions = tuple(int(i) for i in random.nonzero().flatten())
+    actions = tuple(int(i) for i in noisy.nonzero().flatten())
     if not actions:
         raise Unsupported("eta = 0 makes every step deterministic: there is no action to reinforce; use eta > 0.")
     return Trajectory(torch.stack(path), torch.stack(log_prob, 1), actions, steps, condition, sampling)

@@ -84,7 +84,7 @@ class Schedule:
         elif self.spacing == "trailing":
             t = (total - torch.arange(n) * (total / n)).round().long() - 1
         else:
-            t = torch.linspace(total - 1, 0, n, dtype=torch.float64).round().long()
+            t = torch.linspace(0, total - 1, n, dtype=torch.float64).round().long().flip(0)
         if t.max() >= total:
             raise ValueError(f"{n} steps with steps_offset {self.steps_offset} leave the {total} training timesteps.")
         before = t - stride

@@ -18,7 +18,7 @@ from torch import Tensor
 from alignbench.diffusion.meter import Cost, Meter
 from alignbench.errors import Diverged, RunError
 from alignbench.experiment.progress import Progress
-from alignbench.files import append_line, complete_lines, replace_file, write_text
+from alignbench.files import append_line, complete_lines, make_folder, replace_file, write_text
 from alignbench.interface import Pairs, Pipeline, Prompts, Reward, Sampling
 from alignbench.keys import Key
 
@@ -38,7 +38,7 @@ class TrainingRound:
     def shard(self, items: Sequence[Any]) -> Sequence[Any]:
         return items  # one process does everything; several are refused before a run starts
 
-    def log(self, **values: float) -> None:
+    def log(self, **values: float | Tensor) -> None:
         self.logged |= {name: float(value) for name, value in values.items()}
 
 
@@ -146,8 +146,8 @@ class CellProblem:
             self.seconds = float(saved["seconds"])
             self.meter.total = Cost(**saved["cost"])
             self.resumed_at = done
-            if done < n:
-                self.progress.say(f"resumed at round {done + 1} of {n}")
+            if done:
+                self.progress.say(f"resumed at round {done} of {n}")
         metrics = self.folder / METRICS
         lines = complete_lines(metrics)
         kept = [line for line in lines if json.loads(line)["round"] <= done] if done else []
@@ -161,7 +161,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Hold a folder for this process. Raises RunError while another process works in it."""
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with open(folder / ".lock", "w", encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 
@@ -21,7 +21,7 @@ class Progress:
         self._name, self._total, self._done, self._first = "", 0, 0, 0
         self._started = self._last = 0.0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Progress:
         if self._terminal:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -26,7 +26,7 @@ SPECK = 7  # pixels; smaller regions are dirt, not things
 BACKGROUND_TOLERANCE = 40.0  # largest RGB distance at which a background still has its name
 COLOUR_TOLERANCE = 45.0  # the same for a thing's colour, from the nearest ink strength of the palette
 UNIFORM = 0.7  # share of a thing's core that must have the thing's colour
-SHAPE_TOLERANCE = 0.22  # largest difference between a region and the rendered candidate, in units of its area
+SHAPE_TOLERANCE = 0.3  # largest difference between a region and the rendered candidate, in units of its area
 SMALL_BELOW = (RADII["small"][1] + RADII["large"][0]) / 2
 OTHER = "other"
 

@@ -1,0 +1,195 @@
+"""DDPO: its losses and advantages by hand, its gradients as equivalences, and that it improves a reward."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+
+import pytest
+import torch
+
+from alignbench import LoRA, Prompt, Sampling
+from alignbench.diffusion.rollout import rollout
+from alignbench.keys import Key
+
+ddpo = importlib.import_module("alignbench.algorithms.ddpo")
+PROMPTS = [Prompt(f"p{i}", f"point {i}") for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "flows"),
+    [
+        (1.5, 2.0, -2.4, False),  # better than expected and already likelier: clipped at 1.2
+        (0.5, 2.0, -1.0, True),  # better but less likely: pushed up
+        (1.5, -2.0, 3.0, True),  # worse but likelier: pushed down
+        (0.5, -2.0, 1.6, False),  # worse and already less likely: clipped at 0.8
+        (1.1, 2.0, -2.2, True),  # inside the range
+    ],
+)
+def test_the_clip_lets_gradients_through_only_where_they_restore(ratio, advantage, loss, flows):
+    log_prob = torch.tensor([ratio]).log().requires_grad_()
+    value = ddpo.clipped_loss(log_prob, torch.zeros(1), torch.tensor([advantage]), 0.2)
+    assert value.item() == pytest.approx(loss, rel=1e-5)
+    value.sum().backward()
+    assert (log_prob.grad.abs().item() > 0) is flows
+
+
+def test_at_the_old_policy_the_clipped_gradient_is_reinforces():
+    log_prob = Key("log_prob").normal(6).requires_grad_()
+    advantage = Key("advantage").normal(6)
+    (clipped,) = torch.autograd.grad(ddpo.clipped_loss(log_prob, log_prob.detach(), advantage, 1e-4).sum(), log_prob)
+    (reinforce,) = torch.autograd.grad(ddpo.reinforce_loss(log_prob, advantage).sum(), log_prob)
+    torch.testing.assert_close(clipped, reinforce)
+    torch.testing.assert_close(reinforce, -advantage)
+
+
+def test_advantages_are_standardised_over_the_round_while_prompts_are_few():
+    """Rewards 1, 2, 3, 6: mean 3, population standard deviation √3.5."""
+    advantages = ddpo.PromptStatistics(32, 16).advantages(["a", "b", "c", "d"], torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    expected = [(x - 3) / 3.5**0.5 for x in (1, 2, 3, 6)]
+    assert advantages.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_advantages_use_the_prompts_own_statistics_once_there_are_enough():
+    """Prompt a has seen 0 and 2 (mean 1, deviation 1); b only 10, so the round's statistics serve it."""
+    statistics = ddpo.PromptStatistics(32, 2)
+    advantages = statistics.advantages(["a", "a", "b"], torch.tensor([0.0, 2.0, 10.0]))
+    assert advantages[:2].tolist() == pytest.approx([-1, 1], abs=1e-5)
+    assert advantages[2].item() == pytest.approx((10 - 4) / (56 / 3) ** 0.5, abs=1e-5)
+
+
+def test_integer_rewards_keep_their_fractions_and_constant_ones_give_nothing():
+    statistics = ddpo.PromptStatistics(32, 16)
+    assert statistics.advantages(["a", "b", "c"], torch.tensor([0.0, 0.0, 1.0])).tolist() == pytest.approx(
+        [-0.70711, -0.70711, 1.41421], abs=1e-4
+    )
+    assert ddpo.PromptStatistics(32, 16).advantages(["a", "b"], torch.tensor([3.0, 3.0])).abs().max() == 0
+
+
+def test_the_buffer_forgets_the_oldest_rewards_and_survives_saving():
+    statistics = ddpo.PromptStatistics(2, 1)
+    statistics.advantages(["a", "a", "a"], torch.tensor([1.0, 2.0, 3.0]))
+    restored = ddpo.PromptStatistics(2, 1)
+    restored.load_state_dict(statistics.state_dict())
+    assert list(restored.rewards["a"]) == [2.0, 3.0]
+    more = torch.tensor([7.0])
+    assert torch.equal(statistics.advantages(["a"], more), restored.advantages(["a"], more))
+
+
+class Recorder:
+    """A problem that collects the gradient of one update instead of taking the step."""
+
+    pipeline = reward = prompts = pairs = sampling = key = budget = None
+
+    def rounds(self, n, state):
+        raise AssertionError("an update runs no rounds")
+
+    def gather(self, values):
+        return values
+
+    def step(self, losses, optimiser, max_norm=None):
+        optimiser.zero_grad()
+        for loss in losses:
+            loss.backward()
+        return 0.0
+
+
+def update_gradient(policy, episodes, advantages, **fields):
+    algorithm = ddpo.DDPO(updates_per_round=1, batch=4, **fields)
+    optimiser = torch.optim.SGD(policy.parameters(), lr=0.0)
+    data = list(zip(episodes, advantages, strict=True))
+    (update,) = algorithm.update(Recorder(), policy, optimiser, data, Key("update"))
+    return update, torch.cat([p.grad.flatten() for p in policy.parameters()])
+
+
+@pytest.fixture
+def policy(mixture):
+    made = mixture.adapt(LoRA(), Key("adapter"))
+    with torch.no_grad():
+        for i, parameter in enumerate(made.parameters()):
+            parameter.add_(0.02 * Key("moved", i).normal(*parameter.shape))
+    return made
+
+
+def episodes_of(policy, sizes):
+    found, start = [], 0
+    for size in sizes:
+        prompts, keys = PROMPTS[start : start + size], [Key("episode", i) for i in range(start, start + size)]
+        path = rollout(policy, policy.condition(prompts), keys, Sampling(6, 1.0, 1.0))
+        found.append(ddpo.Episode(path, path.final[:, 0]))
+        start += size
+    return found
+
+
+ADVANTAGE = torch.tensor([1.0, -0.5, 0.3, -1.2, 0.7, 0.1, -0.9, 2.0])
+
+
+def test_the_first_update_of_a_round_has_ratio_one_and_clips_nothing(policy):
+    update, _ = update_gradient(policy, episodes_of(policy, [4, 4]), ADVANTAGE.split(4))
+    assert update.ratio_error == 0.0
+    assert update.clip_fraction == 0.0
+
+
+def test_importance_and_reinforce_have_the_same_gradient_in_the_first_update(policy):
+    episodes = episodes_of(policy, [4, 4])
+    _, importance = update_gradient(policy, episodes, ADVANTAGE.split(4))
+    _, reinforce = update_gradient(policy, episodes, ADVANTAGE.split(4), estimator="reinforce")
+    torch.testing.assert_close(importance, reinforce, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [[8], [2, 6], [1, 3, 4]])
+def test_splitting_a_round_into_other_batches_leaves_the_gradient(policy, sizes):
+    _, expected = update_gradient(policy, episodes_of(policy, [4, 4]), ADVANTAGE.split(4))
+    _, other = update_gradient(policy, episodes_of(policy, sizes), ADVANTAGE.split(sizes))
+    torch.testing.assert_close(other, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_the_loss_is_the_mean_over_images_and_actions(policy):
+    """Against a loss written out in one expression."""
+    episodes = episodes_of(policy, [8])
+    path = episodes[0].path
+    log_prob = torch.stack([path.log_density(policy, a) for a in range(len(path.actions))], 1)
+    expected = torch.autograd.grad(-(ADVANTAGE[:, None] * log_prob).mean(), policy.parameters())
+    _, gradient = update_gradient(policy, episodes, [ADVANTAGE])
+    torch.testing.assert_close(gradient, torch.cat([g.flatten() for g in expected]), atol=1e-6, rtol=1e-4)
+
+
+def test_constant_rewards_leave_the_weights_without_gradient(policy):
+    _, gradient = update_gradient(policy, episodes_of(policy, [8]), [torch.zeros(8)])
+    assert gradient.abs().max() == 0
+
+
+def test_training_on_some_actions_is_unbiased(policy):
+    """The mean over many drawn halves is near the gradient over all actions."""
+    episodes = episodes_of(policy, [8])
+    _, whole = update_gradient(policy, episodes, [ADVANTAGE])
+    algorithm = ddpo.DDPO(updates_per_round=1, batch=8, action_fraction=0.5)
+    optimiser = torch.optim.SGD(policy.parameters(), lr=0.0)
+    total = torch.zeros_like(whole)
+    for i in range(200):
+        algorithm.update(Recorder(), policy, optimiser, [(episodes[0], ADVANTAGE)], Key("some", i))
+        total += torch.cat([p.grad.flatten() for p in policy.parameters()])
+    assert torch.nn.functional.cosine_similarity(total, whole, dim=0) > 0.99
+    assert (total / 200).norm() == pytest.approx(whole.norm().item(), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"clip": -1.0}, "clip must be positive, got -1.0"),
+        ({"eta": 0.0}, r"eta must lie in \(0, 1\], got 0.0"),
+        ({"action_fraction": 2.0}, "action_fraction must lie in"),
+        ({"estimator": "reinforce"}, "one update per round"),
+    ],
+)
+def test_impossible_fields_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ddpo.DDPO(**fields)
+
+
+def test_the_defaults_are_those_of_the_authors_code():
+    d = ddpo.DDPO()
+    assert (d.clip, d.advantage_clip, d.learning_rate, d.weight_decay, d.max_norm) == (1e-4, 5.0, 3e-4, 1e-4, 1.0)
+    assert (d.samples_per_round, d.eta, d.rank, d.reduction, d.estimator) == (256, 1.0, 4, "mean", "importance")
+    assert dataclasses.asdict(d)["tuning"] == "lora"

@@ -1,0 +1,73 @@
+"""Randomness depends on a key's path alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from alignbench.keys import Key, normal
+
+
+def test_the_same_path_gives_the_same_draw_and_another_path_another():
+    key = Key("align", 0)("round", 3)
+    assert torch.equal(key.normal(4, 5), Key("align", 0, "round", 3).normal(4, 5))
+    assert not torch.equal(key.normal(4, 5), Key("align", 0)("round", 4).normal(4, 5))
+
+
+def test_a_draw_does_not_shift_the_draws_after_it():
+    first, second = Key("a"), Key("b")
+    alone = second.normal(3)
+    first.normal(1000)
+    assert torch.equal(second.normal(3), alone)
+
+
+@pytest.mark.parametrize(("one", "other"), [(("ab",), ("a", "b")), ((1,), ("1",)), (("a", 1), ("a1",)), ((), ("",))])
+def test_paths_that_read_alike_are_different_keys(one, other):
+    assert Key(*one) != Key(*other)
+    assert Key(*one).integer != Key(*other).integer
+
+
+def test_draws_are_standard_normal_and_uniform():
+    draws = Key("moments").normal(100_000).numpy()
+    assert abs(draws.mean()) < 0.01
+    assert abs(draws.std() - 1) < 0.01
+    uniform = Key("moments").uniform(100_000).numpy()
+    assert uniform.min() >= 0
+    assert uniform.max() < 1
+    assert abs(uniform.mean() - 0.5) < 0.005
+
+
+def test_draws_of_different_keys_are_uncorrelated():
+    rows = normal([Key("row", i) for i in range(200)], (500,)).numpy()
+    correlation = np.corrcoef(rows)[np.triu_indices(200, 1)]
+    assert abs(correlation.mean()) < 0.001
+    assert abs(correlation.std() - 500**-0.5) < 0.003
+
+
+def test_a_row_of_a_batch_equals_the_row_alone():
+    keys = [Key("image", i) for i in range(7)]
+    assert torch.equal(normal(keys, (4, 8, 8))[3], keys[3].normal(4, 8, 8))
+
+
+def test_sample_repeats_nothing_while_items_last():
+    drawn = Key("prompts").sample("abcdefgh", 8)
+    assert sorted(drawn) == list("abcdefgh")
+    assert sorted(Key("prompts").sample("abc", 6)) == list("aabbcc")
+    with pytest.raises(ValueError, match="empty sequence"):
+        Key("prompts").sample([], 1)
+
+
+def test_values_are_pinned_so_that_committed_results_stay_reproducible():
+    assert Key("pinned", 1).integer == 1817153884017479489
+    np.testing.assert_allclose(Key("pinned", 1).normal(3).numpy(), [-2.2686825, 0.25221828, -0.16198641], rtol=1e-6)
+
+
+def test_keys_need_no_torch_until_a_tensor_is_drawn():
+    code = (
+        "import sys; from alignbench.keys import Key; Key('a').generator().random(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

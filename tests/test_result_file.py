@@ -1,0 +1,172 @@
+"""Result files: what is written is read back, and what cannot be trusted is refused with the reason."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from alignbench.errors import ResultFileError
+from alignbench.experiment import result as results
+from alignbench.experiment.result import Configuration, Costs, Evaluation, PromptRow, Result, Row, Scorer
+
+
+def configuration(**changes) -> Configuration:
+    values = {
+        "algorithm": "base", "fields": {}, "model": "tiny", "prompts": "shapes", "split": "test", "limit": None,
+        "images_per_prompt": 1, "reward": "r", "train_prompts": None, "scorers": ["r"],
+        "sampling": {"steps": 20, "guidance": 3.0, "eta": 1.0}, "dtype": "float32", "eval_seed": 0, "seed": None,
+    }  # fmt: skip
+    return Configuration(**(values | changes))
+
+
+def scorer(**changes) -> Scorer:
+    values = {"id": "r-1", "files": {}, "preprocessing": "none", "tie_epsilon": 0.0, "range": "real"}
+    return Scorer(**(values | {"higher_is_better": True, "versions": {}} | changes))
+
+
+def make(scores=(0.1, 0.2, 0.3), **changes) -> Result:
+    values = {
+        "schema": 1, "status": "complete", "trains": False, "configuration": configuration(), "preset": "tiny",
+        "differs_from_paper": {},
+        "evaluation": Evaluation(
+            model={"name": "tiny", "image_shape": [3, 32, 32]}, prompts="shapes", split="test",
+            prompts_sha256="0" * 64, eval_seed=0,
+        ),
+        "sampler": {"kind": "ddim", "steps": 20}, "scorers": {"r": scorer()},
+        "prompts": [PromptRow(id=f"p{i}", text=f"prompt {i}") for i in range(len(scores))],
+        "rows": [Row(prompt=f"p{i}", sample=0, scores={"r": s}) for i, s in enumerate(scores)],
+        "metrics": {}, "curve": [], "budget": None,
+        "cost": Costs(
+            alignment={f"{r}_{d}": 0 for r in ("denoiser", "decode", "reward") for d in ("forward", "backward")},
+            alignment_seconds=0.0,
+            per_image={f"{r}_{d}": 1.0 for r in ("denoiser", "decode", "reward") for d in ("forward", "backward")},
+            per_image_seconds=0.1, peak_memory_bytes=1000,
+        ),
+        "environment": {}, "attempts": 1, "started": "2026-01-01T00:00:00+00:00", "finished": None,
+    }  # fmt: skip
+    return Result(**(values | changes))
+
+
+@pytest.fixture
+def path(tmp_path):
+    results.write(tmp_path / "r.json", make())
+    return tmp_path / "r.json"
+
+
+def test_what_is_written_is_read_back(path):
+    assert results.read(path) == make()
+
+
+def test_floats_survive_to_the_last_bit(tmp_path):
+    awkward = (0.1 + 0.2, 1 / 3, 5e-324, -1.7976931348623157e308)
+    results.write(tmp_path / "r.json", make(awkward))
+    assert [row.scores["r"] for row in results.read(tmp_path / "r.json").rows] == list(awkward)
+
+
+def test_text_of_any_script_survives(tmp_path):
+    made = make(prompts=[PromptRow(id="p", text='“café” 猫 <script> "G I G"\t\\')])
+    results.write(tmp_path / "r.json", made)
+    assert results.read(tmp_path / "r.json") == made
+
+
+def edited(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def refused(path, message):
+    with pytest.raises(ResultFileError, match=message) as caught:
+        results.read(path)
+    assert str(path) in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_an_edited_score_is_noticed(path):
+    edited(path, lambda content: content["rows"][1]["scores"].update(r=0.9))
+    refused(path, "the digest does not match")
+
+
+def test_an_edited_configuration_is_noticed(path):
+    edited(path, lambda content: content["configuration"].update(algorithm="ddpo"))
+    refused(path, "the digest does not match")
+
+
+def test_a_truncated_file_is_refused(path):
+    path.write_text(path.read_text()[:-200])
+    refused(path, "not valid JSON")
+
+
+def test_other_files_are_refused(tmp_path):
+    for name, text, message in (
+        ("text", "hello", "not valid JSON"),
+        ("list", "[1, 2]", "not an alignbench result"),
+        ("other", '{"a": 1}', "not an alignbench result"),
+        ("empty", "", "not valid JSON"),
+    ):
+        file = tmp_path / f"{name}.json"
+        file.write_text(text)
+        refused(file, message)
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    refused(tmp_path / "binary.json", "cannot be read as text")
+    refused(tmp_path / "missing.json", "there is no such file")
+
+
+def test_a_newer_schema_says_so(path):
+    edited(path, lambda content: content.update(schema=2))
+    refused(path, "written by a newer alignbench; upgrade")
+
+
+def test_nan_is_refused_when_read_and_when_written(path, tmp_path):
+    path.write_text(path.read_text().replace("0.2", "NaN"))
+    refused(path, "holds NaN")
+    with pytest.raises(ValueError, match="finite"):
+        make((float("nan"),))
+
+
+def test_unknown_keys_are_refused_even_with_a_fitting_digest(path):
+    def change(content):
+        content["surprise"] = 1
+        content["digest"] = results._digest(content)
+
+    edited(path, change)
+    refused(path, "surprise")
+
+
+def test_a_failed_score_is_null_with_its_reason(tmp_path):
+    made = make(rows=[Row(prompt="p0", sample=0, scores={"r": None}, failures={"r": "ValueError: too dark"})])
+    results.write(tmp_path / "r.json", made)
+    row = results.read(tmp_path / "r.json").rows[0]
+    assert row.scores["r"] is None
+    assert row.failures["r"] == "ValueError: too dark"
+
+
+def test_differences_name_the_entries():
+    one = configuration(fields={"clip": 0.1, "rounds": 5})
+    other = configuration(fields={"clip": 0.2, "rounds": 5}, limit=3)
+    assert one.differences(other) == ["limit", "fields.clip"]
+    assert one.differences(one) == []
+
+
+def test_the_fingerprint_depends_on_the_protocol_alone():
+    one, other = make(), make((0.5, 0.6, 0.7), attempts=4)
+    assert one.evaluation.fingerprint == other.evaluation.fingerprint
+    assert one.evaluation.model_copy(update={"eval_seed": 1}).fingerprint != one.evaluation.fingerprint
+
+
+def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
+    import os
+
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    from alignbench.errors import RunError
+
+    with pytest.raises(RunError, match="the disk is full"):
+        results.write(path, make((0.9,)))
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["r.json"]

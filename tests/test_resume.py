@@ -1,0 +1,172 @@
+"""A killed run, typed again, ends with the same result as one never killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignbench.experiment import result as results
+
+TOY = Path(__file__).parent / "plugins" / "toy.py"
+ROUNDS = 4
+
+# Runs the command line in a process that kills itself the n-th time a function is entered.
+KILLER = """
+import importlib, os, signal, sys
+module, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+holder = importlib.import_module(module)
+*owners, last = name.split(".")
+for owner in owners:
+    holder = getattr(holder, owner)
+real, calls = getattr(holder, last), []
+def deadly(*arguments, **named):
+    calls.append(1)
+    if len(calls) == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments, **named)
+setattr(holder, last, deadly)
+from alignbench.cli import run_command_line
+sys.exit(run_command_line(sys.argv[4:]))
+"""
+
+# Function, call, and how many rounds are done when it is reached.
+MOMENTS = {
+    "in the second round": ("alignbench.diffusion.rollout", "log_density", 30, 1),
+    "in an optimiser step": ("torch.optim", "AdamW.step", 3, 1),
+    "before the curve's line": ("alignbench.experiment.problem", "append_line", 2, 1),
+    "while the checkpoint is written": ("torch", "save", 3, 2),
+    "between temporary file and rename": ("os", "replace", 6, 3),
+    "after the last round": ("alignbench.experiment.generate", "generate", 1, 4),
+    "in generation": ("alignbench.experiment.generate", "_generate_chunk", 2, 4),
+    "between an image and its log": ("alignbench.experiment.generate", "append_line", 2, 4),
+    "in scoring": ("alignbench.experiment.generate", "_score_chunk", 3, 4),
+    "before the result is renamed": ("alignbench.experiment.result", "write_text", 2, 4),
+}
+
+
+def execute(arguments: list[str], killed_at: tuple[Any, ...] = ()) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    killer = [sys.executable, "-c", KILLER, *map(str, killed_at[:3])] if killed_at else []
+    command = killer or [sys.executable, "-m", "alignbench"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
+
+
+def without_time(path: Path) -> dict[str, Any]:
+    """A result without what may differ: times, memory, attempts."""
+    content = results.read(path).model_dump(mode="json")
+    for name in ("started", "finished", "attempts", "environment"):
+        del content[name]
+    for name in ("alignment_seconds", "per_image_seconds", "peak_memory_bytes"):
+        del content["cost"][name]
+    for line in content["curve"]:
+        del line["seconds"]
+    return content
+
+
+class Cells:
+    """Cells of one configuration under several names, in one folder."""
+
+    def __init__(self, folder: Path, stem: str, options: list[str]) -> None:
+        self.results, self.stem, self.options = folder / "results", stem, options
+
+    def command(self, name: str) -> list[str]:
+        return ["run", "--algo", "ddpo", "--name", name, "--output", str(self.results), *self.options]
+
+    def path(self, name: str) -> Path:
+        return self.results / f"{self.stem}-{name}-seed0.json"
+
+
+def fields(**values: object) -> list[str]:
+    return [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory) -> Cells:
+    """Cells on the mixture, the uninterrupted one already run."""
+    folder = tmp_path_factory.mktemp("points")
+    (folder / "points.txt").write_text("".join(f"point {i}\n" for i in range(12)))
+    (folder / "training.txt").write_text("".join(f"training point {i}\n" for i in range(20)))
+    cells = Cells(
+        folder,
+        "mixture-points-ddpo-FirstCoordinate",
+        [
+            "--model", "mixture", "--steps", "6", "--batch-size", "4", "--prompts", str(folder / "points.txt"),
+            "--train-prompts", str(folder / "training.txt"), "--reward", f"{TOY}:FirstCoordinate",
+            *fields(rounds=ROUNDS, samples_per_round=16, batch=8, learning_rate=3e-3, clip=0.1, buffer=4, min_count=2,
+                    updates_per_round=2, passes=1, steps=6),
+        ],
+    )  # fmt: skip
+    assert execute(cells.command("whole")).returncode == 0
+    return cells
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Cells:
+    """Cells on the embedded model, the uninterrupted one already run."""
+    cells = Cells(
+        tmp_path_factory.mktemp("pictures"),
+        "tiny-shapes-ddpo",
+        [
+            "--limit", "12", "--batch-size", "4", "--steps", "6",
+            *fields(rounds=ROUNDS, samples_per_round=16, batch=8, steps=6, updates_per_round=2, passes=1,
+                    action_fraction=1.0, buffer=4, min_count=2),
+        ],
+    )  # fmt: skip
+    assert execute(cells.command("whole")).returncode == 0
+    return cells
+
+
+def kill_and_continue(cells: Cells, moment: str) -> None:
+    name, killed_at = re.sub(r"\W", "_", moment), MOMENTS[moment]
+    first = execute(cells.command(name), killed_at)
+    assert first.returncode == -signal.SIGKILL, first.stderr
+    second = execute(cells.command(name))
+    assert second.returncode == 0, second.stderr
+    assert f"resumed at round {killed_at[3]} of {ROUNDS}" in second.stderr
+    done = cells.path(name)
+    assert without_time(done) == without_time(cells.path("whole"))
+    assert results.read(done).attempts == 2
+    assert not list(done.with_suffix("").rglob("*.tmp"))
+    assert json.loads((done.with_suffix("") / "cell.json").read_text())["running"] is False
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_killed_and_typed_again_equals_one_never_killed(points, moment):
+    kill_and_continue(points, moment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_the_same_on_the_embedded_model(pictures, moment):
+    kill_and_continue(pictures, moment)
+
+
+def test_an_interrupt_exits_with_130_and_one_line(points):
+    code = KILLER.replace("os.kill(os.getpid(), signal.SIGKILL)", "raise KeyboardInterrupt")
+    arguments = [sys.executable, "-c", code, "torch", "save", "2", *points.command("stopped")]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "alignbench: interrupted; the same command continues where it stopped."
+    assert "Traceback" not in done.stderr
+    assert results.read(points.path("stopped")).status == "partial"
+    assert "resumed at round 1 of 4" in execute(points.command("stopped")).stderr
+
+
+def test_force_starts_again_and_keeps_the_old_result_until_the_new_one_is_done(points):
+    assert execute(points.command("kept")).returncode == 0
+    path = points.path("kept")
+    before = path.read_bytes()
+    assert execute([*points.command("kept"), "--force"], ("torch", "save", 2)).returncode == -signal.SIGKILL
+    assert path.read_bytes() == before
+    again = execute([*points.command("kept"), "--force"])
+    assert again.returncode == 0
+    assert "resumed at round 1 of 4" in again.stderr
+    assert without_time(path) == without_time(points.path("whole"))
