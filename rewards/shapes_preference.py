@@ -3,7 +3,7 @@
 Measures    s(x, c), trained on choices between generated pictures by −log σ(s(preferred) − s(other)); the human's
             utility has two axes, faithfulness and style (alignbench/shapes/style.py). Its pair accuracy on held-out
             captions stands in alignbench/shapes/weights/MODEL_CARD.md.
-Range       Real numbers, about −10 to 10; only differences for one caption mean something.
+Range       Real numbers; only differences between pictures of one caption mean something, as log odds.
 Weights     alignbench/shapes/weights/preference.safetensors, made by `python -m alignbench.shapes.train`; Apache-2.0.
 Use         The proxy that algorithms optimise by default on the embedded model. Differentiable.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from alignbench import InputError, Prompt, RewardInfo
 from alignbench.files import sha256_of
-from alignbench.shapes.scene import SIDE, first_foreign
+from alignbench.shapes.scene import SIDE, unsuitable
 
 if TYPE_CHECKING:
     from alignbench.shapes.preference import PreferenceNet
@@ -59,7 +59,7 @@ class ShapesPreference:
         )
 
     def unsupported(self, prompts: Sequence[Prompt], image_shape: Sequence[int]) -> str | None:
-        return first_foreign([prompt.text for prompt in prompts])
+        return unsuitable([prompt.text for prompt in prompts], image_shape)
 
 
 def weights() -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alignbench import Prompt, RewardInfo, Unsupported
 from alignbench.shapes.judge import JUDGE_VERSION, read
-from alignbench.shapes.scene import first_foreign
+from alignbench.shapes.scene import unsuitable
 from alignbench.shapes.style import STYLE_VERSION, style
 
 __all__ = ["ShapesStyle"]
@@ -37,4 +37,4 @@ class ShapesStyle:
         return RewardInfo(id=f"shapes_style-{STYLE_VERSION}.{JUDGE_VERSION}", preprocessing="none", range="0 to 1")
 
     def unsupported(self, prompts: Sequence[Prompt], image_shape: Sequence[int]) -> str | None:
-        return first_foreign([prompt.text for prompt in prompts])
+        return unsuitable([prompt.text for prompt in prompts], image_shape)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alignbench import Prompt, RewardInfo, Unsupported
 from alignbench.shapes.judge import JUDGE_VERSION, grade, read
-from alignbench.shapes.scene import first_foreign, parse
+from alignbench.shapes.scene import parse, unsuitable
 
 __all__ = ["ShapesTruth"]
 
@@ -39,4 +39,4 @@ class ShapesTruth:
         return RewardInfo(id=f"shapes_truth-{JUDGE_VERSION}", preprocessing="none", range="0 to 1")
 
     def unsupported(self, prompts: Sequence[Prompt], image_shape: Sequence[int]) -> str | None:
-        return first_foreign([prompt.text for prompt in prompts])
+        return unsuitable([prompt.text for prompt in prompts], image_shape)

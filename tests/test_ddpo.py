@@ -180,6 +180,7 @@ def test_training_on_some_actions_is_unbiased(policy):
         ({"clip": -1.0}, "clip must be positive, got -1.0"),
         ({"eta": 0.0}, r"eta must lie in \(0, 1\], got 0.0"),
         ({"action_fraction": 2.0}, "action_fraction must lie in"),
+        ({"skip_last": -1}, "skip_last must not be negative, got -1"),
         ({"estimator": "reinforce"}, "one update per round"),
     ],
 )

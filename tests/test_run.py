@@ -328,3 +328,12 @@ def test_checkpoints_hold_no_pickled_code(toy_cell):
     saved = torch.load(outcome.path.with_suffix("") / "checkpoint.pt", weights_only=True)
     assert saved["done"] == 4
     assert json.loads((outcome.path.with_suffix("") / "cell.json").read_text())["running"] is False
+
+
+def test_a_scorer_that_cannot_read_the_models_images_is_refused_before_anything_is_made(tmp_path):
+    prompts = tmp_path / "shapes.txt"
+    prompts.write_text("a red circle\n")
+    options = {"algo": "base", "model": "mixture", "prompts": str(prompts), "output": tmp_path / "results"}
+    with pytest.raises(InputError, match="scorer 'shapes_truth' cannot score images of model 'mixture': it reads"):
+        run(options | {"reward": "shapes_truth"})
+    assert not list((tmp_path / "results").glob("*.json"))

@@ -14,7 +14,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from alignbench.analysis.load import Array, Loaded, Method, Run, Scores, Unfinished, load, methods_of, table
+from alignbench.analysis.load import (
+    Array,
+    Loaded,
+    Method,
+    Run,
+    Scores,
+    Unfinished,
+    load,
+    methods_of,
+    no_garbage_collection,
+    table,
+)
 from alignbench.analysis.statistics import (
     Differences,
     Ranks,
@@ -30,6 +41,7 @@ from alignbench.experiment.result import Evaluation
 from alignbench.keys import Key
 
 SIGNIFICANT = 0.05
+DEFAULT_BASELINE = "base"
 By = Literal["category", "challenge"]
 Indices = NDArray[np.int64]
 
@@ -50,11 +62,18 @@ class Versus:
     p: float
     p_adjusted: float
     failed: int  # null scores of the method
+    higher_is_better: bool
 
     @property
     def significant(self) -> bool:
-        """Whether the method wins or loses after correction for all rows shown."""
+        """Whether the mean differs after correction for all rows shown."""
         return self.p_adjusted < SIGNIFICANT
+
+    @property
+    def wins(self) -> bool:
+        """Whether the method is significantly better: in the mean, which is what is tested, and in most pairs."""
+        better = self.difference > 0 if self.higher_is_better else self.difference < 0
+        return self.significant and better and self.rate.rate > 0.5
 
 
 @dataclass(frozen=True)
@@ -110,9 +129,10 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
 
 
+@no_garbage_collection()
 def compare(
     paths: Sequence[Path],
-    baseline: str = "base",
+    baseline: str = DEFAULT_BASELINE,
     by: By | None = None,
     scorers: Sequence[str] = (),
     skip_bad: bool = False,
@@ -124,7 +144,7 @@ def compare(
         if name not in known:
             raise UnknownName("scorer in these files", name, known)
     groups = [_group(runs, baseline, by, scorers) for runs in loaded.groups.values()]
-    if groups and baseline != "base" and all(group.baseline is None for group in groups):
+    if groups and baseline != DEFAULT_BASELINE and all(group.baseline is None for group in groups):
         labels = [label for group in groups for label in group.methods]
         raise UnknownName("method in these files to use as baseline", baseline, labels)
     return Comparison(groups, loaded.unfinished, loaded.skipped, _protocol_notes(loaded))
@@ -149,19 +169,21 @@ def _group(runs: Sequence[Run], baseline: str, by: By | None, chosen: Sequence[s
     for method in methods:
         placed.append(_Placed(method, range(len(ordered), len(ordered) + len(method.runs))))
         ordered += method.runs
-    reference = _find_baseline(placed, baseline)
+    reference, no_reference = _find_baseline(placed, baseline)
     present = dict.fromkeys(name for run in ordered for name in run.result.scorers)
     scorers = [name for name in present if not chosen or name in chosen]
-    scores, prompt_ids = table(ordered, scorers)
-    notes = _blank_foreign_scorers(scores, ordered, reference)
+    first = [*(reference.method.runs if reference else ()), *ordered]
+    holders = {name: next(run for run in first if name in run.result.scorers) for name in scorers}
+    scores, prompt_ids = table(ordered, {name: run.result.scorers[name] for name, run in holders.items()})
+    notes = _foreign_scorers(holders, ordered)
 
     pairwise, ranks = {}, {}
     for name, column in scores.items():
         pairwise[name], wins = _pairwise(column, placed, len(prompt_ids))
-        ranks[name] = bradley_terry(wins) if len(methods) > 1 else None
+        ranks[name] = _ranks(wins)
     versus, parts = [], []
     if reference is None:
-        notes.append(f"no complete result of {baseline!r} with this evaluation: no win rates against it.")
+        notes.append(no_reference)
     else:
         versus = _against(reference, placed, scores, len(prompt_ids))
         notes += _pairing_notes(reference, placed, scores)
@@ -189,31 +211,31 @@ def _group(runs: Sequence[Run], baseline: str, by: By | None, chosen: Sequence[s
     )
 
 
-def _find_baseline(placed: Sequence[_Placed], name: str) -> _Placed | None:
-    """The method with this label, or the only one of this algorithm, or None."""
+def _find_baseline(placed: Sequence[_Placed], name: str) -> tuple[_Placed | None, str]:
+    """The method with this label, or the only one of this algorithm; or None and why there is none.
+
+    Raises InputError where a name that the user typed means several; of the default, a folder may hold several.
+    """
     exact = [p for p in placed if p.label == name]
-    if exact:
-        return exact[0]
-    named = [p for p in placed if p.method.first.configuration.algorithm == name]
-    if len(named) > 1:
-        raise InputError(
-            f"baseline {name!r} is ambiguous: {', '.join(repr(p.label) for p in named)}; name one of them."
-        )
-    return named[0] if named else None
+    named = exact or [p for p in placed if p.method.first.configuration.algorithm == name]
+    if len(named) == 1:
+        return named[0], ""
+    if not named:
+        return None, f"no complete result of {name!r} with this evaluation: no win rates against it."
+    choices = f"{name!r} is ambiguous: {', '.join(repr(p.label) for p in named)}; name one of them"
+    if name != DEFAULT_BASELINE:
+        raise InputError(f"baseline {choices}.")
+    return None, f"baseline {choices} with --baseline to get win rates against it."
 
 
-def _blank_foreign_scorers(scores: dict[str, Scores], runs: Sequence[Run], reference: _Placed | None) -> list[str]:
-    """Set the scores of runs whose scorer is not the reference's to missing; a note on each."""
+def _foreign_scorers(holders: dict[str, Run], runs: Sequence[Run]) -> list[str]:
+    """A note on each run whose scorer is not the same as the holder's of that name."""
     notes = []
-    for name, column in scores.items():
-        holder = next(
-            run for run in [*(reference.method.runs if reference else ()), *runs] if name in run.result.scorers
-        )
+    for name, holder in holders.items():
         expected = holder.result.scorers[name]
-        for i, run in enumerate(runs):
+        for run in runs:
             found = run.result.scorers.get(name)
             if found is not None and found != expected:
-                column.values[i] = np.nan
                 differing = [f for f in type(found).model_fields if getattr(found, f) != getattr(expected, f)]
                 notes.append(
                     f"{name}: {run.path} is left out: its scorer differs from {holder.path} in {', '.join(differing)}."
@@ -278,6 +300,7 @@ def _against(reference: _Placed, placed: Sequence[_Placed], scores: dict[str, Sc
                 p=float(test.p[0]),
                 p_adjusted=float(p_adjusted),
                 failed=int(column.failed[list(p.rows)].sum()),
+                higher_is_better=column.sign > 0,
             )
         )
     return found
@@ -312,6 +335,18 @@ def _pairwise(column: Scores, placed: Sequence[_Placed], prompts: int) -> tuple[
     total = wins.sum(0, dtype=np.float64)
     with np.errstate(invalid="ignore"):
         return total / (total + total.T), wins
+
+
+def _ranks(wins: NDArray[np.float32]) -> Ranks | None:
+    """Bradley-Terry strengths of the methods that met any other; NaN for one without scores, None without the first."""
+    met = (wins.sum(0) + wins.sum(0).T).sum(0) > 0
+    ranks = bradley_terry(wins[:, met][:, :, met]) if met[0] and met.sum() > 1 else None
+    if ranks is None:
+        return None
+    found = Ranks(*(np.full(len(met), np.nan) for _ in ranks))
+    for whole, part in zip(found, ranks, strict=True):
+        whole[met] = part
+    return found
 
 
 def _pairing_notes(reference: _Placed, placed: Sequence[_Placed], scores: dict[str, Scores]) -> list[str]:
@@ -360,7 +395,7 @@ def _cost(method: Method) -> CostRow:
         return float(np.mean(list(values))) if costs else float("nan")
 
     def used(counts: dict[str, int] | dict[str, float], resource: str) -> float:
-        return counts[f"{resource}_forward"] + counts[f"{resource}_backward"]
+        return float(counts[f"{resource}_forward"] + counts[f"{resource}_backward"])
 
     return CostRow(
         method=method.label,

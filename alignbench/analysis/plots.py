@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from alignbench.analysis.load import Array, load, methods_of
-from alignbench.errors import InputError
+from alignbench.errors import InputError, UnknownName
 from alignbench.experiment.result import Result
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ AXIS = {
     "denoiser": "denoiser evaluations, forward and backward",
     "seconds": "seconds of training",
 }
+STYLES = ("-", "--", ":", "-.")  # one after the other as the ten colours run out
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,15 @@ class Curve:
 
 
 def curves(paths: Sequence[Path], against: Against = "rounds") -> list[Curve]:
-    """The held-out curves of all trained methods in these files, by method and scorer."""
+    """The held-out curves of all trained methods in these files, by method and scorer.
+
+    Where the files hold several evaluations, a method's name says which.
+    """
     found = []
     loaded = load(paths)
-    for runs in loaded.groups.values():
+    for fingerprint, runs in loaded.groups.items():
         for method in methods_of(runs):
+            name = method.label if len(loaded.groups) == 1 else f"{method.label}, evaluation {fingerprint}"
             points = [_points(run.result, against) for run in method.runs]
             shared = min((len(p) for p in points), default=0)
             if shared < 2:
@@ -51,9 +56,9 @@ def curves(paths: Sequence[Path], against: Against = "rounds") -> list[Curve]:
             for scorer in method.first.scorers:
                 if not all(scorer in p["held_out"] for ps in points for p in ps[:shared]):
                     continue
-                values = np.array([[p["held_out"][scorer] for p in ps[:shared]] for ps in points])
+                values = np.array([[p["held_out"][scorer] for p in ps[:shared]] for ps in points], dtype=float)
                 x = np.array([[p["x"] for p in ps[:shared]] for ps in points]).mean(0)
-                found.append(Curve(method.label, scorer, x, values.mean(0), values.min(0), values.max(0), len(points)))
+                found.append(Curve(name, scorer, x, values.mean(0), values.min(0), values.max(0), len(points)))
     return found
 
 
@@ -62,33 +67,51 @@ def _points(result: Result, against: Against) -> list[dict[str, Any]]:
 
     def place(line: dict[str, Any]) -> float:
         if against == "rounds":
-            return line["round"]
+            return float(line["round"])
         if against == "seconds":
-            return line["seconds"]
-        return line["denoiser_forward"] + line["denoiser_backward"]
+            return float(line["seconds"])
+        return float(line["denoiser_forward"] + line["denoiser_backward"])
 
     return [{"x": place(line), "held_out": line["held_out"]} for line in probed]
 
 
 def reward_curves(paths: Sequence[Path], against: Against = "rounds", scorers: Sequence[str] = ()) -> Figure:
-    """One panel per scorer, one line per method, a band over its training seeds. Raises InputError without curves."""
+    """One panel per scorer, one line per method, a band over its training seeds.
+
+    A method has the same colour in every panel. Raises InputError without curves and for a scorer that has none.
+    """
     from matplotlib.figure import Figure
 
-    drawn = [curve for curve in curves(paths, against) if not scorers or curve.scorer in scorers]
-    if not drawn:
+    found = curves(paths, against)
+    if not found:
         raise InputError("none of these files holds a training curve with held-out scores.")
-    names = list(dict.fromkeys(curve.scorer for curve in drawn))
+    known = list(dict.fromkeys(curve.scorer for curve in found))
+    for name in scorers:
+        if name not in known:
+            raise UnknownName("scorer in these curves", name, known)
+    names = [name for name in known if not scorers or name in scorers]
+    drawn = [curve for curve in found if curve.scorer in names]
+    methods = list(dict.fromkeys(curve.method for curve in drawn))
+    lines = {}
     figure = Figure(figsize=(4.2 * len(names), 3.4), layout="constrained")
     axes: Sequence[Axes] = figure.subplots(1, len(names), squeeze=False)[0]
     for panel, name in zip(axes, names, strict=True):
-        for i, curve in enumerate(c for c in drawn if c.scorer == name):
-            colour = f"C{i}"
+        for curve in (c for c in drawn if c.scorer == name):
+            number = methods.index(curve.method)
+            colour, style = f"C{number % 10}", STYLES[number // 10 % len(STYLES)]
             seeds = f" ({curve.seeds} seeds)" if curve.seeds > 1 else ""
-            panel.plot(curve.x, curve.mean, color=colour, marker="o", markersize=3, label=curve.method + seeds)
+            (lines[_plain(curve.method) + seeds],) = panel.plot(
+                curve.x, curve.mean, color=colour, linestyle=style, marker="o", markersize=3
+            )
             panel.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
-        panel.set_title(name)
+        panel.set_title(_plain(name))
         panel.set_xlabel(AXIS[against])
         panel.set_ylabel("mean on held-out prompts")
         panel.grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
+    axes[0].legend(lines.values(), lines.keys(), fontsize="small")
     return figure
+
+
+def _plain(text: str) -> str:
+    """Text in which matplotlib finds no formulas."""
+    return text.replace("$", r"\$")

@@ -169,8 +169,9 @@ def bradley_terry(wins: NDArray[np.floating[Any]], level: float = LEVEL) -> Rank
     observed pair; the covariance is clustered on prompts. Returns None unless every method is linked to every other by
     methods that met.
     """
-    import statsmodels.api as sm
     from scipy import stats
+    from statsmodels.genmod.families import Binomial
+    from statsmodels.genmod.generalized_linear_model import GLM  # `statsmodels.api` takes longer to import
     from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
     prompts, methods = wins.shape[0], wins.shape[1]
@@ -187,14 +188,14 @@ def bradley_terry(wins: NDArray[np.floating[Any]], level: float = LEVEL) -> Rank
     counts = np.stack([pooled[first, second] + 0.5, pooled[second, first] + 0.5], 1)
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):  # no degrees of freedom left
         warnings.simplefilter("ignore", PerfectSeparationWarning)
-        fitted = sm.GLM(counts, design, family=sm.families.Binomial()).fit()
+        fitted = GLM(counts, design, family=Binomial()).fit()
     theta = np.asarray(fitted.params)
     chance = np.asarray(fitted.fittedvalues)
     bread = np.linalg.inv((design * (counts.sum(1) * chance * (1 - chance))[:, None]).T @ design)
     won, lost = wins[:, first, second], wins[:, second, first]
     scores = (won - (won + lost) * chance) @ design  # [prompts, methods - 1]
     covariance = bread @ (scores.T @ scores) @ bread * prompts / max(1, prompts - 1)
-    half = stats.norm.ppf((1 + level) / 2) * np.sqrt(np.diag(covariance))
+    half = stats.norm.ppf((1 + level) / 2) * np.sqrt(np.diag(covariance).clip(min=0))  # rounding may leave -1e-33
     return Ranks(*(np.concatenate([[0.0], x]) for x in (theta, theta - half, theta + half)))
 
 

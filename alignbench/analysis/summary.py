@@ -54,7 +54,7 @@ def text(result: Result, path: Path, details: bool = False) -> str:
                 lines.append(f"  failed      {len(failed)} scores of {name}, first: {failed[0]}")
     if result.cost:
         k = result.cost
-        aligned = k.alignment["denoiser_forward"] + k.alignment["denoiser_backward"]
+        aligned = float(k.alignment["denoiser_forward"] + k.alignment["denoiser_backward"])
         per_image = k.per_image["denoiser_forward"] + k.per_image["denoiser_backward"]
         lines.append(
             f"  cost        alignment {number(aligned)} denoiser evaluations, {k.alignment_seconds:.0f} s; "

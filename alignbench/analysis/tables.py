@@ -17,6 +17,12 @@ from alignbench.analysis.compare import Comparison, Group, Versus
 
 Format = Literal["table", "markdown", "csv", "latex", "json"]
 WIDEST_MATRIX = 12  # methods; larger pairwise matrices are only in the JSON
+MARKDOWN = str.maketrans({"\\": "\\\\", "|": "\\|"})
+LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+    | {"<": "$<$", ">": "$>$", "·": "$\\cdot$", "–": "--"}
+)
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,16 @@ def render(comparison: Comparison, form: Format) -> str:
     for group in comparison.groups:
         tables = group_tables(group)
         if form == "csv":
-            parts += [_csv(group, table) for table in tables]
+            parts += [_csv(group.evaluation.fingerprint, table) for table in tables]
             continue
         parts.append(_heading(group, form))
         parts += [_one(table, form) for table in tables]
         parts.append(_notes([*_reading(group), *group.notes], form))
+    if comparison.unfinished:
+        rows = [[str(item.path), item.status, item.reason] for item in comparison.unfinished]
+        table = Table("Not in the tables", ["file", "status", "reason"], rows)
+        parts.append(_csv("", table) if form == "csv" else _one(table, form))
     if form != "csv":
-        if comparison.unfinished:
-            rows = [[str(item.path), item.status, item.reason] for item in comparison.unfinished]
-            parts.append(_one(Table("Not in the tables", ["file", "status", "reason"], rows), form))
         parts.append(_notes([f"skipped: {item.reason}" for item in comparison.skipped] + comparison.notes, form))
     if not parts:
         parts.append("no complete results to compare.\n")
@@ -73,7 +80,7 @@ def number(x: float) -> str:
     """Four significant digits, thousands as k, M or G."""
     if math.isnan(x):
         return "–"
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+    for limit, suffix in ((1e9, "G"), (1e6, "M"), (9999.5, "k")):
         if abs(x) >= limit:
             return f"{x / (1e3 if suffix == 'k' else limit):.4g}{suffix}"
     return f"{x:.4g}"
@@ -91,7 +98,7 @@ def _versus_table(group: Group, scorer: str) -> Table:
         "95 % interval",
         "ties %",
         "difference",
-        "95 % interval",
+        "its 95 % interval",
         "p adj.",
         "seeds %",
     ]
@@ -99,7 +106,7 @@ def _versus_table(group: Group, scorer: str) -> Table:
     rows = [[str(group.baseline), number(mean), "–", "", "", "", "", "", ""]]
     strong = set()
     for item in (v for v in group.versus if v.scorer == scorer):
-        if item.significant and item.rate.rate > 0.5:
+        if item.wins:
             strong.add(len(rows))
         rows.append(
             [
@@ -161,6 +168,9 @@ def _ranks_table(group: Group) -> Table:
             if ranks is None:
                 row.append("not identifiable")
                 continue
+            if math.isnan(ranks.strength[i]):
+                row.append("–")
+                continue
             place = 1 + int((ranks.strength > ranks.strength[i] + 1e-9).sum())
             interval = f" ({ranks.low[i]:+.2f} to {ranks.high[i]:+.2f})" if i else ""
             row.append(f"{place}. {ranks.strength[i]:+.2f}{interval}")
@@ -201,8 +211,12 @@ def _costs_table(group: Group) -> Table:
 def _heading(group: Group, form: Format) -> str:
     e = group.evaluation
     size = "x".join(map(str, e.model.get("image_shape", [])[1:])) or "points"
-    text = f"{e.model['name']} ({size}) on {e.prompts}/{e.split}, noise seed {e.eval_seed}, evaluation {e.fingerprint}"
-    samplers = "; ".join(f"{', '.join(methods)}: {description}" for description, methods in _by_sampler(group).items())
+    text = _line(
+        f"{e.model['name']} ({size}) on {e.prompts}/{e.split}, noise seed {e.eval_seed}, evaluation {e.fingerprint}"
+    )
+    samplers = _line(
+        "; ".join(f"{', '.join(methods)}: {description}" for description, methods in _by_sampler(group).items())
+    )
     if form == "markdown":
         return f"## {text}\n\nSamplers. {samplers}\n"
     if form == "latex":
@@ -224,7 +238,8 @@ def _reading(group: Group) -> list[str]:
         return []
     return [
         "Ties count half. Win rates: Wilson interval at the prompt-clustered effective sample size. "
-        "Differences: bootstrap over prompts. p adj.: sign-flip test, Holm over all rows of this evaluation; bold (*) below 0.05 only.",
+        "Differences: bootstrap over prompts. "
+        "p adj.: sign-flip test, Holm over all rows of this evaluation; bold (*) below 0.05 only.",
     ]
 
 
@@ -232,11 +247,19 @@ def _notes(lines: Sequence[str], form: Format) -> str:
     if not lines:
         return ""
     mark = {"markdown": "- ", "latex": "% "}.get(form, "  ")
-    return "\n".join(mark + line for line in lines) + "\n"
+    return "\n".join(mark + _line(line) for line in lines) + "\n"
 
 
 def _one(table: Table, form: Format) -> str:
-    return {"table": _text, "markdown": _markdown, "latex": _latex}[form](table)
+    flat = Table(
+        _line(table.title), [_line(c) for c in table.header], [[_line(c) for c in r] for r in table.rows], table.strong
+    )
+    return {"table": _text, "markdown": _markdown, "latex": _latex}[form](flat)
+
+
+def _line(text: str) -> str:
+    """Text without line breaks: names and reasons come from outside."""
+    return " ".join(text.splitlines())
 
 
 def _marked(table: Table) -> list[list[str]]:
@@ -262,7 +285,7 @@ def _text(table: Table) -> str:
 
 def _markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(cell.translate(MARKDOWN) for cell in cells) + " |"
 
     rows = [
         [f"**{cell}**" if i in table.strong and j in (0, 2) else cell for j, cell in enumerate(row)]
@@ -274,9 +297,7 @@ def _markdown(table: Table) -> str:
 
 def _latex(table: Table) -> str:
     def escape(text: str) -> str:
-        for character in "&%$#_{}":
-            text = text.replace(character, "\\" + character)
-        return text.replace("–", "--").replace("·", "$\\cdot$").replace("<", "$<$")
+        return text.translate(LATEX)
 
     lines = [f"% {table.title}", f"\\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", "\\toprule"]
     lines += [" & ".join(map(escape, table.header)) + " \\\\", "\\midrule"]
@@ -288,13 +309,13 @@ def _latex(table: Table) -> str:
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
-def _csv(group: Group, table: Table) -> str:
-    """One block per table, with the evaluation and the table's title in front of every row."""
+def _csv(evaluation: str, table: Table) -> str:
+    """One block per table, with the evaluation's fingerprint and the table's title in front of every row."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["evaluation", "table", *table.header])
     for row in table.rows:
-        writer.writerow([group.evaluation.fingerprint, table.title, *row])
+        writer.writerow([evaluation, table.title, *row])
     return buffer.getvalue()
 
 
@@ -302,7 +323,11 @@ def _plain(value: Any) -> Any:
     """Dataclasses, named tuples, arrays and paths as JSON values; NaN as null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         content = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return content | ({"significant": value.significant} if isinstance(value, Versus) else {})
+        if isinstance(value, Versus):
+            content |= {"significant": value.significant, "wins": value.wins}
+        if isinstance(value, Group):
+            content |= {"fingerprint": value.evaluation.fingerprint}
+        return content
     if hasattr(value, "model_dump"):
         return _plain(value.model_dump())
     if isinstance(value, tuple) and hasattr(value, "_asdict"):

@@ -35,7 +35,7 @@ class Components:
     schedule: Schedule
     info: Mapping[str, Any]
     meter: Meter
-    adapters: list[str] = field(default_factory=list)
+    adapters: dict[str, list[nn.Parameter]] = field(default_factory=dict)  # the weights of each
     active: str | None = None  # the adapter that is switched on
 
     def __post_init__(self) -> None:
@@ -53,6 +53,10 @@ class Components:
                 module.enable_adapters(adapter is not None)
                 if adapter is not None:
                     module.set_adapter(adapter)
+        # peft freezes what it switches off; but a policy's backward pass may come after its reference's forward pass.
+        for weights in self.adapters.values():
+            for weight in weights:
+                weight.requires_grad_(True)
         self.active = adapter
 
 
@@ -153,7 +157,10 @@ class LatentPipeline:
     def adapt(self, tuning: Tuning, key: Key) -> LatentPolicy:
         if isinstance(tuning, LoRA):
             return _lora_policy(self.components, tuning, key)
-        unet = copy.deepcopy(self.components.unet).float().requires_grad_(True)
+        unet = copy.deepcopy(self.components.unet)
+        if self.components.adapters:
+            unet.unload_lora()  # other policies' adapters are no part of this one
+        unet.float().requires_grad_(True)
         return LatentPolicy(self.components, unet, None, dict(unet.named_parameters()))
 
 
@@ -177,8 +184,12 @@ class LatentPolicy(LatentPipeline):
         return {name: parameter.detach() for name, parameter in self._trained.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if self._trained.keys() != state.keys():
-            raise ValueError(f"the state has {len(state)} tensors, the policy {len(self._trained)} with other names.")
+        own, given = ({name: value.shape for name, value in tensors.items()} for tensors in (self._trained, state))
+        if own != given:
+            raise ValueError(
+                f"the state has {len(given)} tensors, the policy {len(own)} with other names or shapes: "
+                "it was trained with another tuning."
+            )
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 parameter.copy_(state[name])
@@ -209,8 +220,6 @@ def _lora_policy(components: Components, tuning: LoRA, key: Key) -> LatentPolicy
     components.unet.add_adapter(
         LoraConfig(r=tuning.rank, lora_alpha=alpha, target_modules=list(tuning.targets)), adapter_name=adapter
     )
-    components.adapters.append(adapter)
-    components.active = adapter
     trained = {}
     for name, parameter in components.unet.named_parameters():
         if f".{adapter}." not in name:
@@ -223,4 +232,7 @@ def _lora_policy(components: Components, tuning: LoRA, key: Key) -> LatentPolicy
         else:
             parameter.data.zero_()
         trained[plain] = parameter
+    components.adapters[adapter] = list(trained.values())
+    components.active = None  # layers that were switched off before stay off when peft adds an adapter
+    components.switch(adapter)
     return LatentPolicy(components, components.unet, adapter, trained)

@@ -84,7 +84,7 @@ def find(name: str) -> Model:
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise InputError(f"{name!r} is a folder without model_index.json; expected a saved diffusers pipeline.")
-        return Model(folder.resolve().name, source=str(folder))
+        return Model(folder.resolve().name, source=str(folder.resolve()))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
         return Model(name.replace("/", "--"), source=name)
     raise UnknownName("model", name, [*PRESETS, "a diffusers folder", "a hub id such as org/name"])
@@ -114,7 +114,7 @@ def latent_shape(model: Model) -> tuple[int, ...] | None:
     """The shape of one latent where it is known without loading or downloading, else None."""
     if model.source == "exact":
         return (2,)
-    if model.name in ("sd15", "sd21"):
+    if model in (PRESETS["sd15"], PRESETS["sd21"]):
         return (4, 64, 64)
     folder = _embedded() if model.source == "embedded" else Path(model.source)
     if not folder.is_dir():
@@ -144,13 +144,19 @@ def _load_folder(
             f"expected {', '.join(SUPPORTED)} (Stable Diffusion 1.x or 2.x)."
         )
     schedule = Schedule.from_config(_read_json(folder / "scheduler" / "scheduler_config.json"))
+    if missing := _missing(folder):
+        raise RunError(f"cannot load {model.source}: {', '.join(missing)} missing.")
+    how: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
-        text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype)
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
-        autoencoder = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
+        text_encoder, text_report = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **how)
+        unet, unet_report = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", dtype=dtype, **how)
+        autoencoder, vae_report = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=dtype, **how)
+    except Exception as error:  # the libraries raise all kinds for a broken file, down to a bare Exception
         raise RunError(f"cannot load {model.source}: {' '.join(str(error).split())}") from error
+    for part, report in (("text_encoder", text_report), ("unet", unet_report), ("vae", vae_report)):
+        if absent := sorted(report["missing_keys"]):  # the libraries would draw them at random
+            raise RunError(f"cannot load {model.source}: {part} lacks {len(absent)} weights, such as {absent[0]}.")
     if dtype == torch.float16 and autoencoder.config.force_upcast:
         autoencoder = autoencoder.float()  # its activations overflow in half precision
     side = unet.config.sample_size * 2 ** (len(autoencoder.config.block_out_channels) - 1)
@@ -165,6 +171,15 @@ def _load_folder(
         tokenizer, text_encoder.to(device), unet.to(device), autoencoder.to(device), schedule, info, meter
     )
     return LatentPipeline(components)
+
+
+def _missing(folder: Path) -> list[str]:
+    """The files of a pipeline that are not there. Without a vocabulary every word would be read as unknown."""
+    names = [name for name in WEIGHT_PATTERNS if "*" not in name]
+    names += ["scheduler/scheduler_config.json", *(f"{part}/config.json" for part in ("unet", "vae", "text_encoder"))]
+    if not (folder / "tokenizer" / "tokenizer.json").is_file():
+        names += ["tokenizer/vocab.json", "tokenizer/merges.txt"]
+    return [name for name in names if not (folder / name).is_file()]
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
@@ -192,13 +207,17 @@ def _digest(folder: Path) -> str:
 def _fetch(model: Model) -> Path:
     """The local snapshot of a hub model: from the cache, else downloaded."""
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     arguments: dict[str, Any] = {"revision": model.revision, "allow_patterns": WEIGHT_PATTERNS}
     try:
-        return Path(snapshot_download(model.source, local_files_only=True, **arguments))
+        folder = Path(snapshot_download(model.source, local_files_only=True, **arguments))
+        if not _missing(folder):  # an interrupted download leaves part of a snapshot
+            return folder
     except LocalEntryNotFoundError:
         pass
+    except HFValidationError as error:
+        raise InputError(f"{model.source!r} is neither a folder nor a hub id: {error}") from None
     missing = (
         f"model {model.name!r} is not on this machine: {model.source} (model_index.json, unet, vae, text_encoder, "
         f"tokenizer, scheduler) was looked for in {constants.HF_HUB_CACHE}"
@@ -216,10 +235,11 @@ def _fetch(model: Model) -> Path:
 def reachable(endpoint: str, seconds: float = 3.0) -> bool:
     """Whether a server answers at all; asked first, because the hub library retries for a minute."""
     parts = urlsplit(endpoint)
+    port = parts.port or (80 if parts.scheme == "http" else 443)
     if parts.scheme in getproxies():
         return True  # only the proxy knows
     try:
-        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=seconds):
+        with socket.create_connection((parts.hostname or "", port), timeout=seconds):
             return True
     except OSError:
         return False

@@ -64,18 +64,18 @@ class CellProblem:
         """See `Problem.rounds`. Killed at any moment, a run repeats at most the round it was in."""
         first = self._restore(n, state)
         self.progress.stage("align", n, first)
-        if first == 0:
-            self._probe(state, 0, {})
+        probed = self._probe(state, 0, {}) if first == 0 else {}
         for index in range(first, n):
             started = time.monotonic()
             current = TrainingRound(index, self.key("round", index))
             yield current
             self.seconds += time.monotonic() - started
             record: dict[str, Any] = {"round": index + 1, **current.logged}
-            probed = self._probe(state, index + 1, record) if self._probe_is_due(index + 1, n) else {}
-            if not probed:
+            fresh = self._probe(state, index + 1, record) if self._probe_is_due(index + 1, n) else {}
+            if not fresh:
                 self._append(record)
             self._save(index + 1, state)
+            probed = fresh or probed
             shown = {name: current.logged.get(name) for name in ("reward", "kl")}
             self.progress.advance(1, **shown, **probed)
 
@@ -115,8 +115,7 @@ class CellProblem:
         return scores
 
     def _append(self, record: dict[str, Any]) -> None:
-        finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in record.items()}
-        line = finite | {"seconds": round(self.seconds, 3), **self.meter.total.as_dict()}
+        line = _finite(record) | {"seconds": round(self.seconds, 3), **self.meter.total.as_dict()}
         append_line(self.folder / METRICS, json.dumps(line, allow_nan=False))
 
     def _save(self, done: int, state: Mapping[str, Any]) -> None:
@@ -154,6 +153,17 @@ class CellProblem:
         if metrics.exists():
             write_text(metrics, "".join(line + "\n" for line in kept))
         return done
+
+
+def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with numbers that JSON cannot hold as null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _finite(value)
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {name: plain(value) for name, value in record.items()}
 
 
 @contextlib.contextmanager

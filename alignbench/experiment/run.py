@@ -124,6 +124,7 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
     device = _device(cell.spec.device)
     meter = Meter()
     pipeline = models.load(cell.model, meter, device, cell.spec.dtype)
+    _check_scorers(cell, pipeline)
     batch = cell.spec.batch_size or BATCH[3 if len(pipeline.info()["image_shape"]) == 3 else 1]
     problem = _problem(cell, pipeline, meter, batch, progress)
     draft = _Draft(cell, pipeline, device, attempts, started)
@@ -171,6 +172,14 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
     results.write(cell.path, final)
     _mark(cell, attempts, running=False)
     return Outcome(final, cell.path, resumed_at=problem.resumed_at)
+
+
+def _check_scorers(cell: Cell, pipeline: Pipeline) -> None:
+    """Refuse scorers that cannot read this model's images, before anything is made for them."""
+    shape = pipeline.info()["image_shape"]
+    for name, scorer in cell.scorers.items():
+        if reason := scorer.unsupported(cell.evaluated, shape):
+            raise InputError(f"scorer {name!r} cannot score images of model {cell.spec.model!r}: {reason}")
 
 
 def _problem(cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progress: Progress) -> CellProblem:

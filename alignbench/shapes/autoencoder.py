@@ -45,9 +45,12 @@ def build() -> AutoencoderKL:
 
 
 def initialise(module: nn.Module, key: Key) -> None:
-    """Draw every weight from the key: normal with variance 1 / fan-in for matrices and kernels, 0.02 for embeddings."""
+    """Draw every weight from the key: normal with variance 1 / fan-in for matrices and kernels, with standard deviation
+    0.02 for embeddings. Biases are zero, scales of normalisations stay one."""
     for name, parameter in module.named_parameters():
         if parameter.dim() < 2:
+            if name.endswith("bias"):
+                parameter.data.zero_()
             continue
         scale = 0.02 if "embedding" in name and parameter.dim() == 2 else float(parameter[0].numel()) ** -0.5
         parameter.data.copy_(key(name).normal(*parameter.shape) * scale)
@@ -148,7 +151,7 @@ def train(pictures: UInt8[np.ndarray, "n h w 3"], plan: Fit, batch: int, folder:
 
 
 @torch.no_grad()
-def encode(autoencoder: AutoencoderKL, pictures: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n c h w"]:
+def encode(autoencoder: AutoencoderKL, pictures: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n c h//4 w//4"]:
     """The posterior means of pictures, unscaled."""
     return torch.cat(
         [autoencoder.encode(to_signed(pictures[i : i + 250])).latent_dist.mean for i in range(0, len(pictures), 250)]

@@ -27,7 +27,7 @@ from alignbench.shapes.autoencoder import LATENT_CHANNELS, encode, initialise
 from alignbench.shapes.fit import Fit, fit
 from alignbench.shapes.scene import BACKGROUNDS, COLOURS, NUMBERS, PLURALS, SHAPES, SIDE, SIZES
 
-TOKENS = 20  # the longest caption of the world has 17 words
+TOKENS = 20  # the longest caption of the world has 14 words, and two tokens mark its ends
 WIDTH = 96  # of the text encoder
 EMPTY_CAPTIONS = 0.1  # share of captions replaced by "" for classifier-free guidance
 SNR_CAP = 5.0  # min-SNR weighting, Hang et al. 2023, https://arxiv.org/abs/2303.09556
@@ -56,8 +56,10 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     characters = sorted(string.ascii_lowercase + string.digits + ",.!'-")
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    # Without numbers given to the letters in advance, ties between merges fall differently from run to run.
+    letters = [*characters, *dict.fromkeys(word[-1] + "</w>" for word in words)]
     trainer = trainers.BpeTrainer(
-        vocab_size=3000, end_of_word_suffix="</w>", initial_alphabet=characters, min_frequency=1, show_progress=False
+        vocab_size=3000, end_of_word_suffix="</w>", special_tokens=letters, min_frequency=1, show_progress=False
     )
     tokenizer.train_from_iterator([word for word in words for _ in range(3)], trainer)
     merges = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]

@@ -61,11 +61,12 @@ def fit(name: str, plan: Fit, module: nn.Module, loss: Callable[[int], Tensor], 
         for group in optimiser.param_groups:
             group["lr"] = plan.rate(step)
         value = loss(step)
-        if not torch.isfinite(value):
-            raise Diverged(f"{name}: the loss is {value.item()} at step {step}; {path} holds the last good weights.")
         optimiser.zero_grad(set_to_none=True)
         value.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), plan.max_norm)
+        norm = nn.utils.clip_grad_norm_(module.parameters(), plan.max_norm)
+        if not (torch.isfinite(value) and torch.isfinite(norm)):
+            kept = f"{path} holds the last good weights" if path.exists() else "nothing was saved yet"
+            raise Diverged(f"{name}: loss {value.item()} and gradient {norm.item()} at step {step}; {kept}.")
         optimiser.step()
         step += 1
         decay = min(plan.average, (1 + step) / (20 + step))

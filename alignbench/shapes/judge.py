@@ -170,27 +170,28 @@ def _matches(wanted: Sequence[Described], seen: Sequence[Seen | None]) -> dict[s
     }
 
 
+def _graded(caption: Caption, reading: Reading, chosen: Sequence[Seen | None]) -> Grades:
+    """Grades with the chosen thing in place of each wanted one."""
+    matches = _matches(caption.wanted, chosen)
+    relation = None
+    if caption.relation:
+        first, second = chosen
+        both = first is not None and second is not None
+        relation = float(both and holds(caption.relation, first.x - second.x, first.y - second.y))  # type: ignore[union-attr]
+    return Grades(
+        number=float(len(reading.things) == len(chosen)),
+        shape=float(np.mean(matches["shape"])),
+        colour=float(np.mean(matches["colour"])),
+        size=float(np.mean(matches["size"])) if matches["size"] else None,
+        relation=relation,
+        background=float(reading.background == caption.background) if caption.background else None,
+    )
+
+
 def grade(caption: Caption, reading: Reading) -> Grades:
     """Grades under the assignment of seen things to wanted things that is best for the picture."""
-    wanted = caption.wanted
+    count = len(caption.wanted)
     seen: list[Seen | None] = [*sorted(reading.things, key=lambda thing: -thing.area)[:5]]
-    seen += [None] * (len(wanted) - len(seen))
-
-    def graded(chosen: Sequence[Seen | None]) -> Grades:
-        matches = _matches(wanted, chosen)
-        relation = None
-        if caption.relation:
-            first, second = chosen
-            both = first is not None and second is not None
-            relation = float(both and holds(caption.relation, first.x - second.x, first.y - second.y))  # type: ignore[union-attr]
-        return Grades(
-            number=float(len(reading.things) == len(wanted)),
-            shape=float(np.mean(matches["shape"])),
-            colour=float(np.mean(matches["colour"])),
-            size=float(np.mean(matches["size"])) if matches["size"] else None,
-            relation=relation,
-            background=float(reading.background == caption.background) if caption.background else None,
-        )
-
-    candidates = [graded(chosen) for chosen in itertools.permutations(seen, len(wanted))]
+    seen += [None] * (count - len(seen))
+    candidates = (_graded(caption, reading, chosen) for chosen in itertools.permutations(seen, count))
     return max(candidates, key=lambda grades: grades.score)

@@ -1,9 +1,12 @@
 """Stage 3 of the recipe: a reward learned from the simulated human's choices.
 
-A small image-text network s(x, c) is first taught to tell a caption from one with a wrong attribute on rendered
-pictures (as CLIP precedes PickScore), then trained on noisy choices between generated pictures of one caption:
-    L = E[ −log σ(s(x_preferred, c) − s(x_other, c)) ]                                                          (1)
-It is differentiable, and imperfect in the ways learned rewards are: what algorithms optimise on the embedded model.
+A small image-text network s(x, c) is first taught, on rendered pictures x, to tell their caption c from a caption c'
+with one attribute wrong (as CLIP precedes PickScore), then also trained on noisy choices between generated pictures:
+    L_matching = E[ −log σ(s(x, c) − s(x, c')) ]                                                                (1)
+    L_choosing = E[ −log σ(s(x_preferred, c) − s(x_other, c)) ] + L_matching                                    (2)
+Without the second term of (2) it forgets what a caption says: on renders of unseen captions it told right from wrong
+in 82 % before and 65 % after. It is differentiable, and imperfect in the ways learned rewards are: what algorithms
+optimise on the embedded model.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ from alignbench.shapes.scene import (
 from alignbench.shapes.style import prefers_first, utility
 
 WIDTH = 96
-LENGTH = 16  # words of the longest caption
+LENGTH = 16  # words; the longest caption has 14
 WORDS = [
     "", *"a an and on left right of above below background".split(),
     *SHAPES, *PLURALS.values(), *COLOURS, *BACKGROUNDS, *SIZES, *NUMBERS,
@@ -169,7 +172,7 @@ def train(
     folder: Path,
     output: Path,
 ) -> PreferenceNet:
-    """Both steps; the weights go to `output` in float16."""
+    """(1), then (2); the weights go to `output` in float16."""
     from safetensors.torch import save_file
 
     network = PreferenceNet()
@@ -194,7 +197,7 @@ def train(
         chosen = key("choosing", step).generator().integers(len(choices.captions), size=64)
         words = words_of([choices.captions[i] for i in chosen])
         margin = network(to_unit(choices.preferred[chosen]), words) - network(to_unit(choices.other[chosen]), words)
-        return functional.softplus(-margin).mean()
+        return functional.softplus(-margin).mean() + matching_loss(matching.steps + step)
 
     fit("preference-choosing", choosing, network, choosing_loss, folder)
     output.parent.mkdir(parents=True, exist_ok=True)

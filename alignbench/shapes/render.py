@@ -43,17 +43,14 @@ def coverage(shape: str, x: float, y: float, radius: float, side: int = SIDE) ->
     canvas = Image.new("L", (scale, scale))
     draw = ImageDraw.Draw(canvas)
 
-    def disc(r: float, value: int) -> None:
-        draw.ellipse([(x - r) * scale, (y - r) * scale, (x + r) * scale - 1, (y + r) * scale - 1], fill=value)
-
     if shape in OUTLINES:
         draw.polygon(
             [((x + px * radius) * scale - 0.5, (y + py * radius) * scale - 0.5) for px, py in OUTLINES[shape]], fill=255
         )
     else:
-        disc(radius, 255)
-        if shape == "ring":
-            disc(radius * RING_HOLE, 0)
+        discs = [(radius, 255), (radius * RING_HOLE, 0)] if shape == "ring" else [(radius, 255)]
+        for r, value in discs:
+            draw.ellipse([(x - r) * scale, (y - r) * scale, (x + r) * scale - 1, (y + r) * scale - 1], fill=value)
     return np.asarray(canvas.reduce(FINE), np.float64) / 255
 
 

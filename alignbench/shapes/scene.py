@@ -139,6 +139,13 @@ def first_foreign(texts: Iterable[str]) -> str | None:
     return None
 
 
+def unsuitable(texts: Iterable[str], image_shape: Sequence[int]) -> str | None:
+    """Why pictures of this shape (empty: not known yet) for these texts cannot be read, or None."""
+    if image_shape and tuple(image_shape) != (3, SIDE, SIDE):
+        return f"it reads pictures of 3 x {SIDE} x {SIDE}, not {' x '.join(map(str, image_shape))}."
+    return first_foreign(texts)
+
+
 @dataclass(frozen=True)
 class Thing:
     """One thing as drawn: centre and radius in units of the picture's side, y downwards."""
@@ -175,7 +182,7 @@ def holds(relation: str, dx: float, dy: float, slope: float = 1.0) -> bool:
         "above": (-dy, dx),
         "below": (dy, dx),
     }[relation]
-    return along > slope * abs(across)
+    return bool(along > slope * abs(across))
 
 
 def sample_caption(key: Key, split: Split, kind: Kind | None = None) -> Caption:

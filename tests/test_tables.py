@@ -1,0 +1,391 @@
+"""Comparisons as text: every format says the same, and no name breaks a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+
+from alignbench.analysis.compare import compare
+from alignbench.analysis.tables import number, p_value, percent, render
+
+WINS = [1.0] * 12
+ODD = 'a|b\\|c_d%e&f#g$h{i}j~k^l<m>"n", ü 猫\nsecond line'  # once around the keyboard
+
+
+@pytest.fixture
+def paths(make_result):
+    """A significant winner, a significant loser, a winner of too few prompts to tell, and a run that failed."""
+    few = [1.0, 1.0, 1.0, *[0.0] * 9]
+    return [
+        make_result("base", {"r": [0.0] * 12, "s": [0.0] * 12}),
+        make_result("best", {"r": WINS, "s": few}, "best_of_n"),
+        make_result("sds", {"r": [-x for x in WINS], "s": [-x for x in WINS]}, "sds"),
+        make_result("ddpo0", {"r": few, "s": few}, "ddpo", seed=0),
+        make_result("ddpo1", {"r": WINS, "s": few}, "ddpo", seed=1),
+        make_result("dpo", {"r": few, "s": few}, "dpo", seed=0, status="failed", reason="out of memory"),
+    ]
+
+
+@pytest.fixture
+def comparison(paths):
+    return compare(paths)
+
+
+def blocks(text):
+    """CSV text as tables: lists of rows, by title."""
+    rows = list(csv.reader(io.StringIO(text)))
+    found, current = {}, []
+    for row in [*rows, []]:
+        if row:
+            current.append(row)
+        elif current:
+            found[current[1][1]] = current
+            current = []
+    return found
+
+
+def refuse(constant):
+    raise AssertionError(f"JSON holds {constant}")
+
+
+def markdown_tables(text):
+    """The cells of every table, as GitHub's specification reads them: a pipe divides unless a backslash escapes it."""
+    tables, current = [], []
+    for line in [*text.split("\n"), ""]:
+        if line.startswith("| "):
+            cells = re.findall(r"((?:\\.|[^|\\])*)\|", line[1:])
+            current.append([re.sub(r"\\([\\|])", r"\1", cell).strip() for cell in cells])
+        elif current:
+            tables.append(current)
+            current = []
+    return tables
+
+
+def latex_rows(text):
+    """The cells of every row between the rules."""
+    rows = [line.removesuffix(" \\\\") for line in text.split("\n") if line.endswith(" \\\\")]
+    return [re.split(r"(?<!\\) & ", row) for row in rows]
+
+
+def test_numbers_have_four_digits_and_a_suffix():
+    assert [number(x) for x in (0.0, 0.12344, 12.3456, 1234.0, 9999.0, -1.5)] == [
+        "0", "0.1234", "12.35", "1234", "9999", "-1.5"
+    ]  # fmt: skip
+    assert [number(x) for x in (9999.6, 12_340.0, 123_456.0, 2.5e6, 3.21e9, -45_600.0)] == [
+        "10k", "12.34k", "123.5k", "2.5M", "3.21G", "-45.6k"
+    ]  # fmt: skip
+    assert number(0.000012345) == "1.234e-05"
+    assert number(float("nan")) == "–"
+
+
+def test_percents_have_one_decimal():
+    assert [percent(x) for x in (0.0, 0.5, 0.12345, 1.0, float("nan"))] == ["0.0", "50.0", "12.3", "100.0", "–"]
+
+
+def test_p_values_below_a_thousandth_are_not_given_digits():
+    assert [p_value(x) for x in (0.0001, 0.00099, 0.001, 0.0314, 1.0)] == [
+        "<0.001",
+        "<0.001",
+        "0.001",
+        "0.031",
+        "1.000",
+    ]
+
+
+def test_the_csv_reads_back_to_the_numbers_of_the_comparison(comparison):
+    (group,) = comparison.groups
+    header, *rows = blocks(render(comparison, "csv"))["r: against base"]
+    assert header[:3] == ["evaluation", "table", "method"]
+    assert len(set(header)) == len(header), "columns of one name cannot be told apart"
+    read = {row[2]: dict(zip(header, row, strict=True)) for row in rows}
+    assert list(read) == ["base", "best_of_n", "sds", "ddpo"]
+    for versus in (v for v in group.versus if v.scorer == "r"):
+        row = read[versus.method]
+        assert row["evaluation"] == group.evaluation.fingerprint
+        assert row["mean"] == number(versus.mean)
+        assert float(row["win rate %"]) == pytest.approx(100 * versus.rate.rate, abs=0.05)
+        low, high = map(float, row["95 % interval"].split(" to "))
+        assert (low, high) == pytest.approx((100 * versus.rate.low, 100 * versus.rate.high), abs=0.05)
+        assert float(row["ties %"]) == pytest.approx(100 * versus.rate.ties, abs=0.05)
+        assert float(row["difference"]) == pytest.approx(versus.difference, rel=1e-3)
+        low, high = map(float, row["its 95 % interval"].split(" to "))
+        assert (low, high) == pytest.approx((versus.difference_low, versus.difference_high), rel=1e-3)
+        assert row["p adj."] == p_value(versus.p_adjusted)
+    assert read["ddpo"]["seeds %"] == "62.5 100.0"
+    assert read["best_of_n"]["seeds %"] == ""
+
+
+def test_every_csv_block_is_rectangular(comparison):
+    found = blocks(render(comparison, "csv"))
+    assert list(found) == [
+        "r: against base",
+        "s: against base",
+        "r: win rate % of row over column",
+        "s: win rate % of row over column",
+        "Bradley-Terry rank and log odds over base (95 % interval)",
+        "Cost (NFE: denoiser evaluations, forward and backward; mean over runs)",
+        "Not in the tables",
+    ]
+    for title, rows in found.items():
+        assert len({len(row) for row in rows}) == 1, title
+        assert {row[1] for row in rows[1:]} == {title}
+
+
+def test_the_json_reads_back_to_the_comparison_in_full(comparison):
+    (group,) = comparison.groups
+    read = json.loads(render(comparison, "json"), parse_constant=refuse)
+    (one,) = read["groups"]
+    assert one["methods"] == group.methods
+    assert one["evaluation"] == group.evaluation.model_dump()
+    assert one["means"] == group.means
+    assert one["notes"] == group.notes
+    for row, versus in zip(one["versus"], group.versus, strict=True):
+        assert row["rate"] == versus.rate._asdict()
+        assert row["seeds"] == [list(pair) for pair in versus.seeds]
+        for name in ("method", "scorer", "difference", "p", "p_adjusted", "significant", "wins"):
+            assert row[name] == getattr(versus, name)
+    assert one["ranks"]["r"]["strength"] == group.ranks["r"].strength.tolist()
+    assert one["costs"][0]["memory_bytes"] == 2**20
+    assert read["unfinished"] == [
+        {"path": str(comparison.unfinished[0].path), "status": "failed", "reason": "out of memory"}
+    ]
+
+
+def test_what_is_not_a_number_is_null_in_json(make_result):
+    base = make_result("base", [0.0, 0.0], cost=None)
+    best = make_result("best", [None, None], "best_of_n")
+    text = render(compare([base, best]), "json")
+    (group,) = json.loads(text, parse_constant=refuse)["groups"]
+    assert group["means"]["r"]["best_of_n"] is None
+    assert group["pairwise"]["r"] == [[None, None], [None, None]]
+    assert group["ranks"]["r"] is None
+    assert group["costs"][0]["alignment_seconds"] is None
+
+
+def test_only_significant_winners_are_starred_in_plain_text(comparison):
+    text = render(comparison, "table")
+    starred = [line.split()[0] for line in text.splitlines() if "*" in line and "%" not in line and "bold" not in line]
+    assert starred == ["best_of_n", "ddpo"]
+    assert text.count("*") == 3, "two win rates and the legend"
+
+
+def test_only_significant_winners_are_bold_in_markdown(comparison):
+    against_r, against_s, *others = markdown_tables(render(comparison, "markdown"))
+    assert [row[0] for row in against_r[2:]] == ["base", "**best_of_n**", "sds", "**ddpo**"]
+    assert [row[2] for row in against_r[2:]] == ["–", "**100.0**", "0.0", "**81.2**"]
+    assert [row[0] for row in against_s[2:]] == ["base", "best_of_n", "sds", "ddpo"]
+    assert not [cell for table in others for row in table for cell in row if "**" in cell]
+
+
+def test_only_significant_winners_are_bold_in_latex(comparison):
+    text = render(comparison, "latex")
+    assert re.findall(r"\\textbf\{(.*?)\}", text) == ["best\\_of\\_n", "100.0", "ddpo", "81.2"]
+
+
+def test_many_wins_that_lose_in_the_mean_are_not_bold(make_result):
+    base = make_result("base", [0.0] * 30)
+    best = make_result("best", [1.0, 1.0, -10.0] * 10, "best_of_n")
+    comparison = compare([base, best])
+    assert comparison.groups[0].versus[0].significant
+    (table, *_) = markdown_tables(render(comparison, "markdown"))
+    assert [row[0] for row in table[2:]] == ["base", "best_of_n"]
+
+
+def test_the_baselines_row_has_its_mean_and_nothing_else(comparison):
+    (table, *_) = markdown_tables(render(comparison, "markdown"))
+    assert table[2] == ["base", "0", "–", "", "", "", "", "", ""]
+
+
+def test_columns_of_plain_text_line_up(comparison):
+    text = render(comparison, "table")
+    start = text.index("r: against base")
+    table = text[start : text.index("\n\n", start)].split("\n")
+    assert table[2] == "─" * len(table[2])
+    assert {len(line) for line in table[1:-1]} == {len(table[2])}
+    assert table[1].split("  ")[0].startswith("method")
+
+
+@pytest.mark.parametrize("form", ["table", "markdown", "latex"])
+def test_texts_for_people_say_what_was_compared_and_how_to_read_it(comparison, form):
+    (group,) = comparison.groups
+    text = render(comparison, form)
+    heading = f"tiny (32x32) on shapes/test, noise seed 0, evaluation {group.evaluation.fingerprint}"
+    assert text.splitlines()[0].endswith(heading)
+    assert "base, best_of_n, sds, ddpo: kind=ddim steps=20" in text
+    assert "Wilson interval" in text
+    assert "Holm over all rows" in text
+    assert "ddpo: 2 training seeds; its interval is conditional on these runs." in text
+
+
+@pytest.mark.parametrize("form", ["table", "markdown", "csv", "latex", "json"])
+def test_every_format_lists_what_is_not_in_the_tables(comparison, form):
+    text = render(comparison, form)
+    line = next(line for line in text.splitlines() if "dpo.json" in line and "ddpo" not in line)
+    block = text[text.index(line) :]
+    assert "failed" in block
+    assert "out of memory" in block
+
+
+@pytest.mark.parametrize("form", ["table", "markdown", "latex"])
+def test_skipped_files_and_protocol_notes_are_shown(make_result, tmp_path, form):
+    make_result("base", [0.0])
+    make_result("other", [0.0], evaluation={"eval_seed": 7})
+    (tmp_path / "bad.json").write_text("{")
+    text = render(compare([tmp_path], skip_bad=True), form)
+    assert re.search(r"skipped: .*bad\.json: not valid JSON", text)
+    assert "they differ in eval_seed (0 and 7)" in text
+
+
+@pytest.mark.parametrize("form", ["table", "markdown", "csv", "latex"])
+def test_parts_are_shown_as_exploratory(make_result, form):
+    prompts = [{"id": f"p{i}", "text": "", "category": kind} for i, kind in enumerate(["animals", "animals", "cars"])]
+    base = make_result("base", [0.0] * 3, prompts=prompts)
+    best = make_result("best", [1.0, 0.0, -1.0], "best_of_n", prompts=prompts)
+    text = render(compare([base, best], by="category"), form)
+    assert "r: by part, against base (exploratory, not corrected)" in text
+    rows = [[c.strip() for c in re.split(r"\|| & |,|\s{2,}", line)] for line in text.splitlines()]
+    cells = [c for row in rows if any("animals" in cell for cell in row) for c in row]
+    assert "2" in cells
+    assert "75.0" in cells
+
+
+def test_the_matrix_table_by_hand(make_result):
+    paths = [make_result(name, [float(k), 0.0], name) for k, name in enumerate(["base", "m1", "m2"])]
+    rows = blocks(render(compare(paths), "csv"))["r: win rate % of row over column"]
+    assert [row[2:] for row in rows] == [
+        ["", "base", "m1", "m2"],
+        ["base", "·", "25.0", "25.0"],
+        ["m1", "75.0", "·", "25.0"],
+        ["m2", "75.0", "75.0", "·"],
+    ]
+
+
+def test_the_ranks_table_gives_places_in_order_of_strength(make_result):
+    paths = [make_result(name, [float(k), 0.0], name) for name, k in (("base", 1), ("m1", 2), ("m2", 0))]
+    comparison = compare(paths)
+    title = "Bradley-Terry rank and log odds over base (95 % interval)"
+    cells = {row[2]: row[3] for row in blocks(render(comparison, "csv"))[title][1:]}
+    strength = comparison.groups[0].ranks["r"].strength
+    assert cells["base"] == "2. +0.00"
+    assert cells["m1"].startswith(f"1. {strength[1]:+.2f} (")
+    assert cells["m2"].startswith(f"3. {strength[2]:+.2f} (")
+
+
+def test_methods_that_never_met_are_not_ranked(make_result):
+    paths = [make_result("base", [0.0]), make_result("best", [0.0], "best_of_n", pairs=[("q", 0)])]
+    assert render(compare(paths), "table").count("not identifiable") == 2
+
+
+def test_a_matrix_of_more_than_twelve_methods_is_in_the_json_alone(make_result):
+    paths = [make_result(f"m{k:02}", [float(k), 0.0], f"m{k:02}") for k in range(13)]
+    wide, narrow = compare(paths), compare(paths[:12])
+    assert "row over column" not in render(wide, "table")
+    assert "row over column" in render(narrow, "table")
+    assert len(json.loads(render(wide, "json"))["groups"][0]["pairwise"]["r"]) == 13
+
+
+def test_without_a_baseline_there_is_one_table_of_means(make_result):
+    paths = [make_result("best", {"r": [1.0], "s": [2.0]}, "best_of_n")]
+    rows = blocks(render(compare(paths), "csv"))["Mean scores"]
+    assert [row[2:] for row in rows] == [["method", "r", "s"], ["best_of_n", "1", "2"]]
+
+
+def test_costs_are_shown_in_the_units_of_the_header(make_result):
+    cost = {"alignment_seconds": 12_345.0, "peak_memory_bytes": 3 * 2**20}
+    rows = blocks(render(compare([make_result("base", [0.0], cost=cost)]), "csv"))
+    header, row = rows["Cost (NFE: denoiser evaluations, forward and backward; mean over runs)"]
+    shown = dict(zip(header, row, strict=True))
+    assert shown["align s"] == "12.35k"
+    assert shown["peak MiB"] == "3"
+    assert shown["NFE/image"] == "2"
+
+
+def test_only_unfinished_results_still_make_a_table(make_result):
+    comparison = compare([make_result("base", [], status="partial", reason="killed")])
+    assert "killed" in render(comparison, "table")
+    assert blocks(render(comparison, "csv"))["Not in the tables"][1][3:] == ["partial", "killed"]
+
+
+@pytest.fixture
+def odd(make_result):
+    """Every name that comes from outside is odd: algorithms, fields, prompt set, scorer, parts and a reason."""
+    prompts = [{"id": f"p{i}", "text": ODD, "category": ODD} for i in range(12)]
+    both = {"evaluation": {"prompts": ODD}, "prompts": prompts, "sampler": {"kind": ODD}}
+    return compare(
+        [
+            make_result("base", {ODD: [0.0] * 12}, **both),
+            make_result("one", {ODD: WINS}, ODD, {"text": ODD}, **both),
+            make_result("two", {ODD: WINS}, ODD, {"text": "plain"}, **both),
+            make_result("three", {ODD: WINS}, "x", status="failed", reason=ODD, **both),
+        ],
+        by="category",
+    )
+
+
+def flat(text):
+    return text.replace("\n", " ")
+
+
+def test_odd_names_do_not_break_markdown_tables(odd):
+    text = render(odd, "markdown")
+    tables = markdown_tables(text)
+    assert len(tables) == 6
+    for table in tables:
+        assert len({len(row) for row in table}) == 1
+        assert set(table[1]) <= {"---", "---:"}
+    assert tables[0][3][0] == flat(f"**{ODD} text={ODD}**")
+    assert tables[-1][2][2] == flat(ODD)
+    outside = [line for line in text.splitlines() if line and not line.startswith("| ")]
+    assert all(line.startswith(("## ", "Samplers. ", "**", "- ")) for line in outside)
+
+
+def test_odd_names_are_escaped_in_latex(odd):
+    text = render(odd, "latex")
+    rows = latex_rows(text)
+    assert rows[1][0] == "base"
+    expected = (
+        'a|b\\textbackslash{}|c\\_d\\%e\\&f\\#g\\$h\\{i\\}j\\textasciitilde{}k\\textasciicircum{}l$<$m$>$"n", ü 猫 '
+        "second line"
+    )
+    assert rows[2][0] == f"\\textbf{{{expected} text={expected}}}"
+    kinds = ("% ", "\\begin{tabular}", "\\toprule", "\\midrule", "\\bottomrule", "\\end{tabular}")
+    for line in text.splitlines():
+        assert not line or line.startswith(kinds) or line.endswith(" \\\\"), line
+    assert rows[-1][2] == expected
+
+
+def test_odd_names_do_not_break_lines_of_plain_text(odd):
+    text = render(odd, "table")
+    assert sum(line.startswith("second line") for line in text.splitlines()) == 0
+    assert flat(f"{ODD} text=plain") in text
+    assert flat(ODD) in next(line for line in text.splitlines() if "three.json" in line)
+
+
+def test_odd_names_survive_csv_and_json(odd):
+    found = blocks(render(odd, "csv"))
+    assert [row[2] for row in found[f"{ODD}: against base"]] == [
+        "method", "base", f"{ODD} text={ODD}", f"{ODD} text=plain"
+    ]  # fmt: skip
+    assert all(len({len(row) for row in rows}) == 1 for rows in found.values())
+    read = json.loads(render(odd, "json"), parse_constant=refuse)
+    assert read["groups"][0]["scorers"] == [ODD]
+    assert read["unfinished"][0]["reason"] == ODD
+
+
+def test_the_same_comparison_is_written_the_same_twice(paths):
+    one, other = compare(paths), compare(paths)
+    for form in ("table", "markdown", "csv", "latex", "json"):
+        assert render(one, form) == render(other, form)
+
+
+def test_numbers_of_numpy_are_plain_in_json(comparison):
+    read = json.loads(render(comparison, "json"))["groups"][0]
+    (group,) = comparison.groups
+    off = ~np.eye(4, dtype=bool)
+    assert np.array(read["pairwise"]["s"], dtype=float)[off].tolist() == group.pairwise["s"][off].tolist()
+    assert all(read["pairwise"]["s"][i][i] is None for i in range(4))
