@@ -311,8 +311,6 @@ def test_methods_are_told_apart_by_their_reward_with_seeds_pooled(make_result):
         ({"fields": {"n": 1}}, "n=1"),
         ({"fields": {"n": 1.0}}, "n=1.0"),
         ({"fields": {"n": True}}, "n=True"),
-        ({"model": "./tiny"}, "model=./tiny"),
-        ({"prompts": "./shapes"}, "prompts=./shapes"),
         ({"limit": 5}, "limit=5"),
         ({"images_per_prompt": 2}, "images_per_prompt=2"),
         ({"reward": None}, "reward=None"),
@@ -373,6 +371,17 @@ def test_an_ambiguous_baseline_names_the_candidates(make_result):
     message = "baseline 'best_of_n' is ambiguous: 'best_of_n n=2', 'best_of_n n=4'; name one of them"
     with pytest.raises(InputError, match=message):
         compare(paths, baseline="best_of_n")
+
+
+def test_the_same_model_and_prompts_pool_from_wherever_they_were_read(make_result):
+    """Seeds run on two machines: the evaluation says that model and prompts are the same."""
+    here, there = {"model": "/here/sd", "prompts": "/here/p.txt"}, {"model": "/there/sd", "prompts": "/there/p.txt"}
+    paths = [make_result("base", [0, 0])]
+    paths += [
+        make_result(f"s{seed}", [1, 1], "ddpo", seed=seed, configuration=c) for seed, c in enumerate((here, there))
+    ]
+    (row,) = compare(paths).groups[0].versus
+    assert [seed for seed, _ in row.seeds] == [0, 1]
 
 
 def test_several_bases_still_make_sense_without_win_rates_against_one(make_result):

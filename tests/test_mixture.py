@@ -8,6 +8,7 @@ import torch
 from alignbench import LoRA, Prompt, Sampling
 from alignbench.diffusion.mixture import Mixture
 from alignbench.diffusion.rollout import PipelineSampler
+from alignbench.errors import Unsupported
 from alignbench.keys import Key
 
 
@@ -72,3 +73,8 @@ def test_a_policys_weights_depend_on_the_key_and_survive_saving(mixture):
     assert not torch.equal(one.parameters()[0], other.parameters()[0])
     other.load_state_dict(one.state_dict())
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_a_policy_cannot_be_adapted_again(mixture):
+    with pytest.raises(Unsupported, match="adapt the pipeline it came from"):
+        mixture.adapt(LoRA(), Key("a")).adapt(LoRA(), Key("b"))

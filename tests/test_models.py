@@ -114,9 +114,10 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def no_network(monkeypatch) -> None:
-    def refuse(*arguments):
-        raise AssertionError(f"connects to {arguments[1:]}")
+    def refuse(*arguments, **options):
+        raise AssertionError(f"uses the network: {arguments}")
 
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
@@ -523,3 +524,16 @@ def test_a_silent_server_is_given_up_after_the_timeout_on_the_schemes_port(monke
 def test_behind_a_proxy_only_the_proxy_knows(monkeypatch, no_network):
     monkeypatch.setattr(models, "getproxies", lambda: {"https": "http://proxy:3128"})
     assert models.reachable("https://hub.example")
+
+
+def test_folders_of_one_name_are_different_models_and_take_no_preset(tmp_path):
+    found = []
+    for place in ("one", "two"):
+        (tmp_path / place / "tiny").mkdir(parents=True)
+        (tmp_path / place / "tiny" / "model_index.json").write_text("{}")
+        found.append(models.find(str(tmp_path / place / "tiny")))
+    assert [model.name for model in found] == ["tiny", "tiny"]
+    assert found[0].identity != found[1].identity
+    assert {model.preset for model in found} == {"other"}
+    assert (models.PRESETS["tiny"].identity, models.PRESETS["tiny"].preset) == ("tiny", "tiny")
+    assert models.find("org/name").identity == "org--name"

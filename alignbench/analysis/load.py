@@ -26,8 +26,9 @@ class Run:
 
     @property
     def pool(self) -> str:
-        """Equal for runs that differ in the training seed alone."""
-        configuration = self.result.configuration.model_dump(exclude={"seed"})
+        """Equal for runs that differ in the training seed alone. Model and prompts are the evaluation's: here they are
+        names as somebody typed them, such as a path."""
+        configuration = self.result.configuration.model_dump(exclude={"seed", "model", "prompts"})
         return canonical([configuration, self.result.sampler])
 
 
@@ -138,8 +139,6 @@ def _facts(result: Result) -> dict[str, str]:
         "reward": configuration.reward,
         **{f"sampler.{name}": value for name, value in result.sampler.items() if name not in configuration.fields},
         **{f"sampling.{name}": value for name, value in configuration.sampling.items()},
-        "model": configuration.model,
-        "prompts": configuration.prompts,
         "split": configuration.split,
         "limit": configuration.limit,
         "images_per_prompt": configuration.images_per_prompt,

@@ -19,9 +19,16 @@ from torch import Tensor, nn
 from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
+from alignbench.errors import Unsupported
 from alignbench.interface import LoRA, Prompt, Tuning
 from alignbench.keys import Key
 from alignbench.quantities import Condition, Prediction, Steps
+
+
+def sides(sample_size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of what a denoiser's `sample_size` says."""
+    height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    return (height, width)
 
 
 @dataclass(eq=False)
@@ -80,9 +87,7 @@ class LatentPipeline:
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        side = self.unet.config.sample_size
-        height, width = side if isinstance(side, (list, tuple)) else (side, side)
-        return (self.unet.config.in_channels, height, width)
+        return (self.unet.config.in_channels, *sides(self.unet.config.sample_size))
 
     def info(self) -> Mapping[str, Any]:
         return self.components.info
@@ -176,6 +181,9 @@ class LatentPolicy(LatentPipeline):
     @property
     def reference(self) -> LatentPipeline:
         return LatentPipeline(self.components)
+
+    def adapt(self, tuning: Tuning, key: Key) -> LatentPolicy:
+        raise Unsupported("a trained policy cannot be adapted again; adapt the pipeline it came from.")
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self._trained.values())

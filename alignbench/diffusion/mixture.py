@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
+from alignbench.errors import Unsupported
 from alignbench.interface import Prompt, Tuning
 from alignbench.keys import Key
 from alignbench.quantities import Condition, Prediction, Steps
@@ -150,6 +151,9 @@ class MixturePolicy(MixturePipeline):
     @property
     def reference(self) -> MixturePipeline:
         return self._reference
+
+    def adapt(self, tuning: Tuning, key: Key) -> MixturePolicy:
+        raise Unsupported("a trained policy cannot be adapted again; adapt the pipeline it came from.")
 
     def _residual(self, latents: Float[Tensor, "b d"], alpha_bar: Float[Tensor, " b"]) -> Tensor:
         level = alpha_bar[:, None].to(latents.dtype)

@@ -46,6 +46,16 @@ class Model:
     eta: float = 0.0
     note: str = ""
 
+    @property
+    def preset(self) -> str:
+        """The preset of algorithms that serves this model; `other` for folders and hub ids, whatever their name."""
+        return self.name if self.name in PRESETS and PRESETS[self.name] == self else "other"
+
+    @property
+    def identity(self) -> str:
+        """What tells this model from others in a configuration: its name, of a folder its path."""
+        return self.source if Path(self.source).is_absolute() else self.name
+
 
 PRESETS = {
     model.name: model
@@ -81,7 +91,7 @@ def find(name: str) -> Model:
     if name in PRESETS:
         return PRESETS[name]
     folder = Path(name)
-    if folder.is_dir():
+    if name and folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise InputError(f"{name!r} is a folder without model_index.json; expected a saved diffusers pipeline.")
         return Model(folder.resolve().name, source=str(folder.resolve()))
@@ -119,8 +129,10 @@ def latent_shape(model: Model) -> tuple[int, ...] | None:
     folder = _embedded() if model.source == "embedded" else Path(model.source)
     if not folder.is_dir():
         return None
+    from alignbench.diffusion.latent import sides
+
     config = _read_json(folder / "unet" / "config.json")
-    return (int(config["in_channels"]), int(config["sample_size"]), int(config["sample_size"]))
+    return (int(config["in_channels"]), *sides(config["sample_size"]))
 
 
 def _embedded() -> Path:
@@ -134,7 +146,7 @@ def _load_folder(
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    from alignbench.diffusion.latent import Components, LatentPipeline
+    from alignbench.diffusion.latent import Components, LatentPipeline, sides
     from alignbench.diffusion.schedule import Schedule
 
     index = _read_json(folder / "model_index.json")
@@ -146,12 +158,12 @@ def _load_folder(
     schedule = Schedule.from_config(_read_json(folder / "scheduler" / "scheduler_config.json"))
     if missing := _missing(folder):
         raise RunError(f"cannot load {model.source}: {', '.join(missing)} missing.")
-    how: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
+    how: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
-        text_encoder, text_report = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **how)
-        unet, unet_report = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", dtype=dtype, **how)
-        autoencoder, vae_report = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=dtype, **how)
+        text_encoder, text_report = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", **how)
+        unet, unet_report = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **how)
+        autoencoder, vae_report = AutoencoderKL.from_pretrained(folder, subfolder="vae", **how)
     except Exception as error:  # the libraries raise all kinds for a broken file, down to a bare Exception
         raise RunError(f"cannot load {model.source}: {' '.join(str(error).split())}") from error
     for part, report in (("text_encoder", text_report), ("unet", unet_report), ("vae", vae_report)):
@@ -159,11 +171,11 @@ def _load_folder(
             raise RunError(f"cannot load {model.source}: {part} lacks {len(absent)} weights, such as {absent[0]}.")
     if dtype == torch.float16 and autoencoder.config.force_upcast:
         autoencoder = autoencoder.float()  # its activations overflow in half precision
-    side = unet.config.sample_size * 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    enlarged = 2 ** (len(autoencoder.config.block_out_channels) - 1)
     info: dict[str, Any] = {
         "name": model.name,
         "source": model.source if revision else "embedded" if model.source == "embedded" else "folder",
-        "image_shape": [3, side, side],
+        "image_shape": [3, *(enlarged * side for side in sides(unet.config.sample_size))],
         "dtype": str(dtype).removeprefix("torch."),
     }
     info |= {"revision": revision} if revision else {"sha256": _digest(folder)}
@@ -195,9 +207,9 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 
 def _digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of the weight files."""
+    """SHA-256 over the names and contents of the weight files and of the noise schedule."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*/*.safetensors")):
+    for path in sorted([*folder.glob("*/*.safetensors"), folder / "scheduler" / "scheduler_config.json"]):
         digest.update(str(path.relative_to(folder)).encode())
         with open(path, "rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())

@@ -101,9 +101,9 @@ class Cell:
 def resolve(spec: RunSpec) -> Cell:
     """Load the named plug-ins, apply preset and overrides, check what can be checked without the model's weights."""
     model = models.find(spec.model)
-    defaults = Defaults(**_preset(model.name).get("model", {}))
+    defaults = Defaults(**_preset(model.preset).get("model", {}))
     kind = plugins.load("algorithms", spec.algo)
-    algorithm, preset = build_algorithm(spec.algo, kind, model.name, spec.set)
+    algorithm, preset = build_algorithm(spec.algo, kind, model.preset, spec.set)
     sampling = _sampling(model, spec)
 
     prompts_name = spec.prompts or defaults.prompts
@@ -127,7 +127,7 @@ def resolve(spec: RunSpec) -> Cell:
     configuration = Configuration(
         algorithm=spec.algo,
         fields=dataclasses.asdict(algorithm),  # type: ignore[call-overload]
-        model=model.name,
+        model=model.identity,
         prompts=prompts_name,
         split=spec.split,
         limit=spec.limit,
@@ -159,14 +159,14 @@ def resolve(spec: RunSpec) -> Cell:
 
 
 def build_algorithm(
-    name: str, kind: type[Any], model_name: str, overrides: Mapping[str, Any]
+    name: str, kind: type[Any], preset_name: str, overrides: Mapping[str, Any]
 ) -> tuple[Algorithm, str | None]:
     """An algorithm with the model's preset and then the user's overrides applied, and the preset's name."""
     if not (dataclasses.is_dataclass(kind) and hasattr(kind, "align")):
         raise InputError(f"algorithm {name!r} is not a dataclass with an `align` method.")
     types = get_type_hints(kind)
     known = [field.name for field in dataclasses.fields(kind)]
-    preset = _preset(model_name).get(name, {})
+    preset = _preset(preset_name).get(name, {})
     values: dict[str, Any] = {}
     for source in (preset, overrides):
         for field, value in source.items():
@@ -181,13 +181,13 @@ def build_algorithm(
     except ValueError as error:
         raise InputError(f"{name}: {error}") from None
     assert isinstance(algorithm, Algorithm)
-    return algorithm, model_name if preset else None
+    return algorithm, preset_name if preset else None
 
 
-def _preset(model_name: str) -> dict[str, dict[str, Any]]:
-    """`algorithms/presets/<model>.toml`: a `[model]` table and one per algorithm; for other models, `other.toml`."""
+def _preset(name: str) -> dict[str, dict[str, Any]]:
+    """`algorithms/presets/<name>.toml`: a `[model]` table and one per algorithm; for other models, `other.toml`."""
     folder = plugins.folder_of("algorithms") / "presets"
-    own = folder / f"{model_name}.toml"
+    own = folder / f"{name}.toml"
     return tomllib.loads((own if own.is_file() else folder / "other.toml").read_text(encoding="utf-8"))
 
 

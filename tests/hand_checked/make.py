@@ -2,7 +2,8 @@
 
 Writes calibration.png and held_out.png (12 columns of 10 rows of 32 x 32 pixels, picture i at row i // 12, column
 i % 12) and, for each, six pages of twenty enlarged pictures with their number and caption. The labels beside the
-committed sheets, calibration.json and held_out.json, are a person's and are not made here.
+committed sheets, calibration.json and held_out.json, were given by eye, before the judge's grades were looked at, and
+are not made here. The judge's tolerance for shapes was chosen on the calibration sheet.
 """
 
 from __future__ import annotations
