@@ -8,8 +8,9 @@ import importlib
 import pytest
 import torch
 
-from alignbench import LoRA, Prompt, Sampling
+from alignbench import LoRA, Prompt, Prompts, Sampling
 from alignbench.diffusion.rollout import rollout
+from alignbench.experiment.problem import TrainingRound
 from alignbench.keys import Key
 
 ddpo = importlib.import_module("alignbench.algorithms.ddpo")
@@ -171,6 +172,55 @@ def test_training_on_some_actions_is_unbiased(policy):
         total += torch.cat([p.grad.flatten() for p in policy.parameters()])
     assert torch.nn.functional.cosine_similarity(total, whole, dim=0) > 0.99
     assert (total / 200).norm() == pytest.approx(whole.norm().item(), rel=0.1)
+
+
+def actions_trained(policy, **fields):
+    """The actions whose densities one update recomputes."""
+    (episode,) = episodes_of(policy, [8])
+    seen, path = [], episode.path
+
+    class Watched:
+        actions, log_prob = path.actions, path.log_prob
+
+        def log_density(self, policy, action, reduction):
+            seen.append(action)
+            return path.log_density(policy, action, reduction)
+
+    algorithm = ddpo.DDPO(updates_per_round=1, batch=8, **fields)
+    optimiser = torch.optim.SGD(policy.parameters(), lr=0.0)
+    algorithm.update(Recorder(), policy, optimiser, [(episode._replace(path=Watched()), ADVANTAGE)], Key("update"))
+    return sorted(seen)
+
+
+def test_skipped_final_actions_are_never_trained_on(policy):
+    assert actions_trained(policy) == [0, 1, 2, 3, 4, 5]
+    assert actions_trained(policy, skip_last=2) == [0, 1, 2, 3]
+    assert len(actions_trained(policy, skip_last=2, action_fraction=0.5)) == 2
+    assert actions_trained(policy, skip_last=99) == [0]
+
+
+def test_an_annealed_learning_rate_falls_linearly_and_depends_on_the_round_alone(mixture):
+    rates = []
+
+    class Rounds(Recorder):
+        pipeline, reward, key, sampling = mixture, staticmethod(lambda images, prompts: images[:, 0]), Key("a"), None
+        prompts = Prompts(PROMPTS)
+
+        def rounds(self, n, state):
+            for index in range(2, n):  # as after a restart
+                yield TrainingRound(index, Key("round", index))
+
+        def step(self, losses, optimiser, max_norm=None):
+            rates.append(optimiser.param_groups[0]["lr"])
+            return super().step(losses, optimiser, max_norm)
+
+    for anneal, expected in ((True, [0.6, 0.4, 0.2]), (False, [1.0, 1.0, 1.0])):
+        rates.clear()
+        problem = Rounds()
+        problem.sampling = Sampling(4, 1.0, 1.0)
+        fields = {"rounds": 5, "samples_per_round": 8, "updates_per_round": 1}
+        ddpo.DDPO(**fields, learning_rate=0.01, anneal=anneal).align(problem)
+        assert rates == pytest.approx([0.01 * x for x in expected])
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from alignbench.shapes import autoencoder as autoencoding
 from alignbench.shapes import denoiser as denoising
 from alignbench.shapes import preference, train
 from alignbench.shapes.fit import Fit, fit
+from alignbench.shapes.judge import grade, read
 from alignbench.shapes.preference import LENGTH, WORDS, Choices, PreferenceNet, pair_accuracy, words_of
 from alignbench.shapes.render import render, render_batch, sample_scene
 from alignbench.shapes.scene import parse, sample_caption
@@ -482,3 +483,12 @@ def test_a_recipe_killed_in_its_stages_ends_with_the_same_weights(recipe, tmp_pa
     printed = killed.run()
     assert "preference-choosing: continued at step 1 of 2" in printed
     assert killed.hashes() == recipe.hashes()
+
+
+def test_a_mirrored_caption_is_true_of_the_mirrored_picture():
+    for i in range(60):
+        caption = sample_caption(KEY("mirror", i), "train", "relation")
+        picture = render(sample_scene(KEY("mirrored", i), caption))[:, ::-1].transpose(2, 0, 1) / 255
+        assert grade(parse(preference.mirrored(caption.text)), read(picture)).full
+    assert preference.mirrored("a red circle left of a blue star") == "a red circle right of a blue star"
+    assert preference.mirrored(preference.mirrored(caption.text)) == caption.text

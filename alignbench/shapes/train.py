@@ -26,7 +26,7 @@ PICTURES = 96_000
 AUTOENCODER = Fit(steps=9000, learning_rate=8e-4, warmup=100, weight_decay=1e-4, average=0.998)
 CAPTIONS = 3600  # with four generated pictures each
 MATCHING = Fit(steps=5000, learning_rate=5e-4)
-CHOOSING = Fit(steps=2500, learning_rate=2e-4)
+CHOOSING = Fit(steps=3000, learning_rate=2e-4)
 DENOISER = Fit(steps=11_000, learning_rate=1e-3, average=0.9995)
 
 

@@ -1,0 +1,53 @@
+"""README says what is so: its table is what the command prints, its code runs, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from alignbench.cli import run_command_line
+from alignbench.experiment.spec import resolve
+from alignbench.experiment.suite import read_suite
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def reference(monkeypatch) -> list[str]:
+    """The committed result files, relative to the repository."""
+    monkeypatch.chdir(ROOT)
+    return sorted({str(resolve(spec).path) for spec in read_suite(Path("benchmarks/suites/tiny.yaml"))})
+
+
+def test_the_table_is_what_compare_prints(reference, capsys):
+    assert run_command_line(["compare", *reference]) == 0
+    shown = re.search(r"<!-- compare: begin -->\n```\n(.*?)```\n<!-- compare: end -->", README, re.S)
+    assert shown is not None
+    assert shown[1] == capsys.readouterr().out
+
+
+def test_the_reward_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
+    Path("brightness.py").write_text(block)
+    (command,) = re.findall(r"^    alignbench (.*brightness.py.*)$", README, re.M)
+    assert run_command_line([*command.split(), "--limit", "4", "--steps", "2"]) == 0
+    assert "Brightness 0." in capsys.readouterr().out
+
+
+def test_every_link_leads_somewhere():
+    targets = re.findall(r"\]\(([^)]+)\)", README)
+    assert len(targets) >= 6
+    for target in targets:
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_two_commands_are_the_first_bash_blocks():
+    blocks = re.findall(r"^```bash\n(.*?)^```$", README, re.M | re.S)
+    assert len(blocks) == 2
+    assert "alignbench run --algo ddpo --model tiny" in blocks[0]
+    assert "pytest" in blocks[1]
+    assert all("pip install" in block for block in blocks)

@@ -1,0 +1,247 @@
+"""Rewards: what each measures, by hand, and the contract that all of them keep."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alignbench import Key, Prompt, Reward, RewardInfo, plugins
+from alignbench.errors import InputError, Unsupported
+from alignbench.shapes.render import render, render_batch, sample_scene
+from alignbench.shapes.scene import ATTRIBUTES, Scene, Thing, one_wrong, parse, sample_caption
+
+KEY = Key("test", "rewards")
+NAMES = plugins.own_names("rewards")
+
+
+def make(name: str) -> Reward:
+    return plugins.load("rewards", name)()
+
+
+def said(*texts: str) -> list[Prompt]:
+    return [Prompt(str(i), text) for i, text in enumerate(texts)]
+
+
+def as_images(pictures: np.ndarray) -> torch.Tensor:
+    """Rendered pictures as rewards are handed images: (b, 3, h, w) in [0, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+
+
+def drawn(n: int) -> tuple[torch.Tensor, list[Prompt]]:
+    """Clean renders with their captions."""
+    captions = [sample_caption(KEY("caption", i), "test") for i in range(n)]
+    scenes = [sample_scene(KEY("scene", i), caption) for i, caption in enumerate(captions)]
+    return as_images(render_batch(scenes)), said(*(caption.text for caption in captions))
+
+
+def wrongly_described(prompts: list[Prompt]) -> list[Prompt]:
+    """The same prompts with one attribute of each changed, whichever the caption states."""
+    wrong = []
+    for prompt in prompts:
+        caption = parse(prompt.text)
+        order = KEY("attributes", prompt.id).permutation(len(ATTRIBUTES))
+        changed = (one_wrong(caption, ATTRIBUTES[a], KEY("wrong", prompt.id)) for a in order)
+        wrong.append(Prompt(prompt.id, next(other.text for other in changed if other)))
+    return wrong
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reward_gives_one_finite_number_per_image_and_the_same_one_again(name):
+    images, prompts = drawn(6)
+    reward = make(name)
+    assert isinstance(reward, Reward)
+    values = reward(images, prompts)
+    assert values.shape == (6,)
+    assert values.dtype == torch.float32
+    assert torch.isfinite(values).all()
+    assert not values.requires_grad
+    assert len(set(values.tolist())) > 1 or name == "shapes_truth"  # every clean render meets its caption
+    assert torch.equal(make(name)(images, prompts), values)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reward_depends_on_its_own_image_and_prompt_alone(name):
+    images, prompts = drawn(6)
+    prompts = prompts[:3] + wrongly_described(prompts[3:])
+    reward, order = make(name), KEY("order").permutation(6)
+    values = reward(images, prompts)
+    torch.testing.assert_close(reward(images[order], [prompts[i] for i in order]), values[order], atol=1e-5, rtol=0)
+    torch.testing.assert_close(reward(images[4:5], prompts[4:5]), values[4:5], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reward_leaves_its_images_alone(name):
+    images, prompts = drawn(2)
+    before = images.clone()
+    make(name)(images, prompts)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reward_says_what_identifies_it(name):
+    info = make(name).info()
+    assert isinstance(info, RewardInfo)
+    assert info == make(name).info()
+    assert info.id.startswith(name)
+    assert info.range
+    assert all(len(digest) == 64 for digest in info.files.values())
+
+
+def test_no_two_rewards_have_one_identity():
+    assert len({make(name).info().id for name in NAMES}) == len(NAMES) >= 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reward_says_in_a_sentence_what_it_cannot_score(name):
+    reward, (_, prompts) = make(name), drawn(2)
+    assert reward.unsupported(prompts, (3, 32, 32)) is None
+    assert reward.unsupported(prompts, ()) is None  # before the model is loaded
+    reason = reward.unsupported([*prompts, Prompt("x", "a photo of a cat")], (3, 32, 32))
+    assert reason is None or reason.endswith(".")
+    assert (reason is not None) is name.startswith("shapes_")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_is_there_exactly_where_a_reward_says_so(name):
+    images, prompts = drawn(3)
+    images.requires_grad_()
+    reward = make(name)
+    if not reward.differentiable:
+        with pytest.raises(Unsupported, match=rf"^reward '{name}' .* no gradient.*\.$"):
+            reward.with_grad(images, prompts)
+        return
+    values = reward.with_grad(images, prompts)
+    assert values.shape == (3,)
+    (gradient,) = torch.autograd.grad(values.sum(), images)
+    assert torch.isfinite(gradient).all()
+    assert (gradient.flatten(1).norm(dim=1) > 0).all()
+
+
+def jpeg_bytes(pixels: np.ndarray) -> int:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=95, subsampling="4:2:0")
+    return len(buffer.getvalue())
+
+
+def test_jpeg_rewards_are_the_size_of_the_file_in_thousand_bytes():
+    pictures = np.stack([render(sample_scene(KEY("jpeg", i), parse("two red stars"))) for i in range(4)])
+    sizes = [jpeg_bytes(picture) / 1000 for picture in pictures]
+    assert make("jpeg_incompressibility")(as_images(pictures), said(*"abcd")).tolist() == pytest.approx(sizes)
+    assert make("jpeg_compressibility")(as_images(pictures), said(*"abcd")).tolist() == pytest.approx(
+        [-s for s in sizes]
+    )
+    assert len(set(sizes)) > 1
+
+
+def test_jpeg_quality_and_subsampling_are_those_of_the_paper():
+    """Another quality or subsampling would give another size, by a margin that the test above would see."""
+    noise = (KEY("noise").uniform(64, 64, 3).numpy() * 255).astype(np.uint8)
+    found = make("jpeg_incompressibility")(as_images(noise[None]), said("x")).item() * 1000
+    assert found == pytest.approx(jpeg_bytes(noise))
+    for other in ({"quality": 90, "subsampling": "4:2:0"}, {"quality": 95, "subsampling": "4:4:4"}):
+        buffer = io.BytesIO()
+        Image.fromarray(noise).save(buffer, format="JPEG", **other)
+        assert abs(len(buffer.getvalue()) - found) > 200
+
+
+def test_noise_makes_a_larger_file_than_a_flat_picture_and_the_prompt_does_not_matter():
+    images = torch.stack([KEY("noise").uniform(3, 32, 32), torch.full((3, 32, 32), 0.5)])
+    for name, sign in (("jpeg_incompressibility", 1), ("jpeg_compressibility", -1)):
+        noise, flat = (sign * make(name)(images, said("a", "b"))).tolist()
+        assert noise > 2 * flat > 0
+        assert torch.equal(make(name)(images, said("a", "b")), make(name)(images, said("c", "d")))
+
+
+def test_jpeg_rewards_cut_off_values_outside_the_range():
+    wild = 3 * KEY("wild").normal(1, 3, 32, 32)
+    for name in ("jpeg_incompressibility", "jpeg_compressibility"):
+        assert torch.equal(make(name)(wild, said("x")), make(name)(wild.clamp(0, 1), said("x")))
+
+
+def test_truth_is_one_for_a_clean_render_and_less_with_one_wrong_attribute():
+    images, prompts = drawn(40)
+    truth = make("shapes_truth")
+    assert truth(images, prompts).tolist() == [1.0] * 40
+    wrong = truth(images, wrongly_described(prompts))
+    assert (wrong < 1).all()
+    assert (wrong >= 0).all()
+
+
+def test_truth_is_the_mean_over_what_the_caption_asks_for():
+    """A red circle on white for a red star on white: number, colour and background of four."""
+    picture = render(Scene((Thing("circle", "red", "large", 0.5, 0.5, 0.22),), "white"))
+    images = as_images(np.stack([picture] * 4))
+    texts = ["a red circle", "a red star on a white background", "a blue star on a black background", "two red circles"]
+    assert make("shapes_truth")(images, said(*texts)).tolist() == pytest.approx([1, 3 / 4, 1 / 4, 1 / 3], abs=1e-6)
+
+
+def test_style_prefers_contrast_and_a_centred_thing_and_knows_nothing_of_the_caption():
+    def one(colour: str, background: str, x: float, y: float) -> np.ndarray:
+        return render(Scene((Thing("square", colour, "large", x, y, 0.22),), background))
+
+    pictures = [
+        one("yellow", "black", 0.5, 0.5),  # strong and centred
+        one("yellow", "black", 0.35, 0.6),  # strong, off the centre
+        one("yellow", "white", 0.35, 0.6),  # weak, off the centre
+        np.full((32, 32, 3), 128, np.uint8),  # nothing
+    ]
+    style = make("shapes_style")
+    values = style(as_images(np.stack(pictures)), said("a red star", "x", "y", "z")).tolist()
+    assert values == sorted(values, reverse=True)
+    assert len(set(values)) == 4
+    assert values[0] > 0.95
+    assert values[-1] == 0
+    assert style(as_images(np.stack(pictures)), said("1", "2", "3", "4")).tolist() == values
+
+
+def test_style_lies_between_zero_and_one():
+    images, prompts = drawn(30)
+    noise = KEY("noise").uniform(10, 3, 32, 32)
+    values = torch.cat([make("shapes_style")(images, prompts), make("shapes_style")(noise, prompts[:10])])
+    assert 0 <= values.min() < values.max() <= 1
+
+
+@pytest.mark.parametrize("name", ["shapes_truth", "shapes_style", "shapes_preference"])
+def test_pictures_of_another_size_are_refused(name):
+    with pytest.raises(ValueError, match=r"of (shape \()?3.*32.*32.*got \(3, 64, 64\)"):
+        make(name)(torch.zeros(1, 3, 64, 64), said("a red circle"))
+
+
+def test_the_preference_says_itself_that_a_size_is_wrong_input():
+    for score in (make("shapes_preference"), make("shapes_preference").with_grad):
+        with pytest.raises(InputError, match=r"shapes_preference scores pictures of 3 x 32 x 32, got \(3, 64, 64\)"):
+            score(torch.zeros(1, 3, 64, 64), said("a red circle"))
+
+
+def test_the_preference_scores_alike_with_and_without_gradient():
+    images, prompts = drawn(5)
+    reward = make("shapes_preference")
+    torch.testing.assert_close(reward.with_grad(images, prompts), reward(images, prompts), atol=1e-5, rtol=0)
+
+
+def test_the_preference_rises_along_its_gradient():
+    images, prompts = drawn(4)
+    reward = make("shapes_preference")
+    moved = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(reward.with_grad(moved, prompts).sum(), moved)
+    step = 0.05 * gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
+    assert (reward(images + step, prompts) > reward(images, prompts)).all()
+    assert (reward(images - step, prompts) < reward(images, prompts)).all()
+
+
+def test_the_preference_scores_a_right_caption_above_one_with_a_wrong_attribute():
+    """Far more often than by chance, and far from always: it is a proxy (the model card gives its accuracies)."""
+    images, prompts = drawn(150)
+    reward = make("shapes_preference")
+    margin = reward(images, prompts) - reward(images, wrongly_described(prompts))
+    assert 0.6 <= (margin > 0).float().mean() <= 0.9
+
+
+def test_the_preference_names_its_weights_by_their_content():
+    (digest,) = make("shapes_preference").info().files.values()
+    assert list(make("shapes_preference").info().files) == ["preference.safetensors"]
+    assert set(digest) <= set("0123456789abcdef")
