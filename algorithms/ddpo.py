@@ -15,7 +15,8 @@ Departures  The prompt statistics are part of the checkpoint (the authors' resta
             clamped away. Guidance is the evaluation's, trained through both branches. `skip_last` leaves final actions
             out: on paths of few steps the squared gradient of log p of the step onto the lowest noise level is tens of
             times the others' (10 steps: 69 against 1 to 2, in units of ‖∂ε‖²) and drowns what decides the composition;
-            `anneal` helps where the budget is short. The authors train all actions at a constant rate: the defaults.
+            tuning "bias" trains few weights, whose gradient stands out of its noise after fewer images; `anneal` helps
+            where the budget is short. The authors train all actions of a LoRA at a constant rate: the defaults.
 Units       The clip range bounds the log ratio per latent element: the true bound is ε times their number.
 Symbols     B images of a batch, A actions (steps with σ > 0) of a path.
 """
@@ -31,7 +32,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench import FullFineTune, Key, LoRA, Policy, Problem, Prompt, Sampler, Sampling
+from alignbench import BiasFineTune, FullFineTune, Key, LoRA, Policy, Problem, Prompt, Sampler, Sampling
 from alignbench.diffusion.rollout import PipelineSampler, Trajectory, path_divergence, rollout
 from alignbench.diffusion.transition import Reduction
 
@@ -62,7 +63,7 @@ class DDPO:
     anneal: bool = False  # let the learning rate fall linearly to zero over the rounds
     weight_decay: float = 1e-4
     max_norm: float = 1.0  # of the gradient
-    tuning: Literal["lora", "full"] = "lora"
+    tuning: Literal["lora", "full", "bias"] = "lora"
     rank: int = 4  # of the LoRA
 
     def __post_init__(self) -> None:
@@ -83,8 +84,8 @@ class DDPO:
             raise ValueError("estimator 'reinforce' is for one update per round; set updates_per_round=1 and passes=1.")
 
     def align(self, problem: Problem) -> Sampler:
-        tuning = LoRA(self.rank) if self.tuning == "lora" else FullFineTune()
-        policy = problem.pipeline.adapt(tuning, problem.key("adapter"))
+        tunings = {"lora": LoRA(self.rank), "full": FullFineTune(), "bias": BiasFineTune()}
+        policy = problem.pipeline.adapt(tunings[self.tuning], problem.key("adapter"))
         optimiser = torch.optim.AdamW(policy.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         statistics = PromptStatistics(self.buffer, self.min_count)
         sampling = replace(problem.sampling, eta=self.eta, steps=self.steps or problem.sampling.steps)

@@ -13,6 +13,7 @@ _HOMES = {
     "errors": ("AlignbenchError", "InputError", "RunError", "Unsupported"),
     "interface": (
         "Algorithm",
+        "BiasFineTune",
         "FullFineTune",
         "LoRA",
         "PairBatch",

@@ -81,7 +81,12 @@ class FullFineTune:
     """Train every weight of the denoiser; the reference is a frozen copy."""
 
 
-Tuning = LoRA | FullFineTune
+@dataclass(frozen=True)
+class BiasFineTune:
+    """Train the biases of the denoiser alone (BitFit, Ben Zaken et al. 2022): few weights, so little gradient noise."""
+
+
+Tuning = LoRA | FullFineTune | BiasFineTune
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-from alignbench import Condition, FullFineTune, LoRA, Pipeline, Policy, Prompt, Sampling
+from alignbench import BiasFineTune, Condition, FullFineTune, LoRA, Pipeline, Policy, Prompt, Sampling
 from alignbench.diffusion import models
 from alignbench.diffusion.meter import Cost, Meter
 from alignbench.diffusion.rollout import PipelineSampler, rollout
@@ -317,7 +317,18 @@ def test_a_full_fine_tune_beside_loras_starts_at_the_base(fresh, latents, condit
     assert torch.equal(native(lora, latents, condition), moved)
 
 
-@pytest.mark.parametrize("tuning", [LoRA(), FullFineTune()], ids=["lora", "full"])
+def test_a_fine_tune_of_the_biases_trains_them_alone(fresh, latents, condition, tmp_path):
+    policy = move(fresh.adapt(BiasFineTune(), Key("a")), "a", 0.05)
+    assert all(name.endswith(".bias") for name in policy.state_dict())
+    assert sum(parameter.numel() for parameter in policy.parameters()) == 14_660
+    policy.save(tmp_path)
+    saved = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
+    for name, parameter in fresh.components.unet.named_parameters():
+        assert torch.equal(saved.get_parameter(name), parameter) != name.endswith(".bias"), name
+    assert (native(policy, latents, condition) - native(fresh, latents, condition)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("tuning", [LoRA(), FullFineTune(), BiasFineTune()], ids=["lora", "full", "bias"])
 def test_the_gradient_reaches_the_policys_weights_and_no_others(fresh, condition, latents, tuning):
     policy = move(fresh.adapt(tuning, Key("a")), "a", 0.01)
     assert isinstance(policy, Policy)
@@ -333,7 +344,7 @@ def test_the_gradient_reaches_the_policys_weights_and_no_others(fresh, condition
         assert not network.training
 
 
-@pytest.mark.parametrize("tuning", [LoRA(), FullFineTune()], ids=["lora", "full"])
+@pytest.mark.parametrize("tuning", [LoRA(), FullFineTune(), BiasFineTune()], ids=["lora", "full", "bias"])
 def test_a_saved_state_brings_a_policy_back(fresh, latents, condition, tmp_path, tuning):
     policy = move(fresh.adapt(tuning, Key("a")), "a", 0.02)
     torch.save(policy.state_dict(), tmp_path / "state.pt")
@@ -346,7 +357,9 @@ def test_a_saved_state_brings_a_policy_back(fresh, latents, condition, tmp_path,
 
 
 @pytest.mark.parametrize(
-    "other", [FullFineTune(), LoRA(rank=1), LoRA(rank=8), LoRA(targets=("to_q",))], ids=["full", "1", "8", "targets"]
+    "other",
+    [FullFineTune(), BiasFineTune(), LoRA(rank=1), LoRA(rank=8), LoRA(targets=("to_q",))],
+    ids=["full", "bias", "1", "8", "targets"],
 )
 def test_a_state_of_another_tuning_is_refused(fresh, other):
     """A state of rank 1 would broadcast into any other rank."""

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x through diffusers, with LoRA through peft and full fine-tuning.
+"""Stable Diffusion 1.x and 2.x through diffusers, with LoRA through peft and fine-tuning of all weights or the biases.
 
 The text encoder, autoencoder and base denoiser are frozen. A LoRA policy shares the base denoiser and switches its own
 adapter on before each forward pass; its reference, and the pipeline it came from, switch all adapters off.
@@ -20,7 +20,7 @@ from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
 from alignbench.errors import Unsupported
-from alignbench.interface import LoRA, Prompt, Tuning
+from alignbench.interface import FullFineTune, LoRA, Prompt, Tuning
 from alignbench.keys import Key
 from alignbench.quantities import Condition, Prediction, Steps
 
@@ -165,8 +165,13 @@ class LatentPipeline:
         unet = copy.deepcopy(self.components.unet)
         if self.components.adapters:
             unet.unload_lora()  # other policies' adapters are no part of this one
-        unet.float().requires_grad_(True)
-        return LatentPolicy(self.components, unet, None, dict(unet.named_parameters()))
+        unet.float().requires_grad_(False)
+        trained = {
+            name: parameter.requires_grad_(True)
+            for name, parameter in unet.named_parameters()
+            if isinstance(tuning, FullFineTune) or name.endswith(".bias")
+        }
+        return LatentPolicy(self.components, unet, None, trained)
 
 
 class LatentPolicy(LatentPipeline):
