@@ -104,15 +104,25 @@ def test_images_equal_those_of_plain_diffusers(pipeline, guidance):
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
-def test_the_batch_an_image_stands_in_does_not_change_it(pipeline):
-    """One evaluation agrees to 1e-5; sampling amplifies its rounding, but stays within an eighth of a grey level."""
-    sampler = PipelineSampler(pipeline, Sampling(6, 3.0, 1.0))
+@pytest.fixture
+def threads():
+    """Sets the number of threads, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("count", "tolerance"), [(2, 1e-5), (1, 1e-4)])
+def test_the_batch_an_image_stands_in_does_not_change_it(pipeline, threads, count, tolerance):
+    """As `tiny` is evaluated; alone, 7 together and 16 together. The kernels of a single thread round more unevenly."""
+    threads(count)
+    sampler = PipelineSampler(pipeline, Sampling(20, 3.0, 1.0))
     whole = sampler(PROMPTS, KEYS)
     predicted = native(pipeline, pipeline.initial_noise(KEYS), pipeline.condition(PROMPTS))
     for size in (1, 7):
         batches = [slice(i, i + size) for i in range(0, 16, size)]
         images = torch.cat([sampler(PROMPTS[rows], KEYS[rows]).images for rows in batches])
-        torch.testing.assert_close(images, whole.images, atol=5e-4, rtol=0)
+        torch.testing.assert_close(images, whole.images, atol=tolerance, rtol=0)
         for rows in batches:
             latents, condition = pipeline.initial_noise(KEYS[rows]), pipeline.condition(PROMPTS[rows])
             torch.testing.assert_close(native(pipeline, latents, condition), predicted[rows], atol=1e-5, rtol=0)
@@ -383,9 +393,8 @@ def test_recomputed_densities_of_a_trained_lora_equal_the_stored_ones_exactly(fr
     assert not torch.equal(path.log_density(policy.reference, 5), path.log_prob[:, 5])
 
 
-@pytest.mark.parametrize(("guidance", "tolerance"), [(1.0, 1e-6), (3.0, 3e-6)])
-def test_in_another_batch_the_log_ratio_is_zero_to_millionths(fresh, guidance, tolerance):
-    """Guidance triples the rounding of the denoiser, and the last steps' σ of 0.02 shows it."""
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_in_another_batch_the_log_ratio_is_zero_to_a_millionth(fresh, guidance):
     policy = moved_lora(fresh)
     whole = rollout(policy, policy.condition(PROMPTS), KEYS, Sampling(8, guidance, 1.0))
     for rows in (slice(0, 1), slice(1, 8), slice(8, 16)):
@@ -394,7 +403,7 @@ def test_in_another_batch_the_log_ratio_is_zero_to_millionths(fresh, guidance, t
         for action in range(8):
             with torch.no_grad():
                 ratio = part.log_density(policy, action) - log_prob[:, action]
-            assert ratio.abs().max() <= tolerance
+            assert ratio.abs().max() <= 1e-6
 
 
 def saved_pictures(policy, folder: Path) -> torch.Tensor:
@@ -446,7 +455,7 @@ def test_a_saved_full_fine_tune_opens_as_a_diffusers_unet(fresh, latents, condit
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
     with torch.no_grad():
         theirs = unet(latents, T, encoder_hidden_states=condition.tensors["text"]).sample
-    assert torch.equal(theirs, native(policy, latents, condition, 1.0))
+    torch.testing.assert_close(theirs, native(policy, latents, condition, 1.0), atol=1e-5, rtol=0)
 
 
 def test_an_untrained_pipeline_saves_nothing(pipeline, tmp_path):

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SPECS = read_suite(ROOT / "benchmarks" / "suites" / "tiny.yaml")
 SHORT = Path(__file__).parent / "golden" / "tiny-shapes-ddpo-short-seed0.json"
 # A cell that trains, in seconds: what the committed SHORT was made with.
-SHORT_SPEC = {"algo": "ddpo", "name": "short", "limit": 16, "set": {"rounds": 2, "samples_per_round": 32}}
+SHORT_SPEC = {"algo": "ddpo", "name": "short", "limit": 16, "set": {"rounds": 2, "samples_per_round": 32, "batch": 8}}
 
 
 @pytest.fixture(scope="module")

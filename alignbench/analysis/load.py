@@ -27,8 +27,9 @@ class Run:
     @property
     def pool(self) -> str:
         """Equal for runs that differ in the training seed alone. Model and prompts are the evaluation's: here they are
-        names as somebody typed them, such as a path."""
+        names as somebody typed them, such as a path. The order of scorers is of no account."""
         configuration = self.result.configuration.model_dump(exclude={"seed", "model", "prompts"})
+        configuration["scorers"] = sorted(configuration["scorers"])
         return canonical([configuration, self.result.sampler])
 
 
@@ -144,7 +145,7 @@ def _facts(result: Result) -> dict[str, str]:
         "images_per_prompt": configuration.images_per_prompt,
         "train_prompts": configuration.train_prompts,
         "dtype": configuration.dtype,
-        "scorers": ",".join(configuration.scorers),
+        "scorers": ",".join(sorted(configuration.scorers)),
         "eval_seed": configuration.eval_seed,
     }
     return {name: str(value) for name, value in values.items()}
