@@ -304,6 +304,14 @@ def test_methods_are_told_apart_by_their_reward_with_seeds_pooled(make_result):
     assert only_group(paths).methods == ["ddpo reward=style", "ddpo reward=truth"]
 
 
+def test_the_order_in_which_scorers_were_named_tells_no_methods_apart(make_result):
+    paths = [
+        make_result(f"{seed}", [1, 1], "ddpo", seed=seed, configuration={"scorers": scorers})
+        for seed, scorers in enumerate((["r", "s"], ["s", "r"], ["r", "s"]))
+    ]
+    assert only_group(paths).methods == ["ddpo"]
+
+
 @pytest.mark.parametrize(
     ("configuration", "ending"),
     [
