@@ -33,7 +33,8 @@ def test_partiprompts_has_the_published_counts(parti):
 
 def test_partiprompts_keeps_quotes_and_spaces(parti):
     assert any(prompt.text.startswith('"G I G G L E"') for prompt in parti)
-    assert sum(prompt.text.endswith(" ") for prompt in parti) == 10
+    assert sum(prompt.text.endswith(" ") for prompt in parti) == 9
+    assert sum(prompt.text.startswith(" ") for prompt in parti) == 1
     assert sum(not prompt.text.isascii() for prompt in parti) == 17
 
 
