@@ -50,6 +50,8 @@ MOMENTS = {
     "in scoring": ("alignbench.experiment.generate", "_score_chunk", 3, 4),
     "before the result is renamed": ("alignbench.experiment.result", "write_text", 2, 4),
 }
+# The embedded model has held-out prompts: its curve begins with a line before training.
+ON_PICTURES = MOMENTS | {"before the curve's line": ("alignbench.experiment.problem", "append_line", 3, 1)}
 
 
 def execute(arguments: list[str], killed_at: tuple[Any, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -124,8 +126,8 @@ def pictures(tmp_path_factory) -> Cells:
     return cells
 
 
-def kill_and_continue(cells: Cells, moment: str) -> None:
-    name, killed_at = re.sub(r"\W", "_", moment), MOMENTS[moment]
+def kill_and_continue(cells: Cells, moment: str, killed_at: tuple[Any, ...]) -> None:
+    name = re.sub(r"\W", "_", moment)
     first = execute(cells.command(name), killed_at)
     assert first.returncode == -signal.SIGKILL, first.stderr
     second = execute(cells.command(name))
@@ -140,13 +142,13 @@ def kill_and_continue(cells: Cells, moment: str) -> None:
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_killed_and_typed_again_equals_one_never_killed(points, moment):
-    kill_and_continue(points, moment)
+    kill_and_continue(points, moment, MOMENTS[moment])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", ON_PICTURES)
 def test_the_same_on_the_embedded_model(pictures, moment):
-    kill_and_continue(pictures, moment)
+    kill_and_continue(pictures, moment, ON_PICTURES[moment])
 
 
 def test_an_interrupt_exits_with_130_and_one_line(points):
