@@ -34,7 +34,7 @@ from torch import Tensor
 
 from alignbench import BiasFineTune, FullFineTune, Key, LoRA, Policy, Problem, Prompt, Sampler, Sampling
 from alignbench.diffusion.rollout import PipelineSampler, Trajectory, path_divergence, rollout
-from alignbench.diffusion.transition import Reduction
+from alignbench.diffusion.transition import Reduction, std_of
 
 __all__ = ["DDPO"]
 
@@ -160,7 +160,7 @@ class DDPO:
         images = sum(len(advantage) for _, advantage in part)
         for i, (episode, advantage) in enumerate(part):
             path = episode.path
-            trained = max(1, len(path.actions) - self.skip_last)
+            trained = len(path.actions) - self.skip_last
             kept = max(1, round(self.action_fraction * trained))
             for action in key(i).permutation(trained)[:kept]:
                 log_prob = path.log_density(policy, action, self.reduction)
@@ -175,6 +175,10 @@ class DDPO:
     def unsupported(self, problem: Problem) -> str | None:
         if not problem.prompts:
             return "DDPO draws prompts to train on, and none were named; pass --train-prompts."
+        steps = problem.pipeline.timesteps(self.steps or problem.sampling.steps)
+        actions = int((std_of(steps, self.eta) > 0).sum())
+        if self.skip_last >= actions:
+            return f"skip_last={self.skip_last} leaves none of a path's {actions} actions to train; set it lower."
         return None
 
 

@@ -196,7 +196,15 @@ def test_skipped_final_actions_are_never_trained_on(policy):
     assert actions_trained(policy) == [0, 1, 2, 3, 4, 5]
     assert actions_trained(policy, skip_last=2) == [0, 1, 2, 3]
     assert len(actions_trained(policy, skip_last=2, action_fraction=0.5)) == 2
-    assert actions_trained(policy, skip_last=99) == [0]
+
+
+@pytest.mark.parametrize(("skip_last", "refused"), [(5, False), (6, True), (99, True)])
+def test_skipping_every_action_is_refused(mixture, skip_last, refused):
+    problem = Recorder()
+    problem.pipeline, problem.prompts, problem.sampling = mixture, PROMPTS, Sampling(6, 1.0, 1.0)
+    reason = ddpo.DDPO(skip_last=skip_last).unsupported(problem)
+    expected = f"skip_last={skip_last} leaves none of a path's 6 actions to train; set it lower."
+    assert reason == (expected if refused else None)
 
 
 def test_an_annealed_learning_rate_falls_linearly_and_depends_on_the_round_alone(mixture):
