@@ -11,6 +11,7 @@ Cost        n times the base model's denoiser evaluations and decodes, and n rew
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,11 @@ class BestOfNSampler:
 
     def save(self, folder: Path) -> None:
         """Nothing was trained."""
+
+    def divergence(self) -> float | None:
+        """log n − (n − 1)/n where the candidates are the model's own distribution, see Paper."""
+        known = self.base.divergence()
+        return None if known is None else known + math.log(self.n) - (self.n - 1) / self.n
 
     def __call__(self, prompts: Sequence[Prompt], keys: Sequence[Key], start: Start | None = None) -> Samples:
         best = self.base(prompts, keys, start)

@@ -43,6 +43,7 @@ def run(
     steps: int | None = None,
     guidance: float | None = None,
     eta: float | None = None,
+    kernel: Literal["ddim", "exact"] | None = None,
     dtype: Literal["float32", "float16", "bfloat16"] | None = None,
     output: Path | None = None,
     name: str | None = None,
@@ -87,6 +88,8 @@ def run(
         Classifier-free guidance scale; 1 is none.
     eta: float
         Noise of DDIM sampling: 0 is deterministic, 1 ancestral.
+    kernel: str
+        Reverse steps: ddim (default), or exact, which only mixture has.
     dtype: str
         Precision of the model.
     output: Path
@@ -383,13 +386,57 @@ def plot(
     from alignbench.analysis.plots import reward_curves
     from alignbench.files import replace_file
 
-    if output.suffix not in (".png", ".pdf", ".svg"):
-        raise InputError(f"--output {output}: expected a .png, .pdf or .svg file.")
+    _check_picture(output)
     figure = reward_curves(files or (Path("results"),), against, scorer or ())
     with replace_file(output) as temporary:
         figure.savefig(temporary, format=output.suffix[1:], dpi=150)
     print(f"written to {output}")
     return 0
+
+
+@app.command
+def frontier(
+    *files: Path,
+    scorer: Names = None,
+    format: Literal["figure", "csv"] = "figure",
+    output: Path | None = None,
+) -> int:
+    """Draw methods on the exact reward-KL frontier of the problems whose optimum is known.
+
+    Parameters
+    ----------
+    files: Path
+        Result files of --model mixture, or folders of them (default: results/testbed).
+    scorer: str
+        Only these scorers.
+    format: str
+        figure, or csv for its data.
+    output: Path
+        File to write: .png (default frontier.png), .pdf or .svg for a figure; csv goes to the terminal without it.
+    """
+    from alignbench.analysis.optimality import as_csv, panels
+    from alignbench.analysis.plots import frontier_figure
+    from alignbench.files import replace_file, write_text
+
+    if format == "figure":
+        output = output or Path("frontier.png")
+        _check_picture(output)
+    found = panels(files or (Path("results/testbed"),), scorer or ())
+    if output is None:
+        print(as_csv(found), end="")
+        return 0
+    if format == "csv":
+        write_text(output, as_csv(found))
+    else:
+        with replace_file(output) as temporary:
+            frontier_figure(found).savefig(temporary, format=output.suffix[1:], dpi=150)
+    print(f"written to {output}")
+    return 0
+
+
+def _check_picture(output: Path) -> None:
+    if output.suffix not in (".png", ".pdf", ".svg"):
+        raise InputError(f"--output {output}: expected a .png, .pdf or .svg file.")
 
 
 def run_command_line(arguments: Sequence[str]) -> int:

@@ -30,13 +30,29 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
+Kernel = Literal["ddim", "exact"]
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How a pipeline is sampled: number of steps, classifier-free guidance scale (1 = none), DDIM's η in [0, 1]."""
+    """How a pipeline is sampled: number of steps, classifier-free guidance scale (1 = none), DDIM's η in [0, 1].
+
+    Kernel `exact` draws from the true p(x_s | x_t) instead of DDIM's Gaussian, where it is known in closed form.
+    """
 
     steps: int
     guidance: float
     eta: float = 0.0
+    kernel: Kernel = "ddim"
+
+    def as_dict(self) -> dict[str, str | int | float | bool | None]:
+        """What a result file keeps: the kernel only where it is not DDIM's, as in files older than the choice."""
+        common: dict[str, str | int | float | bool | None] = {
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "eta": self.eta,
+        }
+        return common if self.kernel == "ddim" else {**common, "kernel": self.kernel}
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -133,6 +149,16 @@ class Pipeline(Protocol):
 
 
 @runtime_checkable
+class ExactKernel(Protocol):
+    """A pipeline whose reverse conditional p(x_s | x_t) is known in closed form."""
+
+    def exact_step(
+        self, latents: Float[Tensor, b * latent], step: Steps, keys: Sequence[Key]
+    ) -> Float[Tensor, b * latent]:
+        """One draw from it per row. Raises Unsupported where training has changed the pipeline."""
+
+
+@runtime_checkable
 class Policy(Pipeline, Protocol):
     """A pipeline with trainable weights."""
 
@@ -167,6 +193,14 @@ class Sampler(Protocol):
         """Write the weights this sampler changed; nothing for a test-time method."""
 
     def __call__(self, prompts: Sequence[Prompt], keys: Sequence[Key], start: Start | None = None) -> Samples: ...
+
+
+@runtime_checkable
+class KnownDivergence(Protocol):
+    """A sampler that may know how far its images are from the model's own distribution."""
+
+    def divergence(self) -> float | None:
+        """KL(images ‖ the model) in nats where it is known exactly, for a reward without ties; else None."""
 
 
 @dataclass(frozen=True)

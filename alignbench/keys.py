@@ -20,8 +20,9 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
     from jaxtyping import Float
+    from numpy.typing import NDArray
 
-__all__ = ["Key", "normal"]
+__all__ = ["Key", "normal", "resample_counts"]
 
 T = TypeVar("T")
 
@@ -92,3 +93,10 @@ def normal(keys: Sequence[Key], shape: Sequence[int]) -> Float[torch.Tensor, b *
     import torch
 
     return torch.stack([key.normal(*shape) for key in keys])
+
+
+def resample_counts(rng: np.random.Generator, n: int, size: int) -> NDArray[np.float64]:
+    """Bootstrap resamples of n things as a matrix [size, n]: how often each is drawn."""
+    drawn = rng.integers(0, n, size=(size, n))
+    rows = np.arange(size)[:, None] * n
+    return np.bincount((drawn + rows).ravel(), minlength=size * n).reshape(size, n).astype(np.float64)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from alignbench.diffusion.meter import Meter
-from alignbench.diffusion.mixture import Mixture, MixturePipeline
+from alignbench.diffusion.mixture import MixturePipeline
 from alignbench.diffusion.schedule import Schedule
 from alignbench.experiment import result as results
+from alignbench.testbed.toys import grid
 
 TOY = Path(__file__).parent / "plugins" / "toy.py"
 
@@ -25,7 +26,7 @@ def _one_thread():
 @pytest.fixture
 def mixture() -> MixturePipeline:
     levels = Schedule.scaled_linear()
-    return MixturePipeline(Mixture.grid(), Schedule(levels, float(levels[0]), steps_offset=1), Meter())
+    return MixturePipeline(grid().mixture, Schedule(levels, float(levels[0]), steps_offset=1), Meter())
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from alignbench import LoRA, Prompt, Sampling
-from alignbench.diffusion.mixture import Mixture
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.errors import Unsupported
 from alignbench.keys import Key
+from alignbench.testbed.mixture import Mixture
+from alignbench.testbed.toys import grid
 
 
 def test_the_posterior_mean_of_one_gaussian_is_linear_regression():
@@ -36,7 +37,7 @@ def test_the_posterior_mean_is_tweedies_formula():
 
 
 def test_rows_of_different_noise_levels_equal_rows_alone():
-    mixture, x = Mixture.grid(), 3 * Key("x").normal(4, 2)
+    mixture, x = grid().mixture, 3 * Key("x").normal(4, 2)
     level = torch.tensor([0.9, 0.5, 0.5, 0.1])
     together = mixture.posterior_mean(x, level)
     alone = torch.cat([mixture.posterior_mean(x[i : i + 1], level[i : i + 1]) for i in range(4)])
@@ -55,7 +56,7 @@ def test_sampling_reproduces_the_mixture(mixture):
 
 
 def test_exact_draws_have_the_mixtures_moments():
-    points = Mixture.grid().sample(Key("exact"), 20_000)
+    points = grid().mixture.sample(Key("exact"), 20_000)
     assert points.mean(0).tolist() == pytest.approx([0, 0], abs=0.1)
     assert points.var(0).tolist() == pytest.approx([0.3 + 32 / 3] * 2, rel=0.03)
 

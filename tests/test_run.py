@@ -268,7 +268,9 @@ def test_wrong_options_are_refused_by_name(values, message):
         ({"reward": "no.such.module:X"}, "cannot import"),
         ({"reward": f"{TOY}:Nothing"}, "has no 'Nothing'"),
         ({"reward": None, "scorers": ()}, "nothing would be scored; pass --reward"),
-        ({"model": "mixture", "prompts": None}, "no default prompt set; pass --prompts"),
+        ({"kernel": "exact", "eta": 0.5}, "--kernel exact draws from .* itself; eta and guidance have no place in it"),
+        ({"kernel": "exact", "guidance": 2.0}, "eta and guidance have no place in it"),
+        ({"kernel": "exact", "model": "tiny"}, "the reverse kernel of model 'tiny' is not known; only mixture's is"),
     ],
 )
 def test_wrong_names_and_values_are_refused_before_anything_runs(toy_cell, tmp_path, changes, message):

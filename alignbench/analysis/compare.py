@@ -26,6 +26,7 @@ from alignbench.analysis.load import (
     no_garbage_collection,
     table,
 )
+from alignbench.analysis.optimality import Standing, Target, standings, targets
 from alignbench.analysis.statistics import (
     Differences,
     Ranks,
@@ -116,6 +117,8 @@ class Group:
     parts: list[Part]
     means: dict[str, dict[str, float]]  # scorer -> method -> mean score
     costs: list[CostRow]
+    optimality: list[Standing]  # where the optimum is known
+    targets: dict[str, Target]  # scorer -> its optimum
     notes: list[str]
 
 
@@ -207,6 +210,8 @@ def _group(runs: Sequence[Run], baseline: str, by: By | None, chosen: Sequence[s
         parts=parts,
         means={name: {p.label: _mean(column.values[list(p.rows)]) for p in placed} for name, column in scores.items()},
         costs=[_cost(method) for method in methods],
+        optimality=standings(methods, scorers),
+        targets=targets(methods, scorers),
         notes=notes,
     )
 

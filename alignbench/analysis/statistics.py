@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alignbench.keys import Key
+from alignbench.keys import Key, resample_counts
 
 Array = NDArray[np.float64]
 
@@ -124,7 +124,9 @@ def paired_differences(by_prompt: Array, key: Key, level: float = LEVEL) -> Diff
     n, comparisons = by_prompt.shape
     mean = by_prompt.mean(0)
     rng = key("bootstrap").generator()
-    resampled = np.concatenate([_counts(rng, n, size) @ by_prompt / n for size in _sizes(RESAMPLES)], dtype=np.float64)
+    resampled = np.concatenate(
+        [resample_counts(rng, n, size) @ by_prompt / n for size in _sizes(RESAMPLES)], dtype=np.float64
+    )
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
     rng = key("flip").generator()
     extreme = np.zeros(comparisons)
@@ -138,13 +140,6 @@ def paired_differences(by_prompt: Array, key: Key, level: float = LEVEL) -> Diff
 
 def _sizes(total: int) -> list[int]:
     return [min(CHUNK, total - i) for i in range(0, total, CHUNK)]
-
-
-def _counts(rng: np.random.Generator, n: int, size: int) -> Array:
-    """How often each of n prompts is drawn in each of `size` resamples."""
-    drawn = rng.integers(0, n, size=(size, n))
-    rows = np.arange(size)[:, None] * n
-    return np.bincount((drawn + rows).ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
 
 
 def holm(p: Array) -> Array:

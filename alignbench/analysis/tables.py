@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from alignbench.analysis.compare import Comparison, Group, Versus
+from alignbench.analysis.optimality import Pooled
 
 Format = Literal["table", "markdown", "csv", "latex", "json"]
 WIDEST_MATRIX = 12  # methods; larger pairwise matrices are only in the JSON
@@ -61,7 +62,8 @@ def render(comparison: Comparison, form: Format) -> str:
 
 def group_tables(group: Group) -> list[Table]:
     """The tables of one evaluation, in the order they are shown."""
-    tables = [_versus_table(group, scorer) for scorer in group.scorers] if group.baseline else [_means_table(group)]
+    tables = [_optimality_table(group, scorer) for scorer in group.targets]
+    tables += [_versus_table(group, scorer) for scorer in group.scorers] if group.baseline else [_means_table(group)]
     if group.parts:
         tables += [_parts_table(group, scorer) for scorer in group.scorers]
     if 2 < len(group.methods) <= WIDEST_MATRIX:
@@ -88,6 +90,50 @@ def number(x: float) -> str:
 
 def p_value(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _optimality_table(group: Group, scorer: str) -> Table:
+    """Distances in nats; a star marks a regret or excess KL whose interval reaches down to what the optimum scores."""
+    target = group.targets[scorer]
+    placed = [s for s in group.optimality if s.scorer == scorer]
+    header = [
+        "method", "mean reward", "KL", "regret", "95 % interval", "excess KL", "95 % interval", "mode TV", "covariance",
+    ]  # fmt: skip
+    extra = [name for name in ("nuisance", "path_kl") if any(name in s.metrics for s in placed)]
+    header += [{"nuisance": "nuisance", "path_kl": "path KL (bound)"}[name] for name in extra]
+    header += ["align NFE", "NFE/image", "regret by seed"]
+    optimum = [f"optimum at β = {target.beta:g}", number(target.reward), _nats(target.kl), "0", "", "0", "", "0", "1"]
+    rows = [[*optimum, *("0" if name == "nuisance" else "" for name in extra), "", "", ""]]
+    for standing in placed:
+        m = standing.metrics
+        row = [standing.method, number(m["reward"].value), _nats_of(m.get("kl"))]
+        for name in ("regret", "excess_kl"):
+            row += [_nats_of(m.get(name)) + _at_floor(m.get(name)), _interval(m.get(name))]
+        row += [_nats_of(m.get("mode_tv")), _nats_of(m.get("covariance")), *(_nats_of(m.get(name)) for name in extra)]
+        seeds = m["regret"].seeds if "regret" in m and len(m["regret"].seeds) > 1 else []
+        row += [number(standing.alignment_nfe), number(standing.image_nfe), " ".join(map(_nats, seeds))]
+        rows.append(row)
+    return Table(f"{scorer}: distance from the optimum (nats)", header, rows)
+
+
+def _nats(x: float) -> str:
+    return f"{x + 0.0:.3f}" if abs(x) < 100 else f"{x:.0f}"
+
+
+def _nats_of(metric: Pooled | None) -> str:
+    return "–" if metric is None else _nats(metric.value)
+
+
+def _at_floor(metric: Pooled | None) -> str:
+    """A star where the number cannot be told from an exact optimum's."""
+    told = metric is None or metric.floor is None or metric.low is None or metric.low > metric.floor
+    return "" if told else "*"
+
+
+def _interval(metric: Pooled | None) -> str:
+    if metric is None or metric.low is None or metric.high is None:
+        return ""
+    return f"{_nats(metric.low)} to {_nats(metric.high)}"
 
 
 def _versus_table(group: Group, scorer: str) -> Table:
@@ -234,9 +280,17 @@ def _by_sampler(group: Group) -> dict[str, list[str]]:
 
 def _reading(group: Group) -> list[str]:
     """How to read the numbers, next to the numbers."""
+    lines = []
+    if group.targets:
+        lines.append(
+            "Optimum: p* ∝ p_ref exp(r/β). Regret: β KL(q ‖ p*), what is missed of the best E r − β KL. Excess KL: "
+            "the divergence spent beyond the frontier's at the same reward, free of β. A star: not to be told from an "
+            "exact optimum with as many images. Covariance: within modes, over p*'s. Path KL bounds KL from above."
+        )
     if not group.versus:
-        return []
+        return lines
     return [
+        *lines,
         "Ties count half. Win rates: Wilson interval at the prompt-clustered effective sample size. "
         "Differences: bootstrap over prompts. "
         "p adj.: sign-flip test, Holm over all rows of this evaluation; bold (*) below 0.05 only.",

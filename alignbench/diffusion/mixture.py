@@ -1,12 +1,11 @@
-"""Diffusion of a Gaussian mixture in closed form: an exact test double for every model, fast enough for unit tests.
+"""The exact denoiser of a Gaussian mixture behind the pipeline interface: a testbed, and a fast double of every model.
 
-With p_0 = Σ_k w_k N(m_k, S_k) and x_t = √ᾱ x_0 + √(1 − ᾱ) ε, write C_k = ᾱ S_k + (1 − ᾱ) I. Then
-    p_t(x)         = Σ_k w_k N(x; √ᾱ m_k, C_k)                                                              (1)
-    γ_k(x)         = w_k N(x; √ᾱ m_k, C_k) / p_t(x)                                                         (2)
-    E[x_0 | x_t=x] = Σ_k γ_k (m_k + √ᾱ S_k C_k⁻¹ (x − √ᾱ m_k))                                              (3)
-and the noise estimate follows from (3). A policy adds a small network, zero at the start, to the exact noise.
+Its noise estimate follows from the posterior mean in closed form (alignbench/testbed/mixture.py). A policy adds a small
+network, zero at the start, to the exact noise. Beside DDIM's Gaussian steps it offers the exact reverse kernel, which
+has no discretisation error for any number of steps.
 
-"Images" are the points themselves: decoding and encoding change nothing, and no prompt matters.
+"Images" are the points themselves: decoding and encoding change nothing. Every prompt asks for the same mixture: that
+of the problem it carries (alignbench/testbed/problem.py).
 """
 
 from __future__ import annotations
@@ -23,61 +22,26 @@ from torch import Tensor, nn
 from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
-from alignbench.errors import Unsupported
+from alignbench.errors import InputError, Unsupported
 from alignbench.interface import Prompt, Tuning
-from alignbench.keys import Key
+from alignbench.keys import Key, normal
 from alignbench.quantities import Condition, Prediction, Steps
-
-
-class Mixture:
-    """Σ_k w_k N(m_k, S_k) in float64."""
-
-    def __init__(
-        self,
-        weights: Float[Tensor, " k"],
-        means: Float[Tensor, "k d"],
-        covariances: Float[Tensor, "k d d"],
-    ) -> None:
-        self.weights, self.means, self.covariances = weights.double(), means.double(), covariances.double()
-
-    @classmethod
-    def grid(cls) -> Mixture:
-        """Nine modes on a 3 x 3 grid, four apart, with covariance 0.3 I and equal weights, in two dimensions."""
-        axis = torch.tensor([-4.0, 0.0, 4.0])
-        means = torch.cartesian_prod(axis, axis)
-        return cls(torch.full((9,), 1 / 9), means, 0.3 * torch.eye(2).expand(9, 2, 2))
-
-    def sample(self, key: Key, n: int) -> Float[Tensor, "n d"]:
-        """n exact draws, float64."""
-        mode = torch.searchsorted(self.weights.cumsum(0), key("mode").uniform(n).double()).clamp(
-            max=len(self.weights) - 1
-        )
-        noise = key("noise").normal(n, self.means.shape[1]).double()
-        root = torch.linalg.cholesky(self.covariances)
-        return self.means[mode] + (root[mode] @ noise[..., None])[..., 0]
-
-    def posterior_mean(self, latents: Float[Tensor, "b d"], alpha_bar: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
-        """E[x_0 | x_t] of (3), float64."""
-        x, level = latents.double(), alpha_bar.double()[:, None]
-        if (level == level[0]).all():
-            level = level[:1]  # one set of covariances serves the whole batch
-        eye = torch.eye(x.shape[1], dtype=torch.float64)
-        noised = level[..., None, None] * self.covariances + (1 - level)[..., None, None] * eye  # [b or 1, k, d, d]
-        offset = x[:, None] - level.sqrt()[..., None] * self.means  # [b, k, d]
-        root = torch.linalg.cholesky(noised)
-        white = torch.linalg.solve_triangular(root, offset[..., None], upper=False)[..., 0]
-        log_norm = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        gamma = (self.weights.log() - (white**2).sum(-1) / 2 - log_norm).softmax(-1)
-        solved = torch.cholesky_solve(offset[..., None], root)
-        means = self.means + level.sqrt()[..., None] * (self.covariances @ solved)[..., 0]
-        return (gamma[..., None] * means).sum(1)
+from alignbench.testbed.mixture import Mixture
+from alignbench.testbed.problem import ExactProblem, describe, problem_of
 
 
 class MixturePipeline:
-    """The exact denoiser of a mixture behind the pipeline interface."""
+    """The reference: p_ref is the mixture. `problem` is given where the testbed scores what is made."""
 
-    def __init__(self, mixture: Mixture, schedule: Schedule, meter: Meter, name: str = "mixture") -> None:
-        self.mixture, self.schedule, self.meter, self.name = mixture, schedule, meter, name
+    def __init__(
+        self,
+        mixture: Mixture,
+        schedule: Schedule,
+        meter: Meter,
+        name: str = "mixture",
+        problem: ExactProblem | None = None,
+    ) -> None:
+        self.mixture, self.schedule, self.meter, self.name, self.problem = mixture, schedule, meter, name, problem
 
     @property
     def train_timesteps(self) -> int:
@@ -88,9 +52,16 @@ class MixturePipeline:
         return (self.mixture.means.shape[1],)
 
     def info(self) -> Mapping[str, Any]:
-        return {"name": self.name, "image_shape": list(self.latent_shape)}
+        known = {} if self.problem is None else describe(self.problem)
+        return {"name": self.name, "image_shape": list(self.latent_shape), **known}
 
     def condition(self, prompts: Sequence[Prompt]) -> Condition:
+        asked = problem_of(prompts)
+        if asked is not None and (self.problem is None or asked.sha256 != self.problem.sha256):
+            own = "no problem" if self.problem is None else f"problem {self.problem.name!r}"
+            raise InputError(
+                f"these prompts are of problem {asked.name!r}, but the model is of {own}; use one for both."
+            )
         rows = {"text": torch.zeros(len(prompts), 1)}
         return Condition(rows, rows)
 
@@ -121,6 +92,14 @@ class MixturePipeline:
     def _residual(self, latents: Float[Tensor, "b d"], alpha_bar: Float[Tensor, " b"]) -> Tensor:
         return torch.zeros_like(latents)
 
+    def exact_step(self, latents: Float[Tensor, "b d"], step: Steps, keys: Sequence[Key]) -> Float[Tensor, "b d"]:
+        """A draw from p(x_s | x_t) itself, one denoiser evaluation."""
+        self.meter.forward("denoiser", len(latents))
+        levels = (level.expand(len(latents)) for level in (step.alpha_bar, step.next_alpha_bar))
+        conditional = self.mixture.reverse(latents, *levels)
+        uniform = torch.cat([key("mode").uniform(1) for key in keys])
+        return conditional.draw(uniform, normal(keys, self.latent_shape)).to(latents.dtype)
+
     def decode(self, latents: Float[Tensor, "b d"], clamp: bool = True) -> Float[Tensor, "b d"]:
         self.meter.forward("decode", len(latents))
         return latents
@@ -137,7 +116,7 @@ class MixturePolicy(MixturePipeline):
     """The exact denoiser plus a network of two hidden layers whose last layer starts at zero."""
 
     def __init__(self, reference: MixturePipeline, key: Key, width: int = 64) -> None:
-        super().__init__(reference.mixture, reference.schedule, reference.meter, reference.name)
+        super().__init__(reference.mixture, reference.schedule, reference.meter, reference.name, reference.problem)
         self._reference = reference
         (d,) = self.latent_shape
         self.network = nn.Sequential(
@@ -154,6 +133,9 @@ class MixturePolicy(MixturePipeline):
 
     def adapt(self, tuning: Tuning, key: Key) -> MixturePolicy:
         raise Unsupported("a trained policy cannot be adapted again; adapt the pipeline it came from.")
+
+    def exact_step(self, latents: Float[Tensor, "b d"], step: Steps, keys: Sequence[Key]) -> Float[Tensor, "b d"]:
+        raise Unsupported("the exact reverse kernel is the reference's; a trained policy has DDIM steps.")
 
     def _residual(self, latents: Float[Tensor, "b d"], alpha_bar: Float[Tensor, " b"]) -> Tensor:
         level = alpha_bar[:, None].to(latents.dtype)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     import torch
 
     from alignbench.diffusion.meter import Meter
-    from alignbench.interface import Pipeline
+    from alignbench.diffusion.schedule import Schedule
+    from alignbench.interface import Pipeline, Prompt
+    from alignbench.testbed.problem import ExactProblem
 
 SUPPORTED = ("StableDiffusionPipeline",)
 WEIGHT_PATTERNS = [
@@ -74,7 +76,7 @@ PRESETS = {
             steps=50,
             guidance=1.0,
             eta=1.0,
-            note="a closed-form mixture of nine Gaussians in the plane; its images are points",
+            note="a closed-form mixture of Gaussians, the exact testbed; the prompts name the problem",
         ),
         Model(
             "sd15",
@@ -100,14 +102,18 @@ def find(name: str) -> Model:
     raise UnknownName("model", name, [*PRESETS, "a diffusers folder", "a hub id such as org/name"])
 
 
-def load(model: Model, meter: Meter, device: str = "cpu", dtype: str = "float32") -> Pipeline:
-    """The pipeline of a model, frozen. Raises RunError where files are missing, InputError where they do not fit."""
-    if model.source == "exact":
-        from alignbench.diffusion.mixture import Mixture, MixturePipeline
-        from alignbench.diffusion.schedule import Schedule
+def load(
+    model: Model, meter: Meter, device: str = "cpu", dtype: str = "float32", prompts: Sequence[Prompt] = ()
+) -> Pipeline:
+    """The pipeline of a model, frozen. Raises RunError where files are missing, InputError where they do not fit.
 
-        levels = Schedule.scaled_linear()
-        return MixturePipeline(Mixture.grid(), Schedule(levels, float(levels[0]), steps_offset=1), meter, model.name)
+    The exact model is of the problem that the prompts carry, or of the grid where they carry none.
+    """
+    if model.source == "exact":
+        from alignbench.diffusion.mixture import MixturePipeline
+
+        problem, toy = _exact(prompts)
+        return MixturePipeline(toy.mixture, exact_schedule(), meter, model.name, problem)
     import torch
 
     if model.source == "embedded":
@@ -120,10 +126,26 @@ def load(model: Model, meter: Meter, device: str = "cpu", dtype: str = "float32"
     return _load_folder(folder, model, revision, meter, device, getattr(torch, dtype))
 
 
-def latent_shape(model: Model) -> tuple[int, ...] | None:
+def exact_schedule() -> Schedule:
+    """The linear schedule of DDPM (Ho et al. 2020): it ends at ᾱ = 4e-5, where the noised mixture is N(0, I) to 1e-6
+    nats, so that sampling starts where the closed forms say it does. Stable Diffusion's ends at 5e-3."""
+    from alignbench.diffusion.schedule import Schedule
+
+    return Schedule.from_config({"beta_schedule": "linear", "timestep_spacing": "trailing", "set_alpha_to_one": False})
+
+
+def _exact(prompts: Sequence[Prompt]) -> tuple[ExactProblem | None, ExactProblem]:
+    from alignbench.testbed.problem import problem_of
+    from alignbench.testbed.toys import grid
+
+    problem = problem_of(prompts)
+    return problem, problem or grid()
+
+
+def latent_shape(model: Model, prompts: Sequence[Prompt] = ()) -> tuple[int, ...] | None:
     """The shape of one latent where it is known without loading or downloading, else None."""
     if model.source == "exact":
-        return (2,)
+        return (_exact(prompts)[1].mixture.dimension,)
     if model in (PRESETS["sd15"], PRESETS["sd21"]):
         return (4, 64, 64)
     folder = _embedded() if model.source == "embedded" else Path(model.source)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from alignbench.diffusion.transition import Reduction, Transition, ddim, divergence, log_density, std_of
 from alignbench.errors import Unsupported
-from alignbench.interface import Pipeline, Policy, Prompt, Samples, Sampling, Start
+from alignbench.interface import ExactKernel, Pipeline, Policy, Prompt, Samples, Sampling, Start
 from alignbench.keys import Key, normal
 from alignbench.quantities import Condition, Steps
 
@@ -40,7 +40,12 @@ def transition(
     condition: Condition,
     sampling: Sampling,
 ) -> Transition:
-    """The pipeline's reverse step from `latents`; `step` is one step for all rows or one per row."""
+    """The pipeline's reverse step from `latents`; `step` is one step for all rows or one per row.
+
+    Raises Unsupported under the exact kernel, whose steps are not Gaussian.
+    """
+    if sampling.kernel != "ddim":
+        raise Unsupported(f"this method needs Gaussian steps, and those of kernel {sampling.kernel!r} are not.")
     t = step.t if len(step) > 1 else int(step.t)
     return ddim(pipeline.predict(latents, t, condition, sampling.guidance), step, sampling.eta)
 
@@ -55,6 +60,13 @@ def denoise(
     first: int = 0,
 ) -> Iterator[Float[Tensor, b * latent]]:
     """The latents after each of the steps from number `first` on."""
+    if sampling.kernel == "exact":
+        if not isinstance(pipeline, ExactKernel):
+            raise Unsupported("this model's reverse kernel is not known in closed form; use kernel 'ddim'.")
+        for i in range(first, len(steps)):
+            latents = pipeline.exact_step(latents, steps[i], [key("step", i) for key in keys])
+            yield latents
+        return
     noisy = std_of(steps, sampling.eta) > 0
     for i in range(first, len(steps)):
         gaussian = transition(pipeline, latents, steps[i], condition, sampling)
@@ -134,7 +146,7 @@ def path_divergence(policy: Policy, trajectory: Trajectory) -> Float[Tensor, " b
 
 @dataclass(frozen=True)
 class PipelineSampler:
-    """Plain sampling of a pipeline or a trained policy with DDIM."""
+    """Plain sampling of a pipeline or a trained policy with DDIM, or with the exact kernel."""
 
     pipeline: Pipeline
     sampling: Sampling
@@ -142,7 +154,13 @@ class PipelineSampler:
 
     def describe(self) -> Mapping[str, Any]:
         s = self.sampling
+        if s.kernel == "exact":
+            return {"kind": "exact", "steps": s.steps}
         return {"kind": "ddim", "steps": s.steps, "guidance": s.guidance, "eta": s.eta}
+
+    def divergence(self) -> float | None:
+        """See `KnownDivergence`: an unchanged model is at zero, but for discretisation."""
+        return 0.0 if self.sampling.kernel == "exact" and not isinstance(self.pipeline, Policy) else None
 
     def save(self, folder: Path) -> None:
         if isinstance(self.pipeline, Policy):

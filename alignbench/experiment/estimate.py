@@ -76,6 +76,10 @@ class StandIn:
         self.meter.watch("denoiser", output, n)
         return self.schedule.predict(output, latents, t)
 
+    def exact_step(self, latents: Tensor, step: Steps, keys: Sequence[Key]) -> Tensor:
+        self.meter.forward("denoiser", len(latents))
+        return latents
+
     def decode(self, latents: Tensor, clamp: bool = True) -> Tensor:
         self.meter.forward("decode", len(latents))
         self.meter.watch("decode", latents, len(latents))
@@ -149,12 +153,13 @@ class _OneRound:
 
 def estimate(cell: Cell) -> Estimate | None:
     """The cost of a cell, or None where the model's shapes are not known before it is downloaded."""
-    shape = models.latent_shape(cell.model)
+    shape = models.latent_shape(cell.model, cell.evaluated)
     if shape is None:
         return None
     meter = Meter()
     levels = Schedule.scaled_linear()
-    stand_in = StandIn(Schedule(levels, float(levels[0]), steps_offset=1), shape, meter)
+    typical = Schedule(levels, float(levels[0]), steps_offset=1)
+    stand_in = StandIn(models.exact_schedule() if cell.model.source == "exact" else typical, shape, meter)
     problem = _OneRound(
         stand_in, MeteredReward("stand-in", _MeanReward(), meter), cell.training, cell.sampling, meter, Key("estimate")
     )
@@ -173,7 +178,7 @@ def _seconds(cell: Cell, cost: Cost) -> float | None:
     if cell.model.source not in ("embedded", "exact"):
         return None
     meter = Meter()
-    pipeline = models.load(cell.model, meter)
+    pipeline = models.load(cell.model, meter, prompts=cell.evaluated)
     condition = pipeline.condition(list(cell.evaluated[:1]) * 32)
     latents = initial_noise([Key("estimate", i) for i in range(32)], pipeline.latent_shape)
     timed = []

@@ -17,6 +17,8 @@ from alignbench.files import write_text
 
 SCHEMA: Final = 1
 
+SPARSE: Final = frozenset({"category", "challenge", "failures"})  # left out of a row where they are empty
+
 Status = Literal["complete", "partial", "diverged", "unsupported", "failed"]
 Scalar = str | int | float | bool | None
 Count = Annotated[int, Field(ge=0)]
@@ -98,11 +100,22 @@ class Scorer(_Record):
 
 
 class Metric(_Record):
-    """A number about the whole cell. A bound is not an estimate."""
+    """A number about the whole cell with its 95 % interval. A bound is not an estimate. `value` is None where the
+    number is infinite; `floor` is what an exact optimum stays below in 95 of 100 cases."""
 
-    value: float
-    kind: Literal["estimate", "upper bound"]
+    value: float | None
+    kind: Literal["exact", "estimate", "upper bound"]
     about: str
+    low: float | None = None
+    high: float | None = None
+    floor: float | None = None
+
+
+class FrontierCurve(_Record):
+    """The best mean reward at every divergence from the reference, of a problem whose optimum is known."""
+
+    beta: float  # at which regret is measured
+    points: list[tuple[float, float, float]]  # λ = 1/β, mean reward, KL in nats
 
 
 class Costs(_Record):
@@ -131,6 +144,7 @@ class Result(_Record):
     prompts: list[PromptRow]
     rows: list[Row]
     metrics: dict[str, Metric]
+    frontiers: dict[str, FrontierCurve] = {}  # by scorer
     curve: list[dict[str, Any]]
     budget: dict[str, float] | None
     cost: Costs | None
@@ -152,6 +166,8 @@ def _digest(content: dict[str, Any]) -> str:
 def write(path: Path, result: Result) -> None:
     """Write a result atomically, one row a line so that files can be compared by eye."""
     content = result.model_dump(mode="json", by_alias=True)
+    for name in ("prompts", "rows"):
+        content[name] = [{k: v for k, v in item.items() if k not in SPARSE or v} for item in content[name]]
     content["digest"] = _digest(content)
     long = {"prompts", "rows", "curve"}
     parts = []

@@ -23,11 +23,12 @@ from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.errors import Diverged, InputError, RunError, Unsupported
 from alignbench.experiment import generate as generation
+from alignbench.experiment import optimality
 from alignbench.experiment import prompts as prompt_sets
 from alignbench.experiment import result as results
 from alignbench.experiment.problem import CellProblem, exclusive
 from alignbench.experiment.progress import Progress
-from alignbench.experiment.result import Costs, Evaluation, PromptRow, Result, Row, Status
+from alignbench.experiment.result import Costs, Evaluation, Metric, PromptRow, Result, Row, Status
 from alignbench.experiment.rewarding import MeteredReward, identity
 from alignbench.experiment.spec import Cell
 from alignbench.files import remove_leftovers, write_text
@@ -123,7 +124,7 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     device = _device(cell.spec.device)
     meter = Meter()
-    pipeline = models.load(cell.model, meter, device, cell.spec.dtype)
+    pipeline = models.load(cell.model, meter, device, cell.spec.dtype, cell.evaluated)
     _check_scorers(cell, pipeline)
     batch = cell.spec.batch_size or BATCH[3 if len(pipeline.info()["image_shape"]) == 3 else 1]
     problem = _problem(cell, pipeline, meter, batch, progress)
@@ -131,7 +132,7 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
     if not cell.path.exists():
         results.write(cell.path, draft.result("partial", "in progress, or interrupted; the same command continues"))
     try:
-        if reason := cell.algorithm.unsupported(problem):
+        if reason := cell.algorithm.unsupported(problem) or _kernel_unsupported(cell):
             raise Unsupported(reason)
         sampler = cell.algorithm.align(problem)
         alignment, alignment_seconds = meter.total, problem.seconds
@@ -141,6 +142,8 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
             sampler, cell.evaluated, wanted, cell.spec.eval_seed, batch, meter, cell.folder, progress
         )
         values, failures = generation.score(cell.scorers, cell.evaluated, wanted, batch, cell.folder, progress)
+        images = generation.ImageStore(cell.folder / "images")
+        metrics = optimality.metrics(cell, pipeline, sampler, images, wanted)
     except (Diverged, Unsupported) as error:
         status: Status = "diverged" if isinstance(error, Diverged) else "unsupported"
         reason = f"{error} in round {len(problem.curve())}" if status == "diverged" else str(error)
@@ -168,7 +171,9 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
         per_image_seconds=round(seconds / len(wanted), 5),
         peak_memory_bytes=_peak_memory(device),
     )
-    final = draft.result("complete", None, sampler=sampler, rows=rows, curve=problem.curve(), costs=costs)
+    final = draft.result(
+        "complete", None, sampler=sampler, rows=rows, metrics=metrics, curve=problem.curve(), costs=costs
+    )
     results.write(cell.path, final)
     _mark(cell, attempts, running=False)
     return Outcome(final, cell.path, resumed_at=problem.resumed_at)
@@ -182,6 +187,13 @@ def _check_scorers(cell: Cell, pipeline: Pipeline) -> None:
             raise InputError(f"scorer {name!r} cannot score images of model {cell.spec.model!r}: {reason}")
 
 
+def _kernel_unsupported(cell: Cell) -> str | None:
+    """The exact kernel is the reference's own; weights that training changes have none."""
+    if cell.sampling.kernel == "exact" and cell.algorithm.trains:
+        return "a trained policy has no exact reverse kernel; leave --kernel out."
+    return None
+
+
 def _problem(cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progress: Progress) -> CellProblem:
     name = cell.configuration.reward or "none"
     return CellProblem(
@@ -193,6 +205,7 @@ def _problem(cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progress:
         meter=meter,
         folder=cell.folder,
         progress=progress,
+        pairs=optimality.pairs(cell, pipeline),
         probe=_probe(cell, batch) if cell.held_out else None,
     )
 
@@ -249,6 +262,7 @@ class _Draft:
         *,
         sampler: Sampler | None = None,
         rows: Sequence[Row] = (),
+        metrics: Mapping[str, Metric] | None = None,
         curve: Sequence[dict[str, Any]] = (),
         costs: Costs | None = None,
     ) -> Result:
@@ -274,7 +288,8 @@ class _Draft:
                 PromptRow(id=p.id, text=p.text, category=p.category, challenge=p.challenge) for p in cell.evaluated
             ],
             rows=list(rows),
-            metrics={},
+            metrics=dict(metrics or {}),
+            frontiers=optimality.frontiers(cell, self.pipeline) if metrics else {},
             curve=list(curve),
             budget=None,
             cost=costs,

@@ -17,7 +17,7 @@ from alignbench.diffusion import models
 from alignbench.errors import InputError, UnknownName
 from alignbench.experiment import prompts as prompt_sets
 from alignbench.experiment.result import Configuration, canonical
-from alignbench.interface import Algorithm, Prompt, Prompts, Reward, Sampling
+from alignbench.interface import Algorithm, Kernel, Prompt, Prompts, Reward, Sampling
 
 DType = Literal["float32", "float16", "bfloat16"]
 
@@ -42,6 +42,7 @@ class RunSpec(BaseModel):
     steps: int | None = None
     guidance: float | None = None
     eta: float | None = None
+    kernel: Kernel = "ddim"
     dtype: DType = "float32"
     output: Path = Path("results")
     name: str | None = None
@@ -67,10 +68,17 @@ class Defaults(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompts: str | None = None
+    prompts: str
     train_prompts: str | None = None
-    reward: str | None = None
+    rewards: tuple[str, ...] = ()  # the first that can score the prompts is optimised
     scorers: tuple[str, ...] = ()
+
+    def reward(self, evaluated: Sequence[Prompt]) -> str | None:
+        """The reward to optimise where none is named."""
+        if len(self.rewards) < 2:
+            return next(iter(self.rewards), None)
+        usable = (name for name in self.rewards if _reward(name).unsupported(evaluated, ()) is None)
+        return next(usable, self.rewards[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,14 +109,12 @@ class Cell:
 def resolve(spec: RunSpec) -> Cell:
     """Load the named plug-ins, apply preset and overrides, check what can be checked without the model's weights."""
     model = models.find(spec.model)
-    defaults = Defaults(**_preset(model.preset).get("model", {}))
+    defaults = Defaults(**_preset(model.preset)["model"])
     kind = plugins.load("algorithms", spec.algo)
     algorithm, preset = build_algorithm(spec.algo, kind, model.preset, spec.set)
     sampling = _sampling(model, spec)
 
     prompts_name = spec.prompts or defaults.prompts
-    if prompts_name is None:
-        raise InputError(f"model {spec.model!r} has no default prompt set; pass --prompts NAME or a file.")
     whole = prompt_sets.take(prompts_name, spec.split)
     evaluated = whole[: spec.limit]
     train_name, training = _training_prompts(spec, defaults, prompts_name)
@@ -121,7 +127,8 @@ def resolve(spec: RunSpec) -> Cell:
     held_out_set = prompt_sets.find(train_name) if train_name else None
     held_out = held_out_set.prompts("dev") if held_out_set and "dev" in held_out_set.splits else ()
 
-    reward_name = spec.reward or defaults.reward
+    default_reward = defaults.reward(evaluated)
+    reward_name = spec.reward or default_reward
     reward = _reward(reward_name) if reward_name else None
     scorers = _scorers(spec, defaults, reward_name, evaluated)
     configuration = Configuration(
@@ -135,7 +142,7 @@ def resolve(spec: RunSpec) -> Cell:
         reward=reward_name,
         train_prompts=train_name if algorithm.trains else None,
         scorers=list(scorers),
-        sampling=dataclasses.asdict(sampling),
+        sampling=sampling.as_dict(),
         dtype=spec.dtype,
         eval_seed=spec.eval_seed,
         seed=spec.seed if algorithm.trains else None,
@@ -154,7 +161,7 @@ def resolve(spec: RunSpec) -> Cell:
         held_out=held_out,
         reward=reward,
         scorers=scorers,
-        path=spec.output / f"{_stem(spec, model, defaults, configuration)}.json",
+        path=spec.output / f"{_stem(spec, model, default_reward, configuration)}.json",
     )
 
 
@@ -198,8 +205,16 @@ def _differences(paper: Algorithm, chosen: Algorithm) -> dict[str, Any]:
 
 
 def _sampling(model: models.Model, spec: RunSpec) -> Sampling:
+    if spec.kernel == "exact":
+        if model.source != "exact":
+            raise InputError(
+                f"--kernel exact: the reverse kernel of model {model.name!r} is not known; only mixture's is."
+            )
+        if spec.eta is not None or spec.guidance not in (None, 1):
+            raise InputError("--kernel exact draws from p(x_s | x_t) itself; eta and guidance have no place in it.")
     try:
         return Sampling(
+            kernel=spec.kernel,
             steps=model.steps if spec.steps is None else spec.steps,
             guidance=model.guidance if spec.guidance is None else spec.guidance,
             eta=model.eta if spec.eta is None else spec.eta,
@@ -252,10 +267,10 @@ def _scorers(
     return chosen
 
 
-def _stem(spec: RunSpec, model: models.Model, defaults: Defaults, configuration: Configuration) -> str:
+def _stem(spec: RunSpec, model: models.Model, default_reward: str | None, configuration: Configuration) -> str:
     """<model>-<prompts>-<algo>[-<reward>][-<name or hash of what is not default>][-seed<k>]"""
     parts = [model.name, prompt_sets.label(configuration.prompts), label(configuration.algorithm)]
-    if configuration.reward != defaults.reward and configuration.reward is not None:
+    if configuration.reward != default_reward and configuration.reward is not None:
         parts.append(label(configuration.reward))
     if spec.name is not None:
         if not re.fullmatch(r"[\w.=-]+", spec.name):
@@ -263,7 +278,17 @@ def _stem(spec: RunSpec, model: models.Model, defaults: Defaults, configuration:
         parts.append(spec.name)
     else:
         default = RunSpec(algo=spec.algo)
-        plain = ("set", "split", "limit", "images_per_prompt", "eval_seed", "dtype", "scorers", "train_prompts")
+        plain = (
+            "set",
+            "split",
+            "limit",
+            "images_per_prompt",
+            "eval_seed",
+            "kernel",
+            "dtype",
+            "scorers",
+            "train_prompts",
+        )
         changed = {name: getattr(spec, name) for name in plain if getattr(spec, name) != getattr(default, name)}
         changed |= {name: v for name in ("steps", "guidance", "eta") if (v := getattr(spec, name)) is not None}
         if changed:

@@ -1,0 +1,110 @@
+"""Where the optimum is known, how far a cell's images are from it: the metrics that only the exact testbed can give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from alignbench.diffusion.mixture import MixturePipeline
+from alignbench.diffusion.rollout import PipelineSampler, path_divergence, rollout
+from alignbench.diffusion.transition import std_of
+from alignbench.experiment.generate import ImageStore, Slot, evaluation_key
+from alignbench.experiment.result import FrontierCurve, Metric
+from alignbench.experiment.spec import Cell
+from alignbench.interface import KnownDivergence, Pipeline, Policy, Prompt, Sampler
+from alignbench.keys import Key
+from alignbench.testbed import scores
+from alignbench.testbed.pairs import MixturePairs
+from alignbench.testbed.problem import ExactProblem
+from alignbench.testbed.tilt import Frontier
+
+PAIRS = 10_000  # of the reference that a method may learn from
+MANTISSAS = (10.0, 8.0, 6.5, 5.0, 4.0, 3.0, 2.5, 2.0, 1.6, 1.3)
+RATES = (0.0, *(10.0**i / m for i in range(-1, 3) for m in MANTISSAS))  # λ = 1/β along the stored frontier: 0.01 to 77
+WIDEST_CHAIN = 4  # dimensions up to which a chain's Jacobians are worth their cost
+
+
+def problem_of(pipeline: Pipeline) -> ExactProblem | None:
+    """The exact problem a pipeline is of, or None for every real model."""
+    return pipeline.problem if isinstance(pipeline, MixturePipeline) else None
+
+
+def pairs(cell: Cell, pipeline: Pipeline) -> MixturePairs | None:
+    """Preference pairs of the exact problem, labelled by the reward to optimise; None without one."""
+    problem, name = problem_of(pipeline), cell.configuration.reward
+    if problem is None or name is None or name not in problem.rewards or not cell.training:
+        return None
+    key = Key("align", cell.spec.seed)("pairs")
+    return MixturePairs(problem.mixture, problem.rewards[name], pipeline, cell.training, key, PAIRS)
+
+
+def frontiers(cell: Cell, pipeline: Pipeline) -> dict[str, FrontierCurve]:
+    """The frontier of every scorer that is a reward of the exact problem."""
+    problem = problem_of(pipeline)
+    if problem is None:
+        return {}
+    flat = problem.flat
+    return {
+        name: FrontierCurve(beta=problem.beta, points=Frontier(flat.mixture, flat.rewards[name]).points(RATES))
+        for name in _rewards(cell, problem)
+    }
+
+
+def metrics(
+    cell: Cell,
+    pipeline: Pipeline,
+    sampler: Sampler,
+    images: ImageStore,
+    wanted: Sequence[Slot],
+) -> dict[str, Metric]:
+    """The scores of alignbench/testbed/scores.py for a cell's images; empty for a real model. Costs are not counted:
+    this is evaluation."""
+    problem = problem_of(pipeline)
+    if problem is None or not isinstance(pipeline, MixturePipeline):
+        return {}
+    names, before = _rewards(cell, problem), pipeline.meter.total
+    prompts = [cell.evaluated[slot.place] for slot in wanted]
+    keys = [evaluation_key(cell.spec.eval_seed, p, slot.sample) for p, slot in zip(prompts, wanted, strict=True)]
+    known = sampler.divergence() if isinstance(sampler, KnownDivergence) else None
+    density = None if known is not None else _density(sampler, prompts, keys)
+    places = torch.tensor([slot.place for slot in wanted])
+    points = images.read(wanted)
+    found = scores.measure(problem, names, points, places, Key("optimality"), known, density)
+    if known is not None or density is not None:
+        neighbours = scores.measure(problem, names[:1], points, places, Key("optimality"))["kl"]
+        found["kl_by_neighbours"] = neighbours  # so that every file shows the estimator beside the exact number
+    if (bound := _path_divergence(sampler, prompts, keys)) is not None:
+        found["path_kl"] = bound
+    pipeline.meter.total = before
+    return {name: Metric(**vars(measure)) for name, measure in found.items()}
+
+
+def _rewards(cell: Cell, problem: ExactProblem) -> list[str]:
+    return [name for name in cell.scorers if name in problem.rewards]
+
+
+def _density(sampler: Sampler, prompts: Sequence[Prompt], keys: Sequence[Key]) -> Tensor | None:
+    """log q of each image where the sampler is a deterministic chain of few dimensions."""
+    if not isinstance(sampler, PipelineSampler) or sampler.pipeline.latent_shape > (WIDEST_CHAIN,):
+        return None
+    steps, sampling = sampler.pipeline.timesteps(sampler.sampling.steps), sampler.sampling
+    if sampling.kernel != "ddim" or (std_of(steps, sampling.eta) > 0).any():
+        return None
+    return scores.density_of_chain(sampler.pipeline, prompts, keys, sampling)
+
+
+def _path_divergence(sampler: Sampler, prompts: Sequence[Prompt], keys: Sequence[Key]) -> scores.Measure | None:
+    """Σ_t KL of a trained policy's steps from the reference's along its own paths, where every step has noise."""
+    if not isinstance(sampler, PipelineSampler) or not isinstance(sampler.pipeline, Policy):
+        return None
+    policy, sampling = sampler.pipeline, sampler.sampling
+    if not (std_of(policy.timesteps(sampling.steps), sampling.eta) > 0).all():
+        return None
+    path = rollout(policy, policy.condition(prompts), keys, sampling)
+    each = path_divergence(policy, path).double()
+    half = 1.96 * float(each.std()) / len(each) ** 0.5
+    value = float(each.mean())
+    about = "Σ_t KL of the policy's steps from the reference's: bounds the divergence of the images from that chain's"
+    return scores.Measure(value, about, "upper bound", value - half, value + half)

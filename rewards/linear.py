@@ -1,0 +1,39 @@
+"""The linear reward of an exact testbed problem: its optimum and frontier are known in closed form.
+
+Measures    r(x) = hᵀx + c, with the problem's h and c (benchmarks/*.py).
+Range       Real numbers, in nats at β = 1.
+Needs       Prompts of the testbed, which carry the problem, and their points. Differentiable everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alignbench import Prompt, RewardInfo
+from alignbench.testbed import problem
+
+__all__ = ["Linear"]
+
+
+@dataclass(frozen=True)
+class Linear:
+    differentiable: ClassVar[bool] = True
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "b d"], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
+        return problem.evaluate("linear", images, prompts)
+
+    def with_grad(self, images: Float[Tensor, "b d"], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
+        return problem.evaluate("linear", images, prompts)
+
+    def info(self) -> RewardInfo:
+        return problem.info("linear")
+
+    def unsupported(self, prompts: Sequence[Prompt], image_shape: Sequence[int]) -> str | None:
+        return problem.unsuitable("linear", prompts, image_shape)
