@@ -430,6 +430,10 @@ def frontier(
     else:
         with replace_file(output) as temporary:
             frontier_figure(found).savefig(temporary, format=output.suffix[1:], dpi=150)
+        for panel in found:
+            for s in panel.standings:
+                if "kl" not in s.metrics:
+                    print(f"not drawn on {panel.problem}: {s.method} ({s.missing.get('kl', 'it has no KL')})")
     print(f"written to {output}")
     return 0
 

@@ -304,6 +304,15 @@ def test_methods_are_told_apart_by_their_reward_with_seeds_pooled(make_result):
     assert only_group(paths).methods == ["ddpo reward=style", "ddpo reward=truth"]
 
 
+def test_methods_are_listed_by_the_size_of_their_numbers(make_result):
+    paths = [
+        make_result(f"n{i}", [float(i)], "best_of_n", {"n": n, "rate": rate})
+        for i, (n, rate) in enumerate([(64, 1e-4), (8, 2e-3), (8, 1e-4), (2, 1e-4)])
+    ]
+    (group,) = compare(paths).groups
+    assert group.methods == [f"best_of_n n={n} rate={r}" for n, r in ((2, 1e-4), (8, 1e-4), (8, 2e-3), (64, 1e-4))]
+
+
 def test_the_order_in_which_scorers_were_named_tells_no_methods_apart(make_result):
     paths = [
         make_result(f"{seed}", [1, 1], "ddpo", seed=seed, configuration={"scorers": scorers})

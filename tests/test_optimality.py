@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from alignbench import FullFineTune, Key, Prompt, Sampling, plugins
+from alignbench import Key, LoRA, Prompt, Sampling, plugins
 from alignbench.analysis.compare import compare
 from alignbench.analysis.optimality import panels, pooled
 from alignbench.analysis.plots import frontier_figure
@@ -18,7 +19,7 @@ from alignbench.cli import run_command_line
 from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.mixture import MixturePipeline
 from alignbench.diffusion.models import exact_schedule, find, load
-from alignbench.diffusion.rollout import PipelineSampler, rollout
+from alignbench.diffusion.rollout import PipelineSampler, denoise, density_of_chain, rollout
 from alignbench.errors import InputError, UnknownName, Unsupported
 from alignbench.experiment import result as results
 from alignbench.experiment.run import run_cell
@@ -82,17 +83,18 @@ def test_exact_draws_from_the_optimum_score_zero_within_the_floor(name, reward):
         assert abs(found["nuisance"].value) < 3 * found["nuisance"].floor
 
 
-def test_intervals_of_the_optimum_hold_zero_as_often_as_they_say():
-    """95 % intervals of 60 independent draws: fewer than 52 would happen once in a thousand times."""
-    problem = toy("overlap")
-    optimum = tilted(problem.mixture, problem.rewards["quadratic"], 1.0)
-    held = {"regret": 0, "excess_kl": 0}
-    for i in range(60):
-        found = measured(problem, "quadratic", optimum.sample(KEY("coverage", i), 400), KEY("coverage", i))
-        for score in held:
-            m = found[f"quadratic.{score}"]
-            held[score] += m.low <= 0 <= m.high
-    assert min(held.values()) >= 52, held
+@pytest.mark.parametrize(("name", "reward"), [("gaussian", "linear"), ("overlap", "quadratic")])
+def test_intervals_hold_the_truth_as_often_as_they_say(name, reward):
+    """80 independent sets of 400: at 95 %, fewer than 71 of them would happen twice in a hundred times."""
+    problem, held = toy(name), {"regret": 0, "excess_kl": 0, "kl": 0}
+    optimum = tilted(problem.mixture, problem.rewards[reward], 1.0)
+    truth = {"regret": 0.0, "excess_kl": 0.0, "kl": Frontier(problem.mixture, problem.rewards[reward]).at(1.0)[1]}
+    for i in range(80):
+        found = measured(problem, reward, optimum.sample(KEY("coverage", i), 400), KEY("coverage", i))
+        for score, expected in truth.items():
+            m = found[score if score == "kl" else f"{reward}.{score}"]
+            held[score] += m.low <= expected <= m.high
+    assert min(held.values()) >= 71, held
 
 
 @pytest.mark.parametrize("other", [0.3, 3.0])
@@ -159,12 +161,22 @@ def test_the_nuisance_check_sees_norms_that_the_plane_does_not_show():
 
 
 def test_points_in_one_place_have_no_finite_divergence():
-    found = measured(grid(), "quadratic", torch.zeros(50, 2))
+    found = measured(grid(), "quadratic", torch.zeros(60, 2))
     for name in ("kl", "quadratic.regret"):
         assert found[name].value is None
-        assert "not finite" in found[name].about
+        assert "points coincide" in found[name].about
     assert found["quadratic.excess_kl"].value is None
     assert found["quadratic.reward"].value == 0
+
+
+@pytest.mark.parametrize("n", [1, 49])
+def test_too_few_points_tell_rewards_but_no_divergences(n):
+    found = measured(grid(), "quadratic", grid().mixture.sample(KEY("few"), n))
+    assert found["quadratic.reward"].value is not None
+    for name in ("kl", "quadratic.regret", "quadratic.excess_kl"):
+        assert found[name].value is None
+        assert "fewer than 50" in found[name].about
+    assert found["quadratic.covariance"].value is None or n > 30
 
 
 def test_images_of_one_prompt_are_one_unit():
@@ -194,10 +206,10 @@ def test_a_deterministic_chain_knows_its_density():
     solution = torch.linalg.lstsq(torch.cat([start, torch.ones(40, 1)], 1), end).solution
     a, b = solution[:2].T, solution[2]
     expected = torch.distributions.MultivariateNormal(b, a @ a.T).log_prob(end)
-    found = scores.density_of_chain(model, prompts, keys, sampling)
+    found = density_of_chain(model, prompts, keys, sampling)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="a chain with noise has no change of variables; use eta = 0"):
-        scores.density_of_chain(model, prompts, keys, Sampling(10, 1.0, 1.0))
+        density_of_chain(model, prompts, keys, Sampling(10, 1.0, 1.0))
 
 
 @pytest.mark.parametrize("name", ["overlap", "grid64"])
@@ -223,7 +235,7 @@ def test_ddim_and_the_exact_kernel_differ_by_discretisation_alone():
             measured(problem, "linear", PipelineSampler(model, Sampling(steps, 1.0, 1.0))(prompts, keys).images)
         )["kl"]
 
-    assert error(5) > 0.3 > 0.1 > error(20) > error(200) - 0.02
+    assert error(5) > 0.3 > 0.1 > error(20) > error(100) - 0.02
 
 
 def test_the_exact_kernel_counts_and_refuses_what_it_cannot_do():
@@ -234,7 +246,7 @@ def test_the_exact_kernel_counts_and_refuses_what_it_cannot_do():
     assert model.meter.total.denoiser_forward == 12
     assert sampler.describe() == {"kind": "exact", "steps": 4}
     assert sampler.divergence() == 0.0
-    policy = PipelineSampler(model.adapt(FullFineTune(), KEY), exact)
+    policy = PipelineSampler(model.adapt(LoRA(), KEY), exact)
     assert policy.divergence() is None
     with pytest.raises(Unsupported, match="the exact reverse kernel is the reference's"):
         policy(prompts, keys)
@@ -269,7 +281,7 @@ EXACT = {"kernel": "exact", "steps": 3}
 SHORT = {
     "base": (EXACT, None, 0.02),
     "best_of_n": ({**EXACT, "set": {"n": 8}}, 0.7, 0.3),
-    "ddpo": ({"steps": 20, "set": {"rounds": 20, "samples_per_round": 512, "batch": 512}}, 0.2, 0.15),
+    "ddpo": ({"steps": 20, "set": {"rounds": 20, "samples_per_round": 512, "batch": 512}}, 0.11, 0.1),
 }
 
 
@@ -278,12 +290,41 @@ def test_an_algorithm_comes_close_to_the_optimum_of_the_easy_problem(name, tmp_p
     assert name in SHORT, f"state what {name} reaches on the gaussian problem"
     options, regret, excess = SHORT[name]
     result = cell(tmp_path, name, "gaussian", **options)
-    assert found_in(result, "excess_kl").value < excess
     if regret is None:
+        assert abs(result.metrics["kl_by_neighbours"].value) < excess
         assert abs(found_in(result, "reward").value - 0.5) < 0.15
     else:
+        assert found_in(result, "excess_kl").value < excess
         assert found_in(result, "regret").value < regret
         assert 1.5 < found_in(result, "reward").value < 3.2  # 0.5 before, 2.25 at the optimum
+
+
+def test_ddpos_gradient_is_that_of_the_expected_reward():
+    """Sign and scale: −∇ of the mean reward over the number of actions, as differentiating through the chain gives it.
+
+    Two estimators of one gradient, for the last bias of the residual network: from log densities and rewards alone
+    (REINFORCE, sums over elements), and by automatic differentiation of the reward of every sampled point.
+    """
+    problem, n = toy("gaussian"), 20_000
+    model, sampling = pipeline(problem.mixture), Sampling(6, 1.0, 1.0)
+    policy = model.adapt(LoRA(), KEY("policy"))
+    bias, condition = policy.network[-1].bias, policy.condition([Prompt("p", "point")] * n)
+    keys = [KEY("path", i) for i in range(n)]
+    path = rollout(policy, condition, keys, sampling, "sum")
+    reward = problem.rewards["linear"]
+    with torch.no_grad():
+        rewards = reward(path.final).float()
+    ddpo = plugins.load("algorithms", "ddpo")
+    algorithm = ddpo(estimator="reinforce", updates_per_round=1, reduction="sum")
+    episode = sys.modules[ddpo.__module__].Episode(path, rewards)
+    losses = algorithm.losses(policy, [(episode, rewards - rewards.mean())], KEY("actions"), [])
+    found = sum(torch.autograd.grad(loss, bias)[0] for loss in losses)
+
+    latents = policy.initial_noise(keys)
+    *_, last = denoise(policy, latents, policy.timesteps(6), condition, sampling, keys)
+    (through,) = torch.autograd.grad(reward(last).mean(), bias)
+    expected = -through.float() / len(path.actions)
+    torch.testing.assert_close(found, expected, rtol=0.15, atol=0.05 * float(expected.norm()))
 
 
 @pytest.mark.parametrize("problem", ["grid", "overlap", "gaussian"])
@@ -313,7 +354,30 @@ def test_a_ddim_cell_has_no_exact_divergence_and_a_trained_one_a_bound(tmp_path)
     assert trained.metrics["path_kl"].value > 0
     chain = cell(tmp_path, "base", "gaussian", steps=20, limit=200, eta=0.0)
     assert "change of variables" in chain.metrics["kl"].about
-    assert chain.metrics["kl"].value == pytest.approx(chain.metrics["kl_by_neighbours"].value, abs=0.15)
+
+
+def test_the_change_of_variables_agrees_with_the_neighbours_where_nothing_is_affine(tmp_path):
+    """DDIM in ten steps on overlapping modes: the divergence it leaves is seen by both."""
+    metrics = cell(tmp_path, "base", "overlap", steps=10, eta=0.0, images_per_prompt=2).metrics
+    exact, estimate = metrics["kl"], metrics["kl_by_neighbours"]
+    assert exact.value > 0.02
+    assert exact.high - exact.low < estimate.high - estimate.low
+    assert estimate.low - 0.01 < exact.value < estimate.high + 0.01
+
+
+def test_one_image_of_a_trained_policy_has_a_bound_without_interval(tmp_path):
+    small = {"rounds": 1, "samples_per_round": 32, "batch": 32}
+    bound = cell(tmp_path, "ddpo", "gaussian", steps=5, limit=1, set=small).metrics["path_kl"]
+    assert bound.value is not None
+    assert (bound.low, bound.high) == (None, None)
+
+
+def test_a_cell_without_a_reward_of_the_problem_still_has_its_divergence(tmp_path):
+    toy_reward = f"{Path(__file__).parent / 'plugins' / 'toy.py'}:FirstCoordinate"
+    result = cell(tmp_path, "best_of_n", kernel="exact", steps=2, reward=toy_reward, scorers=(toy_reward,))
+    assert result.metrics["kl"].kind == "estimate"  # the reward might have ties: n is no proof of a divergence
+    assert result.metrics["kl"].value == pytest.approx(math.log(4) - 3 / 4, abs=0.1)
+    assert result.frontiers == {}
 
 
 def test_measuring_is_not_part_of_the_cost(tmp_path):
@@ -339,10 +403,20 @@ def test_a_reward_that_is_not_named_is_the_problems_own(tmp_path):
         cell(tmp_path, "base", "ring", reward="linear")
 
 
-def test_a_trained_policy_on_the_exact_kernel_is_a_row_that_says_so(tmp_path):
-    result = cell(tmp_path, "ddpo", "gaussian", kernel="exact", limit=20)
+def test_a_trained_policy_on_the_exact_kernel_is_refused(tmp_path):
+    with pytest.raises(InputError, match="a trained policy has no exact reverse kernel; leave --kernel out"):
+        cell(tmp_path, "ddpo", "gaussian", kernel="exact", limit=20)
+
+
+def test_a_tuning_that_the_residual_network_cannot_stand_for_is_a_row_that_says_so(tmp_path):
+    result = cell(tmp_path, "ddpo", "gaussian", limit=20, set={"tuning": "bias"})
     assert result.status == "unsupported"
-    assert result.reason == "a trained policy has no exact reverse kernel; leave --kernel out."
+    assert result.reason == "the exact denoiser has no weights to tune; its residual network stands for a LoRA."
+
+
+def test_the_rank_is_the_width_of_the_residual_network():
+    model = pipeline(grid().mixture)
+    assert [model.adapt(LoRA(rank), KEY).network[0].out_features for rank in (1, 4)] == [16, 64]
 
 
 def test_prompts_without_a_problem_have_no_metrics(toy_cell):
@@ -351,8 +425,14 @@ def test_prompts_without_a_problem_have_no_metrics(toy_cell):
     assert result.frontiers == {}
 
 
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"device": "cuda"}, {"guidance": 2.0}])
+def test_the_mixture_refuses_what_it_would_ignore(options, tmp_path):
+    with pytest.raises(InputError, match=r"model 'mixture' .*; leave --.* out"):
+        cell(tmp_path, "base", **options)
+
+
 def test_training_on_one_problem_and_evaluating_on_another_is_refused(tmp_path):
-    with pytest.raises(InputError, match="these prompts are of problem 'ring', but the model is of problem 'grid'"):
+    with pytest.raises(InputError, match=r"several exact problems \(grid, ring\); use those of one"):
         cell(tmp_path, "ddpo", "grid", train_prompts="ring", limit=20, set={"rounds": 1})
 
 
@@ -383,7 +463,7 @@ def test_compare_shows_regret_excess_and_compute(folder, capsys):
     assert f"{math.log(8) - 7 / 8:.3f}" in row
     (base,) = [line for line in lines[:8] if line.startswith("base")]
     assert "*" in base  # on the frontier, at no divergence
-    assert "path KL (bound)" in printed
+    assert "path KL" in printed
     assert "Optimum: p* ∝ p_ref exp(r/β)" in printed
 
 

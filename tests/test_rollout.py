@@ -82,6 +82,14 @@ def test_divergence_from_the_reference_is_zero_at_the_start_and_grows(mixture, p
     assert (path_divergence(policy, moved) > 0).all()
 
 
+def test_the_first_paths_of_a_trajectory_are_those_of_their_images(policy):
+    path = rollout(policy, policy.condition(PROMPTS), KEYS, NOISY)
+    part = path.first(3)
+    assert torch.equal(part.final, path.final[:3])
+    assert torch.equal(part.log_prob, path.log_prob[:3])
+    torch.testing.assert_close(path_divergence(policy, part), path_divergence(policy, path)[:3], atol=1e-5, rtol=1e-5)
+
+
 def test_path_divergence_is_the_mean_log_ratio_of_paths(policy):
     """E_p[log p(path) − log q(path)] over many paths, within four standard errors."""
     keys = [Key("many", i) for i in range(4000)]

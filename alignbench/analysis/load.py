@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,13 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
         differing = [k for k in own if any(peer.get(k) != own[k] for peer in peers)]
         details = dict.fromkeys(f"{k.rpartition('.')[2]}={own[k]}" for k in differing)
         methods.append(Method(" ".join([name, *details]), group))
-    return sorted(methods, key=lambda method: (method.first.trains, method.label))
+    return sorted(methods, key=lambda method: (method.first.trains, _natural(method.label)))
+
+
+def _natural(label: str) -> list[tuple[bool, float, str]]:
+    """A sorting key by which n=8 stands before n=64."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", label)
+    return [(i % 2 == 1, float(part), "") if i % 2 else (False, 0.0, part) for i, part in enumerate(parts)]
 
 
 def _facts(result: Result) -> dict[str, str]:

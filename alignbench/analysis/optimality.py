@@ -20,7 +20,7 @@ MARKED = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03)  # β that are looked at beside the pr
 @dataclass(frozen=True)
 class Pooled:
     """A metric over the training seeds of a method. The interval is the mean of the runs' own: they share their
-    evaluation noise, so it does not shrink with their number."""
+    evaluation noise, so it does not shrink with their number. How much seeds differ is left to their own values."""
 
     value: float
     low: float | None
@@ -32,12 +32,13 @@ class Pooled:
 
 @dataclass(frozen=True)
 class Standing:
-    """One method against the optimum of one scorer. A metric that is infinite or missing in any run is left out."""
+    """One method against the optimum of one scorer."""
 
     method: str
     algorithm: str
     scorer: str
     metrics: dict[str, Pooled]
+    missing: dict[str, str]  # metrics that a run could not give, and its reason
     alignment_nfe: float
     image_nfe: float
 
@@ -74,6 +75,11 @@ def pooled(runs: Sequence[Result], name: str) -> Pooled | None:
     )
 
 
+def _why_missing(runs: Sequence[Result], name: str) -> str:
+    """The first run's reason for having no number, or ''."""
+    return next((m.about for run in runs if (m := run.metrics.get(name)) is not None and m.value is None), "")
+
+
 def standings(methods: Sequence[Method], scorers: Sequence[str]) -> list[Standing]:
     """Every method on every scorer whose optimum is known; none for real models."""
     found = []
@@ -82,7 +88,7 @@ def standings(methods: Sequence[Method], scorers: Sequence[str]) -> list[Standin
             runs = [run.result for run in method.runs]
             names = {name: f"{scorer}.{name}" for name in OF_REWARD} | {name: name for name in OF_IMAGES}
             metrics = {short: metric for short, name in names.items() if (metric := pooled(runs, name)) is not None}
-            if not any(f"{scorer}." in name for run in runs for name in run.metrics):
+            if not any(name.startswith(f"{scorer}.") for run in runs for name in run.metrics):
                 continue
             costs = [run.cost for run in runs if run.cost is not None]
             found.append(
@@ -91,6 +97,7 @@ def standings(methods: Sequence[Method], scorers: Sequence[str]) -> list[Standin
                     algorithm=method.first.configuration.algorithm,
                     scorer=scorer,
                     metrics=metrics,
+                    missing={short: why for short, name in names.items() if (why := _why_missing(runs, name))},
                     alignment_nfe=_mean(
                         c.alignment["denoiser_forward"] + c.alignment["denoiser_backward"] for c in costs
                     ),
@@ -187,7 +194,7 @@ def regrets(target: Target, metrics: dict[str, Pooled]) -> dict[float, float | N
     is not known. At the problem's own β it is the measured regret, whose noise is smaller."""
     found: dict[float, float | None] = {}
     for rate, reward, kl in target.points:
-        beta = next((b for b in MARKED if rate and abs(rate * b - 1) < 1e-9), None)
+        beta = next((b for b in (target.beta, *MARKED) if rate and abs(rate * b - 1) < 1e-9), None)
         if beta is not None:
             best, spent = reward - beta * kl, metrics.get("kl")
             found[beta] = None if spent is None else best - (metrics["reward"].value - beta * spent.value)

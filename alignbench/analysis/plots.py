@@ -116,7 +116,7 @@ def reward_curves(paths: Sequence[Path], against: Against = "rounds", scorers: S
 
 def frontier_figure(found: Sequence[Panel]) -> Figure:
     """One panel per problem and scorer: the best reward at every divergence, its optima at several β, and the methods
-    with their intervals; those of one algorithm have one colour, each of its methods another mark."""
+    with their intervals, where their divergence is finite. Methods of one algorithm share a colour, not a mark."""
     from matplotlib.figure import Figure
 
     algorithms = list(dict.fromkeys(s.algorithm for panel in found for s in panel.standings))
@@ -150,7 +150,7 @@ def frontier_figure(found: Sequence[Panel]) -> Figure:
         margin = 0.05 * (highest - lowest)
         axis.set_ylim(lowest - margin, highest + margin)
         axis.set_xscale("symlog", linthresh=1.0)
-        axis.set_xlim(-0.02 * widest**0.3, widest)
+        axis.set_xlim(min([-0.02 * widest**0.3, *(s.metrics["kl"].value - 0.02 for s in placed)]), widest)
         axis.set_title(_plain(f"{panel.problem}: {panel.scorer}"))
         axis.set_xlabel("KL from the reference (nats)")
         axis.set_ylabel("mean reward")

@@ -100,7 +100,7 @@ def _optimality_table(group: Group, scorer: str) -> Table:
         "method", "mean reward", "KL", "regret", "95 % interval", "excess KL", "95 % interval", "mode TV", "covariance",
     ]  # fmt: skip
     extra = [name for name in ("nuisance", "path_kl") if any(name in s.metrics for s in placed)]
-    header += [{"nuisance": "nuisance", "path_kl": "path KL (bound)"}[name] for name in extra]
+    header += [{"nuisance": "nuisance", "path_kl": "path KL"}[name] for name in extra]
     header += ["align NFE", "NFE/image", "regret by seed"]
     optimum = [f"optimum at β = {target.beta:g}", number(target.reward), _nats(target.kl), "0", "", "0", "", "0", "1"]
     rows = [[*optimum, *("0" if name == "nuisance" else "" for name in extra), "", "", ""]]
@@ -109,7 +109,11 @@ def _optimality_table(group: Group, scorer: str) -> Table:
         row = [standing.method, number(m["reward"].value), _nats_of(m.get("kl"))]
         for name in ("regret", "excess_kl"):
             row += [_nats_of(m.get(name)) + _at_floor(m.get(name)), _interval(m.get(name))]
-        row += [_nats_of(m.get("mode_tv")), _nats_of(m.get("covariance")), *(_nats_of(m.get(name)) for name in extra)]
+        row += [
+            _nats_of(m.get("mode_tv")),
+            _nats_of(m.get("covariance")),
+            *(_nats_of(m.get(name)) + _at_floor(m.get(name), name == "nuisance") for name in extra),
+        ]
         seeds = m["regret"].seeds if "regret" in m and len(m["regret"].seeds) > 1 else []
         row += [number(standing.alignment_nfe), number(standing.image_nfe), " ".join(map(_nats, seeds))]
         rows.append(row)
@@ -124,9 +128,9 @@ def _nats_of(metric: Pooled | None) -> str:
     return "–" if metric is None else _nats(metric.value)
 
 
-def _at_floor(metric: Pooled | None) -> str:
+def _at_floor(metric: Pooled | None, wanted: bool = True) -> str:
     """A star where the number cannot be told from an exact optimum's."""
-    told = metric is None or metric.floor is None or metric.low is None or metric.low > metric.floor
+    told = not wanted or metric is None or metric.floor is None or metric.low is None or metric.low > metric.floor
     return "" if told else "*"
 
 
@@ -282,10 +286,18 @@ def _reading(group: Group) -> list[str]:
     """How to read the numbers, next to the numbers."""
     lines = []
     if group.targets:
+        lines += [f"{s.method}: {s.scorer} {name}: {why}." for s in group.optimality for name, why in s.missing.items()]
+        if any("nuisance" in s.metrics for s in group.optimality):
+            lines.append(
+                "KL, regret and excess KL are those in the problem's plane, lower bounds of all axes'; nuisance is "
+                "what the means and variances of the other axes add."
+            )
         lines.append(
             "Optimum: p* ∝ p_ref exp(r/β). Regret: β KL(q ‖ p*), what is missed of the best E r − β KL. Excess KL: "
-            "the divergence spent beyond the frontier's at the same reward, free of β. A star: not to be told from an "
-            "exact optimum with as many images. Covariance: within modes, over p*'s. Path KL bounds KL from above."
+            "what is spent beyond the frontier's KL at the same reward, free of β. A star: not to be told from an "
+            "exact optimum with as many images. Covariance: within modes, over p*'s. Path KL bounds the divergence "
+            "from the reference's own chain of as many steps. Intervals are of these runs' images; seeds differ as "
+            "they show."
         )
     if not group.versus:
         return lines

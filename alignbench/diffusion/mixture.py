@@ -23,11 +23,13 @@ from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
 from alignbench.errors import InputError, Unsupported
-from alignbench.interface import Prompt, Tuning
+from alignbench.interface import LoRA, Prompt, Tuning
 from alignbench.keys import Key, normal
 from alignbench.quantities import Condition, Prediction, Steps
 from alignbench.testbed.mixture import Mixture
 from alignbench.testbed.problem import ExactProblem, describe, problem_of
+
+WIDTH_PER_RANK = 16  # of the residual network's layers: 64 at the usual rank of 4
 
 
 class MixturePipeline:
@@ -108,14 +110,16 @@ class MixturePipeline:
         return images
 
     def adapt(self, tuning: Tuning, key: Key) -> MixturePolicy:
-        """The exact denoiser plus a residual network, whatever the tuning: there are no weights to adapt."""
-        return MixturePolicy(self, key)
+        """The exact denoiser plus a residual network, as wide as the rank of the LoRA that stands for it says."""
+        if not isinstance(tuning, LoRA):
+            raise Unsupported("the exact denoiser has no weights to tune; its residual network stands for a LoRA.")
+        return MixturePolicy(self, key, WIDTH_PER_RANK * tuning.rank)
 
 
 class MixturePolicy(MixturePipeline):
     """The exact denoiser plus a network of two hidden layers whose last layer starts at zero."""
 
-    def __init__(self, reference: MixturePipeline, key: Key, width: int = 64) -> None:
+    def __init__(self, reference: MixturePipeline, key: Key, width: int) -> None:
         super().__init__(reference.mixture, reference.schedule, reference.meter, reference.name, reference.problem)
         self._reference = reference
         (d,) = self.latent_shape

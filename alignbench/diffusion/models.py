@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -128,10 +129,12 @@ def load(
 
 def exact_schedule() -> Schedule:
     """The linear schedule of DDPM (Ho et al. 2020): it ends at ᾱ = 4e-5, where the noised mixture is N(0, I) to 1e-6
-    nats, so that sampling starts where the closed forms say it does. Stable Diffusion's ends at 5e-3."""
+    nats, so that sampling starts where the closed forms say it does (Stable Diffusion's ends at 5e-3); and its steps
+    are chained, so that the exact kernel is exact for any number of them."""
     from alignbench.diffusion.schedule import Schedule
 
-    return Schedule.from_config({"beta_schedule": "linear", "timestep_spacing": "trailing", "set_alpha_to_one": False})
+    config = {"beta_schedule": "linear", "timestep_spacing": "trailing", "set_alpha_to_one": False}
+    return dataclasses.replace(Schedule.from_config(config), chained=True)
 
 
 def _exact(prompts: Sequence[Prompt]) -> tuple[ExactProblem | None, ExactProblem]:

@@ -6,9 +6,10 @@ given the same key therefore meet the same noise, whatever batch the image stand
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,12 @@ class Trajectory:
         """x_0."""
         return self.latents[-1]
 
+    def first(self, n: int) -> Trajectory:
+        """The paths of the first n images."""
+        return replace(
+            self, latents=self.latents[:, :n], log_prob=self.log_prob[:n], condition=self.condition[slice(n)]
+        )
+
     def transition(self, policy: Pipeline, action: int) -> Transition:
         """The step of action number `action` under a policy."""
         i = self.actions[action]
@@ -142,6 +149,27 @@ def path_divergence(policy: Policy, trajectory: Trajectory) -> Float[Tensor, " b
         p, q = (trajectory.transition(pipeline, action) for pipeline in (policy, policy.reference))
         total += divergence(p, q).cpu()
     return total
+
+
+def density_of_chain(
+    pipeline: Pipeline, prompts: Sequence[Prompt], keys: Sequence[Key], sampling: Sampling
+) -> Float[Tensor, " n"]:
+    """log q of the points that a deterministic chain makes from N(0, I): log N(x_T) − Σ log |det ∂x_s / ∂x_t|.
+
+    Exact for the chain as it is run, up to rounding. Raises ValueError where a step has noise.
+    """
+    steps = pipeline.timesteps(sampling.steps)
+    if (std_of(steps, sampling.eta) > 0).any() or sampling.kernel != "ddim":
+        raise ValueError("a chain with noise has no change of variables; use eta = 0.")
+    condition, x = pipeline.condition(prompts), pipeline.initial_noise(keys)
+    log_q = -((x.double() ** 2 + math.log(2 * math.pi)).sum(-1) / 2)
+    for i in range(len(steps)):
+        x = x.detach().requires_grad_()
+        y = transition(pipeline, x, steps[i], condition, sampling).mean
+        rows = [torch.autograd.grad(y[:, j].sum(), x, retain_graph=True)[0] for j in range(y.shape[1])]
+        log_q = log_q - torch.linalg.slogdet(torch.stack(rows, 1).double())[1]
+        x = y
+    return log_q.detach()
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ class Schedule:
     steps_offset: int = 0
     spacing: Literal["leading", "trailing", "linspace"] = "leading"
     clip: float | None = None
+    chained: bool = False  # every step ends where the next starts; DDIMScheduler's do only where n divides T
 
     @staticmethod
     def scaled_linear(start: float = 0.00085, end: float = 0.012, timesteps: int = 1000) -> Float[Tensor, " T"]:
@@ -89,6 +90,8 @@ class Schedule:
             raise ValueError(f"{n} steps with steps_offset {self.steps_offset} leave the {total} training timesteps.")
         before = t - stride
         next_level = torch.where(before >= 0, self.alpha_bar[before.clamp(min=0)], self.final_alpha_bar)
+        if self.chained:
+            next_level = torch.cat([self.alpha_bar[t[1:]], torch.tensor([self.final_alpha_bar], dtype=torch.float64)])
         return Steps(t, self.alpha_bar[t], next_level)
 
     def predict(self, native: Tensor, latents: Tensor, t: int | Tensor) -> Prediction:

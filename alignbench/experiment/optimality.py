@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from alignbench.diffusion.mixture import MixturePipeline
-from alignbench.diffusion.rollout import PipelineSampler, path_divergence, rollout
+from alignbench.diffusion.rollout import PipelineSampler, density_of_chain, path_divergence, rollout
 from alignbench.diffusion.transition import std_of
 from alignbench.experiment.generate import ImageStore, Slot, evaluation_key
 from alignbench.experiment.result import FrontierCurve, Metric
@@ -18,7 +19,8 @@ from alignbench.keys import Key
 from alignbench.testbed import scores
 from alignbench.testbed.pairs import MixturePairs
 from alignbench.testbed.problem import ExactProblem
-from alignbench.testbed.tilt import Frontier
+from alignbench.testbed.problem import info as reward_info
+from alignbench.testbed.tilt import Frontier, rates
 
 PAIRS = 10_000  # of the reference that a method may learn from
 MANTISSAS = (10.0, 8.0, 6.5, 5.0, 4.0, 3.0, 2.5, 2.0, 1.6, 1.3)
@@ -46,10 +48,12 @@ def frontiers(cell: Cell, pipeline: Pipeline) -> dict[str, FrontierCurve]:
     if problem is None:
         return {}
     flat = problem.flat
-    return {
-        name: FrontierCurve(beta=problem.beta, points=Frontier(flat.mixture, flat.rewards[name]).points(RATES))
-        for name in _rewards(cell, problem)
-    }
+    found = {}
+    for name in _rewards(cell, problem):
+        low, high = rates(flat.mixture, flat.rewards[name])
+        chosen = sorted({rate for rate in (*RATES, 1 / problem.beta) if low < rate < high})
+        found[name] = FrontierCurve(beta=problem.beta, points=Frontier(flat.mixture, flat.rewards[name]).points(chosen))
+    return found
 
 
 def metrics(
@@ -62,37 +66,43 @@ def metrics(
     """The scores of alignbench/testbed/scores.py for a cell's images; empty for a real model. Costs are not counted:
     this is evaluation."""
     problem = problem_of(pipeline)
-    if problem is None or not isinstance(pipeline, MixturePipeline):
+    if problem is None:
         return {}
+    assert isinstance(pipeline, MixturePipeline)
     names, before = _rewards(cell, problem), pipeline.meter.total
     prompts = [cell.evaluated[slot.place] for slot in wanted]
     keys = [evaluation_key(cell.spec.eval_seed, p, slot.sample) for p, slot in zip(prompts, wanted, strict=True)]
-    known = sampler.divergence() if isinstance(sampler, KnownDivergence) else None
+    known = _known_divergence(cell, sampler, problem)
     density = None if known is not None else _density(sampler, prompts, keys)
     places = torch.tensor([slot.place for slot in wanted])
     points = images.read(wanted)
     found = scores.measure(problem, names, points, places, Key("optimality"), known, density)
-    if known is not None or density is not None:
-        neighbours = scores.measure(problem, names[:1], points, places, Key("optimality"))["kl"]
-        found["kl_by_neighbours"] = neighbours  # so that every file shows the estimator beside the exact number
     if (bound := _path_divergence(sampler, prompts, keys)) is not None:
         found["path_kl"] = bound
     pipeline.meter.total = before
     return {name: Metric(**vars(measure)) for name, measure in found.items()}
 
 
+def _known_divergence(cell: Cell, sampler: Sampler, problem: ExactProblem) -> float | None:
+    """What the sampler knows; of another reward than the problem's, which may have ties, only that nothing changed."""
+    known = sampler.divergence() if isinstance(sampler, KnownDivergence) else None
+    return known if known == 0 or cell.configuration.reward in problem.rewards else None
+
+
 def _rewards(cell: Cell, problem: ExactProblem) -> list[str]:
-    return [name for name in cell.scorers if name in problem.rewards]
+    return [
+        name for name, scorer in cell.scorers.items() if name in problem.rewards and scorer.info() == reward_info(name)
+    ]
 
 
 def _density(sampler: Sampler, prompts: Sequence[Prompt], keys: Sequence[Key]) -> Tensor | None:
     """log q of each image where the sampler is a deterministic chain of few dimensions."""
-    if not isinstance(sampler, PipelineSampler) or sampler.pipeline.latent_shape > (WIDEST_CHAIN,):
+    if not isinstance(sampler, PipelineSampler) or math.prod(sampler.pipeline.latent_shape) > WIDEST_CHAIN:
         return None
     steps, sampling = sampler.pipeline.timesteps(sampler.sampling.steps), sampler.sampling
     if sampling.kernel != "ddim" or (std_of(steps, sampling.eta) > 0).any():
         return None
-    return scores.density_of_chain(sampler.pipeline, prompts, keys, sampling)
+    return density_of_chain(sampler.pipeline, prompts, keys, sampling)
 
 
 def _path_divergence(sampler: Sampler, prompts: Sequence[Prompt], keys: Sequence[Key]) -> scores.Measure | None:
@@ -102,9 +112,9 @@ def _path_divergence(sampler: Sampler, prompts: Sequence[Prompt], keys: Sequence
     policy, sampling = sampler.pipeline, sampler.sampling
     if not (std_of(policy.timesteps(sampling.steps), sampling.eta) > 0).all():
         return None
-    path = rollout(policy, policy.condition(prompts), keys, sampling)
-    each = path_divergence(policy, path).double()
-    half = 1.96 * float(each.std()) / len(each) ** 0.5
-    value = float(each.mean())
-    about = "Σ_t KL of the policy's steps from the reference's: bounds the divergence of the images from that chain's"
-    return scores.Measure(value, about, "upper bound", value - half, value + half)
+    each = path_divergence(policy, rollout(policy, policy.condition(prompts), keys, sampling)).double()
+    about = "Σ_t KL of the policy's steps from the reference's: bounds the divergence from the reference's own chain"
+    value, error = float(each.mean()), float(each.std()) / len(each) ** 0.5 if len(each) > 1 else math.nan
+    half = 1.96 * error
+    ends = (value - half, value + half) if math.isfinite(half) else (None, None)
+    return scores.Measure(value, about, "upper bound", *ends)

@@ -122,7 +122,7 @@ def _clear(folder: Path) -> None:
 
 def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    device = _device(cell.spec.device)
+    device = "cpu" if cell.model.source == "exact" else _device(cell.spec.device)
     meter = Meter()
     pipeline = models.load(cell.model, meter, device, cell.spec.dtype, cell.evaluated)
     _check_scorers(cell, pipeline)
@@ -132,7 +132,7 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
     if not cell.path.exists():
         results.write(cell.path, draft.result("partial", "in progress, or interrupted; the same command continues"))
     try:
-        if reason := cell.algorithm.unsupported(problem) or _kernel_unsupported(cell):
+        if reason := cell.algorithm.unsupported(problem):
             raise Unsupported(reason)
         sampler = cell.algorithm.align(problem)
         alignment, alignment_seconds = meter.total, problem.seconds
@@ -185,13 +185,6 @@ def _check_scorers(cell: Cell, pipeline: Pipeline) -> None:
     for name, scorer in cell.scorers.items():
         if reason := scorer.unsupported(cell.evaluated, shape):
             raise InputError(f"scorer {name!r} cannot score images of model {cell.spec.model!r}: {reason}")
-
-
-def _kernel_unsupported(cell: Cell) -> str | None:
-    """The exact kernel is the reference's own; weights that training changes have none."""
-    if cell.sampling.kernel == "exact" and cell.algorithm.trains:
-        return "a trained policy has no exact reverse kernel; leave --kernel out."
-    return None
 
 
 def _problem(cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progress: Progress) -> CellProblem:

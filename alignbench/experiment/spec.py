@@ -18,6 +18,7 @@ from alignbench.errors import InputError, UnknownName
 from alignbench.experiment import prompts as prompt_sets
 from alignbench.experiment.result import Configuration, canonical
 from alignbench.interface import Algorithm, Kernel, Prompt, Prompts, Reward, Sampling
+from alignbench.testbed.problem import problem_of
 
 DType = Literal["float32", "float16", "bfloat16"]
 
@@ -118,6 +119,8 @@ def resolve(spec: RunSpec) -> Cell:
     whole = prompt_sets.take(prompts_name, spec.split)
     evaluated = whole[: spec.limit]
     train_name, training = _training_prompts(spec, defaults, prompts_name)
+    if model.source == "exact":
+        _check_exact(spec, algorithm, evaluated, training)
     shared = prompt_sets.overlap(training, whole) if algorithm.trains else []
     if shared:
         raise InputError(
@@ -204,14 +207,25 @@ def _differences(paper: Algorithm, chosen: Algorithm) -> dict[str, Any]:
     return {name: {"value": own, "paper": other} for name, (own, other) in pairs.items() if own != other}
 
 
+def _check_exact(spec: RunSpec, algorithm: Algorithm, evaluated: Sequence[Prompt], training: Prompts) -> None:
+    """Refuse what the exact model would have to ignore, and two distributions at once."""
+    if spec.dtype != "float32" or spec.device not in ("auto", "cpu"):
+        raise InputError("model 'mixture' computes in float64 on the CPU; leave --dtype and --device out.")
+    if spec.guidance not in (None, 1):
+        raise InputError("model 'mixture' is of one distribution, which no prompt guides; leave --guidance out.")
+    if spec.kernel == "exact" and algorithm.trains:
+        raise InputError("a trained policy has no exact reverse kernel; leave --kernel out.")
+    problem_of([*evaluated[:1], *(training[:1] if algorithm.trains else ())])
+
+
 def _sampling(model: models.Model, spec: RunSpec) -> Sampling:
     if spec.kernel == "exact":
         if model.source != "exact":
             raise InputError(
                 f"--kernel exact: the reverse kernel of model {model.name!r} is not known; only mixture's is."
             )
-        if spec.eta is not None or spec.guidance not in (None, 1):
-            raise InputError("--kernel exact draws from p(x_s | x_t) itself; eta and guidance have no place in it.")
+        if spec.eta is not None:
+            raise InputError("--kernel exact draws from p(x_s | x_t) itself; --eta has no place in it.")
     try:
         return Sampling(
             kernel=spec.kernel,
@@ -254,7 +268,7 @@ def _scorers(
     out; named ones that cannot are an error."""
     named = {name for name in (spec.reward, *(spec.scorers or ())) if name}
     wanted = [*([reward_name] if reward_name else []), *(defaults.scorers if spec.scorers is None else spec.scorers)]
-    chosen = {}
+    chosen, why = {}, ""
     for name in dict.fromkeys(wanted):
         reward = _reward(name)
         reason = reward.unsupported(evaluated, ())
@@ -262,8 +276,9 @@ def _scorers(
             chosen[label(name)] = reward
         elif name in named:
             raise InputError(f"scorer {name!r} cannot score these prompts: {reason}")
+        why = why or (f" ({name}: {reason.rstrip('.')})" if reason else "")
     if not chosen:
-        raise InputError("nothing would be scored; pass --reward NAME or --scorers NAME (see `alignbench list`).")
+        raise InputError(f"nothing would be scored{why}; pass --reward NAME or --scorers NAME (see `alignbench list`).")
     return chosen
 
 

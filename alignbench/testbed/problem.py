@@ -20,12 +20,11 @@ from torch import Tensor
 from alignbench.errors import InputError
 from alignbench.interface import Prompt, RewardInfo
 from alignbench.testbed.mixture import Mixture
-from alignbench.testbed.tilt import Quadratic
+from alignbench.testbed.tilt import Quadratic, rates
 
 PROMPTS = 1000  # of every split
 METADATA = "exact_problem"
-SUFFIX = "_proxy"
-DIGITS = 9  # significant ones that identify a number: rounding differs between machines
+DECIMALS = 9  # that identify a number: rounding differs between machines
 
 
 class Known(NamedTuple):
@@ -48,6 +47,13 @@ class ExactProblem:
     beta: float = 1.0  # at which regret is measured
     plane: Float[Tensor, "d 2"] | None = None
 
+    def __post_init__(self) -> None:
+        for name, reward in self.rewards.items():
+            low, high = rates(self.mixture, reward)
+            if not (self.beta > 0 and low < 1 / self.beta < high):
+                where = f"problem {self.name!r}: reward {name!r}"
+                raise ValueError(f"{where} has no optimum at β = {self.beta:g}; choose β > {1 / high:g}.")
+
     @cached_property
     def sha256(self) -> str:
         """Over all that defines the problem but the direction of the plane."""
@@ -56,7 +62,7 @@ class ExactProblem:
         for name in sorted(flat.rewards):
             r = flat.rewards[name]
             numbers += [r.curvature, r.slope, torch.tensor([r.constant], dtype=torch.float64)]
-        content = [[f"{x + 0.0:.{DIGITS}g}" for x in part.flatten().tolist()] for part in numbers]
+        content = [[round(x, DECIMALS) + 0.0 for x in part.flatten().tolist()] for part in numbers]
         facts = [self.name, sorted(self.rewards), self.beta, self.mixture.dimension]
         return hashlib.sha256(json.dumps([facts, content]).encode()).hexdigest()
 
@@ -81,10 +87,6 @@ class ExactProblem:
             key: Quadratic(axes @ r.curvature @ axes.T, axes @ r.slope, r.constant) for key, r in self.rewards.items()
         }
         return ExactProblem(name, mixture, rewards, self.beta, axes)
-
-    def truth_of(self, reward: str) -> str:
-        """The reward that a proxy stands for; of any other, itself."""
-        return reward.removesuffix(SUFFIX)
 
     def prompts(self, split: str) -> list[Prompt]:
         """The prompts of a split."""

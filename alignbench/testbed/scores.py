@@ -11,8 +11,8 @@ log q comes, in this order, from: an exact KL that the method knows; the change 
 with ε_i the distance to the k-th neighbour and c_d the volume of the unit ball, whose bias is measured on exact draws
 from p*_λ, as many as there are points, and subtracted. In many dimensions (4) sees only the problem's plane; the other
 axes are compared with N(0, I) by their means and variances.
-Intervals are percentile bootstraps over prompts of the terms of these means, and of the measured bias; the bias that
-the bootstrap itself adds to squares is taken off.
+Intervals are percentile bootstraps over prompts of the terms of these means, widened by the spread that exact draws
+show and resampling misses; the bias that the bootstrap itself adds to squares is taken off.
 """
 
 from __future__ import annotations
@@ -27,18 +27,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from alignbench.diffusion.rollout import transition
-from alignbench.diffusion.transition import std_of
-from alignbench.interface import Pipeline, Prompt, Sampling
 from alignbench.keys import Key, resample_counts
 from alignbench.testbed.mixture import Mixture
 from alignbench.testbed.problem import ExactProblem
-from alignbench.testbed.tilt import Frontier, tilted
+from alignbench.testbed.tilt import Frontier, Quadratic, moments, tilted
 
 NEIGHBOURS = 5
+FEWEST_POINTS = 50  # below which neighbours say nothing
 REPLICATES = 32  # sets of exact draws that measure bias and floor
 RESAMPLES = 1000
 LEVEL = 0.95
+NORMAL_QUANTILE = 1.645  # of a normal variable at LEVEL
 FEWEST_IN_MODE = 30.0  # points below which a mode's covariance is not looked at
 
 Kind = Literal["exact", "estimate", "upper bound"]
@@ -57,7 +56,7 @@ class Measure:
 
 
 def log_density_by_neighbours(points: Float[Tensor, "n d"], k: int = NEIGHBOURS) -> Float[Tensor, " n"]:
-    """(4), in nats. +inf where k neighbours are at the same place."""
+    """(4), in nats. Infinite where k neighbours are at the same place."""
     from scipy.spatial import cKDTree
     from scipy.special import digamma
 
@@ -67,27 +66,6 @@ def log_density_by_neighbours(points: Float[Tensor, "n d"], k: int = NEIGHBOURS)
     ball = d / 2 * math.log(math.pi) - math.lgamma(d / 2 + 1)
     with np.errstate(divide="ignore"):
         return torch.from_numpy(digamma(k) - digamma(n) - ball - d * np.log(distance))
-
-
-def density_of_chain(
-    pipeline: Pipeline, prompts: Sequence[Prompt], keys: Sequence[Key], sampling: Sampling
-) -> Float[Tensor, " n"]:
-    """log q of the points that a deterministic chain makes from N(0, I): log N(x_T) − Σ log |det ∂x_s / ∂x_t|.
-
-    Exact for the chain as it is run, up to rounding. Raises ValueError where a step has noise.
-    """
-    steps = pipeline.timesteps(sampling.steps)
-    if (std_of(steps, sampling.eta) > 0).any() or sampling.kernel != "ddim":
-        raise ValueError("a chain with noise has no change of variables; use eta = 0.")
-    condition, x = pipeline.condition(prompts), pipeline.initial_noise(keys)
-    log_q = -((x.double() ** 2 + math.log(2 * math.pi)).sum(-1) / 2)
-    for i in range(len(steps)):
-        x = x.detach().requires_grad_()
-        y = transition(pipeline, x, steps[i], condition, sampling).mean
-        rows = [torch.autograd.grad(y[:, j].sum(), x, retain_graph=True)[0] for j in range(y.shape[1])]
-        log_q = log_q - torch.linalg.slogdet(torch.stack(rows, 1).double())[1]
-        x = y
-    return log_q.detach()
 
 
 def shares(optimum: Mixture, points: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
@@ -142,6 +120,30 @@ class Terms:
 
 
 @dataclass(frozen=True)
+class Deviations:
+    """What the mean of log q − log p comes to on sets of exact draws from p, where it should be 0: bias and spread."""
+
+    of_sets: Float[Tensor, " r"]
+    naive_variance: float  # of such a mean, were its terms independent
+
+    @property
+    def bias(self) -> float:
+        return float(self.of_sets.mean())
+
+    @property
+    def floor(self) -> float:
+        return float((self.of_sets - self.of_sets.mean()).quantile(LEVEL))
+
+    def correct(self, resampled: Float[Tensor, " s"], key: Key) -> Float[Tensor, " s"]:
+        """Resamples of such a mean (the first is the value itself) without the bias, and with the spread that
+        resampling misses: the uncertainty of the bias, and that neighbours share their distances."""
+        missed = max(0.0, float(self.of_sets.var()) - self.naive_variance) + float(self.of_sets.var()) / REPLICATES
+        noise = key.normal(len(resampled)).double() * math.sqrt(missed)
+        noise[0] = 0
+        return resampled - self.bias + noise
+
+
+@dataclass(frozen=True)
 class LogDensity:
     """Terms whose mean over the points is E_q log q, and where they are from."""
 
@@ -154,18 +156,25 @@ class LogDensity:
             return cls(known_kl + reference.log_prob(x), "exact divergence")
         if log_q is not None:
             return cls(log_q.double(), "change of variables")
-        return cls(log_density_by_neighbours(x), "nearest neighbours")
+        return cls(_neighbours(x), "nearest neighbours")
 
-    def on_exact_draws(self, optimum: Mixture, reference: Mixture, kl: float, key: Key) -> Float[Tensor, " r"]:
-        """What the mean of log q − log p* comes to on sets of as many exact draws from p*, where it should be 0."""
-        if self.source == "change of variables":
-            return torch.zeros(REPLICATES, dtype=torch.float64)
-        found = []
-        for i in range(REPLICATES):
-            y = optimum.sample(key(i), len(self.terms))
-            known = kl if self.source == "exact divergence" else None
-            found.append((LogDensity.of(y, reference, known, None).terms - optimum.log_prob(y)).mean())
-        return torch.stack(found)
+    def on_exact_draws(self, p: Mixture, key: Key) -> Deviations | None:
+        """The neighbours' deviations on as many draws; None for a source that has none."""
+        if self.source != "nearest neighbours":
+            return None
+        sets = [p.sample(key(i), len(self.terms)) for i in range(REPLICATES)]
+        terms = torch.stack([_neighbours(y) - p.log_prob(y) for y in sets])
+        return Deviations(terms.mean(1), float(terms.var(1).mean()) / terms.shape[1])
+
+    def about(self, deviations: Deviations | None) -> str:
+        text = f"log q by {self.source}"
+        if deviations is not None:
+            text += f" (k = {NEIGHBOURS}, {len(self.terms)} points, bias {deviations.bias:.4f} subtracted)"
+        return text
+
+
+def _neighbours(x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    return log_density_by_neighbours(x) if len(x) >= FEWEST_POINTS else torch.full((len(x),), math.nan).double()
 
 
 def measure(
@@ -181,20 +190,53 @@ def measure(
     reward `<reward>.reward`, `.regret`, `.excess_kl`, `.mode_tv` and `.covariance`.
 
     `prompts` numbers each point's prompt from 0. `known_kl`, or else `log_q` (with the rows of `points`), is given
-    where it is exact.
+    where it is exact; beside either, `kl_by_neighbours` shows what the neighbours would have said.
     """
     flat, x = problem.flat, points.double()
+    where = ""
     if problem.plane is not None:
-        x = x @ problem.plane
+        x, where = x @ problem.plane, " in the problem's plane: a lower bound of all axes'"
     log_density = LogDensity.of(x, flat.mixture, known_kl, log_q)
     counts = resample_counts(key("bootstrap").generator(), int(prompts.max()) + 1, RESAMPLES)
     weights = torch.cat([torch.ones(1, counts.shape[1], dtype=torch.float64), torch.from_numpy(counts)])
-    found: dict[str, Measure] = {}
+    first = _nearest(flat, rewards[0], x)[1] if rewards else flat.mixture
+    found = {"kl": _divergence(flat.mixture, first, x, log_density, prompts, weights, key("kl"), where)}
+    if log_density.source != "nearest neighbours":
+        neighbours = LogDensity(_neighbours(x), "nearest neighbours")
+        measured = _divergence(flat.mixture, first, x, neighbours, prompts, weights, key("neighbours"), where)
+        found["kl_by_neighbours"] = measured
     for name in rewards:
-        found = _against_optimum(flat, name, x, log_density, prompts, weights, key(name)) | found  # one `kl`: the first
+        found |= _against_optimum(flat, name, x, log_density, prompts, weights, key(name))
     if problem.plane is not None:
         found["nuisance"] = _nuisance(problem.plane, points.double(), prompts, weights, key("nuisance"))
     return found
+
+
+def _nearest(flat: ExactProblem, name: str, x: Tensor) -> tuple[float, Mixture]:
+    """The λ that earns what the points earn, and its p*_λ; p_ref stands in where no λ does."""
+    reward = flat.rewards[name]
+    rate = Frontier(flat.mixture, reward).matched(float(reward(x).mean()))
+    return rate, tilted(flat.mixture, reward, rate) if math.isfinite(rate) else flat.mixture
+
+
+def _divergence(
+    reference: Mixture,
+    nearest: Mixture,
+    x: Tensor,
+    log_density: LogDensity,
+    prompts: Tensor,
+    weights: Tensor,
+    key: Key,
+    where: str,
+) -> Measure:
+    """KL(q ‖ p_ref), its bias measured on draws from a distribution near q."""
+    terms = Terms.of(x, reference, (log_density.terms - reference.log_prob(x))[:, None], prompts)
+    (kl,) = terms.means(weights).unbind(1)
+    off = log_density.on_exact_draws(nearest, key("draws"))
+    if off is not None:
+        kl = off.correct(kl, key("missed"))
+    kind: Kind = "exact" if log_density.source == "exact divergence" else "estimate"
+    return _interval(kl, f"KL(q ‖ p_ref){where}, {log_density.about(off)}", kind=kind)
 
 
 def _against_optimum(
@@ -207,39 +249,38 @@ def _against_optimum(
     key: Key,
 ) -> dict[str, Measure]:
     reward, beta, log_q = flat.rewards[name], flat.beta, log_density.terms
-    frontier, earned = Frontier(flat.mixture, reward), reward(x)
-    rate = frontier.matched(float(earned.mean()))
-    optimum = tilted(flat.mixture, reward, 1 / beta)
-    nearest = tilted(flat.mixture, reward, rate) if math.isfinite(rate) else optimum
-    columns = [earned, *(log_q - p.log_prob(x) for p in (flat.mixture, nearest, optimum))]
+    (rate, nearest), optimum = _nearest(flat, name, x), tilted(flat.mixture, reward, 1 / beta)
+    columns = [reward(x), *(log_q - p.log_prob(x) for p in (nearest, optimum))]
     terms = Terms.of(x, optimum, torch.stack(columns, 1), prompts)
-    mean, kl, excess, regret = terms.means(weights).unbind(1)
+    mean, excess, regret = terms.means(weights).unbind(1)
 
-    kl_of_nearest = frontier.at(rate)[1] if math.isfinite(rate) else 0.0
-    off = log_density.on_exact_draws(nearest, flat.mixture, kl_of_nearest, key("nearest"))
-    picks = torch.from_numpy(resample_counts(key("bias").generator(), REPLICATES, RESAMPLES)) / REPLICATES
-    bias = torch.cat([off.mean()[None], picks @ off])  # as measured, and as it might have been
-    about = f"log q by {log_density.source}"
-    exact = log_density.source == "exact divergence"
-    if log_density.source == "nearest neighbours":
-        kl, excess, regret = kl - bias, excess - bias, regret - bias
-        about += f" (k = {NEIGHBOURS}, {len(x)} points, bias {float(off.mean()):.4f} subtracted)"
-    floor = float((off - off.mean()).quantile(LEVEL))
+    off_nearest = log_density.on_exact_draws(nearest, key("nearest"))
+    off_optimum = log_density.on_exact_draws(optimum, key("optimum"))
+    draws = [optimum.sample(key("optimum", i), len(x)) for i in range(REPLICATES)]
+    if off_nearest is not None and off_optimum is not None:
+        # Both are of the same q, which is nearer to p*_λ: the bias is that one's.
+        excess = off_nearest.correct(excess, key("missed"))
+        regret = off_nearest.correct(regret, key("missed"))
+        excess_floor, regret_floor = off_nearest.floor, off_optimum.floor
+    elif log_density.source == "exact divergence":  # KL* − λ R: the noise of the mean reward alone
+        excess_floor, regret_floor = (
+            _reward_floor(p, reward, r, len(x)) for p, r in ((nearest, rate), (optimum, 1 / beta))
+        )
+    else:
+        excess_floor = regret_floor = 0.0
 
-    modes = [
-        Terms.of(y, optimum, torch.zeros(len(y), 1, dtype=torch.float64), torch.arange(len(y)))
-        for y in (optimum.sample(key("optimum", i), len(x)) for i in range(REPLICATES))
-    ]
-    each = torch.ones(1, len(x), dtype=torch.float64)
-    distance = torch.cat([m.mode_distance(each, optimum) for m in modes])
-    ratio = torch.cat([m.covariance_ratio(each, optimum) for m in modes])
+    all_of_one = torch.zeros(len(x), dtype=torch.long)
+    modes = [Terms.of(y, optimum, torch.zeros(len(y), 0, dtype=torch.float64), all_of_one) for y in draws]
+    one = torch.ones(1, 1, dtype=torch.float64)
+    distance = torch.cat([m.mode_distance(one, optimum) for m in modes])
+    ratio = torch.cat([m.covariance_ratio(one, optimum) for m in modes])
+    about = log_density.about(off_nearest)
     return {
-        "kl": _interval(kl, f"KL(q ‖ p_ref), {about}", kind="exact" if exact else "estimate"),
         f"{name}.reward": _interval(mean, "mean reward"),
-        f"{name}.regret": _interval(beta * regret, f"β KL(q ‖ p*) at β = {beta:g}, {about}", beta * floor),
-        f"{name}.excess_kl": _interval(excess, f"KL(q ‖ p*_λ) at λ = {rate:.4g}, {about}", floor)
+        f"{name}.regret": _interval(beta * regret, f"β KL(q ‖ p*) at β = {beta:g}, {about}", beta * regret_floor),
+        f"{name}.excess_kl": _interval(excess, f"KL(q ‖ p*_λ) at λ = {rate:.4g}, {about}", excess_floor)
         if math.isfinite(rate)
-        else Measure(None, "infinite: no λ reaches this reward"),
+        else Measure(None, "infinite: no λ up to 1e9 earns this reward"),
         f"{name}.mode_tv": _interval(
             terms.mode_distance(weights, optimum),
             "½ Σ |share of mode k − w*_k|, not corrected for the floor",
@@ -249,8 +290,15 @@ def _against_optimum(
             terms.covariance_ratio(weights, optimum),
             f"within-mode tr(S*⁻¹ Ĉ)/d over modes with {FEWEST_IN_MODE:g} points; exact draws: "
             f"{float(ratio.quantile(1 - LEVEL)):.3f} to {float(ratio.quantile(LEVEL)):.3f}",
-        ),
+        )
+        if bool((terms.share.sum(0) >= FEWEST_IN_MODE).any())
+        else Measure(None, f"no mode has {FEWEST_IN_MODE:g} points"),
     }
+
+
+def _reward_floor(p: Mixture, reward: Quadratic, rate: float, n: int) -> float:
+    """The 95 % quantile of λ times the error of the mean reward of n draws from p."""
+    return NORMAL_QUANTILE * abs(rate) * math.sqrt(moments(p, reward)[1] / n) if math.isfinite(rate) else math.inf
 
 
 def _nuisance(plane: Tensor, points: Tensor, prompts: Tensor, weights: Tensor, key: Key) -> Measure:
@@ -280,5 +328,7 @@ def _interval(values: Float[Tensor, " s"], about: str, floor: float | None = Non
     ends = (resampled.quantile(q) - resampled.mean() + value for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     numbers = [float(value), *map(float, ends)]
     if not all(map(math.isfinite, numbers)):
-        return Measure(None, f"not finite: points coincide ({about})", kind)
+        return Measure(
+            None, f"not to be told: points coincide, or there are fewer than {FEWEST_POINTS} ({about})", kind
+        )
     return Measure(numbers[0], about, kind, numbers[1], numbers[2], floor)

@@ -1,0 +1,139 @@
+"""The committed results of the exact testbed: complete, of the code as it stands, and saying what README says."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from alignbench.analysis.compare import Group, compare
+from alignbench.analysis.optimality import Standing
+from alignbench.experiment import result as results
+from alignbench.experiment.run import run_cell
+from alignbench.experiment.spec import RunSpec, resolve
+from alignbench.experiment.suite import read_suite
+
+ROOT = Path(__file__).resolve().parents[1]
+SPECS = read_suite(ROOT / "benchmarks" / "suites" / "testbed.yaml")
+FOLDER = ROOT / "results" / "testbed"
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, results.Result]:
+    return {path.name: results.read(path) for path in sorted(FOLDER.glob("*.json"))}
+
+
+@pytest.fixture(scope="module")
+def groups() -> dict[str, Group]:
+    return {group.evaluation.prompts: group for group in compare([FOLDER]).groups}
+
+
+def standings(group: Group, scorer: str, start: str) -> list[Standing]:
+    return [s for s in group.optimality if s.scorer == scorer and s.method.startswith(start)]
+
+
+def test_every_cell_of_the_suite_is_there_and_of_the_code_as_it_stands(files):
+    wanted = set()
+    for spec in SPECS:
+        cell = resolve(spec.model_copy(update={"output": FOLDER}))
+        wanted.add(cell.path.name)
+        stored = files[cell.path.name]
+        assert stored.status == "complete"
+        assert stored.configuration.differences(cell.configuration) == []
+        assert stored.evaluation.prompts_sha256 == cell.prompts_sha256
+        assert stored.frontiers
+        assert len(stored.rows) == 1000
+    assert set(files) == wanted
+
+
+def test_no_cell_took_more_than_a_few_minutes(files):
+    for name, result in files.items():
+        assert result.cost is not None
+        assert result.cost.alignment_seconds + len(result.rows) * result.cost.per_image_seconds < 400, name
+
+
+def test_ddpo_reaches_the_optimum_of_the_easy_problem_with_every_seed(files, groups):
+    """Stated: a regret of at most 0.15 nats after 20,480 points and 1.2 million forward evaluations."""
+    (ddpo,) = standings(groups["gaussian"], "linear", "ddpo")
+    assert len(ddpo.metrics["regret"].seeds) == 3
+    assert max(ddpo.metrics["regret"].seeds) < 0.15
+    for name, result in files.items():
+        if name.startswith("mixture-gaussian-ddpo"):
+            assert result.cost is not None
+            assert result.cost.alignment["reward_forward"] == 20_480
+            assert result.cost.alignment["denoiser_forward"] < 4.2e6
+
+
+def test_the_exact_kernel_leaves_base_on_the_frontier(files):
+    found = [r for r in files.values() if r.configuration.algorithm == "base" and r.sampler["kind"] == "exact"]
+    assert len(found) == 5
+    for result in found:
+        for name, metric in result.metrics.items():
+            if name.endswith("excess_kl"):
+                assert metric.value == pytest.approx(0, abs=0.01)
+        assert abs(result.metrics["kl_by_neighbours"].value) < 0.08
+
+
+def test_best_of_n_is_at_its_exact_divergence_in_every_file(files):
+    found = [r for r in files.values() if r.configuration.algorithm == "best_of_n"]
+    assert len(found) >= 20
+    for result in found:
+        n = result.configuration.fields["n"]
+        exact = math.log(n) - (n - 1) / n
+        assert result.metrics["kl"].value == pytest.approx(exact)
+        assert result.metrics["kl_by_neighbours"].value == pytest.approx(exact, abs=0.15)
+
+
+def test_best_of_n_never_reaches_a_negative_excess(files):
+    for name, result in files.items():
+        for key, metric in result.metrics.items():
+            if key.endswith("excess_kl") and metric.value is not None:
+                assert metric.high > 0, (name, key)
+
+
+def test_optimising_the_proxy_costs_true_reward(groups):
+    """At the same n, best-of-n on the proxy earns more of the proxy and less of the truth."""
+    group = groups["grid"]
+    for n in (8, 64):
+        true, proxy = (
+            {s.scorer: s.metrics["reward"].value for s in group.optimality if s.method == label}
+            for label in (
+                next(
+                    m
+                    for m in group.methods
+                    if m.startswith("best_of_n") and f"n={n} " in m + " " and f"reward={r}" in m.split()
+                )
+                for r in ("quadratic", "quadratic_proxy")
+            )
+        )
+        assert proxy["quadratic_proxy"] > true["quadratic_proxy"]
+        assert proxy["quadratic"] < true["quadratic"]
+
+
+def test_nothing_leaves_the_nuisance_axes_of_the_wide_problem_alone_but_base_and_best_of_n(groups):
+    for standing in standings(groups["grid64"], "quadratic", "best_of_n"):
+        nuisance = standing.metrics["nuisance"]
+        assert nuisance.value < 3 * nuisance.floor
+
+
+def test_a_rerun_of_a_cell_gives_the_committed_rows_and_metrics(files, tmp_path):
+    spec = next(s for s in SPECS if s.algo == "best_of_n" and s.prompts == "gaussian" and s.set == {"n": 2})
+    stored = files[resolve(spec).path.name]
+    torch.set_num_threads(stored.environment["threads"])
+    again = run_cell(resolve(spec.model_copy(update={"output": tmp_path})), quiet=True).result
+    for mine, theirs in zip(again.rows, stored.rows, strict=True):
+        assert mine.scores == pytest.approx(theirs.scores, abs=1e-4)
+    for name, metric in stored.metrics.items():
+        assert again.metrics[name].value == pytest.approx(metric.value, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_rerun_of_a_trained_cell_gives_the_committed_metrics(files, tmp_path):
+    spec = next(s for s in SPECS if s.algo == "ddpo" and s.prompts == "gaussian" and s.seed == 1)
+    stored = files[resolve(spec).path.name]
+    torch.set_num_threads(stored.environment["threads"])
+    again = run_cell(resolve(RunSpec(**{**spec.model_dump(), "output": tmp_path})), quiet=True).result
+    assert again.metrics["linear.regret"].value == pytest.approx(stored.metrics["linear.regret"].value, abs=0.02)
+    assert again.metrics["linear.reward"].value == pytest.approx(stored.metrics["linear.reward"].value, abs=0.02)
