@@ -48,9 +48,13 @@ def test_draws_of_different_keys_are_uncorrelated():
     assert abs(correlation.std() - 500**-0.5) < 0.003
 
 
-def test_a_row_of_a_batch_equals_the_row_alone():
-    keys = [Key("image", i) for i in range(7)]
-    assert torch.equal(normal(keys, (4, 8, 8))[3], keys[3].normal(4, 8, 8))
+@pytest.mark.parametrize("shape", [(), (2,), (4, 8, 8)])
+def test_a_row_of_a_batch_equals_the_row_alone(shape):
+    keys = [Key("batch", i) for i in range(20)]
+    drawn = normal(keys, shape)
+    for key, row in zip(keys, drawn, strict=True):
+        assert torch.equal(key.normal(*shape), row)
+    assert torch.equal(normal(keys[7:9], shape), drawn[7:9])
 
 
 def test_sample_repeats_nothing_while_items_last():

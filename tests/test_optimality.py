@@ -13,7 +13,7 @@ import torch
 
 from alignbench import Key, LoRA, Prompt, Sampling, plugins
 from alignbench.analysis.compare import compare
-from alignbench.analysis.optimality import panels, pooled
+from alignbench.analysis.optimality import panels, pooled, regrets
 from alignbench.analysis.plots import frontier_figure
 from alignbench.cli import run_command_line
 from alignbench.diffusion.meter import Meter
@@ -559,3 +559,35 @@ def test_a_dry_run_on_the_wide_problem_counts_its_cost(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "20k denoiser evaluations forward" in printed
     assert "kernel=exact" in printed
+
+
+def test_an_infinite_divergence_is_named_and_not_drawn(make_result, tmp_path, capsys):
+    """A method that collapsed to a point: its reward is shown, the rest is a dash with the reason below."""
+    collapsed = {"value": None, "kind": "estimate", "about": "points coincide"}
+    sound = {"value": 0.5, "low": 0.4, "high": 0.6, "kind": "estimate", "about": "as measured"}
+    names = ("kl", "r.regret", "r.excess_kl")
+    path = make_result(
+        "collapsed", [1.0, 2.0],
+        metrics={"r.reward": sound, **dict.fromkeys(names, collapsed), "r.mode_tv": sound, "r.covariance": sound},
+        frontiers={"r": {"beta": 1.0, "points": [(0.0, 0.0, 0.0), (1.0, 1.0, 0.5)]}},
+    )  # fmt: skip
+    assert run_command_line(["compare", str(path)]) == 0
+    printed = capsys.readouterr().out
+    (row,) = [line for line in printed.splitlines() if line.startswith("base ") and "0.500" in line]
+    assert row.count("–") >= 3
+    assert "base: r kl: points coincide." in printed
+    assert run_command_line(["frontier", str(path), "--output", str(tmp_path / "f.png")]) == 0
+    assert "not drawn on shapes: base (points coincide)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("beta", [0.7, 200.0])
+def test_the_optimum_is_shown_at_the_problems_own_beta(beta, tmp_path, monkeypatch):
+    """Whatever it is: the stored frontier has the point, and regrets are given there too."""
+    own = ExactProblem("grid", grid().mixture, grid().rewards, beta)
+    monkeypatch.setattr(sys.modules[plugins.load("benchmarks", "grid").__module__], "grid", lambda: own)
+    cell(tmp_path, "base", kernel="exact", steps=1, limit=100)
+    (panel, _) = panels([tmp_path])
+    reward, kl = Frontier(own.mixture, own.rewards["quadratic"]).at(1 / beta)
+    assert (panel.target.beta, panel.target.reward, panel.target.kl) == pytest.approx((beta, reward, kl))
+    (standing,) = panel.standings
+    assert regrets(panel.target, standing.metrics)[beta] == standing.metrics["regret"].value
