@@ -29,6 +29,17 @@ def test_the_table_is_what_compare_prints(reference, capsys):
     assert shown[1] == capsys.readouterr().out
 
 
+def test_the_tables_of_the_testbed_are_what_compare_prints(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert run_command_line(["compare", "results/testbed"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    shown = re.search(r"<!-- testbed: begin -->\n```\n(.*?)```\n<!-- testbed: end -->", README, re.S)
+    assert shown is not None
+    lines = [line for line in shown[1].splitlines() if line]
+    assert len(lines) > 15
+    assert [line for line in lines if line not in printed] == []
+
+
 def test_the_reward_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)

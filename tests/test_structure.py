@@ -141,4 +141,5 @@ def test_algorithm_files_have_the_header_of_the_house():
         header = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         assert "Objective" in header, path
         assert "Departures" in header, path
+        assert "\nOptimum " in header, f"{path}: does it reach the optimum of the exact testbed, and if not, why?"
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, path

@@ -155,7 +155,7 @@ def frontier_figure(found: Sequence[Panel]) -> Figure:
         axis.set_xlabel("KL from the reference (nats)")
         axis.set_ylabel("mean reward")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=6, loc="lower right")
+        axis.legend(fontsize=6)
     return figure
 
 

@@ -121,7 +121,7 @@ def _optimality_table(group: Group, scorer: str) -> Table:
 
 
 def _nats(x: float) -> str:
-    return f"{x + 0.0:.3f}" if abs(x) < 100 else f"{x:.0f}"
+    return f"{round(x, 3) + 0.0:.3f}" if abs(x) < 100 else f"{x:.0f}"
 
 
 def _nats_of(metric: Pooled | None) -> str:
