@@ -21,9 +21,11 @@ from alignbench.diffusion.mixture import MixturePipeline
 from alignbench.diffusion.models import exact_schedule, find, load
 from alignbench.diffusion.rollout import PipelineSampler, denoise, density_of_chain, rollout
 from alignbench.errors import InputError, UnknownName, Unsupported
+from alignbench.experiment import optimality
 from alignbench.experiment import result as results
 from alignbench.experiment.run import run_cell
 from alignbench.experiment.spec import RunSpec, resolve
+from alignbench.interface import Pairs
 from alignbench.testbed import scores
 from alignbench.testbed.mixture import Mixture
 from alignbench.testbed.problem import ExactProblem, problem_of
@@ -419,6 +421,21 @@ def test_the_rank_is_the_width_of_the_residual_network():
     assert [model.adapt(LoRA(rank), KEY).network[0].out_features for rank in (1, 4)] == [16, 64]
 
 
+def test_a_cell_has_preference_pairs_labelled_by_the_reward_it_optimises(tmp_path):
+    """A method that learns from pairs finds them on the problem, as it would a file's."""
+    found = {}
+    for reward in ("quadratic", "quadratic_proxy"):
+        resolved = resolve(RunSpec(algo="ddpo", model="mixture", prompts="overlap", reward=reward, output=tmp_path))
+        model = load(resolved.model, Meter(), prompts=resolved.evaluated)
+        pairs = optimality.pairs(resolved, model)
+        assert isinstance(pairs, Pairs)
+        assert len(pairs) == 10_000
+        batch = pairs.batch(range(500))
+        r = toy("overlap").rewards[reward]
+        found[reward] = float((r(batch.winner) > r(batch.loser)).double().mean())
+    assert all(0.75 < share < 0.97 for share in found.values())  # the better point usually wins, not always
+
+
 def test_prompts_without_a_problem_have_no_metrics(toy_cell):
     result = run_cell(resolve(RunSpec(**toy_cell("base"))), quiet=True).result
     assert result.metrics == {}
@@ -489,6 +506,20 @@ def test_a_metric_that_one_seed_lacks_is_not_pooled(folder):
     )
     assert pooled([one, two], "kl") is not None
     assert pooled([one, lacking], "kl") is None
+
+
+def test_a_run_says_how_far_from_the_optimum_it_is(folder, capsys):
+    path = next(folder.glob("*-base-*.json"))
+    assert run_command_line(["show", str(path)]) == 0
+    printed = capsys.readouterr().out
+    metric = results.read(path).metrics["quadratic.regret"]
+    assert (
+        f"optimum     quadratic: regret {metric.value:.3f} ({metric.low:.3f} to {metric.high:.3f}), excess KL"
+        in printed
+    )
+    assert "KL 0.000 exactly (nats)" in printed
+    assert run_command_line(["show", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["quadratic.regret"]["value"] == metric.value
 
 
 @pytest.mark.parametrize("form", ["markdown", "csv", "latex", "json"])

@@ -11,7 +11,7 @@ import numpy as np
 from alignbench.analysis.compare import compare
 from alignbench.analysis.tables import number, p_value, percent
 from alignbench.errors import AlignbenchError
-from alignbench.experiment.result import Result, read
+from alignbench.experiment.result import Metric, Result, read
 
 
 def means(result: Result) -> dict[str, float | None]:
@@ -33,6 +33,7 @@ def as_values(result: Result, path: Path) -> dict[str, Any]:
         "images": len(result.rows),
         "means": means(result),
         "failed_scores": {name: n for name, n in failed.items() if n},
+        "metrics": {name: metric.model_dump() for name, metric in result.metrics.items()},
         "cost": result.cost.model_dump() if result.cost else None,
         "attempts": result.attempts,
     }
@@ -52,6 +53,7 @@ def text(result: Result, path: Path, details: bool = False) -> str:
             failed = [row.failures.get(name, "") for row in result.rows if row.scores.get(name) is None]
             if failed:
                 lines.append(f"  failed      {len(failed)} scores of {name}, first: {failed[0]}")
+    lines += _optimality_lines(result)
     if result.cost:
         k = result.cost
         aligned = float(k.alignment["denoiser_forward"] + k.alignment["denoiser_backward"])
@@ -75,6 +77,23 @@ def text(result: Result, path: Path, details: bool = False) -> str:
         ]
     lines.append(f"  file        {path}")
     return "\n".join(lines) + "\n"
+
+
+def _optimality_lines(result: Result) -> list[str]:
+    """The distance from the optimum, where it is known."""
+    shown = []
+    for scorer in result.frontiers:
+        named = {"regret": f"{scorer}.regret", "excess KL": f"{scorer}.excess_kl", "KL": "kl"}
+        parts = [f"{label} {_metric(result.metrics[name])}" for label, name in named.items() if name in result.metrics]
+        shown.append(f"  optimum     {scorer}: {', '.join(parts)} (nats)")
+    return shown
+
+
+def _metric(metric: Metric) -> str:
+    if metric.value is None:
+        return "not known"
+    interval = f" ({metric.low:.3f} to {metric.high:.3f})" if metric.low is not None and metric.high is not None else ""
+    return f"{metric.value:.3f}{interval if metric.kind != 'exact' else ' exactly'}"
 
 
 def against_base(path: Path) -> tuple[list[str], Path | None]:
