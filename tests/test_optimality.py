@@ -299,6 +299,8 @@ def test_an_algorithm_comes_close_to_the_optimum_of_the_easy_problem(name, tmp_p
         assert found_in(result, "excess_kl").value < excess
         assert found_in(result, "regret").value < regret
         assert 1.5 < found_in(result, "reward").value < 3.2  # 0.5 before, 2.25 at the optimum
+    if "path_kl" in result.metrics:
+        assert result.metrics["path_kl"].low > result.metrics["kl"].value  # a bound, here by far
 
 
 def test_ddpos_gradient_is_that_of_the_expected_reward():

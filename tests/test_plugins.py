@@ -24,7 +24,7 @@ from alignbench.interface import TestTimeAlgorithm as ForBudget
 ROOT = Path(__file__).resolve().parents[1]
 TOY = Path(__file__).parent / "plugins" / "toy.py"
 ALGORITHMS = plugins.own_names("algorithms")
-SMALL = {"rounds": 6, "samples_per_round": 64, "batch": 32, "learning_rate": 3e-3, "clip": 0.1}
+SMALL = {"rounds": 6, "samples_per_round": 64, "updates_per_round": 2, "batch": 32, "learning_rate": 3e-3, "clip": 0.1}
 PROMPTS = [Prompt(f"p{i}", f"point {i}") for i in range(64)]
 KEYS = [Key("contract", prompt.id) for prompt in PROMPTS]
 
