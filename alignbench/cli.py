@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 from alignbench import __version__
 from alignbench.errors import AlignbenchError, InputError
 
+PICTURES = (".png", ".pdf", ".svg")
 Flag = Annotated[bool, Parameter(negative=())]
 Names = Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative=())]
 
@@ -421,6 +422,8 @@ def frontier(
     if format == "figure":
         output = output or Path("frontier.png")
         _check_picture(output)
+    elif output is not None and output.suffix in PICTURES:
+        raise InputError(f"--output {output}: --format csv is text; name a .csv file.")
     found = panels(files or (Path("results/testbed"),), scorer or ())
     if output is None:
         print(as_csv(found), end="")
@@ -430,16 +433,17 @@ def frontier(
     else:
         with replace_file(output) as temporary:
             frontier_figure(found).savefig(temporary, format=output.suffix[1:], dpi=150)
-        for panel in found:
-            for s in panel.standings:
-                if "kl" not in s.metrics:
-                    print(f"not drawn on {panel.problem}: {s.method} ({s.missing.get('kl', 'it has no KL')})")
+        lacking = {
+            (p.problem, s.method): s.missing.get("kl", "") for p in found for s in p.standings if "kl" not in s.metrics
+        }
+        for (problem, method), why in lacking.items():
+            print(f"not drawn on {problem}: {method} ({why or 'it has no KL'})")
     print(f"written to {output}")
     return 0
 
 
 def _check_picture(output: Path) -> None:
-    if output.suffix not in (".png", ".pdf", ".svg"):
+    if output.suffix not in PICTURES:
         raise InputError(f"--output {output}: expected a .png, .pdf or .svg file.")
 
 

@@ -32,12 +32,14 @@ def test_the_table_is_what_compare_prints(reference, capsys):
 def test_the_tables_of_the_testbed_are_what_compare_prints(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert run_command_line(["compare", "results/testbed"]) == 0
-    printed = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out
     shown = re.search(r"<!-- testbed: begin -->\n```\n(.*?)```\n<!-- testbed: end -->", README, re.S)
     assert shown is not None
-    lines = [line for line in shown[1].splitlines() if line]
-    assert len(lines) > 15
-    assert [line for line in lines if line not in printed] == []
+    parts = shown[1].strip("\n").split("\n\n")
+    assert len(parts) == 4  # a heading and a table of two evaluations
+    for heading, table in zip(parts[::2], parts[1::2], strict=True):
+        own = printed[printed.index(heading) :]
+        assert f"\n\n{table}\n\n" in own[: own.find("\nmixture ", 1)]
 
 
 def test_the_reward_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):

@@ -170,6 +170,48 @@ def best_of(n: int, mixture: Mixture, r: Quadratic) -> float:
     return float(((u**n).diff() * rewards).sum())
 
 
+@pytest.mark.parametrize(("name", "reward", "n", "excess"), [
+    ("ring", "quadratic", 8, "0.01"), ("overlap", "quadratic", 8, "0.01"), ("gaussian", "linear", 8, "0.19"),
+    ("grid", "quadratic", 8, "0.20"), ("gaussian", "linear", 64, "0.43"),
+])  # fmt: skip
+def test_best_of_ns_excess_is_what_its_header_says(name, reward, n, excess):
+    """log n − (n − 1)/n − KL(λ) at R(λ) = R_n, with R_n by quadrature over the plane."""
+    problem, side = toy(name), torch.linspace(-9, 9, 1601, dtype=torch.float64)
+    r, points = problem.rewards[reward], torch.cartesian_prod(side, side)
+    mass, order = problem.mixture.log_prob(points).exp(), r(points).argsort()
+    u = torch.cat([torch.zeros(1).double(), (mass[order] / mass.sum()).cumsum(0).clamp(max=1)])
+    earned = float(((u**n).diff() * r(points)[order]).sum())
+    frontier = Frontier(problem.mixture, r)
+    found = math.log(n) - (n - 1) / n - frontier.at(frontier.matched(earned))[1]
+    assert f"{found:.2f}" == excess
+
+
+def after_ddim(mean: float, variance: float, n: int) -> tuple[float, float]:
+    """Mean and variance that n ancestral DDIM steps make of N(0, 1) on one Gaussian axis, where each is affine."""
+    steps, m, v = exact_schedule().steps(n), 0.0, 1.0
+    for i in range(n):
+        level, target = float(steps.alpha_bar[i]), float(steps.next_alpha_bar[i])
+        noise = (1 - target) / (1 - level) * (1 - level / target)
+        gain = math.sqrt(level) * variance / (level * variance + 1 - level)  # x0 = mean + gain (x − √ᾱ mean)
+        at_zero = mean - gain * math.sqrt(level) * mean
+        towards = math.sqrt(1 - target - noise) / math.sqrt(1 - level)
+        slope = math.sqrt(target) * gain + towards * (1 - math.sqrt(level) * gain)
+        m = slope * m + (math.sqrt(target) - towards * math.sqrt(level)) * at_zero
+        v = slope**2 * v + noise
+    return m, v
+
+
+def test_fifty_ddim_steps_cost_what_the_header_of_base_says():
+    """gaussian: axes (1, 1)/√2 and (1, −1)/√2 with variances 1.5 and 0.5 and means 0 and √2; nuisance: N(0, 1)."""
+    lost = []
+    for mean, variance in ((0.0, 1.5), (math.sqrt(2), 0.5), (0.0, 1.0)):
+        m, v = after_ddim(mean, variance, 50)
+        lost.append((v / variance + (m - mean) ** 2 / variance - 1 - math.log(v / variance)) / 2)
+    assert f"{lost[0] + lost[1]:.3f}" == "0.013"
+    assert f"{lost[2]:.3f}" == "0.006"
+    assert f"{after_ddim(0.0, 1.0, 50)[1]:.2f}" == "0.86"
+
+
 @REWARDS
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 def test_the_tilt_agrees_with_importance_sampling(reward, rate):

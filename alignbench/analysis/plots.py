@@ -24,6 +24,7 @@ AXIS = {
     "denoiser": "denoiser evaluations, forward and backward",
     "seconds": "seconds of training",
 }
+TICKS = (0, 0.3, 0.6, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)  # nats
 MARKERS = "osD^vP*X<>"  # one after the other for the methods of one algorithm
 STYLES = ("-", "--", ":", "-.")  # one after the other as the ten colours run out
 
@@ -122,7 +123,7 @@ def frontier_figure(found: Sequence[Panel]) -> Figure:
     algorithms = list(dict.fromkeys(s.algorithm for panel in found for s in panel.standings))
     columns = min(3, len(found))
     rows = -(-len(found) // columns)
-    figure = Figure(figsize=(5.2 * columns, 4.2 * rows), layout="constrained")
+    figure = Figure(figsize=(5.2 * columns, 5 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for axis in axes[len(found) :]:
         axis.set_visible(False)
@@ -150,12 +151,13 @@ def frontier_figure(found: Sequence[Panel]) -> Figure:
         margin = 0.05 * (highest - lowest)
         axis.set_ylim(lowest - margin, highest + margin)
         axis.set_xscale("symlog", linthresh=1.0)
+        axis.set_xticks([x for x in TICKS if x <= widest], [f"{x:g}" for x in TICKS if x <= widest])
         axis.set_xlim(min([-0.02 * widest**0.3, *(s.metrics["kl"].value - 0.02 for s in placed)]), widest)
         axis.set_title(_plain(f"{panel.problem}: {panel.scorer}"))
         axis.set_xlabel("KL from the reference (nats)")
         axis.set_ylabel("mean reward")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=6)
+        axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
     return figure
 
 

@@ -93,7 +93,7 @@ def p_value(p: float) -> str:
 
 
 def _optimality_table(group: Group, scorer: str) -> Table:
-    """Distances in nats; a star marks a regret or excess KL whose interval reaches down to what the optimum scores."""
+    """Distances in nats, with what they are measured against in the first row."""
     target = group.targets[scorer]
     placed = [s for s in group.optimality if s.scorer == scorer]
     header = [
@@ -129,9 +129,8 @@ def _nats_of(metric: Pooled | None) -> str:
 
 
 def _at_floor(metric: Pooled | None, wanted: bool = True) -> str:
-    """A star where the number cannot be told from an exact optimum's."""
-    told = not wanted or metric is None or metric.floor is None or metric.low is None or metric.low > metric.floor
-    return "" if told else "*"
+    """A star where an exact optimum would score as much once in twenty times, or more often."""
+    return "*" if wanted and metric is not None and metric.floor is not None and metric.value <= metric.floor else ""
 
 
 def _interval(metric: Pooled | None) -> str:
@@ -294,10 +293,10 @@ def _reading(group: Group) -> list[str]:
             )
         lines.append(
             "Optimum: p* ∝ p_ref exp(r/β). Regret: β KL(q ‖ p*), what is missed of the best E r − β KL. Excess KL: "
-            "what is spent beyond the frontier's KL at the same reward, free of β. A star: not to be told from an "
-            "exact optimum with as many images. Covariance: within modes, over p*'s. Path KL bounds the divergence "
-            "from the reference's own chain of as many steps. Intervals are of these runs' images; seeds differ as "
-            "they show."
+            "what is spent beyond the frontier's KL at the same reward, free of β. A star: an exact optimum with as "
+            "many images would score as much one time in twenty, or more often. Covariance: within modes, over p*'s. "
+            "Path KL bounds the divergence from the reference's own chain of as many steps. Intervals are of these "
+            "runs' images; seeds differ as they show."
         )
     if not group.versus:
         return lines

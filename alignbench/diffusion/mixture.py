@@ -55,7 +55,8 @@ class MixturePipeline:
 
     def info(self) -> Mapping[str, Any]:
         known = {} if self.problem is None else describe(self.problem)
-        return {"name": self.name, "image_shape": list(self.latent_shape), **known}
+        schedule = self.schedule.sha256
+        return {"name": self.name, "image_shape": list(self.latent_shape), "schedule_sha256": schedule, **known}
 
     def condition(self, prompts: Sequence[Prompt]) -> Condition:
         asked = problem_of(prompts)

@@ -128,7 +128,7 @@ def load(
 
 
 def exact_schedule() -> Schedule:
-    """The linear schedule of DDPM (Ho et al. 2020): it ends at ᾱ = 4e-5, where the noised mixture is N(0, I) to 1e-6
+    """The linear schedule of DDPM (Ho et al. 2020): it ends at ᾱ = 4e-5, where the noised mixtures are N(0, I) to 1e-4
     nats, so that sampling starts where the closed forms say it does (Stable Diffusion's ends at 5e-3); and its steps
     are chained, so that the exact kernel is exact for any number of them."""
     from alignbench.diffusion.schedule import Schedule

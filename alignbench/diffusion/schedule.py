@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -73,6 +75,13 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.alpha_bar)
+
+    @property
+    def sha256(self) -> str:
+        """Over all of its fields, levels to nine decimals."""
+        levels = [round(level, 9) for level in (*self.alpha_bar.tolist(), self.final_alpha_bar)]
+        rest = [self.kind, self.steps_offset, self.spacing, self.clip, self.chained]
+        return hashlib.sha256(json.dumps([levels, rest]).encode()).hexdigest()
 
     def steps(self, n: int) -> Steps:
         """n sampling steps as diffusers' DDIMScheduler chooses them. Raises ValueError unless 1 ≤ n ≤ T."""

@@ -63,13 +63,11 @@ def metrics(
     images: ImageStore,
     wanted: Sequence[Slot],
 ) -> dict[str, Metric]:
-    """The scores of alignbench/testbed/scores.py for a cell's images; empty for a real model. Costs are not counted:
-    this is evaluation."""
+    """The scores of alignbench/testbed/scores.py for a cell's images; empty for a real model."""
     problem = problem_of(pipeline)
     if problem is None:
         return {}
-    assert isinstance(pipeline, MixturePipeline)
-    names, before = _rewards(cell, problem), pipeline.meter.total
+    names = _rewards(cell, problem)
     prompts = [cell.evaluated[slot.place] for slot in wanted]
     keys = [evaluation_key(cell.spec.eval_seed, p, slot.sample) for p, slot in zip(prompts, wanted, strict=True)]
     known = _known_divergence(cell, sampler, problem)
@@ -79,7 +77,6 @@ def metrics(
     found = scores.measure(problem, names, points, places, Key("optimality"), known, density)
     if (bound := _path_divergence(sampler, prompts, keys)) is not None:
         found["path_kl"] = bound
-    pipeline.meter.total = before
     return {name: Metric(**vars(measure)) for name, measure in found.items()}
 
 

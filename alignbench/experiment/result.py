@@ -101,7 +101,7 @@ class Scorer(_Record):
 
 class Metric(_Record):
     """A number about the whole cell with its 95 % interval. A bound is not an estimate. `value` is None where the
-    number is infinite; `floor` is what an exact optimum stays below in 95 of 100 cases."""
+    number is infinite or could not be told; `floor` is what an exact optimum stays below in 95 of 100 cases."""
 
     value: float | None
     kind: Literal["exact", "estimate", "upper bound"]

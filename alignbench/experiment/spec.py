@@ -209,12 +209,14 @@ def _differences(paper: Algorithm, chosen: Algorithm) -> dict[str, Any]:
 
 def _check_exact(spec: RunSpec, algorithm: Algorithm, evaluated: Sequence[Prompt], training: Prompts) -> None:
     """Refuse what the exact model would have to ignore, and two distributions at once."""
-    if spec.dtype != "float32" or spec.device not in ("auto", "cpu"):
-        raise InputError("model 'mixture' computes in float64 on the CPU; leave --dtype and --device out.")
+    if spec.dtype != "float32":
+        raise InputError(f"--dtype {spec.dtype}: model 'mixture' computes in float64; leave it out.")
+    if spec.device not in ("auto", "cpu"):
+        raise InputError(f"--device {spec.device}: model 'mixture' runs on the CPU; leave it out.")
     if spec.guidance not in (None, 1):
-        raise InputError("model 'mixture' is of one distribution, which no prompt guides; leave --guidance out.")
+        raise InputError(f"--guidance {spec.guidance:g}: model 'mixture' has no prompts to be guided by; leave it out.")
     if spec.kernel == "exact" and algorithm.trains:
-        raise InputError("a trained policy has no exact reverse kernel; leave --kernel out.")
+        raise InputError(f"--kernel exact: a policy that {spec.algo!r} trains has no exact kernel; leave it out.")
     problem_of([*evaluated[:1], *(training[:1] if algorithm.trains else ())])
 
 

@@ -280,7 +280,7 @@ def _against_optimum(
         f"{name}.regret": _interval(beta * regret, f"β KL(q ‖ p*) at β = {beta:g}, {about}", beta * regret_floor),
         f"{name}.excess_kl": _interval(excess, f"KL(q ‖ p*_λ) at λ = {rate:.4g}, {about}", excess_floor)
         if math.isfinite(rate)
-        else Measure(None, "infinite: no λ up to 1e9 earns this reward"),
+        else Measure(None, "infinite: no λ within ± 1e9 earns this reward"),
         f"{name}.mode_tv": _interval(
             terms.mode_distance(weights, optimum),
             "½ Σ |share of mode k − w*_k|, not corrected for the floor",
