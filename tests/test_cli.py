@@ -84,7 +84,7 @@ def test_a_dry_run_says_what_would_happen_and_does_nothing(here, capsys):
     out = capsys.readouterr().out
     assert "clip = 0.001   (paper: 0.0001)" in out
     assert "rounds = 7   (paper: 100)" in out
-    assert "learning_rate = 0.0003\n" in out
+    assert "weight_decay = 0.0001\n" in out
     assert "train on     training.txt, 20 prompts, seed 0" in out
     assert "denoiser evaluations forward" in out
     assert "minutes on this machine" in out

@@ -198,7 +198,7 @@ def test_a_scorer_that_fails_on_some_images_leaves_nulls_with_reasons(toy_cell, 
 
 def test_a_diverging_run_keeps_its_last_good_checkpoint(toy_cell):
     options = toy_cell("ddpo")
-    options["set"] = {**options["set"], "learning_rate": 1e30, "max_norm": 1e30, "updates_per_round": 2}
+    options["set"] = {**options["set"], "learning_rate": 1e30, "max_norm": 1e30}
     outcome = run(options)
     assert outcome.result.status == "diverged"
     assert "round" in outcome.result.reason

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench.diffusion.meter import Meter
-from alignbench.errors import RunError
+from alignbench.errors import Diverged, RunError
 from alignbench.experiment.result import Scorer
 from alignbench.interface import Prompt, Reward, RewardInfo
 
@@ -42,17 +42,22 @@ class MeteredReward:
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, b * image], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
         self._meter.forward("reward", len(images))
-        return self._finite(self._reward(images, prompts), prompts).float()
+        return self._finite(self._reward(images, prompts), images, prompts).float()
 
     def with_grad(self, images: Float[Tensor, b * image], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
         self._meter.forward("reward", len(images))
-        values = self._finite(self._reward.with_grad(images, prompts), prompts)
+        values = self._finite(self._reward.with_grad(images, prompts), images, prompts)
         self._meter.watch("reward", values, len(images))
         return values
 
-    def _finite(self, values: object, prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
+    def _finite(
+        self, values: object, images: Float[Tensor, b * image], prompts: Sequence[Prompt]
+    ) -> Float[Tensor, " b"]:
+        """The values. Raises Diverged where the images are at fault that are not numbers, else RunError."""
         tensor = checked(self._name, values, prompts)
         bad = (~torch.isfinite(tensor)).nonzero().flatten().tolist()
+        if bad and not torch.isfinite(images[bad[0]]).all():
+            raise Diverged(f"the image for prompt {prompts[bad[0]].text!r} is not finite")
         if bad:
             raise RunError(
                 f"reward {self._name!r} returned {tensor[bad[0]].item()} for prompt {prompts[bad[0]].text!r} "

@@ -164,7 +164,7 @@ class LogDensity:
             return None
         sets = [p.sample(key(i), len(self.terms)) for i in range(REPLICATES)]
         terms = torch.stack([_neighbours(y) - p.log_prob(y) for y in sets])
-        return Deviations(terms.mean(1), float(terms.var(1).mean()) / terms.shape[1])
+        return Deviations(terms.mean(1), float(terms.var(1, correction=0).mean()) / terms.shape[1])
 
     def about(self, deviations: Deviations | None) -> str:
         text = f"log q by {self.source}"
