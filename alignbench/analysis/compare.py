@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from alignbench.analysis.costs import CostRow, cost_of
 from alignbench.analysis.load import (
     Array,
     Loaded,
@@ -85,21 +86,6 @@ class Part:
     scorer: str
     part: str
     rate: WinRate
-
-
-@dataclass(frozen=True)
-class CostRow:
-    """What a method costs; trained methods are averaged over seeds."""
-
-    method: str
-    runs: int
-    alignment_denoiser: float  # forward and backward evaluations
-    alignment_reward: float
-    alignment_seconds: float
-    image_denoiser: float
-    image_reward: float
-    image_seconds: float
-    memory_bytes: float
 
 
 @dataclass(frozen=True)
@@ -209,7 +195,7 @@ def _group(runs: Sequence[Run], baseline: str, by: By | None, chosen: Sequence[s
         ranks=ranks,
         parts=parts,
         means={name: {p.label: _mean(column.values[list(p.rows)]) for p in placed} for name, column in scores.items()},
-        costs=[_cost(method) for method in methods],
+        costs=[cost_of(method) for method in methods],
         optimality=standings(methods, scorers),
         targets=targets(methods, scorers),
         notes=notes,
@@ -391,28 +377,6 @@ def _breakdown(
 def _mean(values: Array) -> float:
     present = values[~np.isnan(values)]
     return float(present.mean()) if len(present) else float("nan")
-
-
-def _cost(method: Method) -> CostRow:
-    costs = [run.result.cost for run in method.runs if run.result.cost is not None]
-
-    def mean(values: Iterable[float]) -> float:
-        return float(np.mean(list(values))) if costs else float("nan")
-
-    def used(counts: dict[str, int] | dict[str, float], resource: str) -> float:
-        return float(counts[f"{resource}_forward"] + counts[f"{resource}_backward"])
-
-    return CostRow(
-        method=method.label,
-        runs=len(method.runs),
-        alignment_denoiser=mean(used(c.alignment, "denoiser") for c in costs),
-        alignment_reward=mean(used(c.alignment, "reward") for c in costs),
-        alignment_seconds=mean(c.alignment_seconds for c in costs),
-        image_denoiser=mean(used(c.per_image, "denoiser") for c in costs),
-        image_reward=mean(used(c.per_image, "reward") for c in costs),
-        image_seconds=mean(c.per_image_seconds for c in costs),
-        memory_bytes=mean(c.peak_memory_bytes for c in costs),
-    )
 
 
 def _protocol_notes(loaded: Loaded) -> list[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignbench.analysis.costs import cost_of
 from alignbench.analysis.load import Method, load, methods_of
 from alignbench.errors import InputError, UnknownName
 from alignbench.experiment.result import FrontierCurve, Metric, Result
@@ -90,7 +91,7 @@ def standings(methods: Sequence[Method], scorers: Sequence[str]) -> list[Standin
             metrics = {short: metric for short, name in names.items() if (metric := pooled(runs, name)) is not None}
             if not any(name.startswith(f"{scorer}.") for run in runs for name in run.metrics):
                 continue
-            costs = [run.cost for run in runs if run.cost is not None]
+            cost = cost_of(method)
             found.append(
                 Standing(
                     method=method.label,
@@ -98,10 +99,8 @@ def standings(methods: Sequence[Method], scorers: Sequence[str]) -> list[Standin
                     scorer=scorer,
                     metrics=metrics,
                     missing={short: why for short, name in names.items() if (why := _why_missing(runs, name))},
-                    alignment_nfe=_mean(
-                        c.alignment["denoiser_forward"] + c.alignment["denoiser_backward"] for c in costs
-                    ),
-                    image_nfe=_mean(c.per_image["denoiser_forward"] + c.per_image["denoiser_backward"] for c in costs),
+                    alignment_nfe=cost.alignment_denoiser,
+                    image_nfe=cost.image_denoiser,
                 )
             )
     return found
@@ -201,8 +200,3 @@ def regrets(target: Target, metrics: dict[str, Pooled]) -> dict[float, float | N
             if abs(beta - target.beta) < 1e-9 and "regret" in metrics:
                 found[beta] = metrics["regret"].value
     return found
-
-
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return sum(numbers) / len(numbers) if numbers else float("nan")
