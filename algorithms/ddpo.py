@@ -39,8 +39,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench import BiasFineTune, FullFineTune, Key, LoRA, Policy, Problem, Prompt, Sampler, Sampling
-from alignbench.diffusion.rollout import PipelineSampler, Trajectory, path_divergence, rollout
+from alignbench import Key, Policy, Probe, Problem, Sampler, Sampling
+from alignbench.diffusion.rollout import PipelineSampler, path_divergence
+from alignbench.diffusion.training import Episode, Tuned, chunked, collect, collect_all, repeated, set_rate, tuning_of
 from alignbench.diffusion.transition import Reduction, std_of
 
 __all__ = ["DDPO"]
@@ -72,7 +73,7 @@ class DDPO:
     anneal: bool = False  # let the learning rate fall linearly to zero over the rounds
     weight_decay: float = 1e-4
     max_norm: float = 1.0  # of the gradient
-    tuning: Literal["lora", "full", "bias"] = "lora"
+    tuning: Tuned = "lora"
     rank: int = 4  # of the LoRA
 
     def __post_init__(self) -> None:
@@ -93,42 +94,36 @@ class DDPO:
             raise ValueError("estimator 'reinforce' is for one update per round; set updates_per_round=1 and passes=1.")
 
     def align(self, problem: Problem) -> Sampler:
-        tunings = {"lora": LoRA(self.rank), "full": FullFineTune(), "bias": BiasFineTune()}
-        policy = problem.pipeline.adapt(tunings[self.tuning], problem.key("adapter"))
+        policy = problem.pipeline.adapt(tuning_of(self.tuning, self.rank), problem.key("adapter"))
         optimiser = torch.optim.AdamW(policy.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         statistics = PromptStatistics(self.buffer, self.min_count)
         sampling = replace(problem.sampling, eta=self.eta, steps=self.steps or problem.sampling.steps)
+        plan = {
+            "images a round": self.samples_per_round,
+            "updates a round": self.updates_per_round * self.passes,
+            "images an update": -(-self.samples_per_round // self.updates_per_round),
+            "learning rate": self.learning_rate,
+        }
+        problem.check(policy, plan, lambda: self.probe(problem, policy, sampling))
         state = {"policy": policy, "optimiser": optimiser, "statistics": statistics}
         for current in problem.rounds(self.rounds, state):
-            for group in optimiser.param_groups:
-                group["lr"] = self.learning_rate * (1 - current.index / self.rounds if self.anneal else 1)
+            set_rate(optimiser, self.learning_rate * (1 - current.index / self.rounds if self.anneal else 1))
             distinct = problem.prompts.sample(
                 current.key("prompts"), -(-self.samples_per_round // self.samples_per_prompt)
             )
-            prompts = [prompt for prompt in distinct for _ in range(self.samples_per_prompt)][: self.samples_per_round]
+            prompts = repeated(distinct, self.samples_per_prompt, self.samples_per_round)
             places = current.shard(range(len(prompts)))
-            episodes = [
-                collect(
-                    problem,
-                    policy,
-                    [prompts[i] for i in chunk],
-                    [current.key("sample", i) for i in chunk],
-                    sampling,
-                    self.reduction,
-                )
-                for chunk in chunked(places, self.batch)
-            ]
+            keys = [current.key("sample", i) for i in places]
+            mine = [prompts[i] for i in places]
+            episodes = collect_all(problem, policy, mine, keys, sampling, self.batch, self.reduction)
             rewards = problem.gather(torch.cat([episode.rewards for episode in episodes]))
             advantages = statistics.advantages([prompt.id for prompt in prompts], rewards).clamp(
                 -self.advantage_clip, self.advantage_clip
             )
             divergence = path_divergence(policy, episodes[0].path.first(WATCHED)).mean()
-            mine = advantages[list(places)].split(self.batch)
+            data = list(zip(episodes, advantages[list(places)].split(self.batch), strict=True))
             updates = [
-                self.update(
-                    problem, policy, optimiser, list(zip(episodes, mine, strict=True)), current.key("update", k)
-                )
-                for k in range(self.passes)
+                self.update(problem, policy, optimiser, data, current.key("update", k)) for k in range(self.passes)
             ]
             first, last = updates[0][0], updates[-1][-1]
             current.log(
@@ -141,15 +136,24 @@ class DDPO:
             )
         return PipelineSampler(policy, problem.sampling)
 
+    def probe(self, problem: Problem, policy: Policy, sampling: Sampling) -> Probe:
+        """At θ = old the importance ratio is 1, and at θ = reference no step has moved."""
+        key = problem.key("check")
+        episode = collect(problem, policy, [problem.prompts[0]] * 2, [key(0), key(1)], sampling, self.reduction)
+        log_prob = episode.path.log_density(policy, 0, self.reduction)
+        ratio = (log_prob - episode.path.log_prob[:, 0]).exp()
+        identities = {"the importance ratio": (ratio, 1.0), "KL": (path_divergence(policy, episode.path), 0.0)}
+        return Probe(log_prob[0] - log_prob[1], identities)
+
     def update(
         self,
         problem: Problem,
         policy: Policy,
         optimiser: torch.optim.Optimizer,
-        data: Sequence[tuple[Episode, Float[Tensor, " b"]]],
+        data: Sequence[tuple[Episode, Tensor]],
         key: Key,
     ) -> list[Update]:
-        """One pass over a round's samples in `updates_per_round` optimiser steps."""
+        """One pass over a round's samples, with the advantage of each, in `updates_per_round` optimiser steps."""
         order = [data[i] for i in key("order").permutation(len(data))]
         size = -(-len(order) // self.updates_per_round)
         done = []
@@ -163,7 +167,7 @@ class DDPO:
         return done
 
     def losses(
-        self, policy: Policy, part: Sequence[tuple[Episode, Float[Tensor, " b"]]], key: Key, ratios: list[Tensor]
+        self, policy: Policy, part: Sequence[tuple[Episode, Tensor]], key: Key, ratios: list[Tensor]
     ) -> Iterator[Float[Tensor, ""]]:
         """The terms of (1) or (2), one forward pass each; they add up to the mean over images and actions."""
         images = sum(len(advantage) for _, advantage in part)
@@ -191,34 +195,12 @@ class DDPO:
         return None
 
 
-class Episode(NamedTuple):
-    """Sampled paths and what their images earned."""
-
-    path: Trajectory
-    rewards: Float[Tensor, " b"]
-
-
 class Update(NamedTuple):
     """What one optimiser step saw."""
 
     ratio_error: float  # largest |log ρ|; 0 up to rounding in the first update of a round
     clip_fraction: float
     gradient_norm: float
-
-
-def collect(
-    problem: Problem,
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    keys: Sequence[Key],
-    sampling: Sampling,
-    reduction: Reduction,
-) -> Episode:
-    """Sample one path per prompt and have its image rewarded."""
-    path = rollout(policy, policy.condition(prompts), keys, sampling, reduction)
-    with torch.no_grad():
-        images = policy.decode(path.final)
-    return Episode(path, problem.reward(images, prompts).cpu())
 
 
 def clipped_loss(
@@ -261,8 +243,3 @@ class PromptStatistics:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.rewards = {prompt: deque(values, maxlen=self.buffer) for prompt, values in state.items()}
-
-
-def chunked(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """The items in runs of `size`; the last may be shorter."""
-    return [items[i : i + size] for i in range(0, len(items), size)]

@@ -6,10 +6,10 @@ Shapes   b images of a batch, `latent` and `image` the axes of one latent and on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -169,6 +169,13 @@ class Policy(Pipeline, Protocol):
     def parameters(self) -> list[torch.nn.Parameter]:
         """The trainable weights, float32."""
 
+    def networks(self) -> list[torch.nn.Module]:
+        """Every network that runs in it, with trainable and frozen weights."""
+
+    @property
+    def recomputations(self) -> int | None:
+        """How often a part of a network was computed again in a backward pass; None where activations are kept."""
+
     def state_dict(self) -> dict[str, Any]:
         """The trainable weights alone."""
 
@@ -268,21 +275,38 @@ class Prompts(Sequence[Prompt]):
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Preference pairs as the losses want them. label is P(winner preferred): 1, or 0.5 for a tie that was kept."""
+    """Preference pairs as the losses want them. label is P(winner preferred): 1, or 0.5 for a tie that was kept.
+
+    `indices` says which of the pairs asked for they are: one whose image cannot be read is left out.
+    """
 
     winner: Float[Tensor, b * latent]
     loser: Float[Tensor, b * latent]
     condition: Condition
     label: Float[Tensor, " b"]
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.label)
 
 
 @runtime_checkable
 class Pairs(Protocol):
-    """Preference pairs, encoded and cached by the core."""
+    """Preference pairs, encoded and cached by the core. Their order is the caller's: a key permutation."""
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Sequence[int]) -> PairBatch: ...
+    def batch(self, indices: Sequence[int]) -> PairBatch:
+        """The pairs of these numbers, in this order, without those that cannot be read. Raises IndexError outside of
+        [0, len)."""
+
+
+class Probe(NamedTuple):
+    """What an algorithm shows at θ = reference: a loss whose gradient must reach the trained weights and no others, and
+    its own identities by name: (values, what each of them must be)."""
+
+    loss: Tensor
+    identities: Mapping[str, tuple[Tensor, float]]
 
 
 @runtime_checkable
@@ -319,7 +343,8 @@ class Problem(Protocol):
         """Training prompts; empty where the prompt set has none."""
 
     @property
-    def pairs(self) -> Pairs | None: ...
+    def pairs(self) -> Pairs | None:
+        """Preference pairs for algorithms that learn from them (`learns_from_pairs`), else None."""
 
     @property
     def sampling(self) -> Sampling:
@@ -336,6 +361,13 @@ class Problem(Protocol):
         """The rounds still to do. Restores `state` (anything with state_dict) from the last checkpoint, saves it after
         each round, times rounds, shows progress, and probes the policy on held-out prompts."""
 
+    def check(self, policy: Policy, plan: Mapping[str, float], probe: Callable[[], Probe]) -> None:
+        """The start-up check, before `rounds`, while the policy still equals its reference.
+
+        `probe` measures, at no cost on the meter; `plan` (effective batch, learning rate, updates a round …) is
+        printed. Raises RunError naming what does not hold.
+        """
+
     def gather(self, values: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
         """The values of all processes, in the order of the unsharded items."""
 
@@ -345,7 +377,8 @@ class Problem(Protocol):
         """Backward, gradient reduction over processes, clipping, one optimiser step; returns the gradient norm.
 
         Several losses are accumulated, one backward pass each; their sum is what is minimised. Raises Diverged when
-        a loss or the gradient is not finite, before the weights change.
+        a loss or the gradient is not finite, or the gradient a hundred times what it was, before the weights change:
+        the run then goes back to its last good round, once.
         """
 
 
@@ -359,6 +392,13 @@ class Algorithm(Protocol):
 
     def unsupported(self, problem: Problem) -> str | None:
         """Why this algorithm cannot run on this problem, or None."""
+
+
+@runtime_checkable
+class PairAlgorithm(Algorithm, Protocol):
+    """An algorithm that learns from preference pairs: a file's, or pairs made by the base model and the reward."""
+
+    learns_from_pairs: ClassVar[bool]
 
 
 @runtime_checkable

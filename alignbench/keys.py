@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from numpy.typing import NDArray
 
-__all__ = ["Key", "normal", "resample_counts"]
+__all__ = ["Key", "epochs", "normal", "resample_counts"]
 
 T = TypeVar("T")
 
@@ -86,6 +86,19 @@ class Key:
         rounds = -(-n // len(items))
         order = [i for k in range(rounds) for i in self("pass", k).permutation(len(items))]
         return [items[i] for i in order[:n]]
+
+
+def epochs(key: Key, n: int, start: int, count: int) -> list[int]:
+    """Places start … start + count − 1 of an endless order of n items: one permutation after another.
+
+    A place depends on the key alone, so that a resumed run goes on exactly where it stopped.
+    """
+    if n < 1:
+        raise ValueError("there is no order of nothing")
+    passes = range(start // n, (start + count - 1) // n + 1)
+    order = [i for k in passes for i in key("pass", k).permutation(n)]
+    first = start - passes.start * n
+    return order[first : first + count]
 
 
 def normal(keys: Sequence[Key], shape: Sequence[int]) -> Float[torch.Tensor, b * shape]:

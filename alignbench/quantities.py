@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
@@ -51,6 +51,14 @@ class Condition:
             {name: torch.cat([c.tensors[name] for c in conditions]) for name in conditions[0].tensors},
             {name: torch.cat([c.null_tensors[name] for c in conditions]) for name in conditions[0].null_tensors},
         )
+
+    def drop(self, rows: Bool[Tensor, " b"]) -> Condition:
+        """Some rows replaced by the empty prompt (caption dropout)."""
+        own = {
+            name: torch.where(expand(rows, value).bool(), self.null_tensors[name], value)
+            for name, value in self.tensors.items()
+        }
+        return Condition(own, self.null_tensors)
 
     @property
     def null(self) -> Condition:

@@ -7,7 +7,8 @@ adapter on before each forward pass; its reference, and the pipeline it came fro
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from alignbench.diffusion.checkpointing import Recomputation
 from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
@@ -42,6 +44,7 @@ class Components:
     schedule: Schedule
     info: Mapping[str, Any]
     meter: Meter
+    checkpointing: bool = False  # policies compute activations again in the backward pass instead of keeping them
     adapters: dict[str, list[nn.Parameter]] = field(default_factory=dict)  # the weights of each
     active: str | None = None  # the adapter that is switched on
 
@@ -66,11 +69,16 @@ class Components:
                 weight.requires_grad_(True)
         self.active = adapter
 
+    def restore(self) -> Callable[[], None]:
+        """What switches back to the adapter in use now: a recomputation comes after others may have been used."""
+        return functools.partial(self.switch, self.active)
+
 
 class LatentPipeline:
     """A latent diffusion model behind the pipeline interface."""
 
     adapter: str | None = None
+    recomputation: Recomputation | None = None
 
     def __init__(self, components: Components, unet: Any = None) -> None:
         self.components = components
@@ -148,7 +156,7 @@ class LatentPipeline:
             latents, t, text = latents[rows], t[rows], text[rows]
         output: Tensor = self.unet(latents.to(dtype), t, encoder_hidden_states=text.to(dtype)).sample.float()[:n]
         self.components.meter.forward("denoiser", n)
-        self.components.meter.watch("denoiser", output, n)
+        self.components.meter.watch("denoiser", output, n, recomputed=self.recomputation is not None)
         return output
 
     def decode(self, latents: Float[Tensor, "b c h w"], clamp: bool = True) -> Float[Tensor, "b 3 height width"]:
@@ -156,7 +164,7 @@ class LatentPipeline:
         scaled = latents / autoencoder.config.scaling_factor
         images: Tensor = autoencoder.decode(scaled.to(autoencoder.dtype)).sample.float() / 2 + 0.5
         self.components.meter.forward("decode", len(latents))
-        self.components.meter.watch("decode", images, len(latents))
+        self.components.meter.watch("decode", images, len(latents), recomputed=self.recomputation is not None)
         return images.clamp(0, 1) if clamp else images
 
     def encode(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
@@ -166,8 +174,9 @@ class LatentPipeline:
         return latents
 
     def adapt(self, tuning: Tuning, key: Key) -> LatentPolicy:
+        recomputation = Recomputation(self.components.restore) if self.components.checkpointing else None
         if isinstance(tuning, LoRA):
-            return _lora_policy(self.components, tuning, key)
+            return _lora_policy(self.components, tuning, key, recomputation)
         unet = copy.deepcopy(self.components.unet)
         if self.components.adapters:
             unet.unload_lora()  # other policies' adapters are no part of this one
@@ -177,21 +186,36 @@ class LatentPipeline:
             for name, parameter in unet.named_parameters()
             if isinstance(tuning, FullFineTune) or name.endswith(".bias")
         }
-        return LatentPolicy(self.components, unet, None, trained)
+        return LatentPolicy(self.components, unet, None, trained, recomputation)
 
 
 class LatentPolicy(LatentPipeline):
     """A latent diffusion model with trainable weights in float32: one LoRA adapter, or a denoiser of its own."""
 
     def __init__(
-        self, components: Components, unet: Any, adapter: str | None, trained: Mapping[str, nn.Parameter]
+        self,
+        components: Components,
+        unet: Any,
+        adapter: str | None,
+        trained: Mapping[str, nn.Parameter],
+        recomputation: Recomputation | None = None,
     ) -> None:
         super().__init__(components, unet)
-        self.adapter, self._trained = adapter, trained
+        self.adapter, self._trained, self.recomputation = adapter, trained, recomputation
+        if recomputation is not None:
+            for network in (unet, components.autoencoder):
+                network.enable_gradient_checkpointing(recomputation)
 
     @property
     def reference(self) -> LatentPipeline:
         return LatentPipeline(self.components)
+
+    @property
+    def recomputations(self) -> int | None:
+        return None if self.recomputation is None else self.recomputation.count
+
+    def networks(self) -> list[nn.Module]:
+        return [self.unet, self.components.text_encoder, self.components.autoencoder]
 
     def adapt(self, tuning: Tuning, key: Key) -> LatentPolicy:
         raise Unsupported("a trained policy cannot be adapted again; adapt the pipeline it came from.")
@@ -230,7 +254,7 @@ class LatentPolicy(LatentPipeline):
         )
 
 
-def _lora_policy(components: Components, tuning: LoRA, key: Key) -> LatentPolicy:
+def _lora_policy(components: Components, tuning: LoRA, key: Key, recomputation: Recomputation | None) -> LatentPolicy:
     """A new adapter on the shared denoiser: A ~ N(0, 1 / rank²) drawn from the key, B = 0."""
     from peft import LoraConfig
 
@@ -254,4 +278,4 @@ def _lora_policy(components: Components, tuning: LoRA, key: Key) -> LatentPolicy
     components.adapters[adapter] = list(trained.values())
     components.active = None  # layers that were switched off before stay off when peft adds an adapter
     components.switch(adapter)
-    return LatentPolicy(components, components.unet, adapter, trained)
+    return LatentPolicy(components, components.unet, adapter, trained, recomputation)

@@ -41,10 +41,12 @@ class Meter:
         """Count n forward evaluations."""
         self.total = self.total + Cost(**{f"{resource}_forward": n})
 
-    def watch(self, resource: Resource, output: Tensor, n: int) -> None:
-        """Count n backward evaluations each time a gradient flows back through `output`."""
+    def watch(self, resource: Resource, output: Tensor, n: int, recomputed: bool = False) -> None:
+        """Count n backward evaluations each time a gradient flows back through `output`; with `recomputed`, as many
+        forward ones again (activation checkpointing)."""
         if output.requires_grad:
-            output.register_hook(lambda _: self._backward(resource, n))
+            output.register_hook(lambda _: self._backward(resource, n, recomputed))
 
-    def _backward(self, resource: Resource, n: int) -> None:
-        self.total = self.total + Cost(**{f"{resource}_backward": n})
+    def _backward(self, resource: Resource, n: int, recomputed: bool) -> None:
+        again = {f"{resource}_forward": n} if recomputed else {}
+        self.total = self.total + Cost(**{f"{resource}_backward": n}, **again)

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from alignbench.diffusion.checkpointing import Recomputation
 from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
@@ -35,6 +36,8 @@ WIDTH_PER_RANK = 16  # of the residual network's layers: 64 at the usual rank of
 class MixturePipeline:
     """The reference: p_ref is the mixture. `problem` is given where the testbed scores what is made."""
 
+    recomputation: Recomputation | None = None
+
     def __init__(
         self,
         mixture: Mixture,
@@ -42,8 +45,10 @@ class MixturePipeline:
         meter: Meter,
         name: str = "mixture",
         problem: ExactProblem | None = None,
+        checkpointing: bool = False,
     ) -> None:
         self.mixture, self.schedule, self.meter, self.name, self.problem = mixture, schedule, meter, name, problem
+        self.checkpointing = checkpointing
 
     @property
     def train_timesteps(self) -> int:
@@ -89,7 +94,7 @@ class MixturePipeline:
         x0 = self.mixture.posterior_mean(latents, prediction.alpha_bar)
         eps = ((latents.double() - level.sqrt() * x0) / (1 - level).sqrt()).to(latents.dtype)
         eps = eps + self._residual(latents, prediction.alpha_bar)
-        self.meter.watch("denoiser", eps, evaluations)
+        self.meter.watch("denoiser", eps, evaluations, recomputed=self.recomputation is not None)
         return self.schedule.predict(eps, latents, t)
 
     def _residual(self, latents: Float[Tensor, "b d"], alpha_bar: Float[Tensor, " b"]) -> Tensor:
@@ -114,15 +119,17 @@ class MixturePipeline:
         """The exact denoiser plus a residual network, as wide as the rank of the LoRA that stands for it says."""
         if not isinstance(tuning, LoRA):
             raise Unsupported("the exact denoiser has no weights to tune; its residual network stands for a LoRA.")
-        return MixturePolicy(self, key, WIDTH_PER_RANK * tuning.rank)
+        return MixturePolicy(self, key, WIDTH_PER_RANK * tuning.rank, Recomputation() if self.checkpointing else None)
 
 
 class MixturePolicy(MixturePipeline):
     """The exact denoiser plus a network of two hidden layers whose last layer starts at zero."""
 
-    def __init__(self, reference: MixturePipeline, key: Key, width: int) -> None:
+    def __init__(
+        self, reference: MixturePipeline, key: Key, width: int, recomputation: Recomputation | None = None
+    ) -> None:
         super().__init__(reference.mixture, reference.schedule, reference.meter, reference.name, reference.problem)
-        self._reference = reference
+        self._reference, self.recomputation = reference, recomputation
         (d,) = self.latent_shape
         self.network = nn.Sequential(
             nn.Linear(d + 3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, d)
@@ -136,6 +143,13 @@ class MixturePolicy(MixturePipeline):
     def reference(self) -> MixturePipeline:
         return self._reference
 
+    @property
+    def recomputations(self) -> int | None:
+        return None if self.recomputation is None else self.recomputation.count
+
+    def networks(self) -> list[nn.Module]:
+        return [self.network]
+
     def adapt(self, tuning: Tuning, key: Key) -> MixturePolicy:
         raise Unsupported("a trained policy cannot be adapted again; adapt the pipeline it came from.")
 
@@ -144,7 +158,11 @@ class MixturePolicy(MixturePipeline):
 
     def _residual(self, latents: Float[Tensor, "b d"], alpha_bar: Float[Tensor, " b"]) -> Tensor:
         level = alpha_bar[:, None].to(latents.dtype)
-        residual: Tensor = self.network(torch.cat([latents / 4, level, level.sqrt(), (1 - level).sqrt()], 1))
+        inputs = torch.cat([latents / 4, level, level.sqrt(), (1 - level).sqrt()], 1)
+        if self.recomputation is not None and torch.is_grad_enabled():
+            residual: Tensor = self.recomputation(self.network, inputs)
+        else:
+            residual = self.network(inputs)
         return residual
 
     def parameters(self) -> list[nn.Parameter]:

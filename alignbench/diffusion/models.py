@@ -104,17 +104,23 @@ def find(name: str) -> Model:
 
 
 def load(
-    model: Model, meter: Meter, device: str = "cpu", dtype: str = "float32", prompts: Sequence[Prompt] = ()
+    model: Model,
+    meter: Meter,
+    device: str = "cpu",
+    dtype: str = "float32",
+    prompts: Sequence[Prompt] = (),
+    checkpointing: bool = False,
 ) -> Pipeline:
     """The pipeline of a model, frozen. Raises RunError where files are missing, InputError where they do not fit.
 
-    The exact model is of the problem that the prompts carry, or of the grid where they carry none.
+    The exact model is of the problem that the prompts carry, or of the grid where they carry none. With
+    `checkpointing`, policies keep no activations but compute them again in the backward pass.
     """
     if model.source == "exact":
         from alignbench.diffusion.mixture import MixturePipeline
 
         problem, toy = _exact(prompts)
-        return MixturePipeline(toy.mixture, exact_schedule(), meter, model.name, problem)
+        return MixturePipeline(toy.mixture, exact_schedule(), meter, model.name, problem, checkpointing)
     import torch
 
     if model.source == "embedded":
@@ -124,7 +130,7 @@ def load(
     else:
         folder = _fetch(model)
         revision = folder.name  # the hub's cache names a snapshot by its commit
-    return _load_folder(folder, model, revision, meter, device, getattr(torch, dtype))
+    return _load_folder(folder, model, revision, meter, device, getattr(torch, dtype), checkpointing)
 
 
 def exact_schedule() -> Schedule:
@@ -165,7 +171,13 @@ def _embedded() -> Path:
 
 
 def _load_folder(
-    folder: Path, model: Model, revision: str | None, meter: Meter, device: str, dtype: torch.dtype
+    folder: Path,
+    model: Model,
+    revision: str | None,
+    meter: Meter,
+    device: str,
+    dtype: torch.dtype,
+    checkpointing: bool,
 ) -> Pipeline:
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -205,7 +217,14 @@ def _load_folder(
     }
     info |= {"revision": revision} if revision else {"sha256": _digest(folder)}
     components = Components(
-        tokenizer, text_encoder.to(device), unet.to(device), autoencoder.to(device), schedule, info, meter
+        tokenizer,
+        text_encoder.to(device),
+        unet.to(device),
+        autoencoder.to(device),
+        schedule,
+        info,
+        meter,
+        checkpointing,
     )
     return LatentPipeline(components)
 

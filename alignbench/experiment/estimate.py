@@ -7,7 +7,7 @@ multiplied. Seconds are only given where the model is at hand: one batch of the 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from alignbench.diffusion.schedule import Schedule
 from alignbench.experiment.problem import TrainingRound
 from alignbench.experiment.rewarding import MeteredReward
 from alignbench.experiment.spec import Cell
-from alignbench.interface import Prompt, Prompts, RewardInfo, Sampling, Tuning
+from alignbench.interface import Policy, Probe, Prompt, Prompts, RewardInfo, Sampling, Tuning
 from alignbench.keys import Key
 from alignbench.quantities import Condition, Prediction, Steps
 
@@ -91,8 +91,15 @@ class StandIn:
     def adapt(self, tuning: Tuning, key: Key) -> StandIn:
         return self
 
+    @property
+    def recomputations(self) -> None:
+        return None
+
     def parameters(self) -> list[nn.Parameter]:
         return [self.weight]
+
+    def networks(self) -> list[nn.Module]:
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -139,6 +146,9 @@ class _OneRound:
         yield TrainingRound(0, self.key)
         once = self.meter.total - before
         self.meter.total = before + Cost(**{name: n * value for name, value in once.as_dict().items()})
+
+    def check(self, policy: Policy, plan: Mapping[str, float], probe: Callable[[], Probe]) -> None:
+        """Costs nothing, as the real one."""
 
     def gather(self, values: Tensor) -> Tensor:
         return values

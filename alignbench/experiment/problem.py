@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,17 @@ from torch import Tensor
 
 from alignbench.diffusion.meter import Cost, Meter
 from alignbench.errors import Diverged, RunError
+from alignbench.experiment import start_up
 from alignbench.experiment.progress import Progress
 from alignbench.files import append_line, complete_lines, make_folder, replace_file, write_text
-from alignbench.interface import Pairs, Pipeline, Prompts, Reward, Sampling
+from alignbench.interface import Pairs, Pipeline, Policy, Probe, Prompts, Reward, Sampling
 from alignbench.keys import Key
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
+ROLLBACK = "rollback.json"
+SPIKE = 100  # times the median of the last gradients' norms: a gradient that large ends a round
+USUAL = 20, 50  # how many of them there must be, and how many are kept
 PROBES = 5  # times a run looks at its policy on held-out prompts, the first before training
 
 
@@ -59,18 +64,43 @@ class CellProblem:
     budget: Mapping[str, float] | None = None
     seconds: float = 0.0  # spent in finished rounds, over all attempts
     resumed_at: int = 0
+    _done: int = field(default=0, init=False)
+    _optimisers: dict[int, str] = field(default_factory=dict, init=False)  # id -> name in the state
+    _norms: dict[str, list[float]] = field(default_factory=dict, init=False)  # of the last gradients, by optimiser
+
+    def check(self, policy: Policy, plan: Mapping[str, float], probe: Callable[[], Probe]) -> None:
+        before = self.meter.total
+        start_up.check(policy, probe())
+        self.meter.total = before
+        trained = sum(parameter.numel() for parameter in policy.parameters())
+        self.progress.say("  ".join([f"trains {trained:,} weights", *(f"{k} {v:g}" for k, v in plan.items())]))
+
+    def roll_back(self, error: Diverged) -> bool:
+        """Whether the run may go on from its last good round: once. The round that failed is then drawn anew."""
+        path = self.folder / ROLLBACK
+        if path.exists():
+            return False
+        write_text(path, json.dumps({"round": self._done, "reason": str(error)}) + "\n")
+        self.meter.total, self.seconds = Cost(), 0.0  # the checkpoint, if there is one, says what was spent
+        self.progress.say(f"round {self._done + 1}: {error}; going back to the last good round, and drawing it anew")
+        return True
 
     def rounds(self, n: int, state: Mapping[str, Any]) -> Iterator[TrainingRound]:
         """See `Problem.rounds`. Killed at any moment, a run repeats at most the round it was in."""
+        self._optimisers = {id(item): name for name, item in state.items()}
         first = self._restore(n, state)
+        again = self._rolled_back()
         self.progress.stage("align", n, first)
         probed = self._probe(state, 0, {}) if first == 0 else {}
         for index in range(first, n):
             started = time.monotonic()
-            current = TrainingRound(index, self.key("round", index))
+            self._done = index
+            key, failed = self.key("round", index), again.get(index)
+            current = TrainingRound(index, key("again") if failed else key)
             yield current
             self.seconds += time.monotonic() - started
             record: dict[str, Any] = {"round": index + 1, **current.logged}
+            record |= {"rolled_back": failed} if failed else {}
             fresh = self._probe(state, index + 1, record) if self._probe_is_due(index + 1, n) else {}
             if not fresh:
                 self._append(record)
@@ -94,8 +124,25 @@ class CellProblem:
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm))
         if not math.isfinite(norm):
             raise Diverged(f"the gradient's norm is {norm}")
+        self._check_spike(norm, self._norms.setdefault(self._optimisers.get(id(optimiser), ""), []))
         optimiser.step()
         return norm
+
+    def _check_spike(self, norm: float, norms: list[float]) -> None:
+        """Raise Diverged for a gradient far above the last ones'; else remember its norm."""
+        usual = statistics.median(norms) if len(norms) >= USUAL[0] else math.inf
+        if usual > 0 and norm > SPIKE * usual:
+            raise Diverged(f"the gradient's norm is {norm:.3g}, {norm / usual:.0f} times what it used to be")
+        norms.append(norm)
+        del norms[: -USUAL[1]]
+
+    def _rolled_back(self) -> dict[int, str]:
+        """The round that is done anew, if one is, and why."""
+        path = self.folder / ROLLBACK
+        if not path.exists():
+            return {}
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {int(record["round"]): str(record["reason"])}
 
     def curve(self) -> list[dict[str, Any]]:
         """The training curve so far."""
@@ -124,6 +171,7 @@ class CellProblem:
             "state": {name: item.state_dict() for name, item in state.items()},
             "cost": self.meter.total.as_dict(),
             "seconds": self.seconds,
+            "norms": self._norms,
         }
         with replace_file(self.folder / CHECKPOINT) as temporary:
             torch.save(content, temporary)
@@ -144,6 +192,7 @@ class CellProblem:
             done = int(saved["done"])
             self.seconds = float(saved["seconds"])
             self.meter.total = Cost(**saved["cost"])
+            self._norms = {str(name): [float(x) for x in norms] for name, norms in saved["norms"].items()}
             self.resumed_at = done
             if done:
                 self.progress.say(f"resumed at round {done} of {n}")

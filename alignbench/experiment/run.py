@@ -32,7 +32,7 @@ from alignbench.experiment.result import Costs, Evaluation, Metric, PromptRow, R
 from alignbench.experiment.rewarding import MeteredReward, identity
 from alignbench.experiment.spec import Cell
 from alignbench.files import remove_leftovers, write_text
-from alignbench.interface import Pipeline, Sampler
+from alignbench.interface import Algorithm, Pipeline, Sampler
 from alignbench.keys import Key
 
 STATE = "cell.json"
@@ -134,7 +134,7 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
     try:
         if reason := cell.algorithm.unsupported(problem):
             raise Unsupported(reason)
-        sampler = cell.algorithm.align(problem)
+        sampler = _align(cell.algorithm, problem)
         alignment, alignment_seconds = meter.total, problem.seconds
         sampler.save(cell.folder / "adapter")
         wanted = generation.slots(len(cell.evaluated), cell.spec.images_per_prompt)
@@ -185,6 +185,16 @@ def _check_scorers(cell: Cell, pipeline: Pipeline) -> None:
     for name, scorer in cell.scorers.items():
         if reason := scorer.unsupported(cell.evaluated, shape):
             raise InputError(f"scorer {name!r} cannot score images of model {cell.spec.model!r}: {reason}")
+
+
+def _align(algorithm: Algorithm, problem: CellProblem) -> Sampler:
+    """The sampler of the aligned model; a run that diverges once goes on from its last good round."""
+    try:
+        return algorithm.align(problem)
+    except Diverged as error:
+        if not problem.roll_back(error):
+            raise
+        return algorithm.align(problem)
 
 
 def _problem(cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progress: Progress) -> CellProblem:

@@ -39,6 +39,7 @@ class MixturePairs:
             loser=torch.where(keep, second, first),
             condition=self.pipeline.condition([self.prompts[i % len(self.prompts)] for i in indices]),
             label=torch.ones(len(indices)),
+            indices=list(indices),
         )
 
     def _pair(self, i: int) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"], Tensor]:

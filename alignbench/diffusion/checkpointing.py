@@ -1,0 +1,32 @@
+"""Activation checkpointing that can be seen to work: what is computed again in the backward pass is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.checkpoint import checkpoint
+
+
+class Recomputation:
+    """Runs a module without keeping its activations. `count` says how often one was computed again.
+
+    A backward pass may come after the network was put to another use (the reference's forward pass switches adapters
+    off). `remember` is asked at the forward pass for a function that puts things back as they are then.
+    """
+
+    def __init__(self, remember: Callable[[], Callable[[], None]] = lambda: lambda: None) -> None:
+        self.count = 0
+        self._remember = remember
+
+    def __call__(self, module: Callable[..., Any], *inputs: Any) -> Any:
+        restore, before = self._remember(), list[bool]()
+
+        def run(*again: Any) -> Any:
+            if before:
+                self.count += 1
+                restore()
+            before.append(True)
+            return module(*again)
+
+        return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False)
