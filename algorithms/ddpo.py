@@ -41,7 +41,19 @@ from torch import Tensor
 
 from alignbench import Key, Policy, Probe, Problem, Sampler, Sampling
 from alignbench.diffusion.rollout import PipelineSampler, path_divergence
-from alignbench.diffusion.training import Episode, Tuned, chunked, collect, collect_all, repeated, set_rate, tuning_of
+from alignbench.diffusion.training import (
+    Episode,
+    Tuned,
+    at_least_one,
+    chunked,
+    clipped_loss,
+    collect,
+    collect_all,
+    drawn,
+    positive,
+    set_rate,
+    tuning_of,
+)
 from alignbench.diffusion.transition import Reduction, std_of
 
 __all__ = ["DDPO"]
@@ -77,13 +89,9 @@ class DDPO:
     rank: int = 4  # of the LoRA
 
     def __post_init__(self) -> None:
-        counts = ("rounds", "samples_per_round", "samples_per_prompt", "updates_per_round", "passes", "batch")
-        for name in (*counts, "buffer", "min_count", "rank"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("clip", "advantage_clip", "learning_rate", "max_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        at_least_one(self, "rounds", "samples_per_round", "samples_per_prompt", "updates_per_round", "passes", "batch")
+        at_least_one(self, "buffer", "min_count", "rank")
+        positive(self, "clip", "advantage_clip", "learning_rate", "max_norm")
         if not 0 < self.eta <= 1:
             raise ValueError(f"eta must lie in (0, 1], got {self.eta}: without noise a path has no density.")
         if not 0 < self.action_fraction <= 1:
@@ -108,10 +116,7 @@ class DDPO:
         state = {"policy": policy, "optimiser": optimiser, "statistics": statistics}
         for current in problem.rounds(self.rounds, state):
             set_rate(optimiser, self.learning_rate * (1 - current.index / self.rounds if self.anneal else 1))
-            distinct = problem.prompts.sample(
-                current.key("prompts"), -(-self.samples_per_round // self.samples_per_prompt)
-            )
-            prompts = repeated(distinct, self.samples_per_prompt, self.samples_per_round)
+            prompts = drawn(problem.prompts, current.key("prompts"), self.samples_per_round, self.samples_per_prompt)
             places = current.shard(range(len(prompts)))
             keys = [current.key("sample", i) for i in places]
             mine = [prompts[i] for i in places]
@@ -201,17 +206,6 @@ class Update(NamedTuple):
     ratio_error: float  # largest |log ρ|; 0 up to rounding in the first update of a round
     clip_fraction: float
     gradient_norm: float
-
-
-def clipped_loss(
-    log_prob: Float[Tensor, " b"],  # log p_θ of the action; carries the gradient
-    old_log_prob: Float[Tensor, " b"],  # the same under the weights that drew the path
-    advantage: Float[Tensor, " b"],
-    clip: float,
-) -> Float[Tensor, " b"]:
-    """The terms of (1)."""
-    ratio = (log_prob - old_log_prob).exp()
-    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
 
 
 def reinforce_loss(log_prob: Float[Tensor, " b"], advantage: Float[Tensor, " b"]) -> Float[Tensor, " b"]:

@@ -35,6 +35,12 @@ def run(
     prompts: str | None = None,
     split: str | None = None,
     train_prompts: str | None = None,
+    pairs: Path | None = None,
+    pair_count: int | None = None,
+    pair_candidates: int | None = None,
+    pair_ties: Literal["drop", "keep"] | None = None,
+    pair_models: str | None = None,
+    pair_crop: Literal["centre", "random"] | None = None,
     scorers: Names = None,
     seed: int | None = None,
     eval_seed: int | None = None,
@@ -50,6 +56,7 @@ def run(
     name: str | None = None,
     device: str | None = None,
     batch_size: int | None = None,
+    checkpointing: Flag = False,
     config: Path | None = None,
     force: Flag = False,
     dry_run: Flag = False,
@@ -71,6 +78,19 @@ def run(
         Split of the prompts; tune on dev, report on test (default).
     train_prompts: str
         Prompts to train on; by default the train split of --prompts, else the model's own.
+    pairs: Path
+        Preference pairs to learn from: a Pick-a-Pic parquet file or folder, an HPDv2 .json, or a folder with
+        pairs.jsonl. By default the base model makes pairs on --train-prompts and --reward labels them.
+    pair_count: int
+        How many pairs are made where none are given (default 2000).
+    pair_candidates: int
+        How many images are drawn for each of them (default 2); of more, the reward's best and worst are kept.
+    pair_ties: str
+        Ties among the pairs: drop (default) or keep.
+    pair_models: str
+        Only pairs both of whose source models contain this, such as dream.
+    pair_crop: str
+        How a pair's images are cropped to the model's size: centre (default) or random.
     scorers: str
         Held-out scorers, besides the reward.
     seed: int
@@ -101,6 +121,8 @@ def run(
         auto (default), cpu, cuda, or cuda:1.
     batch_size: int
         Images generated at once.
+    checkpointing: bool
+        Keep no activations while training but compute them again: less memory, a third more time.
     config: Path
         YAML file with these options as keys; the command line wins.
     force: bool
@@ -117,6 +139,7 @@ def run(
     from alignbench.experiment.suite import read_yaml
 
     values = read_yaml(flags["config"]) if flags["config"] else {}
+    given["checkpointing"] = given["checkpointing"] or None  # a --config file may ask for it
     chosen = {name: value for name, value in given.items() if value is not None}
     if isinstance(values.get("set"), dict) and "set" in chosen:
         chosen["set"] = {**values["set"], **chosen["set"]}
@@ -183,6 +206,9 @@ def _dry_run(cell: Any) -> int:
             "train on",
             f"{c.train_prompts}, {len(cell.training)} prompts, seed {c.seed}" if c.train_prompts else "nothing",
         ),
+        ("pairs", ", ".join(f"{name}={value}" for name, value in c.pairs.items() if value is not None))
+        if c.pairs
+        else ("pairs", "none"),
         ("reward", c.reward or "none"),
         ("scorers", ", ".join(c.scorers)),
         ("sampling", ", ".join(f"{name}={value}" for name, value in c.sampling.items())),
@@ -362,6 +388,226 @@ def suite(file: Path, *, dry_run: Flag = False) -> int:
     for report in reports:
         print(f"{describe(report.spec):60} {report.status}{': ' + report.message if report.message else ''}")
     return 1 if any(report.status.startswith(("failed", "diverged")) for report in reports) else 0
+
+
+@app.command
+def pairs(
+    *,
+    model: str = "tiny",
+    reward: str | None = None,
+    prompts: str | None = None,
+    split: str | None = None,
+    count: int = 2000,
+    candidates: int = 2,
+    output: Path = Path("pairs"),
+    seed: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    eta: float | None = None,
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None,
+    device: str | None = None,
+    batch_size: int | None = None,
+) -> int:
+    """Make preference pairs: images of the model for a prompt, labelled by a reward. Typed again, it continues.
+
+    Parameters
+    ----------
+    model: str
+        tiny (default), sd15, sd21, a diffusers folder, or a hub id.
+    reward: str
+        Reward that says which image is preferred; by default the model's own.
+    prompts: str
+        Prompts of the pairs: a name or a file, by default what the model is trained on.
+    split: str
+        Split of the prompts (default train).
+    count: int
+        How many pairs.
+    candidates: int
+        Images drawn per pair (default 2); of more, the reward's best and worst are kept.
+    output: Path
+        Folder for images and pairs.jsonl.
+    seed: int
+        Seed of prompts and images (default 0).
+    steps: int
+        Sampling steps; guidance and eta likewise.
+    guidance: float
+        Classifier-free guidance scale; 1 is none.
+    eta: float
+        Noise of DDIM sampling: 0 is deterministic, 1 ancestral.
+    dtype: str
+        Precision of the model.
+    device: str
+        auto (default), cpu, cuda, or cuda:1.
+    batch_size: int
+        Images generated at once.
+    """
+    given = {name: value for name, value in locals().items() if value is not None}
+    for name in ("count", "candidates", "output"):
+        del given[name]
+    from alignbench.analysis.tables import number
+    from alignbench.experiment.making import make_for, pairs_spec
+
+    cell = _resolve(pairs_spec(given))
+    made = make_for(cell, count, candidates, output)
+    c, cost = cell.configuration, made.cost
+    print(f"{made.pairs} pairs of {cell.model.name} on {c.prompts}/{c.split}, labelled by {c.reward}, in {made.folder}")
+    print(f"  ties  {made.ties}")
+    print(
+        f"  cost  {number(cost.denoiser_forward)} denoiser evaluations, {number(cost.reward_forward)} reward "
+        f"evaluations, {made.seconds:.1f} s"
+    )
+    print(f"learn from them with: alignbench run --algo NAME --model {model} --pairs {made.folder}")
+    return 0
+
+
+@app.command
+def accuracy(
+    *,
+    pairs: Path,
+    model: str | None = None,
+    adapter: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative=())] = (),
+    scorers: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    timesteps: int = 10,
+    pair_ties: Literal["drop", "keep"] = "drop",
+    pair_models: str | None = None,
+    pair_crop: Literal["centre", "random"] = "centre",
+    limit: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    json: Flag = False,
+    output: Path | None = None,
+) -> int:
+    """How often scorers, and aligned models as implicit rewards, agree with the labels of preference pairs.
+
+    Parameters
+    ----------
+    pairs: Path
+        Preference pairs, as in `alignbench run`.
+    model: str
+        The model that was aligned; images then have its size, else their own.
+    adapter: Path
+        Aligned models: adapter folders, cells' folders, or cells' result files.
+    scorers: str
+        Scorers; with --model and no --adapter, by default the model's own.
+    timesteps: int
+        Draws of timestep and noise for each pair (default 10).
+    pair_ties: str
+        Ties among the pairs: drop (default) or keep.
+    pair_models: str
+        Only pairs both of whose source models contain this, such as dream.
+    pair_crop: str
+        How images are cropped to the model's size: centre (default) or random.
+    limit: int
+        The first pairs only.
+    batch_size: int
+        Images judged at once.
+    seed: int
+        Seed of timesteps and noise (default 0).
+    device: str
+        auto (default), cpu, cuda, or cuda:1.
+    dtype: str
+        Precision of the model.
+    json: bool
+        Print JSON instead of a table.
+    output: Path
+        Also write the JSON to this .json file.
+    """
+    given = {name: value for name, value in locals().items() if name not in ("adapter", "json", "output")}
+    if output is not None and output.suffix != ".json":
+        raise InputError(f"--output {output}: expected a .json file.")
+    import json as json_module
+
+    from alignbench.experiment.accuracy import AccuracySpec, as_values, measure, text
+    from alignbench.files import write_text
+
+    spec = AccuracySpec(adapters=adapter, **given)
+    _quieten_libraries()
+    report = measure(spec, quiet=json)
+    content = json_module.dumps(as_values(report), indent=1, allow_nan=False) + "\n"
+    print(content if json else text(report), end="")
+    if output is not None:
+        write_text(output, content)
+        if not json:
+            print(f"written to {output}")
+    return 0
+
+
+def _quieten_libraries() -> None:
+    """Keep the model libraries' progress bars and advice off the terminal."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+@app.command
+def train_reward(
+    *,
+    pairs: Path,
+    output: Path,
+    start: str = "shapes_preference",
+    steps: int | None = None,
+    batch_size: int = 64,
+    learning_rate: float = 1e-4,
+    held_out: float = 0.1,
+    seed: int = 0,
+    pair_ties: Literal["drop", "keep"] = "drop",
+    pair_models: str | None = None,
+    force: Flag = False,
+    json: Flag = False,
+) -> int:
+    """Train the embedded model's reward on preference pairs, and measure it on held-out prompts.
+
+    Typed again, it continues. The file it writes can be named wherever a reward can: --reward FILE.safetensors.
+
+    Parameters
+    ----------
+    pairs: Path
+        Preference pairs, in any layout that `alignbench run --pairs` takes; prompts in words of the shapes world.
+    output: Path
+        File to write, .safetensors.
+    start: str
+        Network to start from: shapes_preference (default), none, or a .safetensors file of this command.
+    steps: int
+        Training steps; by default three passes over the pairs. From nothing it takes more.
+    batch_size: int
+        Pairs per step.
+    learning_rate: float
+        Its highest value; it rises and falls again.
+    held_out: float
+        Share of the prompts that is not trained on but measured; which ones, their words alone decide.
+    seed: int
+        Seed of new weights and of the pairs' order.
+    pair_ties: str
+        Ties among the pairs: drop (default) or keep, half to either side.
+    pair_models: str
+        Only pairs both of whose source models contain this, such as dream.
+    force: bool
+        Replace the output, or a half-finished one, of another configuration.
+    json: bool
+        Print the report as JSON.
+    """
+    options = dict(locals())
+    flags = {name: options.pop(name) for name in ("force", "json")}
+    import json as json_module
+
+    from alignbench.experiment import reward_training
+
+    trained = reward_training.train_reward(
+        reward_training.Training(**options), force=flags["force"], quiet=flags["json"]
+    )
+    if flags["json"]:
+        print(json_module.dumps(trained.as_values(), indent=1, allow_nan=False))
+        return 0
+    if trained.was_complete:
+        print("already complete; --force trains it again")
+    print(reward_training.text(trained), end="")
+    print(f"use it with: alignbench run --algo NAME --model tiny --reward {trained.path}")
+    return 0
 
 
 @app.command

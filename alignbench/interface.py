@@ -277,14 +277,15 @@ class Prompts(Sequence[Prompt]):
 class PairBatch:
     """Preference pairs as the losses want them. label is P(winner preferred): 1, or 0.5 for a tie that was kept.
 
-    `indices` says which of the pairs asked for they are: one whose image cannot be read is left out.
+    `rows` says which of the pairs asked for they are, by place in the request: one whose image cannot be read is left
+    out.
     """
 
     winner: Float[Tensor, b * latent]
     loser: Float[Tensor, b * latent]
     condition: Condition
     label: Float[Tensor, " b"]
-    indices: Sequence[int]
+    rows: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.label)

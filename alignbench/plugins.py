@@ -2,15 +2,18 @@
 
 A plug-in is declared by being there: `algorithms/ddpo.py` is `ddpo`, and the single entry of its `__all__` is the
 object. Others come from the entry-point groups `alignbench.algorithms`, `alignbench.rewards` and
-`alignbench.benchmarks`, or are given as `package.module:Name` or `path/file.py:Name`. Listing reads docstrings with
+`alignbench.benchmarks`, or are given as `package.module:Name` or `path/file.py:Name`. A reward may also be a file of
+weights, `path/file.safetensors`, whose metadata names the installed reward that reads it. Listing reads docstrings with
 `ast` and imports nothing.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
+import inspect
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +23,8 @@ from alignbench.errors import InputError, UnknownName
 
 Group = Literal["algorithms", "rewards", "benchmarks"]
 KINDS: dict[Group, str] = {"algorithms": "algorithm", "rewards": "reward", "benchmarks": "prompt set"}
+WEIGHTS = ".safetensors"
+READER = "alignbench.reward"  # in the metadata of a file of weights: the name of the reward that reads it
 
 
 def folder_of(group: Group) -> Path:
@@ -51,6 +56,8 @@ def summary(group: Group, name: str) -> str:
 
 def load(group: Group, name: str) -> Any:
     """The plug-in a name means. Raises UnknownName with near names, InputError when the file does not fit."""
+    if group == "rewards" and name.endswith(WEIGHTS):
+        return _load_weights(Path(name))
     if ":" in name:
         return _load_elsewhere(group, name)
     if name in own_names(group):
@@ -87,3 +94,29 @@ def _load_elsewhere(group: Group, reference: str) -> Any:
     if not hasattr(module, attribute):
         raise InputError(f"{KINDS[group]} {reference!r}: {place} has no {attribute!r}.")
     return getattr(module, attribute)
+
+
+def _load_weights(path: Path) -> Any:
+    """The reward that a file of weights names, called with the path when it is made."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(f"reward {str(path)!r}: there is no such file.")
+    try:
+        with safe_open(path, framework="numpy") as handle:
+            reader = (handle.metadata() or {}).get(READER)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"reward {str(path)!r} cannot be read as safetensors ({error}); make or copy it again."
+        ) from None
+    expected = f"expected weights with {READER!r} in their metadata, as `alignbench train-reward` writes them"
+    if reader is None:
+        raise InputError(f"reward {str(path)!r} does not say which reward reads it; {expected}.")
+    if reader not in names("rewards"):  # nor a path: weights are data, and data does not choose what code runs
+        raise InputError(f"reward {str(path)!r} is for {reader!r}, which is no installed reward; {expected}.")
+    kind = load("rewards", reader)
+    try:
+        inspect.signature(kind).bind(path)
+    except TypeError:
+        raise InputError(f"reward {str(path)!r} is for {reader!r}, which reads no weights; {expected}.") from None
+    return functools.partial(kind, path)

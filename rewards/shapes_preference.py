@@ -5,6 +5,7 @@ Measures    s(x, c), trained on choices between generated pictures by −log σ(
             captions stands in alignbench/shapes/weights/MODEL_CARD.md.
 Range       Real numbers; only differences between pictures of one caption mean something, as log odds.
 Weights     alignbench/shapes/weights/preference.safetensors, made by `python -m alignbench.shapes.train`; Apache-2.0.
+            Others, learned from other pairs, come from `alignbench train-reward` and are used by their path.
 Use         The proxy that algorithms optimise by default on the embedded model. Differentiable.
 """
 
@@ -33,7 +34,13 @@ __all__ = ["ShapesPreference"]
 
 @dataclass(frozen=True)
 class ShapesPreference:
+    weights: Path | None = None  # of another training; None is the shipped ones
+
     differentiable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:  # so that weights that do not fit are refused before anything is made
+            _ = self.network
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
@@ -46,14 +53,15 @@ class ShapesPreference:
             raise InputError(
                 f"shapes_preference scores pictures of 3 x {SIDE} x {SIDE}, got {tuple(images.shape[1:])}."
             )
-        scores: Tensor = _network().to(images.device)(images, words_of([p.text for p in prompts]).to(images.device))
+        words = words_of([p.text for p in prompts]).to(images.device)
+        scores: Tensor = self.network.to(images.device)(images, words)
         return scores
 
     def info(self) -> RewardInfo:
-        path = weights()
+        own = f" {self.sha256[:12]}" if self.weights is not None else ""
         return RewardInfo(
-            id="shapes_preference-1",
-            files={path.name: sha256_of(path)},
+            id=f"shapes_preference-1{own}",
+            files={self._path.name: self.sha256},
             preprocessing="none",
             range="real, differences matter",
         )
@@ -61,14 +69,33 @@ class ShapesPreference:
     def unsupported(self, prompts: Sequence[Prompt], image_shape: Sequence[int]) -> str | None:
         return unsuitable([prompt.text for prompt in prompts], image_shape)
 
+    @functools.cached_property
+    def network(self) -> PreferenceNet:
+        """The network, frozen and shared by all that read the same weights."""
+        return _load(self._path, self.sha256)
 
-def weights() -> Path:
-    """Where the trained network lies."""
-    return Path(str(resources.files("alignbench.shapes") / "weights" / "preference.safetensors"))
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the file when it was first needed: what a result says was used stays what was used."""
+        return sha256_of(self._path)
+
+    @property
+    def _path(self) -> Path:
+        if self.weights is not None:
+            return self.weights
+        return Path(str(resources.files("alignbench.shapes") / "weights" / "preference.safetensors"))
 
 
 @functools.cache
-def _network() -> PreferenceNet:
+def _load(path: Path, sha256: str) -> PreferenceNet:
+    """The network of a file with this content. Raises InputError where the tensors are others."""
     from alignbench.shapes.preference import load
 
-    return load(weights())
+    try:
+        return load(path)
+    except RuntimeError as error:  # torch lists every tensor, one a line
+        first = (str(error).splitlines() or [""])[1:2]
+        raise InputError(
+            f"reward {str(path)!r} holds other tensors than the network of shapes_preference has "
+            f"({''.join(first).strip()[:120]}); expected weights that `alignbench train-reward` wrote."
+        ) from None

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from alignbench import plugins
 from alignbench.experiment import result as results
 
 TOY = Path(__file__).parent / "plugins" / "toy.py"
@@ -66,7 +67,7 @@ def without_time(path: Path) -> dict[str, Any]:
     content = results.read(path).model_dump(mode="json")
     for name in ("started", "finished", "attempts", "environment"):
         del content[name]
-    for name in ("alignment_seconds", "per_image_seconds", "peak_memory_bytes"):
+    for name in ("alignment_seconds", "pairs_seconds", "per_image_seconds", "peak_memory_bytes"):
         del content["cost"][name]
     for line in content["curve"]:
         del line["seconds"]
@@ -126,6 +127,10 @@ def pictures(tmp_path_factory) -> Cells:
     return cells
 
 
+def trains(name: str) -> bool:
+    return bool(plugins.load("algorithms", name).trains)
+
+
 def kill_and_continue(cells: Cells, moment: str, killed_at: tuple[Any, ...]) -> None:
     name = re.sub(r"\W", "_", moment)
     first = execute(cells.command(name), killed_at)
@@ -149,6 +154,66 @@ def test_a_run_killed_and_typed_again_equals_one_never_killed(points, moment):
 @pytest.mark.parametrize("moment", ON_PICTURES)
 def test_the_same_on_the_embedded_model(pictures, moment):
     kill_and_continue(pictures, moment, ON_PICTURES[moment])
+
+
+# Four short rounds of every algorithm that trains.
+ROUNDS_OF = {
+    "ddpo": {"samples_per_round": 32, "batch": 16},
+    "diffusion_dpo": {"updates_per_round": 2, "pairs_per_update": 16},
+    "dpok": {"samples_per_round": 16, "updates_per_round": 2, "moves_per_update": 32},
+    "d3po": {"samples_per_round": 16},
+    "draft": {"samples_per_update": 8},
+    "refl": {"samples_per_update": 8},
+    "reward_weighted_regression": {"samples_per_round": 32, "passes": 1},
+    "sft": {"updates_per_round": 2, "pairs_per_update": 16},
+}
+KILLS = {
+    "before a checkpoint": ("alignbench.experiment.problem", "CellProblem._save", 3),
+    "in an update": ("alignbench.experiment.problem", "CellProblem.step", 6),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", KILLS)
+@pytest.mark.parametrize(
+    "algo", [name for name in plugins.own_names("algorithms") if name in ROUNDS_OF or trains(name)]
+)
+def test_every_algorithm_that_trains_continues_exactly(algo, moment, tmp_path):
+    """On the exact testbed; a new algorithm fails until its short rounds stand above."""
+    own = fields(rounds=ROUNDS, **ROUNDS_OF[algo])
+    options = ["--model", "mixture", "--prompts", "gaussian", "--limit", "60", "--steps", "8", *own]
+    command = ["run", "--algo", algo, "--output", str(tmp_path), *options, "--name"]
+    assert execute([*command, "whole"]).returncode == 0
+    killed = execute([*command, "killed"], KILLS[moment])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = execute([*command, "killed"])
+    assert again.returncode == 0, again.stderr
+    assert re.search(r"resumed at round [123] of 4", again.stderr)
+    whole, continued = (tmp_path / f"mixture-gaussian-{algo}-{name}-seed0.json" for name in ("whole", "killed"))
+    assert without_time(continued) == without_time(whole)
+
+
+@pytest.mark.slow
+def test_pairs_that_a_run_makes_survive_a_kill_as_well(tmp_path, monkeypatch):
+    """On the embedded model: killed while pairs are made, while latents are cached, and while training."""
+    own = fields(rounds=3, updates_per_round=2, pairs_per_update=8, batch=4, warmup=0)
+    options = ["--pair-count", "12", "--limit", "4", "--steps", "4", "--batch-size", "8", *own]
+    found = []
+    for folder in ("whole", "killed"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / folder / "cache"))
+        command = ["run", "--algo", "diffusion_dpo", "--output", str(tmp_path / folder), *options]
+        kills = [
+            ("alignbench.experiment.making", "append_line", 2),
+            ("alignbench.preferences.cache", "TensorCache.put_many", 2),
+            ("alignbench.experiment.problem", "CellProblem._save", 2),
+        ]
+        for kill in kills if folder == "killed" else ():
+            assert execute(command, kill).returncode == -signal.SIGKILL
+        done = execute(command)
+        assert done.returncode == 0, done.stderr
+        (path,) = (tmp_path / folder).glob("*.json")
+        found.append(without_time(path))
+    assert found[0] == found[1]
 
 
 def test_an_interrupt_exits_with_130_and_one_line(points):

@@ -119,11 +119,13 @@ def rollout(
     sampling: Sampling,
     reduction: Reduction = "mean",
     dtype: torch.dtype = torch.float32,
+    initial: Float[Tensor, b * latent] | None = None,
 ) -> Trajectory:
-    """Sample and store whole paths, one per key. `dtype` is the precision the path is kept, and continued, in."""
+    """Sample and store whole paths, one per key. `dtype` is the precision the path is kept, and continued, in;
+    `initial` is x_T where it is not the keys', so that several paths may start from one."""
     steps = pipeline.timesteps(sampling.steps)
     noisy = std_of(steps, sampling.eta) > 0
-    latents = pipeline.initial_noise(keys).to(dtype).float()
+    latents = (pipeline.initial_noise(keys) if initial is None else initial).to(dtype).float()
     path, log_prob = [latents], []
     for i in range(len(steps)):
         gaussian = transition(pipeline, latents, steps[i], condition, sampling)

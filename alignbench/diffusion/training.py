@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from alignbench.diffusion.rollout import Trajectory, rollout
-from alignbench.diffusion.transition import Reduction
+from alignbench.diffusion.transition import Reduction, Transition, ddim
 from alignbench.interface import (
     BiasFineTune,
     FullFineTune,
@@ -19,11 +20,12 @@ from alignbench.interface import (
     Policy,
     Problem,
     Prompt,
+    Prompts,
     Sampling,
     Tuning,
 )
 from alignbench.keys import Key, normal
-from alignbench.quantities import Condition
+from alignbench.quantities import Condition, Prediction, Steps
 
 T = TypeVar("T")
 Tuned = Literal["lora", "full", "bias"]
@@ -70,15 +72,29 @@ def chunked(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def training_timesteps(keys: Sequence[Key], train_timesteps: int) -> Int[Tensor, " b"]:
-    """t uniform over the training timesteps, one draw per key."""
-    uniform = torch.cat([key("timestep").uniform(1) for key in keys])
-    return (uniform.double() * train_timesteps).long()
+class Noising(NamedTuple):
+    """What a denoising error is measured under, drawn from keys."""
+
+    t: Int[Tensor, " b"]
+    noise: Float[Tensor, b * latent]
+    condition: Condition  # with some prompts dropped
 
 
-def training_noise(keys: Sequence[Key], like: Float[Tensor, b * latent]) -> Float[Tensor, b * latent]:
-    """Standard normal noise, one draw per key."""
-    return normal([key("noise") for key in keys], like.shape[1:]).to(like.device)
+def noising(
+    keys: Sequence[Key],
+    like: Float[Tensor, b * latent],
+    condition: Condition,
+    train_timesteps: int,
+    caption_dropout: float = 0.0,
+    first: float = 0.0,
+) -> Noising:
+    """t uniform over the training timesteps but for the `first`, least noisy share of them; standard normal noise; and
+    a share of prompts dropped: one draw each per key, whatever batch it stands in."""
+    uniform = torch.cat([key("timestep", "dropout").uniform(2)[None] for key in keys])
+    t = ((first + (1 - first) * uniform[:, 0].double()) * train_timesteps).long().clamp(max=train_timesteps - 1)
+    noise = normal([key("noise") for key in keys], like.shape[1:]).to(like.device)
+    dropped = uniform[:, 1] < caption_dropout
+    return Noising(t, noise, condition.drop(dropped) if caption_dropout else condition)
 
 
 def denoising_error(
@@ -92,6 +108,20 @@ def denoising_error(
     """‖ε − ε̂(x_t, t, c)‖² averaged over the elements of a latent, in float32 whatever the denoiser computes in."""
     prediction = pipeline.predict(pipeline.add_noise(x0, noise, t), t, condition, guidance)
     return (prediction.eps.float() - noise).square().flatten(1).mean(1)
+
+
+def at_least_one(algorithm: object, *names: str) -> None:
+    """Raise ValueError naming the first of these fields that is below one."""
+    for name in names:
+        if getattr(algorithm, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(algorithm, name)}.")
+
+
+def positive(algorithm: object, *names: str) -> None:
+    """Raise ValueError naming the first of these fields that is not positive."""
+    for name in names:
+        if not getattr(algorithm, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(algorithm, name)}.")
 
 
 class Episode(NamedTuple):
@@ -108,9 +138,10 @@ def collect(
     keys: Sequence[Key],
     sampling: Sampling,
     reduction: Reduction = "mean",
+    initial: Float[Tensor, b * latent] | None = None,
 ) -> Episode:
-    """Sample one path per prompt and have its image rewarded."""
-    path = rollout(policy, policy.condition(prompts), keys, sampling, reduction)
+    """Sample one path per prompt and have its image rewarded. `initial` is x_T where it is not the keys'."""
+    path = rollout(policy, policy.condition(prompts), keys, sampling, reduction, initial=initial)
     with torch.no_grad():
         images = policy.decode(path.final)
     return Episode(path, problem.reward(images, prompts).cpu())
@@ -132,6 +163,69 @@ def collect_all(
     ]
 
 
+def joined(episodes: Sequence[Episode]) -> Episode:
+    """Episodes of one sampling as one."""
+    paths = [episode.path for episode in episodes]
+    whole = replace(
+        paths[0],
+        latents=torch.cat([path.latents for path in paths], 1),
+        log_prob=torch.cat([path.log_prob for path in paths]),
+        condition=Condition.cat([path.condition for path in paths]),
+    )
+    return Episode(whole, torch.cat([episode.rewards for episode in episodes]))
+
+
+class Moves(NamedTuple):
+    """Moves x_t → x_s of stored paths, each row with its own image and step."""
+
+    latents: Float[Tensor, b * latent]  # x_t
+    next_latents: Float[Tensor, b * latent]  # x_s
+    actions: Sequence[int]  # the number of each step among those with σ > 0
+    steps: Steps
+    condition: Condition
+    log_prob: Float[Tensor, " b"]  # of x_s under the policy that drew the path
+    sampling: Sampling
+
+    def predict(self, pipeline: Pipeline) -> Prediction:
+        """A pipeline's prediction at every x_t, in one forward pass."""
+        return pipeline.predict(self.latents, self.steps.t, self.condition, self.sampling.guidance)
+
+    def under(self, prediction: Prediction) -> Transition:
+        """The Gaussians of x_s that a prediction makes."""
+        return ddim(prediction, self.steps, self.sampling.eta)
+
+
+def moves_of(path: Trajectory, images: Sequence[int], actions: Sequence[int]) -> Moves:
+    """The moves of these images, each at the action of the same row."""
+    chosen, numbers = list(images), list(actions)
+    steps = [path.actions[number] for number in numbers]
+    return Moves(
+        path.latents[steps, chosen],
+        path.latents[[step + 1 for step in steps], chosen],
+        numbers,
+        path.steps[steps],
+        path.condition[chosen],
+        path.log_prob[chosen, numbers],
+        path.sampling,
+    )
+
+
 def repeated(prompts: Sequence[Any], times: int, count: int) -> list[Any]:
     """Every prompt `times` times in a row, cut to `count`."""
     return [prompt for prompt in prompts for _ in range(times)][:count]
+
+
+def drawn(prompts: Prompts, key: Key, count: int, times: int = 1) -> list[Prompt]:
+    """`count` prompts drawn from those to train on, each `times` times in a row."""
+    return repeated(prompts.sample(key, -(-count // times)), times, count)
+
+
+def clipped_loss(
+    log_prob: Float[Tensor, " b"],  # log p_θ of an action; carries the gradient
+    old_log_prob: Float[Tensor, " b"],  # the same under the weights that drew it
+    advantage: Float[Tensor, " b"],
+    clip: float,
+) -> Float[Tensor, " b"]:
+    """max(−A ρ, −A clip(ρ, 1 − ε, 1 + ε)) with ρ = p_θ / p_old (PPO, Schulman et al. 2017)."""
+    ratio = (log_prob - old_log_prob).exp()
+    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))

@@ -22,7 +22,17 @@ from alignbench.diffusion.schedule import Schedule
 from alignbench.experiment.problem import TrainingRound
 from alignbench.experiment.rewarding import MeteredReward
 from alignbench.experiment.spec import Cell
-from alignbench.interface import Policy, Probe, Prompt, Prompts, RewardInfo, Sampling, Tuning
+from alignbench.interface import (
+    PairBatch,
+    Pairs,
+    Policy,
+    Probe,
+    Prompt,
+    Prompts,
+    RewardInfo,
+    Sampling,
+    Tuning,
+)
 from alignbench.keys import Key
 from alignbench.quantities import Condition, Prediction, Steps
 
@@ -128,6 +138,23 @@ class _MeanReward:
         return None
 
 
+@dataclass(frozen=True)
+class _SomePairs:
+    """As many pairs as the real ones, all alike."""
+
+    pipeline: StandIn
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: Sequence[int]) -> PairBatch:
+        n = len(indices)
+        latents = torch.zeros(2, n, *self.pipeline.latent_shape)
+        condition = self.pipeline.condition([Prompt("", "")] * n)
+        return PairBatch(latents[0], latents[1], condition, torch.ones(n), range(n))
+
+
 @dataclass
 class _OneRound:
     """A problem that runs a single round and multiplies its cost."""
@@ -138,7 +165,7 @@ class _OneRound:
     sampling: Sampling
     meter: Meter
     key: Key
-    pairs: None = None
+    pairs: Pairs | None = None
     budget: None = None
 
     def rounds(self, n: int, state: Mapping[str, Any]) -> Iterator[TrainingRound]:
@@ -173,11 +200,19 @@ def estimate(cell: Cell) -> Estimate | None:
     problem = _OneRound(
         stand_in, MeteredReward("stand-in", _MeanReward(), meter), cell.training, cell.sampling, meter, Key("estimate")
     )
+    if (pairs := cell.configuration.pairs) is not None:
+        problem.pairs = _SomePairs(stand_in, int(pairs["count"] or 0))
     sampler = cell.algorithm.align(problem)
-    alignment = meter.total
+    trained = meter.total
     prompts = (list(cell.evaluated) * IMAGES)[:IMAGES]
     sampler(prompts, [Key("estimate", i) for i in range(IMAGES)])
-    one = meter.total - alignment
+    one = meter.total - trained
+    made = 0
+    if pairs is not None and pairs["source"] == "made":
+        made = int(pairs["count"] or 0) * int(pairs["candidates"] or 0)
+    sampling = cell.sampling
+    steps = sampling.steps * (1 if sampling.guidance == 1 else 2)
+    alignment = trained + Cost(denoiser_forward=made * steps, decode_forward=made, reward_forward=made)
     images = len(cell.evaluated) * cell.spec.images_per_prompt
     evaluation = Cost(**{name: value * images // IMAGES for name, value in one.as_dict().items()})
     return Estimate(alignment, evaluation, _seconds(cell, alignment + evaluation))

@@ -22,7 +22,6 @@ from alignbench.testbed.problem import ExactProblem
 from alignbench.testbed.problem import info as reward_info
 from alignbench.testbed.tilt import Frontier, rates
 
-PAIRS = 10_000  # of the reference that a method may learn from
 MANTISSAS = (10.0, 8.0, 6.5, 5.0, 4.0, 3.0, 2.5, 2.0, 1.6, 1.3)
 RATES = (0.0, *(10.0**i / m for i in range(-1, 3) for m in MANTISSAS))  # λ = 1/β along the stored frontier: 0.01 to 77
 WIDEST_CHAIN = 4  # dimensions up to which a chain's Jacobians are worth their cost
@@ -35,11 +34,11 @@ def problem_of(pipeline: Pipeline) -> ExactProblem | None:
 
 def pairs(cell: Cell, pipeline: Pipeline) -> MixturePairs | None:
     """Preference pairs of the exact problem, labelled by the reward to optimise; None without one."""
-    problem, name = problem_of(pipeline), cell.configuration.reward
-    if problem is None or name is None or name not in problem.rewards or not cell.training:
+    problem, name, wanted = problem_of(pipeline), cell.configuration.reward, cell.configuration.pairs
+    if wanted is None or problem is None or name is None or name not in problem.rewards or not cell.training:
         return None
     key = Key("align", cell.spec.seed)("pairs")
-    return MixturePairs(problem.mixture, problem.rewards[name], pipeline, cell.training, key, PAIRS)
+    return MixturePairs(problem.mixture, problem.rewards[name], pipeline, cell.training, key, int(wanted["count"] or 0))
 
 
 def frontiers(cell: Cell, pipeline: Pipeline) -> dict[str, FrontierCurve]:

@@ -40,6 +40,7 @@ class Configuration(_Record):
     images_per_prompt: int
     reward: str | None
     train_prompts: str | None
+    pairs: dict[str, Scalar] | None = None  # what they are, where the algorithm learns from preference pairs
     scorers: list[str]
     sampling: dict[str, Scalar]  # steps, guidance, eta
     dtype: str
@@ -126,6 +127,7 @@ class Costs(_Record):
     per_image: dict[str, float]
     per_image_seconds: float
     peak_memory_bytes: int
+    pairs_seconds: float = 0.0  # of alignment_seconds, spent on making preference pairs: once for all that use them
 
 
 class Result(_Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -10,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,13 +20,15 @@ from typing import Any
 import torch
 
 from alignbench.diffusion import models
-from alignbench.diffusion.meter import Meter
+from alignbench.diffusion.meter import Cost, Meter
 from alignbench.diffusion.rollout import PipelineSampler
+from alignbench.downloads import cache_folder
 from alignbench.errors import Diverged, InputError, RunError, Unsupported
 from alignbench.experiment import generate as generation
-from alignbench.experiment import optimality
+from alignbench.experiment import making, optimality
 from alignbench.experiment import prompts as prompt_sets
 from alignbench.experiment import result as results
+from alignbench.experiment.making import Made
 from alignbench.experiment.problem import CellProblem, exclusive
 from alignbench.experiment.progress import Progress
 from alignbench.experiment.result import Costs, Evaluation, Metric, PromptRow, Result, Row, Status
@@ -34,6 +37,10 @@ from alignbench.experiment.spec import Cell
 from alignbench.files import remove_leftovers, write_text
 from alignbench.interface import Algorithm, Pipeline, Sampler
 from alignbench.keys import Key
+from alignbench.preferences.cache import TensorCache
+from alignbench.preferences.choosing import choose
+from alignbench.preferences.encoded import EncodedPairs
+from alignbench.preferences.source import open_pairs
 
 STATE = "cell.json"
 HELD_OUT_PROMPTS = 24
@@ -124,10 +131,11 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     device = "cpu" if cell.model.source == "exact" else _device(cell.spec.device)
     meter = Meter()
-    pipeline = models.load(cell.model, meter, device, cell.spec.dtype, cell.evaluated)
+    pipeline = models.load(cell.model, meter, device, cell.spec.dtype, cell.evaluated, cell.spec.checkpointing)
     _check_scorers(cell, pipeline)
     batch = cell.spec.batch_size or BATCH[3 if len(pipeline.info()["image_shape"]) == 3 else 1]
     problem = _problem(cell, pipeline, meter, batch, progress)
+    made = _add_pairs(cell, problem, batch)
     draft = _Draft(cell, pipeline, device, attempts, started)
     if not cell.path.exists():
         results.write(cell.path, draft.result("partial", "in progress, or interrupted; the same command continues"))
@@ -165,8 +173,9 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
         for slot in wanted
     ]
     costs = Costs(
-        alignment=alignment.as_dict(),
-        alignment_seconds=round(alignment_seconds, 2),
+        alignment=(alignment + (made.cost if made else Cost())).as_dict(),
+        alignment_seconds=round(alignment_seconds + (made.seconds if made else 0), 2),
+        pairs_seconds=round(made.seconds if made else 0, 2),
         per_image={name: value / len(wanted) for name, value in cost.as_dict().items()},
         per_image_seconds=round(seconds / len(wanted), 5),
         peak_memory_bytes=_peak_memory(device),
@@ -208,9 +217,58 @@ def _problem(cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progress:
         meter=meter,
         folder=cell.folder,
         progress=progress,
-        pairs=optimality.pairs(cell, pipeline),
         probe=_probe(cell, batch) if cell.held_out else None,
     )
+
+
+def _add_pairs(cell: Cell, problem: CellProblem, batch: int) -> Made | None:
+    """Give the problem its preference pairs and say what they are: of a file, or made now and kept for later."""
+    made, chosen, wanted = None, cell.chosen, cell.configuration.pairs
+    if wanted is None:
+        return None
+    if wanted["source"] == "exact":
+        problem.pairs = optimality.pairs(cell, problem.pipeline)
+        return None
+    if chosen is None:
+        made = _make_pairs(cell, problem, int(wanted["count"] or 0), int(wanted["candidates"] or 0), batch)
+        chosen = choose(open_pairs(made.folder), cell.spec.pair_ties, None, ())
+    say = problem.progress.say
+    say(chosen.summary())
+    cache = TensorCache(cache_folder() / "tensors.sqlite", say=say)
+    problem.pairs = EncodedPairs(chosen, problem.pipeline, cache, cell.spec.pair_crop, Key("pairs", "crop"), say)
+    return made
+
+
+def _make_pairs(cell: Cell, problem: CellProblem, count: int, candidates: int, batch: int) -> Made:
+    """Pairs of the base model on the training prompts, labelled by the reward: one set for all seeds."""
+    reward, name = cell.reward, cell.configuration.reward
+    assert reward is not None
+    assert name is not None
+    asked = [dict(problem.pipeline.info()), asdict(reward.info()), prompt_sets.digest(cell.training)]
+    content = results.canonical([*asked, count, candidates, cell.sampling.as_dict()])
+    folder = cache_folder() / "pairs" / hashlib.sha256(content.encode()).hexdigest()[:16]
+    problem.progress.say(
+        f"no --pairs: {count} pairs of {cell.model.name} on {cell.configuration.train_prompts}/train, "
+        f"labelled by {name}, are made or found in {folder}"
+    )
+    before = problem.meter.total
+    made = making.make_pairs(
+        pipeline=problem.pipeline,
+        reward=reward,
+        reward_name=name,
+        model_name=cell.model.name,
+        prompts=cell.training,
+        count=count,
+        candidates=candidates,
+        folder=folder,
+        key=Key("pairs", 0),
+        sampling=cell.sampling,
+        batch=batch,
+        meter=problem.meter,
+        progress=problem.progress,
+    )
+    problem.meter.total = before  # what they cost stands in their folder, whoever made them
+    return made
 
 
 class _NoReward:

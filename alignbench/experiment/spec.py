@@ -17,10 +17,15 @@ from alignbench.diffusion import models
 from alignbench.errors import InputError, UnknownName
 from alignbench.experiment import prompts as prompt_sets
 from alignbench.experiment.result import Configuration, canonical
-from alignbench.interface import Algorithm, Kernel, Prompt, Prompts, Reward, Sampling
+from alignbench.interface import Algorithm, Kernel, PairAlgorithm, Prompt, Prompts, Reward, Sampling
+from alignbench.preferences.choosing import Chosen, Ties, choose
+from alignbench.preferences.encoded import Crop
+from alignbench.preferences.source import open_pairs
 from alignbench.testbed.problem import problem_of
 
 DType = Literal["float32", "float16", "bfloat16"]
+EXACT_PAIRS = 10_000  # of the mixture, by default
+PAIR_OPTIONS = ("pairs", "pair_count", "pair_candidates", "pair_ties", "pair_models", "pair_crop")
 
 
 class RunSpec(BaseModel):
@@ -34,6 +39,12 @@ class RunSpec(BaseModel):
     prompts: str | None = None
     split: str = "test"
     train_prompts: str | None = None
+    pairs: Path | None = None
+    pair_count: Annotated[int, Field(ge=2)] | None = None
+    pair_candidates: Annotated[int, Field(ge=2)] | None = None
+    pair_ties: Ties = "drop"
+    pair_models: str | None = None
+    pair_crop: Crop = "centre"
     scorers: tuple[str, ...] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     eval_seed: Annotated[int, Field(ge=0)] = 0
@@ -49,6 +60,7 @@ class RunSpec(BaseModel):
     name: str | None = None
     device: str = "auto"
     batch_size: Annotated[int, Field(ge=1)] | None = None
+    checkpointing: bool = False
 
 
 def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
@@ -73,6 +85,8 @@ class Defaults(BaseModel):
     train_prompts: str | None = None
     rewards: tuple[str, ...] = ()  # the first that can score the prompts is optimised
     scorers: tuple[str, ...] = ()
+    pair_count: int = 2000  # made where none are given
+    pair_candidates: int = 2
 
     def reward(self, evaluated: Sequence[Prompt]) -> str | None:
         """The reward to optimise where none is named."""
@@ -97,6 +111,7 @@ class Cell:
     prompts_sha256: str
     training: Prompts
     held_out: Sequence[Prompt]  # the dev split, for probes while training
+    chosen: Chosen | None  # preference pairs of a file, for algorithms that learn from them
     reward: Reward | None
     scorers: dict[str, Reward]
     path: Path
@@ -121,7 +136,7 @@ def resolve(spec: RunSpec) -> Cell:
     train_name, training = _training_prompts(spec, defaults, prompts_name)
     if model.source == "exact":
         _check_exact(spec, algorithm, evaluated, training)
-    shared = prompt_sets.overlap(training, whole) if algorithm.trains else []
+    shared = prompt_sets.overlap(training, whole) if algorithm.trains and spec.pairs is None else []
     if shared:
         raise InputError(
             f"{len(shared)} prompts would be both trained on and evaluated, such as {shared[0]!r}; "
@@ -133,6 +148,7 @@ def resolve(spec: RunSpec) -> Cell:
     default_reward = defaults.reward(evaluated)
     reward_name = spec.reward or default_reward
     reward = _reward(reward_name) if reward_name else None
+    chosen, pairs = _pairs(spec, defaults, algorithm, model, whole, train_name, reward_name)
     scorers = _scorers(spec, defaults, reward_name, evaluated)
     configuration = Configuration(
         algorithm=spec.algo,
@@ -143,7 +159,8 @@ def resolve(spec: RunSpec) -> Cell:
         limit=spec.limit,
         images_per_prompt=spec.images_per_prompt,
         reward=reward_name,
-        train_prompts=train_name if algorithm.trains else None,
+        train_prompts=train_name if algorithm.trains and chosen is None else None,
+        pairs=pairs,
         scorers=list(scorers),
         sampling=sampling.as_dict(),
         dtype=spec.dtype,
@@ -162,6 +179,7 @@ def resolve(spec: RunSpec) -> Cell:
         prompts_sha256=prompt_sets.digest(whole),
         training=training,
         held_out=held_out,
+        chosen=chosen,
         reward=reward,
         scorers=scorers,
         path=spec.output / f"{_stem(spec, model, default_reward, configuration)}.json",
@@ -251,9 +269,43 @@ def _training_prompts(spec: RunSpec, defaults: Defaults, prompts_name: str) -> t
     return None, Prompts(())
 
 
+def _pairs(
+    spec: RunSpec,
+    defaults: Defaults,
+    algorithm: Algorithm,
+    model: models.Model,
+    evaluated: Sequence[Prompt],
+    train_name: str | None,
+    reward_name: str | None,
+) -> tuple[Chosen | None, dict[str, Any] | None]:
+    """The pairs of a file, and what the configuration keeps of them or of pairs that the base model will make."""
+    learns = isinstance(algorithm, PairAlgorithm) and algorithm.learns_from_pairs
+    if not learns or model.source == "exact":
+        default = RunSpec(algo=spec.algo)
+        given = [name for name in PAIR_OPTIONS if getattr(spec, name) != getattr(default, name)]
+        if given and not (learns and given == ["pair_count"]):
+            why = f"{spec.algo!r} learns from no pairs" if not learns else "model 'mixture' makes its own pairs"
+            raise InputError(f"--{given[0].replace('_', '-')}: {why}; leave it out.")
+        return None, {"source": "exact", "count": spec.pair_count or EXACT_PAIRS} if learns else None
+    unused = ("pair_models", "pair_crop") if spec.pairs is None else ("pair_count", "pair_candidates")
+    for name in unused:
+        if getattr(spec, name) != getattr(RunSpec(algo=spec.algo), name):
+            why = "only pairs of a file (--pairs) have a choice of it" if spec.pairs is None else "--pairs has its own"
+            raise InputError(f"--{name.replace('_', '-')}: {why}; leave it out.")
+    if spec.pairs is None:
+        if train_name is None or reward_name is None:
+            return None, None
+        count, candidates = spec.pair_count or defaults.pair_count, spec.pair_candidates or defaults.pair_candidates
+        made = {"source": "made", "count": count, "candidates": candidates, "ties": spec.pair_ties}
+        return None, made | {"reward": reward_name, "prompts": train_name}
+    chosen = choose(open_pairs(spec.pairs), spec.pair_ties, spec.pair_models, {p.text.strip() for p in evaluated})
+    kept: dict[str, Any] = {"source": spec.pairs.name, "sha256": chosen.sha256, "count": len(chosen)}
+    return chosen, kept | {"ties": spec.pair_ties, "models": spec.pair_models, "crop": spec.pair_crop}
+
+
 def label(name: str) -> str:
-    """A plug-in's name in columns and file names: of `path/file.py:Name`, the last part."""
-    return name.rpartition(":")[2]
+    """A plug-in's name in columns and file names: of `path/file.py:Name`, the last part; of weights, the stem."""
+    return Path(name).stem if name.endswith(plugins.WEIGHTS) else name.rpartition(":")[2]
 
 
 def _reward(name: str) -> Reward:
@@ -274,6 +326,8 @@ def _scorers(
     for name in dict.fromkeys(wanted):
         reward = _reward(name)
         reason = reward.unsupported(evaluated, ())
+        if reason is None and label(name) in chosen:
+            raise InputError(f"two scorers would be called {label(name)!r}, one of them {name!r}; rename a file.")
         if reason is None:
             chosen[label(name)] = reward
         elif name in named:
@@ -305,6 +359,7 @@ def _stem(spec: RunSpec, model: models.Model, default_reward: str | None, config
             "dtype",
             "scorers",
             "train_prompts",
+            *PAIR_OPTIONS,
         )
         changed = {name: getattr(spec, name) for name in plain if getattr(spec, name) != getattr(default, name)}
         changed |= {name: v for name in ("steps", "guidance", "eta") if (v := getattr(spec, name)) is not None}

@@ -47,10 +47,12 @@ class Mixture:
 
     def sample(self, key: Key, n: int) -> Float[Tensor, "n d"]:
         """n exact draws."""
-        rows = Conditional(
-            self.weights.log().expand(n, -1), self.means.expand(n, -1, -1), self.axes, self.variances[None]
-        )
-        return rows.draw(key("mode").uniform(n), key("noise").normal(n, self.dimension))
+        return self.draw(key("mode").uniform(n), key("noise").normal(n, self.dimension))
+
+    def draw(self, uniform: Float[Tensor, " n"], normal: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """One draw per row: `uniform` in [0, 1) picks the component, `normal` the point in it."""
+        weights, means = self.weights.log().expand(len(normal), -1), self.means.expand(len(normal), -1, -1)
+        return Conditional(weights, means, self.axes, self.variances[None]).draw(uniform, normal)
 
     def log_prob(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         return self._joint(x).logsumexp(-1)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from alignbench.interface import PairBatch, Pipeline, Prompt
-from alignbench.keys import Key
+from alignbench.keys import Key, normal
 from alignbench.testbed.mixture import Mixture
 from alignbench.testbed.tilt import Quadratic
 
@@ -26,26 +25,34 @@ class MixturePairs:
     prompts: Sequence[Prompt]  # pair i is about prompt i, and again from the first
     key: Key
     count: int
+    _drawn: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.count
 
     def batch(self, indices: Sequence[int]) -> PairBatch:
         """Pairs by number. Raises IndexError outside [0, len)."""
-        first, second, preferred = (torch.stack(part) for part in zip(*map(self._pair, indices), strict=True))
-        keep = preferred[:, None]
+        self._draw(sorted({*indices} - {*self._drawn}))
+        winner, loser = (torch.stack(part) for part in zip(*(self._drawn[i] for i in indices), strict=True))
         return PairBatch(
-            winner=torch.where(keep, first, second),
-            loser=torch.where(keep, second, first),
+            winner=winner,
+            loser=loser,
             condition=self.pipeline.condition([self.prompts[i % len(self.prompts)] for i in indices]),
             label=torch.ones(len(indices)),
-            indices=list(indices),
+            rows=range(len(indices)),
         )
 
-    def _pair(self, i: int) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"], Tensor]:
-        if not 0 <= i < self.count:
-            raise IndexError(f"pair {i} is outside of [0, {self.count}).")
-        key = self.key("pair", i)
-        first, second = self.mixture.sample(key("points"), 2)
-        chance = (self.reward(first) - self.reward(second)).sigmoid()
-        return first.float(), second.float(), key("label").uniform(1)[0] < chance
+    def _draw(self, missing: Sequence[int]) -> None:
+        """Draw the pairs of these numbers and keep them."""
+        for i in missing:
+            if not 0 <= i < self.count:
+                raise IndexError(f"pair {i} is outside of [0, {self.count}).")
+        if not missing:
+            return
+        keys = [self.key("pair", i) for i in missing]
+        uniform = torch.stack([key("modes and label").uniform(3) for key in keys])
+        noise = normal([key("points") for key in keys], (2, self.mixture.dimension))
+        first, second = (self.mixture.draw(uniform[:, j], noise[:, j]) for j in (0, 1))
+        won = uniform[:, 2] < (self.reward(first) - self.reward(second)).sigmoid()
+        pairs = zip(missing, first.float(), second.float(), won.tolist(), strict=True)
+        self._drawn.update((i, (a, b) if a_won else (b, a)) for i, a, b, a_won in pairs)

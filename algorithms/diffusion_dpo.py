@@ -1,0 +1,212 @@
+"""Diffusion-DPO: direct preference optimisation of a diffusion model on pairs of images.
+
+Paper       Wallace et al. 2023, "Diffusion Model Alignment Using Direct Preference Optimization",
+            https://arxiv.org/abs/2311.12908; defaults from the authors' code
+            (https://github.com/SalesforceAIResearch/DiffusionDPO, train.py and launchers).
+Objective   For a pair x_0^w ≻ x_0^l of one prompt c, a timestep t and noise ε that both images share, with
+            L(x_0) = ‖ε − ε_θ(x_t, t, c)‖² and R(x_0) the reference's, both averaged over the D elements of a latent:
+                z(θ) = −(β / 2) [(L(x^w) − R(x^w)) − (L(x^l) − R(x^l))]                                        (1)
+                loss = −E log σ(z)                                                                              (2)
+            the evidence-bound form of DPO. A kept tie (label ½) counts half to either side.
+Units       `beta` is that of the authors' code: means over elements and the factor ½. In the paper's own formula (sums,
+            no ½) it is β / (2 D), printed at the start: 0.15 for Stable Diffusion at 512 pixels, 0.04 for SDXL at 1024.
+Departures  LoRA by default (the authors train every weight: tuning="full"), with the adapter switched off as reference:
+            no second model, and both run in one precision; errors in float32 (the authors' reference is a copy in half
+            precision, whose rounding alone moves z by 0.06 at β = 5000). Latents are the posterior mean. No flips.
+            Conditions are dropped per pair, for both images. The learning rate is the one the authors' launchers reach
+            after scaling by the batch, 1e-8 · 2048; the paper's text names another by a factor of a thousand.
+Symbols     B pairs of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from alignbench import (
+    Condition,
+    Key,
+    PairBatch,
+    Pairs,
+    Pipeline,
+    Policy,
+    Probe,
+    Problem,
+    RunError,
+    Sampler,
+    Unsupported,
+)
+from alignbench.diffusion.rollout import PipelineSampler
+from alignbench.diffusion.training import (
+    Noising,
+    OptimiserName,
+    Tuned,
+    at_least_one,
+    chunked,
+    denoising_error,
+    noising,
+    optimiser_of,
+    positive,
+    set_rate,
+    tuning_of,
+    warmed_up,
+)
+from alignbench.keys import epochs
+
+__all__ = ["DiffusionDPO"]
+
+NO_PAIRS = (
+    "Diffusion-DPO learns from preference pairs; pass --pairs, or --train-prompts and --reward to have some made."
+)
+BUCKETS = 4  # of timesteps, in each of which the accuracy is logged
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionDPO:
+    trains: ClassVar[bool] = True
+    learns_from_pairs: ClassVar[bool] = True
+
+    rounds: int = 200  # a checkpoint after each
+    updates_per_round: int = 10  # optimiser steps
+    pairs_per_update: int = 2048
+    batch: int = 4  # pairs per forward pass
+    beta: float = 5000.0  # see Units
+    caption_dropout: float = 0.2  # share of pairs shown without their prompt
+    first_timestep: float = 0.0  # share of the timesteps, the least noisy, that are never trained on
+    learning_rate: float = 2.048e-5
+    warmup: int = 500  # updates over which the learning rate rises
+    anneal: bool = False  # let the learning rate fall linearly to zero afterwards
+    optimiser: OptimiserName = "adamw"  # the authors' SDXL run: adafactor
+    weight_decay: float = 1e-2
+    max_norm: float = 1.0  # of the gradient
+    tuning: Tuned = "lora"
+    rank: int = 8  # of the LoRA
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "rounds", "updates_per_round", "pairs_per_update", "batch", "rank")
+        positive(self, "beta", "learning_rate", "max_norm")
+        for name in ("caption_dropout", "first_timestep"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must not be negative, got {self.warmup}.")
+
+    def align(self, problem: Problem) -> Sampler:
+        pairs = problem.pairs
+        if pairs is None:
+            raise Unsupported(NO_PAIRS)
+        policy = problem.pipeline.adapt(tuning_of(self.tuning, self.rank), problem.key("adapter"))
+        optimiser = optimiser_of(policy.parameters(), self.optimiser, self.learning_rate, self.weight_decay)
+        plan = {
+            "pairs": len(pairs),
+            "pairs an update": self.pairs_per_update,
+            "updates a round": self.updates_per_round,
+            "learning rate": self.learning_rate,
+            "beta": self.beta,
+            "beta over sums": self.beta / (2 * math.prod(policy.latent_shape)),
+        }
+        problem.check(policy, plan, lambda: self.probe(problem, pairs, policy))
+        for current in problem.rounds(self.rounds, {"policy": policy, "optimiser": optimiser}):
+            seen: list[Seen] = []
+            for k in range(self.updates_per_round):
+                update = current.index * self.updates_per_round + k
+                set_rate(optimiser, self.rate(update))
+                order = epochs(problem.key("order"), len(pairs), update * self.pairs_per_update, self.pairs_per_update)
+                losses = self.losses(
+                    policy, pairs, order, current.shard(range(len(order))), current.key("update", k), seen
+                )
+                norm = problem.step(losses, optimiser, self.max_norm)
+            current.log(gradient_norm=norm, **summary(seen, policy.train_timesteps))
+        return PipelineSampler(policy, problem.sampling)
+
+    def rate(self, update: int) -> float:
+        """The learning rate of an update, numbered from 0."""
+        left = 1 - update / (self.rounds * self.updates_per_round) if self.anneal else 1
+        return warmed_up(self.learning_rate, update, self.warmup) * left
+
+    def losses(
+        self, policy: Policy, pairs: Pairs, order: Sequence[int], places: Sequence[int], key: Key, seen: list[Seen]
+    ) -> Iterator[Float[Tensor, ""]]:
+        """The terms of (2), one forward pass each; they add up to the mean over the update's pairs."""
+        for part in chunked(places, self.batch):
+            batch = pairs.batch([order[i] for i in part])
+            if len(batch):
+                loss, result = self.loss(policy, batch, [key("pair", part[row]) for row in batch.rows])
+                seen.append(result)
+                yield loss.sum() / len(order)
+
+    def loss(self, policy: Policy, batch: PairBatch, keys: Sequence[Key]) -> tuple[Float[Tensor, " b"], Seen]:
+        """(2) of each pair, with t, noise and dropped prompts drawn from its key."""
+        drawn = noising(
+            keys, batch.winner, batch.condition, policy.train_timesteps, self.caption_dropout, self.first_timestep
+        )
+        with torch.no_grad():  # before the policy, while no activations are held
+            reference = pair_errors(policy.reference, batch, drawn)
+        own = pair_errors(policy, batch, drawn)
+        loss, z = dpo_loss(own, reference, batch.label.to(own.device), self.beta)
+        return loss, Seen(drawn.t, z.detach().cpu(), loss.detach().cpu(), (own - reference).detach().cpu())
+
+    def probe(self, problem: Problem, pairs: Pairs, policy: Policy) -> Probe:
+        """At θ = reference every pair has z = 0 and the loss ln 2."""
+        batch = pairs.batch(range(min(4, len(pairs))))
+        if not len(batch):
+            raise RunError("none of the first pairs can be read; what was said about them stands above.")
+        loss, seen = self.loss(policy, batch, [problem.key("check", row) for row in batch.rows])
+        return Probe(loss.mean(), {"the loss": (loss, math.log(2)), "z": (seen.z, 0.0)})
+
+    def unsupported(self, problem: Problem) -> str | None:
+        return NO_PAIRS if problem.pairs is None else None
+
+
+class Seen(NamedTuple):
+    """What one forward pass saw."""
+
+    t: Int[Tensor, " b"]
+    z: Float[Tensor, " b"]
+    loss: Float[Tensor, " b"]
+    moved: Float[Tensor, "2 b"]  # error minus the reference's, of winners and losers
+
+
+def pair_errors(pipeline: Pipeline, batch: PairBatch, drawn: Noising) -> Float[Tensor, "2 b"]:
+    """L of winners and losers in one forward pass, under the same timesteps, noise and prompts."""
+    x0, noise, t = (torch.cat(part) for part in ((batch.winner, batch.loser), [drawn.noise] * 2, [drawn.t] * 2))
+    return denoising_error(pipeline, x0, noise, t, Condition.cat([drawn.condition] * 2)).reshape(2, len(batch))
+
+
+def dpo_loss(
+    error: Float[Tensor, "2 b"],  # L of winners and losers; carries the gradient
+    reference_error: Float[Tensor, "2 b"],  # R
+    label: Float[Tensor, " b"],  # P(winner preferred)
+    beta: float,
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """(2) of each pair, and z of (1)."""
+    winner, loser = error - reference_error
+    z = -beta / 2 * (winner - loser)
+    return -label * functional.logsigmoid(z) - (1 - label) * functional.logsigmoid(-z), z
+
+
+def implicit_accuracy(z: Float[Tensor, " b"]) -> float:
+    """How often the policy's implicit reward prefers the winner; ties count half."""
+    return float((z > 0).float().mean() + (z == 0).float().mean() / 2)
+
+
+def summary(seen: Sequence[Seen], train_timesteps: int) -> dict[str, float]:
+    """What a round's forward passes saw, for the training curve."""
+    t, z, loss, moved = (torch.cat(part, -1) for part in zip(*seen, strict=True))
+    bucket = t * BUCKETS // train_timesteps
+    by_bucket = {f"accuracy_t{i}": implicit_accuracy(z[bucket == i]) for i in range(BUCKETS) if (bucket == i).any()}
+    return {
+        "loss": float(loss.mean()),
+        "accuracy": implicit_accuracy(z),
+        "margin": float(z.mean()),
+        "winner_moved": float(moved[0].mean()),
+        "loser_moved": float(moved[1].mean()),
+        **by_bucket,
+    }

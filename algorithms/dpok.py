@@ -1,0 +1,274 @@
+"""DPOK: policy gradient with a bound on the divergence from the pretrained model, and a learned value baseline.
+
+Paper       Fan et al. 2023, "DPOK: Reinforcement Learning for Fine-tuning Text-to-Image Diffusion Models",
+            https://arxiv.org/abs/2305.16381; defaults from the authors' code (google-research/dpok,
+            train_online_pg.py, the recipe of one prompt).
+Objective   max_θ E r(x_0, c) − β E Σ_t KL_t,  KL_t = KL(p_θ(x_s | x_t, c) ‖ p_ref(x_s | x_t, c)),               (1)
+            where Σ_t E KL_t bounds the divergence of the images from above and β = kl_weight / reward_weight. Over
+            moves of sampled paths, with ρ = p_θ(x_s | x_t, c) / p_old(x_s | x_t, c),
+                L(θ) = E_{path, t}[ max(−A ρ, −A clip(ρ, 1 − ε, 1 + ε)) + kl_weight KL_t ],                      (2)
+                A = reward_weight (r − V(x_t, c, t)),  V ← argmin E (r − V(x_t, c, t))².                         (3)
+            The gradient of (2) leaves out that an action also decides the KL of the steps after it. With `future_kl`
+            the return r of (3) becomes r − β Σ_{later t'} KL_t' of the same path, and (2) the exact gradient of (1).
+Departures  The authors clamp ρ without the max, so that their gradient vanishes wherever |ρ − 1| > ε, even where it
+            would restore; here it is PPO's. KL_t is the exact Gaussian one; theirs, the mean squared difference of ε̂,
+            lacks its factor per step and is kl="eps_mse". Rounds are on-policy instead of drawing on a buffer of the
+            last 1000 moves (two to three rounds). Each batch of the value network is a step; they add up five to one.
+            `skip_last`, tuning "bias" and `anneal` are for budgets of minutes, as in ddpo.
+Optimum     Of the exact testbed: to be written.
+Units       log ρ and KL_t are both per latent element under reduction "mean", as the authors', and both in nats under
+            "sum". Either way β is in reward per nat; only the clip range changes its meaning.
+Symbols     b moves of a batch, one image and one action (step with σ > 0) each.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from alignbench import Key, Policy, Probe, Problem, Sampler, Sampling
+from alignbench.diffusion.rollout import PipelineSampler, Trajectory, path_divergence
+from alignbench.diffusion.training import (
+    Episode,
+    Moves,
+    Tuned,
+    at_least_one,
+    chunked,
+    clipped_loss,
+    collect,
+    collect_all,
+    drawn,
+    joined,
+    moves_of,
+    positive,
+    set_rate,
+    tuning_of,
+)
+from alignbench.diffusion.transition import Reduction, divergence, log_density, std_of
+
+__all__ = ["DPOK"]
+
+WATCHED = 32  # images of a round whose divergence from the reference is logged: it costs two evaluations an action
+WIDTH = 256  # of the value network
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOK:
+    trains: ClassVar[bool] = True
+
+    rounds: int = 2000  # of sampling and updating
+    samples_per_round: int = 10
+    samples_per_prompt: int = 1  # images of the same prompt in a round
+    updates_per_round: int = 5  # optimiser steps of the policy
+    moves_per_update: int = 48  # drawn at random from all of a round
+    batch: int = 8  # images, and moves, per forward pass
+    reward_weight: float = 10.0
+    kl_weight: float = 0.01
+    kl: Literal["gaussian", "eps_mse"] = "gaussian"  # KL_t, or the authors' stand-in
+    future_kl: bool = False  # charge an action with the KL of the steps after it
+    clip: float = 1e-4  # ε of (2), in the units of `reduction`
+    reduction: Reduction = "mean"  # over the elements of a latent
+    eta: float = 1.0  # noise of the sampled paths
+    steps: int | None = None  # of the sampled paths; None: as in evaluation
+    skip_last: int = 0  # final actions of each path that are never trained on
+    learning_rate: float = 1e-5
+    anneal: bool = False  # let the learning rate fall linearly to zero over the rounds
+    weight_decay: float = 0.0
+    max_norm: float = 0.1  # of the policy's gradient
+    value_updates: int = 5  # optimiser steps of the value network in a round, before the policy's
+    value_batch: int = 256  # moves in each
+    value_learning_rate: float = 1e-4
+    tuning: Tuned = "lora"
+    rank: int = 4  # of the LoRA
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "rounds", "samples_per_round", "samples_per_prompt", "updates_per_round")
+        at_least_one(self, "moves_per_update", "batch", "value_updates", "value_batch", "rank")
+        positive(self, "reward_weight", "clip", "learning_rate", "max_norm", "value_learning_rate")
+        if self.kl_weight < 0:
+            raise ValueError(f"kl_weight must not be negative, got {self.kl_weight}.")
+        if not 0 < self.eta <= 1:
+            raise ValueError(f"eta must lie in (0, 1], got {self.eta}: without noise a path has no density.")
+        if self.skip_last < 0:
+            raise ValueError(f"skip_last must not be negative, got {self.skip_last}.")
+
+    def align(self, problem: Problem) -> Sampler:
+        policy = problem.pipeline.adapt(tuning_of(self.tuning, self.rank), problem.key("adapter"))
+        optimiser = torch.optim.AdamW(policy.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        sampling = replace(problem.sampling, eta=self.eta, steps=self.steps or problem.sampling.steps)
+        value = self.value_network(problem, policy, sampling)
+        value_optimiser = torch.optim.AdamW(value.parameters(), lr=self.value_learning_rate)
+        plan = {
+            "images a round": self.samples_per_round,
+            "updates a round": self.updates_per_round,
+            "moves an update": self.moves_per_update,
+            "learning rate": self.learning_rate,
+            "β": self.kl_weight / self.reward_weight,
+        }
+        problem.check(policy, plan, lambda: self.probe(problem, policy, sampling))
+        state = {"policy": policy, "optimiser": optimiser, "value": value, "value_optimiser": value_optimiser}
+        for current in problem.rounds(self.rounds, state):
+            set_rate(optimiser, self.learning_rate * (1 - current.index / self.rounds if self.anneal else 1))
+            prompts = drawn(problem.prompts, current.key("prompts"), self.samples_per_round, self.samples_per_prompt)
+            places = current.shard(range(len(prompts)))
+            keys, mine = [current.key("sample", i) for i in places], [prompts[i] for i in places]
+            episodes = collect_all(problem, policy, mine, keys, sampling, self.batch, self.reduction)
+            data = Data(joined(episodes).path, torch.cat([self.returns(policy, episode) for episode in episodes]))
+            divergence = path_divergence(policy, data.path.first(WATCHED)).mean()
+            for k in range(self.value_updates):
+                value_error = self.fit(problem, value, value_optimiser, data, current.key("value", k))
+            updates = [
+                self.update(problem, policy, value, optimiser, data, current.key("update", k))
+                for k in range(self.updates_per_round)
+            ]
+            current.log(
+                reward=problem.gather(torch.cat([episode.rewards for episode in episodes])).mean(),
+                kl=divergence,
+                value_error=value_error,
+                ratio_error=updates[0].ratio_error,
+                clip_fraction=updates[-1].clip_fraction,
+                gradient_norm=updates[-1].gradient_norm,
+                kl_term=updates[-1].kl_term,
+            )
+        return PipelineSampler(policy, problem.sampling)
+
+    def value_network(self, problem: Problem, policy: Policy, sampling: Sampling) -> Value:
+        text = policy.condition(problem.prompts[:1]).pooled.shape[-1]
+        inputs = torch.Size(policy.latent_shape).numel() + text
+        actions = int((std_of(policy.timesteps(sampling.steps), self.eta) > 0).sum())
+        return Value(inputs, actions, problem.key("value")).to(policy.parameters()[0].device)
+
+    def probe(self, problem: Problem, policy: Policy, sampling: Sampling) -> Probe:
+        """At θ = reference the importance ratio is 1 and no step has moved."""
+        key = problem.key("check")
+        path = collect(problem, policy, [problem.prompts[0]] * 2, [key(0), key(1)], sampling, self.reduction).path
+        log_prob, kl = self.measure(policy, moves := moves_of(path, [0, 1], [0, 0]))
+        identities = {"the importance ratio": ((log_prob - moves.log_prob).exp(), 1.0), "KL": (kl, 0.0)}
+        return Probe(log_prob[0] - log_prob[1], identities)
+
+    def measure(self, policy: Policy, moves: Moves) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """log p_θ(x_s | x_t) and KL_t of moves."""
+        prediction = moves.predict(policy)
+        with torch.no_grad():
+            reference = moves.predict(policy.reference)
+        step = moves.under(prediction)
+        if self.kl == "gaussian":
+            kl = divergence(step, moves.under(reference), self.reduction)
+        else:
+            kl = squared_difference(prediction.eps, reference.eps, self.reduction)
+        return log_density(moves.next_latents, step, self.reduction), kl
+
+    def returns(self, policy: Policy, episode: Episode) -> Float[Tensor, "n actions"]:
+        """r of (3) for each action that is trained on: the reward, less the later KLs with `future_kl`."""
+        n, actions = len(episode.rewards), range(len(episode.path.actions) - self.skip_last)
+        rewards = episode.rewards.to(episode.path.latents.device)[:, None].expand(n, len(actions))
+        if not self.future_kl:
+            return rewards
+        with torch.no_grad():
+            kl = [self.measure(policy, moves_of(episode.path, range(n), [action] * n))[1] for action in actions]
+        return rewards - self.kl_weight / self.reward_weight * later(torch.stack(kl, 1))
+
+    def fit(
+        self, problem: Problem, value: Value, optimiser: torch.optim.Optimizer, data: Data, key: Key
+    ) -> Float[Tensor, ""]:
+        """One step on V of (3); the mean squared error before it."""
+        moves, returns = data.pick(data.draw(self.value_batch, key))
+        error = (value(moves) - returns).square().mean()
+        problem.step(error, optimiser)
+        return error.detach()
+
+    def update(
+        self, problem: Problem, policy: Policy, value: Value, optimiser: torch.optim.Optimizer, data: Data, key: Key
+    ) -> Update:
+        """One step on (2)."""
+        seen: list[tuple[Tensor, Tensor]] = []
+        rows = data.draw(self.moves_per_update, key)
+        norm = problem.step(self.losses(policy, value, data, rows, seen), optimiser, self.max_norm)
+        log_ratio, kl = (torch.cat(parts).cpu() for parts in zip(*seen, strict=True))
+        outside = ((log_ratio.exp() - 1).abs() > self.clip).float().mean()
+        return Update(float(log_ratio.abs().max()), float(outside), float(kl.mean()), norm)
+
+    def losses(
+        self, policy: Policy, value: Value, data: Data, rows: Sequence[int], seen: list[tuple[Tensor, Tensor]]
+    ) -> Iterator[Float[Tensor, ""]]:
+        """The terms of (2), one forward pass each; they add up to the mean over moves. `seen` gets log ρ and KL_t."""
+        for part in chunked(rows, self.batch):
+            moves, returns = data.pick(part)
+            with torch.no_grad():
+                advantage = self.reward_weight * (returns - value(moves))
+            log_prob, kl = self.measure(policy, moves)
+            seen.append(((log_prob - moves.log_prob).detach(), kl.detach()))
+            loss = clipped_loss(log_prob, moves.log_prob, advantage, self.clip) + self.kl_weight * kl
+            yield loss.sum() / len(rows)
+
+    def unsupported(self, problem: Problem) -> str | None:
+        if not problem.prompts:
+            return "DPOK draws prompts to train on, and none were named; pass --train-prompts."
+        actions = int((std_of(problem.pipeline.timesteps(self.steps or problem.sampling.steps), self.eta) > 0).sum())
+        if self.skip_last >= actions:
+            return f"skip_last={self.skip_last} leaves none of a path's {actions} actions to train; set it lower."
+        return None
+
+
+class Update(NamedTuple):
+    """What one optimiser step saw."""
+
+    ratio_error: float  # largest |log ρ|; 0 up to rounding in the first update of a round
+    clip_fraction: float
+    kl_term: float  # mean KL_t
+    gradient_norm: float
+
+
+class Data(NamedTuple):
+    """The moves of a round, numbered image by image, and what each action is followed by."""
+
+    path: Trajectory
+    returns: Float[Tensor, "n actions"]
+
+    def draw(self, count: int, key: Key) -> list[int]:
+        """Numbers of random moves, without repetition while they last."""
+        return key.sample(range(self.returns.numel()), count)
+
+    def pick(self, rows: Sequence[int]) -> tuple[Moves, Float[Tensor, " b"]]:
+        """Moves by their numbers, and their returns."""
+        images, actions = zip(*(divmod(row, self.returns.shape[1]) for row in rows), strict=True)
+        return moves_of(self.path, images, actions), self.returns[list(images), list(actions)]
+
+
+class Value(nn.Module):
+    """V(x_t, c, t) of (3): three layers, each scaled element by element by the embedding of the step, then one."""
+
+    def __init__(self, inputs: int, actions: int, key: Key) -> None:
+        super().__init__()
+        sizes = (inputs, WIDTH, WIDTH, WIDTH, 1)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        self.scales = nn.ParameterList(nn.Parameter(key("scale", i).uniform(actions, WIDTH)) for i in range(3))
+        for name, parameter in self.layers.named_parameters():
+            if parameter.dim() == 1:
+                parameter.data.zero_()
+            else:  # Glorot and Bengio 2010
+                parameter.data.copy_(key(name).normal(*parameter.shape) * (2 / sum(parameter.shape)) ** 0.5)
+
+    def forward(self, moves: Moves) -> Float[Tensor, " b"]:
+        x = torch.cat([moves.latents.flatten(1), moves.condition.pooled.to(moves.latents)], 1)
+        for layer, scale in zip(self.layers, self.scales, strict=False):
+            x = (scale[moves.actions] * layer(x)).relu()
+        values: Tensor = self.layers[-1](x)[:, 0]
+        return values
+
+
+def later(kl: Float[Tensor, "n actions"]) -> Float[Tensor, "n actions"]:
+    """The sum of what stands after each action."""
+    return kl.flip(1).cumsum(1).flip(1) - kl
+
+
+def squared_difference(eps: Tensor, reference: Tensor, reduction: Reduction) -> Float[Tensor, " b"]:
+    """The authors' KL_t. The Gaussian one is c²/(2σ²) times it, c = √(1 − ᾱ_s − σ²) − √(ᾱ_s (1 − ᾱ_t)/ᾱ_t)."""
+    squared = (eps - reference).square().flatten(1)
+    return squared.mean(1) if reduction == "mean" else squared.sum(1)

@@ -1,0 +1,78 @@
+"""What training through a differentiable reward shares: latents on the way to an image, and rewards with a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alignbench.diffusion.rollout import denoise, path_divergence, rollout
+from alignbench.diffusion.transition import std_of
+from alignbench.errors import RunError
+from alignbench.interface import Pipeline, Policy, Problem, Prompt, Sampling
+from alignbench.keys import Key
+from alignbench.quantities import Condition
+
+WATCHED = 32  # images whose divergence from the reference is logged: it costs three evaluations a step
+
+
+@torch.no_grad()
+def before_steps(
+    pipeline: Pipeline, condition: Condition, keys: Sequence[Key], sampling: Sampling, places: Sequence[int]
+) -> Float[Tensor, b * latent]:
+    """The latents that sampling step number places[i] of row i starts from, without gradient: x_T for step 0, x_0 where
+    the number is that of all steps."""
+    latents, steps = pipeline.initial_noise(keys), pipeline.timesteps(sampling.steps)[: max(places)]
+    path = torch.stack([latents, *denoise(pipeline, latents, steps, condition, sampling, keys)])
+    return path[list(places), range(len(keys))]
+
+
+def sample_through(
+    policy: Pipeline, condition: Condition, keys: Sequence[Key], sampling: Sampling, last_steps: int
+) -> Float[Tensor, b * latent]:
+    """x_0, with a gradient through the last K steps alone; the latents those start from are constants."""
+    steps = policy.timesteps(sampling.steps)
+    first = len(steps) - last_steps
+    latents = before_steps(policy, condition, keys, sampling, [first] * len(keys))
+    for after in denoise(policy, latents, steps, condition, sampling, keys, first):
+        latents = after
+    return latents
+
+
+def differentiable_reward(
+    problem: Problem, policy: Policy, latents: Float[Tensor, b * latent], prompts: Sequence[Prompt]
+) -> Float[Tensor, " b"]:
+    """The rewards of decoded latents, differentiable. Images are what the decoder gives, and may leave [0, 1]: clamped
+    pixels would have no gradient. Raises RunError where the reward loses the gradient."""
+    rewards = problem.reward.with_grad(policy.decode(latents, clamp=False), prompts)
+    if not rewards.requires_grad:
+        raise RunError(
+            f"reward {problem.reward.info().id!r} says that it is differentiable, but what its with_grad returns has "
+            "no gradient; compute it from the images without detaching them."
+        )
+    return rewards
+
+
+def untrainable(problem: Problem, method: str) -> str | None:
+    """Why a method cannot train through the problem's reward, or None."""
+    if not problem.prompts:
+        return f"{method} draws prompts to train on, and none were named; pass --train-prompts."
+    if not problem.reward.differentiable:
+        return (
+            f"{method} follows the gradient of the reward, and {problem.reward.info().id!r} has none; "
+            "choose a differentiable --reward, or an algorithm that needs no gradient, such as ddpo."
+        )
+    return None
+
+
+def watched_divergence(
+    policy: Policy, prompts: Sequence[Prompt], keys: Sequence[Key], sampling: Sampling
+) -> dict[str, float]:
+    """The divergence of sampled paths from the reference's in nats (see `path_divergence`) as `kl`, of some of these
+    prompts; nothing where the chain has no noise, whose paths have no density."""
+    if not (std_of(policy.timesteps(sampling.steps), sampling.eta) > 0).any():
+        return {}
+    path = rollout(policy, policy.condition(prompts[:WATCHED]), keys[:WATCHED], sampling)
+    return {"kl": float(path_divergence(policy, path).mean())}

@@ -1,0 +1,364 @@
+"""`alignbench train-reward`: pairs to weights that `--reward FILE.safetensors` names, with a report on held-out pairs.
+
+The file's metadata holds what was asked for and what came of it. While it is trained, a folder beside it holds the last
+checkpoint: a killed call, made again, ends with the same file, byte for byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignbench import plugins
+from alignbench.analysis.statistics import win_rate
+from alignbench.analysis.tables import percent
+from alignbench.errors import InputError
+from alignbench.experiment.problem import exclusive
+from alignbench.experiment.progress import Progress
+from alignbench.experiment.spec import _reward
+from alignbench.files import remove_leftovers, sha256_of, write_text
+from alignbench.keys import Key
+from alignbench.preferences.choosing import Chosen, Ties, choose
+from alignbench.preferences.encoded import fitted
+from alignbench.preferences.source import open_pairs
+from alignbench.shapes import bradley_terry
+from alignbench.shapes.bradley_terry import Judged, calibration_error, is_held_out, spoken, unknown_words
+from alignbench.shapes.preference import WORDS, PreferenceNet, words_of
+from alignbench.shapes.scene import SIDE
+
+RECORD = "alignbench.training"  # in the metadata of the weights: what was asked for and what came of it
+STATE = "training.json"  # in the folder beside them: what its checkpoint belongs to
+SCHEMA = 1
+PASSES = 3  # over the training pairs by default: on a few hundred, more make its chances worse than its start's
+NAMED = 3  # pairs that are named when they cannot be used; the others are counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The options of `alignbench train-reward`."""
+
+    pairs: Path
+    output: Path
+    start: str = "shapes_preference"
+    steps: int | None = None  # None is PASSES over the training pairs
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    held_out: float = 0.1
+    seed: int = 0
+    pair_ties: Ties = "drop"
+    pair_models: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.output.suffix != plugins.WEIGHTS:
+            raise InputError(f"--output {self.output}: expected a file name that ends in {plugins.WEIGHTS}.")
+        for name, value, least in (
+            ("steps", 1 if self.steps is None else self.steps, 1),
+            ("batch-size", self.batch_size, 1),
+            ("seed", self.seed, 0),
+        ):
+            if value < least:
+                raise InputError(f"--{name} {value}: expected {least} or more.")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"--learning-rate {self.learning_rate}: expected a number above 0, such as 1e-4.")
+        if not 0 < self.held_out < 1:
+            raise InputError(f"--held-out {self.held_out}: expected a share of the prompts between 0 and 1.")
+
+    @property
+    def key(self) -> Key:
+        return Key("train-reward", self.seed)
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoint is until the weights are there."""
+        return self.output.with_suffix(".training")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the metadata of the weights says."""
+
+    path: Path
+    configuration: Mapping[str, Any]
+    report: Mapping[str, Any]
+    was_complete: bool = False
+
+    def as_values(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "sha256": sha256_of(self.path),
+            "was_complete": self.was_complete,
+            "configuration": self.configuration,
+            **self.report,
+        }
+
+
+def train_reward(asked: Training, force: bool = False, quiet: bool = False) -> Trained:
+    """Train, or go on with it; finished weights of this configuration are left as they are.
+
+    Raises InputError where the pairs cannot be learned from, or the output or the folder beside it is of anything else
+    and `force` is not given.
+    """
+    chosen = choose(open_pairs(asked.pairs), asked.pair_ties, asked.pair_models, ())
+    start, identity = _start(asked)
+    configuration = _configuration(asked, chosen, identity)
+    if not force and (done := _finished(asked.output, configuration)):
+        return done
+    with Progress(quiet) as progress:
+        progress.say(chosen.summary())
+        pairs, counts = read_pairs(chosen, progress)
+    training, held_out = _split(pairs, asked.held_out)
+    steps = math.ceil(PASSES * len(training) / asked.batch_size) if asked.steps is None else asked.steps
+    with exclusive(asked.folder):
+        _begin(asked, configuration, force)
+        with contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr):  # the loop prints its steps
+            network = bradley_terry.train(
+                start, training, steps, asked.batch_size, asked.learning_rate, asked.key, asked.folder
+            )
+        report = {
+            "steps": steps,
+            "pairs": counts | {"training": len(training), "held_out": len(held_out)},
+            "prompts": {"training": _prompts(training), "held_out": _prompts(held_out)},
+            "start": measured(start, training, held_out),
+            "trained": measured(network, training, held_out),
+        }
+        record = {"schema": SCHEMA, "configuration": configuration, "report": report}
+        metadata = {plugins.READER: bradley_terry.READER, RECORD: json.dumps(record, allow_nan=False)}
+        bradley_terry.save(network, asked.output, metadata)
+        _clear(asked.folder)
+    (asked.folder / ".lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody keeps something in it
+        asked.folder.rmdir()
+    return Trained(asked.output, configuration, report)
+
+
+def read_pairs(chosen: Chosen, progress: Progress) -> tuple[Judged, dict[str, int]]:
+    """Pictures of 32 x 32, resized and cropped as `fitted` does, and what became of all pairs. One whose images cannot
+    be read, or most of whose caption's words the network was never taught, is left out.
+
+    Raises InputError where that is so for most words of all captions, and where no pair is left.
+    """
+    usable = _understood(chosen)
+    pictures = np.empty((len(usable), 2, SIDE, SIDE, 3), dtype=np.uint8)
+    place = {i: row for row, i in enumerate(usable)}
+    unreadable: dict[int, str] = {}
+    progress.stage("read", len(usable))
+    for i, contents in chosen.images(usable):
+        try:
+            for side, content in enumerate(contents):
+                image = fitted(content, (SIDE, SIDE), None)
+                pictures[place[i], side] = (image * 255).round().byte().permute(1, 2, 0).numpy()
+        except Exception as error:  # decoders raise all kinds for broken files, from SyntaxError to struct.error
+            unreadable[i] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            if len(unreadable) <= NAMED:
+                progress.say(f"pair skipped: {chosen.pair(i).place}: {unreadable[i]}")
+        progress.advance()
+    if len(unreadable) == len(usable):
+        raise InputError(f"not one of {len(usable)} pairs has images that can be read; first {unreadable[usable[0]]}.")
+    if unreadable:
+        usable = [i for i in usable if i not in unreadable]
+        pictures = pictures[[place[i] for i in usable]]
+    rows = [chosen.pair(i) for i in usable]
+    counts = {
+        **chosen.counts,
+        "used": len(rows),
+        "unreadable": len(unreadable),
+        "unknown_words": len(chosen) - len(place),
+    }
+    label = np.array([row.label for row in rows])
+    counts["ties_kept"] = int((label == 0.5).sum())
+    return Judged(pictures, [row.prompt.text for row in rows], label), counts
+
+
+def measured(network: PreferenceNet, training: Judged, held_out: Judged) -> dict[str, Any]:
+    """How well a network predicts the pairs it may have learned from, and those held out."""
+    margins, label = bradley_terry.margins(network, held_out), held_out.label
+    curve = bradley_terry.reliability(margins, label)
+    _, prompts = np.unique([" ".join(spoken(text)) for text in held_out.captions], return_inverse=True)
+    accuracy = win_rate(bradley_terry.agreement(margins, label), prompts)
+    return {
+        "training_loss": bradley_terry.log_loss(bradley_terry.margins(network, training), training.label),
+        "accuracy": {"value": accuracy.rate, "low": accuracy.low, "high": accuracy.high},
+        "log_loss": bradley_terry.log_loss(margins, label),
+        "brier_score": bradley_terry.brier_score(margins, label),
+        "calibration_error": calibration_error(curve),
+        "reliability": [point._asdict() for point in curve],
+    }
+
+
+def text(trained: Trained) -> str:
+    """The report for people."""
+    c, pairs, prompts = trained.configuration, trained.report["pairs"], trained.report["prompts"]
+    left_out = {
+        "ties dropped": pairs["ties_dropped"],
+        "of other models": pairs["other_models"],
+        "without a label": pairs["unlabelled"],
+        "with unknown words": pairs["unknown_words"],
+        "unreadable": pairs["unreadable"],
+    }
+    used = f"{pairs['used']} of {pairs['total']} used"
+    parts = [f"{pairs['ties_kept']} of them ties"] if pairs["ties_kept"] else []
+    parts += [f"left out: {n} {why}" for why, n in left_out.items() if n]
+    both = [trained.report[name] for name in ("start", "trained")]
+    size = f"{trained.report['steps']} steps of {c['batch_size']} pairs"
+    lines = [
+        f"{c['pairs']}: {size} from {c['start'] or 'nothing'}, seed {c['seed']}",
+        f"  pairs       {'; '.join([used, *parts])}",
+        f"  trained on  {pairs['training']} pairs of {prompts['training']} prompts",
+        f"  held out    {pairs['held_out']} pairs of {prompts['held_out']} prompts",
+        f"  {'':18}{'start':>22}{'trained':>22}",
+    ]
+    for name, shown in (
+        ("training loss", [f"{m['training_loss']:.4f}" for m in both]),
+        ("accuracy %", [_interval(m["accuracy"]) for m in both]),
+        ("log loss", [f"{m['log_loss']:.4f}" for m in both]),
+        ("Brier score", [f"{m['brier_score']:.4f}" for m in both]),
+        ("calibration error", [f"{m['calibration_error']:.4f}" for m in both]),
+    ):
+        lines.append(f"  {name:18}{shown[0]:>22}{shown[1]:>22}")
+    lines.append("  reliability, predicted: observed %")
+    for name, m in zip(("start", "trained"), both, strict=True):
+        upper = m["reliability"][len(m["reliability"]) // 2 :]  # the lower half mirrors it
+        points = (f"{percent(p['predicted'])}: {percent(p['observed'])}" for p in upper)
+        lines.append(f"    {name:8}{'  '.join(points)}")
+    lines += [
+        "  All but the training loss is of held-out pairs, ties half; the accuracy's 95 % interval clusters by prompt.",
+        f"  A network that knows nothing has log loss {math.log(2):.4f} and Brier score 0.25.",
+        f"  file        {trained.path}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _interval(accuracy: Mapping[str, float]) -> str:
+    return f"{percent(accuracy['value'])} ({percent(accuracy['low'])} to {percent(accuracy['high'])})"
+
+
+def _start(asked: Training) -> tuple[PreferenceNet, dict[str, str | None]]:
+    """The network to start from, and what identifies it."""
+    if asked.start == "none":
+        return bradley_terry.fresh(asked.key("init")), {"start": None, "start_sha256": None}
+    reward = _reward(asked.start)
+    network = getattr(reward, "network", None)
+    if not isinstance(network, PreferenceNet):
+        raise InputError(
+            f"--start {asked.start}: this reward has no network to train; expected {bradley_terry.READER}, none, or a "
+            f"{plugins.WEIGHTS} file that `alignbench train-reward` wrote."
+        )
+    info = reward.info()
+    return network, {"start": info.id, "start_sha256": next(iter(info.files.values()), None)}
+
+
+def _configuration(asked: Training, chosen: Chosen, start: Mapping[str, str | None]) -> dict[str, Any]:
+    return {
+        "pairs": asked.pairs.resolve().name,
+        "pairs_sha256": chosen.sha256,
+        "pair_ties": asked.pair_ties,
+        "pair_models": asked.pair_models,
+        **start,
+        "steps": asked.steps,
+        "batch_size": asked.batch_size,
+        "learning_rate": asked.learning_rate,
+        "held_out": asked.held_out,
+        "seed": asked.seed,
+    }
+
+
+def _understood(chosen: Chosen) -> list[int]:
+    """The pairs whose captions the network was taught most words of."""
+    texts = dict.fromkeys(chosen.pair(i).prompt.text for i in range(len(chosen)))
+    unknown = {text: unknown_words(text) for text in texts}
+    said, foreign = sum(len(spoken(text)) for text in texts), sum(map(len, unknown.values()))
+    understood = {text for text in texts if 2 * len(unknown[text]) <= len(spoken(text)) and words_of([text]).any()}
+    if 2 * foreign > said or not understood:
+        examples = list(dict.fromkeys(repr(word) for words in unknown.values() for word in words))[:3]
+        raise InputError(
+            f"{percent(foreign / said) if said else 100} % of the words of the prompts are unknown to the "
+            f"network{', such as ' if examples else ''}{', '.join(examples)}; it was taught the {len(WORDS) - 1} "
+            "words of the shapes world, so give it pairs with prompts like 'a large red circle left of a blue star'."
+        )
+    return [i for i in range(len(chosen)) if chosen.pair(i).prompt.text in understood]
+
+
+def _split(pairs: Judged, share: float) -> tuple[Judged, Judged]:
+    """Pairs to train on, and those of held-out prompts."""
+    held_out = [is_held_out(text, share) for text in pairs.captions]
+    rows = {side: [i for i, out in enumerate(held_out) if out is side] for side in (False, True)}
+    for side, what, remedy in ((False, "to train on", "smaller"), (True, "held out", "larger")):
+        if not rows[side]:
+            raise InputError(
+                f"--held-out {share}: of {_prompts(pairs)} prompts none is {what}; give pairs of more prompts, or a "
+                f"{remedy} share."
+            )
+    return pairs[rows[False]], pairs[rows[True]]
+
+
+def _prompts(pairs: Judged) -> int:
+    return len({" ".join(spoken(text)) for text in pairs.captions})
+
+
+def _finished(output: Path, configuration: Mapping[str, Any]) -> Trained | None:
+    """What is already there, if it is of this configuration. Raises InputError if it is of another, or foreign."""
+    if not output.exists():
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(output, framework="numpy") as handle:
+            record = json.loads((handle.metadata() or {})[RECORD])
+        trained = Trained(output, record["configuration"], record["report"], was_complete=True)
+        different = _differences(trained.configuration, configuration)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"{output} is not what `alignbench train-reward` writes; choose another --output, or --force to replace it."
+        ) from None
+    if different:
+        raise InputError(
+            f"{output} comes from another configuration; it differs in {', '.join(different)}. "
+            "Choose another --output, or --force to replace it."
+        )
+    return trained
+
+
+def _begin(asked: Training, configuration: Mapping[str, Any], force: bool) -> None:
+    """Make the folder one of this configuration. A checkpoint of another is cleared with `force` only; foreign files
+    are never."""
+    state = asked.folder / STATE
+    try:
+        found = dict(json.loads(state.read_text(encoding="utf-8"))) if state.exists() else None
+    except (ValueError, TypeError):
+        found = None
+    others = sorted(path.name for path in asked.folder.iterdir() if not path.name.startswith("."))
+    if found is None and others:
+        raise InputError(
+            f"{asked.folder} is where the checkpoint goes, and holds other files ({', '.join(others[:3])}); "
+            "choose another --output, or delete the folder."
+        )
+    if found is not None and (different := _differences(found, configuration)):
+        if not force:
+            raise InputError(
+                f"{asked.folder} holds the checkpoint of another configuration; it differs in {', '.join(different)}. "
+                "Choose another --output, or --force to replace it."
+            )
+        _clear(asked.folder)
+    remove_leftovers(asked.folder)
+    for leftover in asked.output.parent.glob(f".{asked.output.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+    write_text(state, json.dumps(configuration, indent=1) + "\n")
+
+
+def _clear(folder: Path) -> None:
+    """Remove the files of a training, and nothing else."""
+    for name in (f"{bradley_terry.STAGE}.checkpoint.pt", STATE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [name for name in {**one, **other} if one.get(name) != other.get(name)]

@@ -1,0 +1,1 @@
+"""Preference pairs from files: read, chosen, encoded once and cached."""
