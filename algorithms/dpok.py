@@ -15,7 +15,11 @@ Departures  The authors clamp ρ without the max, so that their gradient vanishe
             lacks its factor per step and is kl="eps_mse". Rounds are on-policy instead of drawing on a buffer of the
             last 1000 moves (two to three rounds). Each batch of the value network is a step; they add up five to one.
             `skip_last`, tuning "bias" and `anneal` are for budgets of minutes, as in ddpo.
-Optimum     Of the exact testbed: to be written.
+Optimum     Of the exact testbed: p* ∝ p_ref exp(r/β) is the optimum of (1), the path's bound being tight for it. At
+            kl_weight = reward_weight (β = 1) it comes to a regret of 0.03 to 0.06 nats on gaussian, where base's fifty
+            DDIM steps alone cost 0.01, and stays: 0.05 after four times the rounds, where ddpo has run to hundreds. On
+            grid it reaches 0.55 to 0.95, with `future_kl` 0.29 to 0.55: what (2) leaves out matters where paths choose
+            between modes. On overlap 0.09 and 0.14, and one seed that had not found the best mode yet (1.2).
 Units       log ρ and KL_t are both per latent element under reduction "mean", as the authors', and both in nats under
             "sum". Either way β is in reward per nat; only the clip range changes its meaning.
 Symbols     b moves of a batch, one image and one action (step with σ > 0) each.

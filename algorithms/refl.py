@@ -17,7 +17,9 @@ Departures  (2) is of images that the reference samples during training, for the
             the script clamps it, and saturated pixels have no gradient. No moving average of the weights. m = 2 is on
             the scale of ImageReward; rewards of another scale need another margin, or margin="none": no gate.
             With Adam λ matters only beside w, weight decay and the clipped norm.
-Optimum     TODO
+Optimum     Of the exact testbed: not aimed at, as draft, which it resembles: on gaussian the preset (no gate, prior
+            weight 1) stops it at a regret of 0.05 to 0.09 nats, on grid and overlap far before the optimum (7.1 to 7.4
+            and 2.4 to 2.6).
 Symbols     B images of an update, T sampling steps.
 """
 

@@ -9,7 +9,10 @@ Objective   A round samples N images x_0 from the policy, then minimises for som
             `keep` is RWR-sparse: the top share of the round, or of each prompt, with equal weights.
 Departures  The authors' `temperature` multiplies the reward, ours divides it: their 1/5 is our 5. They train through
             guidance (`guided`), at their sampling scale; here the evaluation's.
-Optimum     Of the exact testbed: to be written.
+Optimum     Of the exact testbed: K rounds at τ sample, weigh and fit towards p_ref exp(K r / τ), which is p* at
+            β = τ / K; more rounds sharpen it without end. At the preset (two rounds, τ = 2) the regret is 0.08 to 0.12
+            nats on gaussian, 0.19 to 0.34 on grid, 0.05 to 0.10 on overlap. What is left is spread: modes a quarter to
+            a third too narrow, because few points carry most of the weight.
 Symbols     τ temperature, N images of a round; the squared error is averaged over the elements of a latent.
 """
 
@@ -23,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench import Key, Policy, Probe, Problem, Prompt, Sampler
+from alignbench import Key, Pipeline, Policy, Probe, Problem, Prompt, Sampler
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.diffusion.training import (
     Tuned,
@@ -35,7 +38,6 @@ from alignbench.diffusion.training import (
     positive,
     tuning_of,
 )
-from alignbench.interface import Pipeline
 
 __all__ = ["RewardWeightedRegression"]
 

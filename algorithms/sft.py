@@ -4,6 +4,9 @@ Paper       The SFT baseline of Wallace et al. 2023, https://arxiv.org/abs/2311.
 Objective   L(θ) = E ‖ε − ε_θ(x_t^w, t, c)‖², averaged over the elements of a latent, x^w the preferred image.      (1)
             The loser of a pair is not looked at.
 Departures  LoRA by default, as in diffusion_dpo; ties, where they are kept, show their first image.
+Optimum     Of the exact testbed: not aimed at. Its target is the winners' distribution, 2 p_ref(x) E_y σ(r(x) − r(y)),
+            whatever β is: on gaussian that earns 1.05 (p*: 2.25), and sft 1.02 to 1.08, with a regret of 0.43
+            to 0.49 nats; on grid 6.2 to 6.6, on overlap 1.9 to 2.0. All are within 0.12 nats of the frontier.
 """
 
 from __future__ import annotations
