@@ -252,7 +252,7 @@ def test_wrong_options_are_refused_by_name(values, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"algo": "dpo"}, "no algorithm named 'dpo'. Did you mean ddpo"),
+        ({"algo": "dpo"}, "no algorithm named 'dpo'. Did you mean dpok or ddpo"),
         ({"reward": "shapes_trut"}, "no reward named 'shapes_trut'. Did you mean shapes_truth"),
         ({"scorers": ("nothing",)}, "no reward named 'nothing'"),
         ({"model": "tiyn"}, "no model named 'tiyn'. Did you mean tiny"),
