@@ -36,28 +36,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from alignbench import (
-    Condition,
     Key,
     PairBatch,
     Pairs,
-    Pipeline,
     Policy,
     Probe,
     Problem,
-    RunError,
     Sampler,
     Unsupported,
 )
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.diffusion.training import (
-    Noising,
     OptimiserName,
     Tuned,
     at_least_one,
-    chunked,
-    denoising_error,
+    first_batch,
+    keyed_batches,
     noising,
     optimiser_of,
+    pair_errors,
     positive,
     set_rate,
     tuning_of,
@@ -84,7 +81,6 @@ class DiffusionDPO:
     batch: int = 4  # pairs per forward pass
     beta: float = 5000.0  # see Units
     caption_dropout: float = 0.2  # share of pairs shown without their prompt
-    first_timestep: float = 0.0  # share of the timesteps, the least noisy, that are never trained on
     learning_rate: float = 2.048e-5
     warmup: int = 500  # updates over which the learning rate rises
     anneal: bool = False  # let the learning rate fall linearly to zero afterwards
@@ -97,9 +93,8 @@ class DiffusionDPO:
     def __post_init__(self) -> None:
         at_least_one(self, "rounds", "updates_per_round", "pairs_per_update", "batch", "rank")
         positive(self, "beta", "learning_rate", "max_norm")
-        for name in ("caption_dropout", "first_timestep"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
+        if not 0 <= self.caption_dropout < 1:
+            raise ValueError(f"caption_dropout must lie in [0, 1), got {self.caption_dropout}.")
         if self.warmup < 0:
             raise ValueError(f"warmup must not be negative, got {self.warmup}.")
 
@@ -140,18 +135,14 @@ class DiffusionDPO:
         self, policy: Policy, pairs: Pairs, order: Sequence[int], places: Sequence[int], key: Key, seen: list[Seen]
     ) -> Iterator[Float[Tensor, ""]]:
         """The terms of (2), one forward pass each; they add up to the mean over the update's pairs."""
-        for part in chunked(places, self.batch):
-            batch = pairs.batch([order[i] for i in part])
-            if len(batch):
-                loss, result = self.loss(policy, batch, [key("pair", part[row]) for row in batch.rows])
-                seen.append(result)
-                yield loss.sum() / len(order)
+        for batch, keys in keyed_batches(pairs, order, places, self.batch, key):
+            loss, result = self.loss(policy, batch, keys)
+            seen.append(result)
+            yield loss.sum() / len(order)
 
     def loss(self, policy: Policy, batch: PairBatch, keys: Sequence[Key]) -> tuple[Float[Tensor, " b"], Seen]:
         """(2) of each pair, with t, noise and dropped prompts drawn from its key."""
-        drawn = noising(
-            keys, batch.winner, batch.condition, policy.train_timesteps, self.caption_dropout, self.first_timestep
-        )
+        drawn = noising(keys, batch.winner, batch.condition, policy.train_timesteps, self.caption_dropout)
         with torch.no_grad():  # before the policy, while no activations are held
             reference = pair_errors(policy.reference, batch, drawn)
         own = pair_errors(policy, batch, drawn)
@@ -160,10 +151,7 @@ class DiffusionDPO:
 
     def probe(self, problem: Problem, pairs: Pairs, policy: Policy) -> Probe:
         """At θ = reference every pair has z = 0 and the loss ln 2."""
-        batch = pairs.batch(range(min(4, len(pairs))))
-        if not len(batch):
-            raise RunError("none of the first pairs can be read; what was said about them stands above.")
-        loss, seen = self.loss(policy, batch, [problem.key("check", row) for row in batch.rows])
+        loss, seen = self.loss(policy, *first_batch(pairs, problem.key("check")))
         return Probe(loss.mean(), {"the loss": (loss, math.log(2)), "z": (seen.z, 0.0)})
 
     def unsupported(self, problem: Problem) -> str | None:
@@ -177,12 +165,6 @@ class Seen(NamedTuple):
     z: Float[Tensor, " b"]
     loss: Float[Tensor, " b"]
     moved: Float[Tensor, "2 b"]  # error minus the reference's, of winners and losers
-
-
-def pair_errors(pipeline: Pipeline, batch: PairBatch, drawn: Noising) -> Float[Tensor, "2 b"]:
-    """L of winners and losers in one forward pass, under the same timesteps, noise and prompts."""
-    x0, noise, t = (torch.cat(part) for part in ((batch.winner, batch.loser), [drawn.noise] * 2, [drawn.t] * 2))
-    return denoising_error(pipeline, x0, noise, t, Condition.cat([drawn.condition] * 2)).reshape(2, len(batch))
 
 
 def dpo_loss(

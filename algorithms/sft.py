@@ -19,15 +19,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench import Key, PairBatch, Pairs, Policy, Probe, Problem, RunError, Sampler, Unsupported
+from alignbench import Key, PairBatch, Pairs, Policy, Probe, Problem, Sampler, Unsupported
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.diffusion.training import (
     Noising,
     OptimiserName,
     Tuned,
     at_least_one,
-    chunked,
     denoising_error,
+    first_batch,
+    keyed_batches,
     noising,
     optimiser_of,
     positive,
@@ -97,23 +98,19 @@ class SFT:
         self, policy: Policy, pairs: Pairs, order: Sequence[int], places: Sequence[int], key: Key, seen: list[Tensor]
     ) -> Iterator[Float[Tensor, ""]]:
         """The terms of (1), one forward pass each; they add up to the mean over the update's images."""
-        for part in chunked(places, self.batch):
-            batch = pairs.batch([order[i] for i in part])
-            if len(batch):
-                drawn = self.noising(policy, batch, [key("pair", part[row]) for row in batch.rows])
-                loss = denoising_error(policy, batch.winner, drawn.noise, drawn.t, drawn.condition)
-                seen.append(loss.detach().cpu())
-                yield loss.sum() / len(order)
+        for batch, keys in keyed_batches(pairs, order, places, self.batch, key):
+            drawn = self.noising(policy, batch, keys)
+            loss = denoising_error(policy, batch.winner, drawn.noise, drawn.t, drawn.condition)
+            seen.append(loss.detach().cpu())
+            yield loss.sum() / len(order)
 
     def noising(self, policy: Policy, batch: PairBatch, keys: Sequence[Key]) -> Noising:
         return noising(keys, batch.winner, batch.condition, policy.train_timesteps, self.caption_dropout)
 
     def probe(self, problem: Problem, pairs: Pairs, policy: Policy) -> Probe:
         """At θ = reference the error is the reference's."""
-        batch = pairs.batch(range(min(4, len(pairs))))
-        if not len(batch):
-            raise RunError("none of the first pairs can be read; what was said about them stands above.")
-        drawn = self.noising(policy, batch, [problem.key("check", row) for row in batch.rows])
+        batch, keys = first_batch(pairs, problem.key("check"))
+        drawn = self.noising(policy, batch, keys)
         with torch.no_grad():
             reference = denoising_error(policy.reference, batch.winner, drawn.noise, drawn.t, drawn.condition)
         loss = denoising_error(policy, batch.winner, drawn.noise, drawn.t, drawn.condition)

@@ -235,17 +235,12 @@ def _dry_run(cell: Any) -> int:
 
 
 def _resolve(spec: Any) -> Any:
-    """The cell of a specification, with the model libraries' progress bars and advice kept off the terminal."""
+    """The cell of a specification."""
     from alignbench.experiment.spec import resolve
 
     cell = resolve(spec)
     if cell.model.source != "exact":  # the mixture needs neither library, and importing them takes seconds
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-
-        for logging in (diffusers_logging, transformers_logging):
-            logging.set_verbosity_error()
-            logging.disable_progress_bar()
+        _quieten_libraries()
     return cell
 
 

@@ -39,10 +39,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line and sync it. A kill may tear the line; `complete_lines` drops a torn one."""
+    """Append one line and sync it. A kill may tear the line; `complete_lines` drops a torn one, and so does the next
+    append, which would otherwise be written onto it."""
     try:
-        with open(path, "a", encoding="utf-8") as handle:
-            handle.write(line + "\n")
+        with open(path, "ab+") as handle:
+            if handle.tell():
+                handle.seek(-1, os.SEEK_END)
+                if handle.read(1) != b"\n":
+                    handle.seek(0)
+                    handle.truncate(handle.read().rfind(b"\n") + 1)
+            handle.write(f"{line}\n".encode())
             handle.flush()
             os.fsync(handle.fileno())
     except OSError as error:
@@ -53,7 +59,8 @@ def complete_lines(path: Path) -> list[str]:
     """The lines of a file that end in a newline; none if there is no file."""
     if not path.exists():
         return []
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+    whole, _, _ = path.read_bytes().rpartition(b"\n")  # a kill may tear a character, too
+    return whole.decode("utf-8").split("\n") if whole else []
 
 
 def remove_leftovers(folder: Path) -> None:

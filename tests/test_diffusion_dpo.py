@@ -11,7 +11,8 @@ import torch
 from alignbench import Condition, Key, LoRA, PairBatch, Prompt
 from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.models import PRESETS, load
-from alignbench.diffusion.training import denoising_error, noising, optimiser_of, warmed_up
+from alignbench.diffusion.training import denoising_error, first_batch, noising, optimiser_of, warmed_up
+from alignbench.errors import RunError
 from alignbench.keys import epochs
 from alignbench.testbed.pairs import MixturePairs
 from alignbench.testbed.toys import grid
@@ -290,6 +291,48 @@ def test_on_a_real_denoiser_the_reference_is_exact_and_gradients_reach_every_b(t
         assert not any(g.any() for name, g in grads.items() if "lora_A" in name)
     else:
         assert sum(g is not None and bool(g.any()) for g in grads.values()) > 0.9 * len(grads)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full", "bias"])
+def test_in_half_precision_policy_and_reference_still_start_equal(tuning):
+    """A fine-tuned denoiser computes in float32, and so must its reference: its copy in bfloat16 rounds otherwise."""
+    pipeline = load(PRESETS["tiny"], Meter(), dtype="bfloat16")
+    policy = pipeline.adapt(dpo.tuning_of(tuning, 2), Key("adapter"))
+    latents = Key("latents").normal(4, *pipeline.latent_shape)
+    condition = pipeline.condition([Prompt("a", "a red circle"), Prompt("b", "a blue square")])
+    batch = PairBatch(latents[:2], latents[2:], condition, torch.ones(2), range(2))
+    loss, seen = dpo.DiffusionDPO().loss(policy, batch, KEYS[:2])
+    assert seen.z.abs().max() == 0
+    frozen = [p.clone() for p in policy.reference.unet.parameters()]
+    loss.mean().backward()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.01)
+    assert all(torch.equal(p, q) for p, q in zip(policy.reference.unet.parameters(), frozen, strict=True)) or (
+        tuning == "lora"  # whose reference shares the network that holds the adapter, switched off
+    )
+
+
+def test_a_start_is_checked_on_the_first_pairs_that_can_be_read(pairs):
+    class Broken:
+        def __init__(self, readable):
+            self.readable = readable
+
+        def __len__(self):
+            return 40
+
+        def batch(self, indices):
+            rows = [row for row, i in enumerate(indices) if i in self.readable]
+            whole = pairs.batch([indices[row] for row in rows] or [0])
+            keep = slice(len(rows))
+            condition, label = whole.condition[keep], whole.label[keep]
+            return PairBatch(whole.winner[keep], whole.loser[keep], condition, label, rows)
+
+    batch, keys = first_batch(Broken({9, 11, 30}), Key("check"))
+    assert torch.equal(batch.winner, pairs.batch([9, 11]).winner)
+    assert keys == [Key("check")("pair", 9), Key("check")("pair", 11)]
+    with pytest.raises(RunError, match="none of the 40 pairs can be read"):
+        first_batch(Broken(set()), Key("check"))
 
 
 @pytest.mark.parametrize("kind", [dpo.DiffusionDPO, sft.SFT])

@@ -48,7 +48,7 @@ MOMENTS = {
     "after the last round": ("alignbench.experiment.generate", "generate", 1, 4),
     "in generation": ("alignbench.experiment.generate", "_generate_chunk", 2, 4),
     "between an image and its log": ("alignbench.experiment.generate", "append_line", 2, 4),
-    "in scoring": ("alignbench.experiment.generate", "_score_chunk", 3, 4),
+    "in scoring": ("alignbench.experiment.generate", "score_images", 3, 4),
     "before the result is renamed": ("alignbench.experiment.result", "write_text", 2, 4),
 }
 # The embedded model has held-out prompts: its curve begins with a line before training.

@@ -129,6 +129,12 @@ def test_options_of_pairs_that_would_do_nothing_are_refused(algo, options, messa
         resolve(spec(tmp_path, algo, **options, **({"set": {}} if algo != "diffusion_dpo" else {})))
 
 
+@pytest.mark.parametrize("algo", ["base", "best_of_n"])
+def test_checkpointing_without_training_is_refused(algo, tmp_path):
+    with pytest.raises(InputError, match=f"--checkpointing: '{algo}' trains nothing and keeps no activations"):
+        resolve(RunSpec(algo=algo, output=tmp_path, checkpointing=True))
+
+
 def test_a_count_beside_a_file_is_refused(tmp_path, pairs):
     with pytest.raises(InputError, match="--pair-count: --pairs has its own; leave it out"):
         resolve(spec(tmp_path, pairs=pairs, pair_count=3))

@@ -319,7 +319,7 @@ def _one(table: Table, form: Format) -> str:
     flat = Table(
         _line(table.title), [_line(c) for c in table.header], [[_line(c) for c in r] for r in table.rows], table.strong
     )
-    return {"table": _text, "markdown": _markdown, "latex": _latex}[form](flat)
+    return {"table": plain, "markdown": _markdown, "latex": _latex}[form](flat)
 
 
 def _line(text: str) -> str:
@@ -335,7 +335,7 @@ def _marked(table: Table) -> list[list[str]]:
     ]
 
 
-def _text(table: Table) -> str:
+def plain(table: Table) -> str:
     """Plain columns; the same on a terminal and in a file."""
     rows = [table.header, *_marked(table)]
     widths = [max(len(row[j]) for row in rows) for j in range(len(table.header))]

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -43,7 +44,7 @@ def open_policy(pipeline: Pipeline, folder: Path) -> Policy:
 
     Raises InputError where nothing was saved, RunError where it is damaged or of another model.
     """
-    path = _weights(folder)
+    path = weights_file(folder)
     if (path.name == RESIDUAL) != isinstance(pipeline, MixturePipeline):
         raise RunError(f"{path} does not belong to model {_name(pipeline)!r}: {path.name} is of another kind of model.")
     state, metadata = _read(path)
@@ -68,16 +69,21 @@ def open_policy(pipeline: Pipeline, folder: Path) -> Policy:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of the files that `open_policy` reads."""
-    found = hashlib.sha256()
-    for path in (_weights(folder), folder / CONFIG):
-        if path.is_file():
-            found.update(f"{path.relative_to(folder)} {sha256_of(path)}\n".encode())
+    """SHA-256 over what `open_policy` reads: tensors by name, metadata, configuration. Not over the file, whose header
+    safetensors writes in random order."""
+    path = weights_file(folder)
+    state, metadata = _read(path)
+    config = sha256_of(folder / CONFIG) if (folder / CONFIG).is_file() else ""
+    found = hashlib.sha256(json.dumps([path.name, sorted(metadata.items()), config]).encode())
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
-def _weights(folder: Path) -> Path:
-    """The one file of weights in a folder."""
+def weights_file(folder: Path) -> Path:
+    """The one file of weights in a folder. Raises InputError where there is none."""
     if not folder.is_dir():
         raise InputError(f"there is no adapter folder {folder}; a run of a method that trains leaves one.")
     found = [folder / name for name in (LORA, DENOISER, RESIDUAL) if (folder / name).is_file()]

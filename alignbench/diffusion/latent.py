@@ -180,13 +180,16 @@ class LatentPipeline:
         unet = copy.deepcopy(self.components.unet)
         if self.components.adapters:
             unet.unload_lora()  # other policies' adapters are no part of this one
+        half = unet.dtype != torch.float32
         unet.float().requires_grad_(False)
+        # Compared with a reference that rounds otherwise, the policy would differ from it before it is trained.
+        reference = copy.deepcopy(unet) if half else self.components.unet
         trained = {
             name: parameter.requires_grad_(True)
             for name, parameter in unet.named_parameters()
             if isinstance(tuning, FullFineTune) or name.endswith(".bias")
         }
-        return LatentPolicy(self.components, unet, None, trained, recomputation)
+        return LatentPolicy(self.components, unet, None, trained, recomputation, reference)
 
 
 class LatentPolicy(LatentPipeline):
@@ -199,16 +202,18 @@ class LatentPolicy(LatentPipeline):
         adapter: str | None,
         trained: Mapping[str, nn.Parameter],
         recomputation: Recomputation | None = None,
+        reference: Any = None,
     ) -> None:
         super().__init__(components, unet)
         self.adapter, self._trained, self.recomputation = adapter, trained, recomputation
+        self._reference = reference
         if recomputation is not None:
             for network in (unet, components.autoencoder):
                 network.enable_gradient_checkpointing(recomputation)
 
     @property
     def reference(self) -> LatentPipeline:
-        return LatentPipeline(self.components)
+        return LatentPipeline(self.components, self._reference)
 
     @property
     def recomputations(self) -> int | None:

@@ -133,6 +133,21 @@ def load(
     return _load_folder(folder, model, revision, meter, device, getattr(torch, dtype), checkpointing)
 
 
+def device_of(name: str) -> str:
+    """The device a user's word means. Raises InputError where it is not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name!r}: expected auto, cpu, cuda or cuda:<number>.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name!r}: this machine has no CUDA device; use cpu.")
+    return name
+
+
 def exact_schedule() -> Schedule:
     """The linear schedule of DDPM (Ho et al. 2020): it ends at ᾱ = 4e-5, where the noised mixtures are N(0, I) to 1e-4
     nats, so that sampling starts where the closed forms say it does (Stable Diffusion's ends at 5e-3); and its steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from alignbench.diffusion.rollout import Trajectory, rollout
 from alignbench.diffusion.transition import Reduction, Transition, ddim
+from alignbench.errors import RunError
 from alignbench.interface import (
     BiasFineTune,
     FullFineTune,
     LoRA,
+    PairBatch,
+    Pairs,
     Pipeline,
     Policy,
     Problem,
@@ -86,12 +89,11 @@ def noising(
     condition: Condition,
     train_timesteps: int,
     caption_dropout: float = 0.0,
-    first: float = 0.0,
 ) -> Noising:
-    """t uniform over the training timesteps but for the `first`, least noisy share of them; standard normal noise; and
-    a share of prompts dropped: one draw each per key, whatever batch it stands in."""
+    """t uniform over the training timesteps, standard normal noise, and a share of prompts dropped: one draw each per
+    key, whatever batch it stands in."""
     uniform = torch.cat([key("timestep", "dropout").uniform(2)[None] for key in keys])
-    t = ((first + (1 - first) * uniform[:, 0].double()) * train_timesteps).long().clamp(max=train_timesteps - 1)
+    t = (uniform[:, 0].double() * train_timesteps).long()
     noise = normal([key("noise") for key in keys], like.shape[1:]).to(like.device)
     dropped = uniform[:, 1] < caption_dropout
     return Noising(t, noise, condition.drop(dropped) if caption_dropout else condition)
@@ -108,6 +110,30 @@ def denoising_error(
     """‖ε − ε̂(x_t, t, c)‖² averaged over the elements of a latent, in float32 whatever the denoiser computes in."""
     prediction = pipeline.predict(pipeline.add_noise(x0, noise, t), t, condition, guidance)
     return (prediction.eps.float() - noise).square().flatten(1).mean(1)
+
+
+def pair_errors(pipeline: Pipeline, batch: PairBatch, drawn: Noising) -> Float[Tensor, "2 b"]:
+    """`denoising_error` of winners and losers in one forward pass, under the same timesteps, noise and prompts."""
+    x0, noise, t = (torch.cat(part) for part in ((batch.winner, batch.loser), [drawn.noise] * 2, [drawn.t] * 2))
+    return denoising_error(pipeline, x0, noise, t, Condition.cat([drawn.condition] * 2)).reshape(2, len(batch))
+
+
+def keyed_batches(
+    pairs: Pairs, order: Sequence[int], places: Sequence[int], size: int, key: Key
+) -> Iterator[tuple[PairBatch, list[Key]]]:
+    """The pairs at these places of an order, `size` at a time, each with a key of its place. Those that cannot be read
+    are left out, and so is a batch of none."""
+    for part in chunked(places, size):
+        batch = pairs.batch([order[i] for i in part])
+        if len(batch):
+            yield batch, [key("pair", part[row]) for row in batch.rows]
+
+
+def first_batch(pairs: Pairs, key: Key, size: int = 4) -> tuple[PairBatch, list[Key]]:
+    """A few pairs to check a start with. Raises RunError where not one can be read."""
+    for found in keyed_batches(pairs, range(len(pairs)), range(len(pairs)), size, key):
+        return found
+    raise RunError(f"none of the {len(pairs)} pairs can be read; what was said about them stands above.")
 
 
 def at_least_one(algorithm: object, *names: str) -> None:

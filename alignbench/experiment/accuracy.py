@@ -24,27 +24,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alignbench.analysis.statistics import WinRate, win_rate
-from alignbench.analysis.tables import Table, _text, percent
+from alignbench.analysis.tables import Table, percent, plain
 from alignbench.diffusion import models
-from alignbench.diffusion.adapters import digest, open_policy
+from alignbench.diffusion.adapters import digest, open_policy, weights_file
 from alignbench.diffusion.meter import Meter
-from alignbench.diffusion.training import Noising, chunked, denoising_error, noising
+from alignbench.diffusion.training import chunked, noising, pair_errors
 from alignbench.downloads import cache_folder
 from alignbench.errors import AlignbenchError, InputError, Unsupported
 from alignbench.experiment import result as results
-from alignbench.experiment.generate import _score_chunk
+from alignbench.experiment.generate import BATCH, score_images
 from alignbench.experiment.making import preference
 from alignbench.experiment.progress import Progress
 from alignbench.experiment.rewarding import identity
-from alignbench.experiment.run import BATCH, _device, environment
-from alignbench.experiment.spec import Defaults, DType, _preset, _reward, label
-from alignbench.interface import PairBatch, Pairs, Pipeline, Prompt, Reward
+from alignbench.experiment.run import environment
+from alignbench.experiment.spec import DType, defaults_of, label, reward_of
+from alignbench.interface import Pairs, Pipeline, Prompt, Reward
 from alignbench.keys import Key
 from alignbench.preferences.cache import TensorCache
 from alignbench.preferences.choosing import Chosen, Ties, choose
 from alignbench.preferences.encoded import FORMATS, Crop, EncodedPairs, fitted
 from alignbench.preferences.source import Encoded, open_pairs
-from alignbench.quantities import Condition
 
 SCHEMA = 1
 DEFINITIONS = {
@@ -134,7 +133,7 @@ def measure(spec: AccuracySpec, quiet: bool = False) -> Report:
     model = models.find(spec.model) if spec.model is not None else None
     rewards = _rewards(spec, model)
     folders = [adapter_folder(path) for path in spec.adapters]
-    device = _device(spec.device)
+    device = models.device_of(spec.device)
     chosen = choose(open_pairs(spec.pairs), spec.pair_ties, spec.pair_models, ())
     n = min(len(chosen), spec.limit or len(chosen))
     batch = max(1, (spec.batch_size or BATCH[3]) // 2)
@@ -204,17 +203,17 @@ def judge_by_policies(
     spec: AccuracySpec,
     progress: Progress,
 ) -> list[Judgements]:
-    """Each saved policy as an implicit reward. One is in memory at a time; the reference runs once for all of them."""
+    """Each saved policy as an implicit reward, one in memory at a time, against its own reference: that of a fine-tuned
+    denoiser computes in float32, as it does."""
     if not folders:
         return []
     keys = [Key("accuracy", spec.seed)("pair", number) for number in chosen.numbers[:n]]
-    progress.stage("reference", n)
-    reference = errors(pipeline, pairs, keys, batch, spec.timesteps, progress)
     judged = []
     for name, folder in zip(_short([str(folder) for folder in folders], _cell_name), folders, strict=True):
         item = Judgements(name, {"folder": str(folder), "sha256": digest(folder)})
-        progress.stage(name, n)
-        own = errors(open_policy(pipeline, folder), pairs, keys, batch, spec.timesteps, progress)
+        progress.stage(name, 2 * n)
+        policy = open_policy(pipeline, folder)
+        own, reference = (errors(p, pairs, keys, batch, spec.timesteps, progress) for p in (policy, policy.reference))
         for i in sorted(own.keys() & reference.keys()):
             z = float(implicit_margin(own[i], reference[i]))
             if math.isfinite(z):
@@ -248,12 +247,6 @@ def errors(
             found |= {part[row]: measured[:, place] for place, row in enumerate(members.rows)}
         progress.advance(len(part))
     return found
-
-
-def pair_errors(pipeline: Pipeline, batch: PairBatch, drawn: Noising) -> Float[Tensor, "2 b"]:
-    """L of winners and losers in one forward pass, under the same timesteps, noise and prompts."""
-    x0, noise, t = (torch.cat(part) for part in ((batch.winner, batch.loser), [drawn.noise] * 2, [drawn.t] * 2))
-    return denoising_error(pipeline, x0, noise, t, Condition.cat([drawn.condition] * 2)).reshape(2, len(batch))
 
 
 def implicit_margin(error: Float[Tensor, "2 k"], reference: Float[Tensor, "2 k"]) -> Float[Tensor, ""]:
@@ -329,7 +322,7 @@ def _scored(
     """A score, or a reason why there is none, for each image."""
     if reason := reward.unsupported(prompts, tuple(images.shape[1:])):
         return [(math.nan, reason)] * len(prompts)
-    return _score_chunk(name, reward, images, prompts)
+    return score_images(name, reward, images, prompts)
 
 
 class OwnSizes:
@@ -369,12 +362,12 @@ def _rewards(spec: AccuracySpec, model: models.Model | None) -> dict[str, Reward
     """The scorers that were named; where nothing is to be measured yet, those of the model's preset."""
     names = list(dict.fromkeys(spec.scorers))
     if not names and not spec.adapters and model is not None:
-        names = list(Defaults(**_preset(model.preset)["model"]).scorers)
+        names = list(defaults_of(model).scorers)
         if not names:
             raise InputError(
                 f"model {model.name!r} has no scorers of its own; pass --scorers NAME or --adapter FOLDER."
             )
-    return {short: _reward(name) for short, name in zip(_short(names, label), names, strict=True)}
+    return {short: reward_of(name) for short, name in zip(_short(names, label), names, strict=True)}
 
 
 def _short(names: Sequence[str], shorten: Callable[[str], str]) -> list[str]:
@@ -398,7 +391,7 @@ def adapter_folder(path: Path) -> Path:
         return folder / "adapter"
     if folder != path or (folder / "cell.json").is_file():
         raise InputError(f"{path}: there is no {folder / 'adapter'}; only methods that train weights leave one.")
-    digest(folder)  # says what is missing, before anything is computed
+    weights_file(folder)  # says what is missing, before anything is computed
     return folder
 
 
@@ -488,7 +481,7 @@ def text(report: Report) -> str:
         )
     notes += [f"{head}: {DEFINITIONS[name]}" for name, head in HEADS.items()]
     notes.append("intervals: Wilson at the prompt-clustered effective sample size")
-    return _text(Table(title, header, rows)) + "".join(f"  {note}\n" for note in notes)
+    return plain(Table(title, header, rows)) + "".join(f"  {note}\n" for note in notes)
 
 
 def _cells(row: Row) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench.diffusion.meter import Cost, Meter
+from alignbench.diffusion.training import chunked
 from alignbench.errors import RunError, Unsupported
 from alignbench.experiment.progress import Progress
 from alignbench.experiment.rewarding import checked
@@ -26,6 +27,7 @@ from alignbench.keys import Key
 
 GENERATED = "generated.jsonl"
 SCORED = "scored.jsonl"
+BATCH = {3: 32, 1: 512}  # images at once by default, for pictures and for points
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,6 @@ class ImageStore:
         return all(self.path(slot, True).exists() or self.path(slot, False).exists() for slot in chunk)
 
 
-def chunks(items: Sequence[Slot], size: int) -> Iterator[Sequence[Slot]]:
-    for i in range(0, len(items), size):
-        yield items[i : i + size]
-
-
 def generate(
     sampler: Sampler,
     prompts: Sequence[Prompt],
@@ -108,7 +105,7 @@ def generate(
     size = max(1, batch // sampler.particles)
     total, seconds = Cost(), 0.0
     progress.stage("generate", len(wanted))
-    for chunk in chunks(wanted, size):
+    for chunk in chunked(wanted, size):
         line = known.get(tuple((slot.place, slot.sample) for slot in chunk))
         if line is None or not store.holds(chunk):
             line = _generate_chunk(sampler, prompts, chunk, eval_seed, meter, store)
@@ -153,10 +150,10 @@ def score(
             known[line["scorer"]][Slot(place, sample)] = value if reason is None else reason
     progress.stage("score", len(scorers) * len(wanted))
     for name, reward in scorers.items():
-        for chunk in chunks(wanted, batch):
+        for chunk in chunked(wanted, batch):
             missing = [slot for slot in chunk if slot not in values[name] and slot not in failures[name]]
             if missing:
-                scored = _score_chunk(name, reward, store.read(missing), [prompts[slot.place] for slot in missing])
+                scored = score_images(name, reward, store.read(missing), [prompts[slot.place] for slot in missing])
                 rows = []
                 for slot, (value, reason) in zip(missing, scored, strict=True):
                     if reason is None:
@@ -169,7 +166,7 @@ def score(
     return values, failures
 
 
-def _score_chunk(
+def score_images(
     name: str, reward: Reward, images: Float[Tensor, b * image], prompts: Sequence[Prompt]
 ) -> list[tuple[float, str | None]]:
     """A value, or a reason why there is none, per image. A failure of a batch is narrowed down to its images."""
@@ -181,7 +178,7 @@ def _score_chunk(
     except Exception as error:
         if len(prompts) == 1:
             return [(math.nan, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")]
-        single = (_score_chunk(name, reward, images[i : i + 1], prompts[i : i + 1]) for i in range(len(prompts)))
+        single = (score_images(name, reward, images[i : i + 1], prompts[i : i + 1]) for i in range(len(prompts)))
         return [row for rows in single for row in rows]
     numbers = checked(name, returned, prompts).double().tolist()
     return [(x, None if math.isfinite(x) else f"the scorer returned {x}") for x in numbers]

@@ -23,11 +23,11 @@ from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.diffusion.training import chunked
 from alignbench.errors import InputError, RunError
 from alignbench.experiment import prompts as prompt_sets
-from alignbench.experiment.generate import ImageStore, Slot
+from alignbench.experiment.generate import BATCH, ImageStore, Slot
 from alignbench.experiment.problem import exclusive
 from alignbench.experiment.progress import Progress
 from alignbench.experiment.rewarding import MeteredReward, identity
-from alignbench.experiment.spec import Cell, Defaults, RunSpec, _preset, parse_spec
+from alignbench.experiment.spec import Cell, RunSpec, defaults_of, parse_spec
 from alignbench.files import append_line, complete_lines, remove_leftovers, write_text
 from alignbench.interface import Pipeline, Prompt, Reward, RewardInfo, Sampling
 from alignbench.keys import Key
@@ -57,7 +57,7 @@ def pairs_spec(given: Mapping[str, Any]) -> RunSpec:
         raise InputError(
             "model 'mixture' makes its pairs in memory, as many as a run asks for (--pair-count); no folder is needed."
         )
-    defaults = Defaults(**_preset(model.preset)["model"])
+    defaults = defaults_of(model)
     name = given.get("prompts") or defaults.train_prompts or defaults.prompts
     splits = prompt_sets.find(name).splits
     if "prompts" not in given and "train" not in splits:
@@ -68,8 +68,6 @@ def pairs_spec(given: Mapping[str, Any]) -> RunSpec:
 
 def make_for(cell: Cell, count: int, candidates: int, folder: Path, quiet: bool = False) -> Made:
     """Load the model of a cell and make pairs for its prompts."""
-    from alignbench.experiment.run import BATCH, _device  # which imports this module
-
     if count < 1:
         raise InputError(f"--count {count}: expected at least 1.")
     if candidates < 2:
@@ -77,7 +75,7 @@ def make_for(cell: Cell, count: int, candidates: int, folder: Path, quiet: bool 
     assert cell.reward is not None
     assert cell.configuration.reward is not None
     meter = Meter()
-    pipeline = models.load(cell.model, meter, _device(cell.spec.device), cell.spec.dtype)
+    pipeline = models.load(cell.model, meter, models.device_of(cell.spec.device), cell.spec.dtype)
     if reason := cell.reward.unsupported(cell.evaluated, pipeline.info()["image_shape"]):
         raise InputError(f"reward {cell.configuration.reward!r} cannot score images of {cell.model.name!r}: {reason}")
     with Progress(quiet) as progress:

@@ -24,7 +24,7 @@ from alignbench.analysis.tables import percent
 from alignbench.errors import InputError
 from alignbench.experiment.problem import exclusive
 from alignbench.experiment.progress import Progress
-from alignbench.experiment.spec import _reward
+from alignbench.experiment.spec import reward_of
 from alignbench.files import remove_leftovers, sha256_of, write_text
 from alignbench.keys import Key
 from alignbench.preferences.choosing import Chosen, Ties, choose
@@ -245,7 +245,7 @@ def _start(asked: Training) -> tuple[PreferenceNet, dict[str, str | None]]:
     """The network to start from, and what identifies it."""
     if asked.start == "none":
         return bradley_terry.fresh(asked.key("init")), {"start": None, "start_sha256": None}
-    reward = _reward(asked.start)
+    reward = reward_of(asked.start)
     network = getattr(reward, "network", None)
     if not isinstance(network, PreferenceNet):
         raise InputError(

@@ -44,7 +44,6 @@ from alignbench.preferences.source import open_pairs
 
 STATE = "cell.json"
 HELD_OUT_PROMPTS = 24
-BATCH = {3: 32, 1: 512}  # images at once by default, for pictures and for points
 PACKAGES = ("alignbench", "torch", "diffusers", "transformers", "peft", "numpy", "pillow")
 
 
@@ -129,11 +128,11 @@ def _clear(folder: Path) -> None:
 
 def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    device = "cpu" if cell.model.source == "exact" else _device(cell.spec.device)
+    device = "cpu" if cell.model.source == "exact" else models.device_of(cell.spec.device)
     meter = Meter()
     pipeline = models.load(cell.model, meter, device, cell.spec.dtype, cell.evaluated, cell.spec.checkpointing)
     _check_scorers(cell, pipeline)
-    batch = cell.spec.batch_size or BATCH[3 if len(pipeline.info()["image_shape"]) == 3 else 1]
+    batch = cell.spec.batch_size or generation.BATCH[3 if len(pipeline.info()["image_shape"]) == 3 else 1]
     problem = _problem(cell, pipeline, meter, batch, progress)
     made = _add_pairs(cell, problem, batch)
     draft = _Draft(cell, pipeline, device, attempts, started)
@@ -401,18 +400,6 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip()
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device {name!r}: expected auto, cpu, cuda or cuda:<number>.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {name!r}: this machine has no CUDA device; use cpu.")
-    return name
 
 
 def _peak_memory(device: str) -> int:

@@ -92,7 +92,7 @@ class Defaults(BaseModel):
         """The reward to optimise where none is named."""
         if len(self.rewards) < 2:
             return next(iter(self.rewards), None)
-        usable = (name for name in self.rewards if _reward(name).unsupported(evaluated, ()) is None)
+        usable = (name for name in self.rewards if reward_of(name).unsupported(evaluated, ()) is None)
         return next(usable, self.rewards[0])
 
 
@@ -125,9 +125,11 @@ class Cell:
 def resolve(spec: RunSpec) -> Cell:
     """Load the named plug-ins, apply preset and overrides, check what can be checked without the model's weights."""
     model = models.find(spec.model)
-    defaults = Defaults(**_preset(model.preset)["model"])
+    defaults = defaults_of(model)
     kind = plugins.load("algorithms", spec.algo)
     algorithm, preset = build_algorithm(spec.algo, kind, model.preset, spec.set)
+    if spec.checkpointing and not algorithm.trains:
+        raise InputError(f"--checkpointing: {spec.algo!r} trains nothing and keeps no activations; leave it out.")
     sampling = _sampling(model, spec)
 
     prompts_name = spec.prompts or defaults.prompts
@@ -147,7 +149,7 @@ def resolve(spec: RunSpec) -> Cell:
 
     default_reward = defaults.reward(evaluated)
     reward_name = spec.reward or default_reward
-    reward = _reward(reward_name) if reward_name else None
+    reward = reward_of(reward_name) if reward_name else None
     chosen, pairs = _pairs(spec, defaults, algorithm, model, whole, train_name, reward_name)
     scorers = _scorers(spec, defaults, reward_name, evaluated)
     configuration = Configuration(
@@ -210,6 +212,11 @@ def build_algorithm(
         raise InputError(f"{name}: {error}") from None
     assert isinstance(algorithm, Algorithm)
     return algorithm, preset_name if preset else None
+
+
+def defaults_of(model: models.Model) -> Defaults:
+    """The `[model]` table of a model's preset."""
+    return Defaults(**_preset(model.preset)["model"])
 
 
 def _preset(name: str) -> dict[str, dict[str, Any]]:
@@ -298,7 +305,7 @@ def _pairs(
         count, candidates = spec.pair_count or defaults.pair_count, spec.pair_candidates or defaults.pair_candidates
         made = {"source": "made", "count": count, "candidates": candidates, "ties": spec.pair_ties}
         return None, made | {"reward": reward_name, "prompts": train_name}
-    chosen = choose(open_pairs(spec.pairs), spec.pair_ties, spec.pair_models, {p.text.strip() for p in evaluated})
+    chosen = choose(open_pairs(spec.pairs), spec.pair_ties, spec.pair_models, {p.text for p in evaluated})
     kept: dict[str, Any] = {"source": spec.pairs.name, "sha256": chosen.sha256, "count": len(chosen)}
     return chosen, kept | {"ties": spec.pair_ties, "models": spec.pair_models, "crop": spec.pair_crop}
 
@@ -308,7 +315,8 @@ def label(name: str) -> str:
     return Path(name).stem if name.endswith(plugins.WEIGHTS) else name.rpartition(":")[2]
 
 
-def _reward(name: str) -> Reward:
+def reward_of(name: str) -> Reward:
+    """The reward a name means. Raises InputError where it does not fit the interface."""
     reward = plugins.load("rewards", name)()
     if not isinstance(reward, Reward):
         raise InputError(f"reward {name!r} lacks one of: differentiable, __call__, with_grad, info, unsupported.")
@@ -324,7 +332,7 @@ def _scorers(
     wanted = [*([reward_name] if reward_name else []), *(defaults.scorers if spec.scorers is None else spec.scorers)]
     chosen, why = {}, ""
     for name in dict.fromkeys(wanted):
-        reward = _reward(name)
+        reward = reward_of(name)
         reason = reward.unsupported(evaluated, ())
         if reason is None and label(name) in chosen:
             raise InputError(f"two scorers would be called {label(name)!r}, one of them {name!r}; rename a file.")
