@@ -30,20 +30,26 @@ T = TypeVar("T")
 class Key:
     """A path of strings and integers that names a random draw."""
 
-    __slots__ = ("_digest", "path")
+    __slots__ = ("_digest", "_hash", "path")
 
     def __init__(self, *path: str | int) -> None:
-        self.path = path
-        digest = hashlib.sha256()
+        self._extend(hashlib.sha256(), (), path)
+
+    def __call__(self, *path: str | int) -> Key:
+        """The key below this one."""
+        below = Key.__new__(Key)
+        below._extend(self._hash.copy(), self.path, path)  # what stands above is hashed already
+        return below
+
+    def __reduce__(self) -> tuple[type[Key], tuple[str | int, ...]]:
+        return Key, self.path
+
+    def _extend(self, digest: hashlib._Hash, above: tuple[str | int, ...], path: tuple[str | int, ...]) -> None:
         for part in path:
             # The type and length prefixes keep ("a", "b") apart from ("ab",) and 1 apart from "1".
             encoded = str(part).encode()
             digest.update(f"{'i' if isinstance(part, int) else 's'}{len(encoded)}:".encode() + encoded)
-        self._digest = digest.digest()
-
-    def __call__(self, *path: str | int) -> Key:
-        """The key below this one."""
-        return Key(*self.path, *path)
+        self.path, self._hash, self._digest = above + path, digest, digest.digest()
 
     def __repr__(self) -> str:
         return f"Key({', '.join(map(repr, self.path))})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 
@@ -75,3 +77,18 @@ def test_keys_need_no_torch_until_a_tensor_is_drawn():
         "import sys; from alignbench.keys import Key; Key('a').generator().random(); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_key_below_a_key_is_the_key_of_the_whole_path_and_leaves_its_parent_as_it_was():
+    parent = Key("a", 1)
+    before = parent.integer
+    assert parent("b", 2)("c") == Key("a", 1, "b", 2, "c")
+    assert parent("b") != parent("c")
+    assert parent.integer == before
+    assert parent() == parent
+
+
+def test_a_key_survives_copying_and_pickling():
+    key = Key("a", 1)("b")
+    for other in (pickle.loads(pickle.dumps(key)), copy.deepcopy(key)):
+        assert (other, other.path, other("c")) == (key, key.path, key("c"))

@@ -289,9 +289,9 @@ SHORT = {
     "sft": ({"steps": 20, "set": {"rounds": 10, "pairs_per_update": 256, "batch": 256}}, 1.0, 0.25),
     "ddpo": ({"steps": 20, "set": {"rounds": 20, "samples_per_round": 512, "batch": 512}}, 0.11, 0.1),
     "draft": ({"steps": 20}, 0.2, 0.18),
-    "refl": ({"steps": 20, "set": {"samples_per_update": 128, "batch": 128}}, 0.25, 0.15),
-    "dpok": ({"steps": 20, "set": {"rounds": 25}}, 0.22, 0.14),
-    "d3po": ({"steps": 20, "set": {"samples_per_round": 512}}, 0.27, 0.18),
+    "refl": ({"steps": 20, "set": {"steps": 20, "samples_per_update": 128, "batch": 128}}, 0.25, 0.15),
+    "dpok": ({"steps": 20, "set": {"rounds": 15}}, 0.3, 0.16),
+    "d3po": ({"steps": 20, "set": {"samples_per_round": 256}}, 0.27, 0.18),
     "reward_weighted_regression": ({"set": {"samples_per_round": 1024, "updates_per_round": 4}}, 0.24, 0.15),
 }
 

@@ -28,6 +28,7 @@ TOY = Path(__file__).parent / "plugins" / "toy.py"
 ALGORITHMS = plugins.own_names("algorithms")
 SMALL = {"rounds": 6, "samples_per_round": 64, "samples_per_update": 64, "updates_per_round": 2, "batch": 32}
 SMALL |= {"learning_rate": 3e-3, "clip": 0.1, "moves_per_update": 256}
+SMALL_REFL = {"steps": 20, "prior_weight": 0.5}  # its own are forty
 SMALL_PAIRS = {"updates_per_round": 8, "pairs_per_update": 256, "batch": 256}
 PROMPTS = [Prompt(f"p{i}", f"point {i}") for i in range(64)]
 FIRST = Quadratic.linear(torch.tensor([1.0, 0.0]))  # the toy reward, in the closed form that labels pairs
@@ -38,7 +39,7 @@ def small(name: str) -> Algorithm:
     """An algorithm with the fields of SMALL that it has."""
     kind = plugins.load("algorithms", name)
     known = {field.name for field in dataclasses.fields(kind)}
-    fields = SMALL | (SMALL_PAIRS if "pairs_per_update" in known else {})
+    fields = SMALL | (SMALL_PAIRS if "pairs_per_update" in known else {}) | (SMALL_REFL if name == "refl" else {})
     return build_algorithm(name, kind, "mixture", {k: v for k, v in fields.items() if k in known})[0]
 
 
