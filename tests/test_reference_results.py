@@ -35,7 +35,7 @@ def versus(files):
 
 
 def test_every_cell_of_the_suite_is_there_and_complete(files):
-    assert len(files) == 13
+    assert len(files) == 16
     for name, result in files.items():
         assert result.status == "complete", name
         assert len(result.rows) == 200, name
@@ -63,7 +63,7 @@ def test_no_cell_took_more_than_three_minutes(files):
         assert seconds <= 180, (name, seconds)
 
 
-@pytest.mark.parametrize("method", ["ddpo reward=shapes_preference", "draft"])
+@pytest.mark.parametrize("method", ["ddpo reward=shapes_preference", "draft", "diffusion_dpo"])
 def test_a_trained_method_beats_base_on_what_it_optimises_pooled_and_with_every_seed(method, versus):
     row = versus[method, "shapes_preference"]
     assert row.rate.low > 0.5
