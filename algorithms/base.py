@@ -9,7 +9,6 @@ Optimum     Of the exact testbed: not aimed at; its regret is that of doing noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,6 +27,3 @@ class Base:
 
     def unsupported(self, problem: Problem) -> str | None:
         return None
-
-    def for_budget(self, budget: Mapping[str, float], problem: Problem) -> Base:
-        return self

@@ -14,10 +14,9 @@ Cost        n times the base model's denoiser evaluations and decodes, and n rew
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +25,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from alignbench import Key, Problem, Prompt, Reward, Sampler, Samples, Start
+from alignbench.diffusion.budget import largest
+from alignbench.diffusion.meter import Cost
 from alignbench.diffusion.rollout import PipelineSampler
 
 __all__ = ["BestOfN"]
@@ -47,13 +48,15 @@ class BestOfN:
     def unsupported(self, problem: Problem) -> str | None:
         return None
 
-    def for_budget(self, budget: Mapping[str, float], problem: Problem) -> BestOfN:
-        """The largest n whose denoiser (`nfe`) and reward (`reward_evals`) evaluations stay within the budget."""
+    def cost(self, problem: Problem) -> Cost:
+        """Of an image."""
         sampling = problem.sampling
-        once = sampling.steps * (1 if sampling.guidance == 1 else 2)
-        limits = [budget["nfe"] // once] if "nfe" in budget else []
-        limits += [budget["reward_evals"]] if "reward_evals" in budget else []
-        return dataclasses.replace(self, n=int(max(1, min(limits, default=self.n))))
+        forward = self.n * sampling.steps * sampling.evaluations
+        return Cost(denoiser_forward=forward, decode_forward=self.n, reward_forward=self.n)
+
+    def for_budget(self, budget: Mapping[str, float], problem: Problem) -> BestOfN:
+        """As many images as the budget pays for."""
+        return largest(lambda n: replace(self, n=n), lambda a: a.cost(problem), budget, "n")
 
 
 @dataclass(frozen=True)

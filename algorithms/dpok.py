@@ -14,12 +14,14 @@ Departures  The authors clamp ρ without the max, so that their gradient vanishe
             would restore; here it is PPO's. KL_t is the exact Gaussian one; theirs, the mean squared difference of ε̂,
             lacks its factor per step and is kl="eps_mse". Rounds are on-policy instead of drawing on a buffer of the
             last 1000 moves (two to three rounds). Each batch of the value network is a step; they add up five to one.
-            `skip_last`, tuning "bias" and `anneal` are for budgets of minutes, as in ddpo.
+            V starts at the mean return of the first round, theirs at zero: their reward is near it, others are not.
+            `value_text_scale` makes V learn what prompts earn before it learns single images by heart. `skip_last`,
+            tuning "bias" and `anneal` are for budgets of minutes, as in ddpo.
 Optimum     Of the exact testbed: p* ∝ p_ref exp(r/β) is the optimum of (1), the path's bound being tight for it. At
             kl_weight = reward_weight (β = 1) it comes to a regret of 0.03 to 0.06 nats on gaussian, where base's fifty
-            DDIM steps alone cost 0.01, and stays: 0.05 after four times the rounds, where ddpo has run to hundreds. On
-            grid it reaches 0.55 to 0.95, with `future_kl` 0.29 to 0.55: what (2) leaves out matters where paths choose
-            between modes. On overlap 0.09 and 0.14, and one seed that had not found the best mode yet (1.2).
+            DDIM steps alone cost 0.01, and stays: 0.05 after three times the rounds, where ddpo has run to hundreds. On
+            grid it reaches 0.52 to 0.79, with `future_kl` 0.31 to 0.65: what (2) leaves out seems to matter where paths
+            choose between modes. On overlap 0.15 and 0.27, and one seed that had not found the best mode (1.0).
 Units       log ρ and KL_t are both per latent element under reduction "mean", as the authors', and both in nats under
             "sum". Either way β is in reward per nat; only the clip range changes its meaning.
 Symbols     b moves of a batch, one image and one action (step with σ > 0) each.
@@ -88,13 +90,14 @@ class DPOK:
     value_updates: int = 5  # optimiser steps of the value network in a round, before the policy's
     value_batch: int = 256  # moves in each
     value_learning_rate: float = 1e-4
+    value_text_scale: float = 1.0  # of the text embedding where it enters the value network, beside the latents
     tuning: Tuned = "lora"
     rank: int = 4  # of the LoRA
 
     def __post_init__(self) -> None:
         at_least_one(self, "rounds", "samples_per_round", "samples_per_prompt", "updates_per_round")
         at_least_one(self, "moves_per_update", "batch", "value_updates", "value_batch", "rank")
-        positive(self, "reward_weight", "clip", "learning_rate", "max_norm", "value_learning_rate")
+        positive(self, "reward_weight", "clip", "learning_rate", "max_norm", "value_learning_rate", "value_text_scale")
         if self.kl_weight < 0:
             raise ValueError(f"kl_weight must not be negative, got {self.kl_weight}.")
         if not 0 < self.eta <= 1:
@@ -125,6 +128,8 @@ class DPOK:
             episodes = collect_all(problem, policy, mine, keys, sampling, self.batch, self.reduction)
             data = Data(joined(episodes).path, torch.cat([self.returns(policy, episode) for episode in episodes]))
             divergence = path_divergence(policy, data.path.first(WATCHED)).mean()
+            if current.index == 0:
+                value.start.fill_(float(problem.gather(data.returns.flatten()).mean()))
             for k in range(self.value_updates):
                 value_error = self.fit(problem, value, value_optimiser, data, current.key("value", k))
             updates = [
@@ -146,7 +151,7 @@ class DPOK:
         text = policy.condition(problem.prompts[:1]).pooled.shape[-1]
         inputs = torch.Size(policy.latent_shape).numel() + text
         actions = int((std_of(policy.timesteps(sampling.steps), self.eta) > 0).sum())
-        return Value(inputs, actions, problem.key("value")).to(policy.parameters()[0].device)
+        return Value(inputs, actions, problem.key("value"), self.value_text_scale).to(policy.parameters()[0].device)
 
     def probe(self, problem: Problem, policy: Policy, sampling: Sampling) -> Probe:
         """At θ = reference the importance ratio is 1 and no step has moved."""
@@ -248,8 +253,12 @@ class Data(NamedTuple):
 class Value(nn.Module):
     """V(x_t, c, t) of (3): three layers, each scaled element by element by the embedding of the step, then one."""
 
-    def __init__(self, inputs: int, actions: int, key: Key) -> None:
+    start: Tensor
+
+    def __init__(self, inputs: int, actions: int, key: Key, text_scale: float = 1.0) -> None:
         super().__init__()
+        self.text_scale = text_scale
+        self.register_buffer("start", torch.zeros(()))  # what the layers are added to
         sizes = (inputs, WIDTH, WIDTH, WIDTH, 1)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.scales = nn.ParameterList(nn.Parameter(key("scale", i).uniform(actions, WIDTH)) for i in range(3))
@@ -260,10 +269,11 @@ class Value(nn.Module):
                 parameter.data.copy_(key(name).normal(*parameter.shape) * (2 / sum(parameter.shape)) ** 0.5)
 
     def forward(self, moves: Moves) -> Float[Tensor, " b"]:
-        x = torch.cat([moves.latents.flatten(1), moves.condition.pooled.to(moves.latents)], 1)
+        text = self.text_scale * moves.condition.pooled.to(moves.latents)
+        x = torch.cat([moves.latents.flatten(1), text], 1)
         for layer, scale in zip(self.layers, self.scales, strict=False):
             x = (scale[moves.actions] * layer(x)).relu()
-        values: Tensor = self.layers[-1](x)[:, 0]
+        values: Tensor = self.start + self.layers[-1](x)[:, 0]
         return values
 
 

@@ -37,11 +37,11 @@ from torch import Tensor
 from alignbench import Key, Policy, Probe, Problem, Prompt, Sampler, Sampling
 from alignbench.diffusion.backprop import (
     before_steps,
-    differentiable_reward,
     sample_through,
     untrainable,
     watched_divergence,
 )
+from alignbench.diffusion.lookahead import rewards_of
 from alignbench.diffusion.rollout import PipelineSampler, denoise
 from alignbench.diffusion.training import Tuned, at_least_one, chunked, positive, set_rate, tuning_of
 from alignbench.keys import normal
@@ -160,7 +160,7 @@ class DRaFT:
             asked, own = [prompts[i] for i in part], [keys[i] for i in part]
             condition = policy.condition(asked)
             x0 = sample_through(policy, condition, own, sampling, depth)
-            earned = differentiable_reward(problem, policy, x0, asked)
+            earned = rewards_of(policy, problem.reward, x0, asked)
             rewards.append(earned.detach().cpu())
             yield -earned.sum() / count
             steps, x0 = policy.timesteps(sampling.steps), x0.detach()
@@ -169,7 +169,7 @@ class DRaFT:
                 noise = normal([key("noise") for key in fresh], x0.shape[1:]).to(x0.device)
                 noised = policy.add_noise(x0, noise, steps.t[-1].expand(len(x0)))
                 (again,) = denoise(policy, noised, steps, condition, sampling, fresh, len(steps) - 1)
-                yield -differentiable_reward(problem, policy, again, asked).sum() / count
+                yield -rewards_of(policy, problem.reward, again, asked).sum() / count
 
     def unsupported(self, problem: Problem) -> str | None:
         if reason := untrainable(problem, "DRaFT"):

@@ -34,7 +34,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench import InputError, Key, Pipeline, Policy, Probe, Problem, Prompt, Sampler, Sampling
-from alignbench.diffusion.backprop import before_steps, differentiable_reward, untrainable, watched_divergence
+from alignbench.diffusion.backprop import before_steps, untrainable, watched_divergence
+from alignbench.diffusion.lookahead import rewards_of
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.diffusion.training import (
     Tuned,
@@ -142,7 +143,7 @@ class ReFL:
         for part in chunked(range(len(prompts)), self.batch):
             asked, own = [prompts[i] for i in part], [keys[i] for i in part]
             estimates = self.estimates(policy, asked, own, sampling)
-            earned = differentiable_reward(problem, policy, estimates, asked)
+            earned = rewards_of(policy, problem.reward, estimates, asked)
             rewards.append(earned.detach().cpu())
             yield self.reward_weight * gated_loss(earned, self.margin).sum() / len(prompts)
             if self.prior_weight > 0:

@@ -57,6 +57,10 @@ def run(
     device: str | None = None,
     batch_size: int | None = None,
     checkpointing: Flag = False,
+    budget: Annotated[list[str] | None, Parameter(negative=())] = None,
+    task: Literal["generate", "sdedit"] | None = None,
+    images: Path | None = None,
+    strength: float | None = None,
     config: Path | None = None,
     force: Flag = False,
     dry_run: Flag = False,
@@ -123,6 +127,15 @@ def run(
         Images generated at once.
     checkpointing: bool
         Keep no activations while training but compute them again: less memory, a third more time.
+    budget: str
+        What a test-time method may spend on an image, such as nfe=800 (denoiser evaluations, backward ones and
+        guidance included), reward_evals=20, or seconds=2 (turned into counts once); it chooses its free parameter.
+    task: str
+        generate (default), or sdedit: edit the images of --images.
+    images: Path
+        A .jsonl file with a prompt and an image a line, for --task sdedit.
+    strength: float
+        Share of the steps that an edit runs, in (0, 1].
     config: Path
         YAML file with these options as keys; the command line wins.
     force: bool
@@ -134,7 +147,8 @@ def run(
     """
     given = dict(locals())
     flags = {name: given.pop(name) for name in ("config", "force", "dry_run", "json")}
-    given["set"] = _assignments(given.pop("set_")) or None
+    given["set"] = _assignments(given.pop("set_"), "--set", "clip=1e-4") or None
+    given["budget"] = _assignments(given["budget"], "--budget", "nfe=800") or None
     from alignbench.experiment.spec import parse_spec
     from alignbench.experiment.suite import read_yaml
 
@@ -152,13 +166,13 @@ def run(
     return _run(cell, force=flags["force"], as_json=flags["json"])
 
 
-def _assignments(texts: Sequence[str] | None) -> dict[str, str]:
+def _assignments(texts: Sequence[str] | None, option: str, example: str) -> dict[str, str]:
     """`name=value` strings as a dictionary."""
     found = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise InputError(f"--set {text!r}: expected NAME=VALUE, such as --set clip=1e-4.")
+            raise InputError(f"{option} {text!r}: expected NAME=VALUE, such as {option} {example}.")
         found[name] = value
     return found
 
@@ -184,6 +198,8 @@ def _run(cell: Any, force: bool = False, as_json: bool = False) -> int:
                 end="",
             )
             print(f"compare with: alignbench compare {_both(base, outcome.path)}")
+    if outcome.result.status == "unsupported":
+        raise InputError(outcome.result.reason or "this is unsupported")
     return 1 if outcome.result.status == "diverged" else 0
 
 
@@ -192,6 +208,7 @@ def _both(base: Path | None, path: Path) -> str:
 
 
 def _dry_run(cell: Any) -> int:
+    from alignbench.analysis.load import budget_text
     from alignbench.analysis.tables import number
     from alignbench.experiment.estimate import estimate
 
@@ -210,19 +227,23 @@ def _dry_run(cell: Any) -> int:
         if c.pairs
         else ("pairs", "none"),
         ("reward", c.reward or "none"),
+        ("task", ", ".join(f"{name}={value}" for name, value in c.task.items()) if c.task else "generate"),
+        ("budget", budget_text(c.budget) if c.budget else "none"),
         ("scorers", ", ".join(c.scorers)),
         ("sampling", ", ".join(f"{name}={value}" for name, value in c.sampling.items())),
     ):
         print(f"  {label:12} {values}")
+    cost = estimate(cell)
     for name, value in c.fields.items():
         paper = cell.differs_from_paper.get(name)
-        note = f"   (paper: {paper['paper']})" if paper else ""
-        print(f"  {'field':12} {name} = {value}{note}")
+        used = getattr(cost.algorithm, name) if cost else value
+        note = "   (what the budget pays for)" if used != value else f"   (paper: {paper['paper']})" if paper else ""
+        print(f"  {'field':12} {name} = {used}{note}")
     if cell.preset:
         print(f"  {'preset':12} {cell.preset}")
-    cost = estimate(cell)
     if cost is None:
-        print(f"  {'cost':12} not known before the model is on this machine")
+        unknown = "a second is measured" if c.budget and "seconds" in c.budget else "the model is on this machine"
+        print(f"  {'cost':12} not known before {unknown}")
         return 0
     for label, part in (("alignment", cost.alignment), ("evaluation", cost.evaluation)):
         print(
@@ -248,7 +269,7 @@ def _resolve(spec: Any) -> Any:
 def compare(
     *files: Path,
     baseline: str = "base",
-    by: Literal["category", "challenge"] | None = None,
+    by: Literal["category", "challenge", "budget"] | None = None,
     scorer: Names = None,
     skip_bad: Flag = False,
     format: Literal["table", "markdown", "csv", "latex", "json"] = "table",
@@ -263,7 +284,7 @@ def compare(
     baseline: str
         Algorithm or method the others are compared with.
     by: str
-        Also break win rates down by category or challenge.
+        Also break win rates down by category or challenge, or group methods by their --budget.
     scorer: str
         Only these scorers.
     skip_bad: bool
@@ -377,7 +398,9 @@ def suite(file: Path, *, dry_run: Flag = False) -> int:
 
     def one(spec: RunSpec) -> str:
         outcome = run_cell(_resolve(spec))
-        return f"{outcome.result.status}{' before' if outcome.was_complete else ''}  {outcome.path}"
+        result = outcome.result
+        reason = f" ({result.reason})" if result.reason else ""
+        return f"{result.status}{' before' if outcome.was_complete else ''}{reason}  {outcome.path}"
 
     reports = run_suite(specs, one, say=lambda line: print(line, file=sys.stderr, flush=True))
     for report in reports:

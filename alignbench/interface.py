@@ -54,6 +54,11 @@ class Sampling:
         }
         return common if self.kernel == "ddim" else {**common, "kernel": self.kernel}
 
+    @property
+    def evaluations(self) -> int:
+        """Of the denoiser, for one image and step: classifier-free guidance takes two."""
+        return 1 if self.guidance == 1 else 2
+
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}.")

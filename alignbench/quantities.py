@@ -7,7 +7,7 @@ Notation  x_t = α_t x_0 + σ_t ε with α_t = √ᾱ_t and σ_t = √(1 − ᾱ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -99,6 +99,10 @@ class Prediction:
     alpha_bar: Float[Tensor, " b"]  # float64
     kind: PredictionType
     clip: float | None = None  # clamp the x_0 estimate to ± this (pixel-space models); ε follows the clamped estimate
+
+    def __getitem__(self, rows: Sequence[int] | Tensor) -> Prediction:
+        """The predictions of some rows."""
+        return replace(self, native=self.native[rows], latents=self.latents[rows], alpha_bar=self.alpha_bar[rows])
 
     @property
     def _alpha(self) -> Tensor:

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from alignbench import Key, Prompts, Sampling
 from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.mixture import MixturePipeline
 from alignbench.diffusion.schedule import Schedule
 from alignbench.experiment import result as results
+from alignbench.experiment.problem import CellProblem
+from alignbench.experiment.progress import Progress
+from alignbench.experiment.rewarding import MeteredReward
 from alignbench.testbed.toys import grid
 
 TOY = Path(__file__).parent / "plugins" / "toy.py"
@@ -27,6 +31,27 @@ def _one_thread():
 def mixture() -> MixturePipeline:
     levels = Schedule.scaled_linear()
     return MixturePipeline(grid().mixture, Schedule(levels, float(levels[0]), steps_offset=1), Meter())
+
+
+@pytest.fixture
+def make_problem(mixture, tmp_path: Path):
+    """A function that builds the problem of a pipeline, the grid by default, and a reward of its own."""
+
+    def build(reward, pipeline=None, sampling: Sampling | None = None) -> CellProblem:
+        pipeline = pipeline or mixture
+        meter = getattr(pipeline, "meter", None) or pipeline.components.meter
+        return CellProblem(
+            pipeline=pipeline,
+            reward=MeteredReward("reward", reward, meter),
+            prompts=Prompts(()),
+            sampling=sampling or Sampling(steps=8, guidance=1.0, eta=1.0),
+            key=Key("align", 0),
+            meter=meter,
+            folder=tmp_path,
+            progress=Progress(quiet=True),
+        )
+
+    return build
 
 
 @pytest.fixture

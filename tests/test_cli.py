@@ -131,6 +131,20 @@ def test_a_config_file_gives_options_and_the_command_line_wins(here, capsys):
         (["run", "--algo", "ddpo", "--limit", "0"], "limit: Input should be greater than or equal to 1, got 0"),
         (["run", "--algo", "ddpo", "--limit", "many"], "limit"),
         (["run", "--algo", "base", "--eta", "3"], "eta must lie in [0, 1], got 3.0"),
+        (
+            ["run", "--algo", "doodl", "--reward", "jpeg_compressibility", "--limit", "2"],
+            "alignbench: doodl follows the gradient of the reward, and 'jpeg_compressibility",
+        ),
+        (
+            ["run", "--algo", "steering", "--eta", "0", "--limit", "2"],
+            "steering samples with eta=1.0; choose --set eta=0.0, or leave it out",
+        ),
+        (["run", "--algo", "best_of_n", "--budget", "nfe=10"], "an image costs at least nfe=40 (n=1)"),
+        (["run", "--algo", "best_of_n", "--budget", "nfe=inf"], "nfe: Input should be a finite number"),
+        (
+            ["run", "--algo", "best_of_n", "--budget", "nfe=80", "--task", "sdedit", "--images", "x.jsonl"],
+            "--budget counts whole chains",
+        ),
         (["run", "--algo", "base", "--device", "cuda:99"], "--device 'cuda:99'"),
         (["run", "--algo", "base", "--device", "gpu"], "--device 'gpu': expected auto, cpu, cuda"),
         (["run", "--config", "missing.yaml"], "missing.yaml cannot be read"),
@@ -221,6 +235,24 @@ def test_a_suite_runs_its_grid_once_and_isolates_failures(here, capsys):
     assert run_command_line(["suite", "suite.yaml"]) == 1
     assert sum("complete before" in line for line in capsys.readouterr().out.splitlines()) == 3
     assert {path: path.read_bytes() for path in stored(here)} == before
+
+
+def test_a_cell_that_cannot_be_run_is_a_row_with_its_reason_and_no_failure_of_the_suite(here, capsys):
+    """Asked for directly, the same is wrong input."""
+    Path("suite.yaml").write_text(
+        f"defaults: {{model: mixture, prompts: points.txt, steps: 6, reward: '{REWARD}', kernel: exact}}\n"
+        "cells: [{algo: base}, {algo: svdd}]\n"
+    )
+    assert run_command_line(["suite", "suite.yaml"]) == 0
+    _, row = capsys.readouterr().out.splitlines()
+    assert "unsupported (svdd changes DDIM's Gaussian steps, and the exact kernel has none; leave --kernel out.)" in row
+    assert run_command_line(["compare", "results"]) == 0
+    out = capsys.readouterr().out
+    assert "unsupported" in out
+    assert "the exact kernel has none" in out
+    arguments = ["run", "--algo", "svdd", "--kernel", "exact", *MIXTURE]
+    assert run_command_line(arguments) == 2
+    assert "svdd changes DDIM's Gaussian steps" in one_line(capsys)
 
 
 def stored(here: Path) -> list[Path]:

@@ -302,6 +302,18 @@ def test_the_value_network_learns_a_constant_reward(policy):
     assert errors[-1] < 1e-3
 
 
+def test_the_value_network_starts_at_the_mean_return_of_the_first_round_and_weighs_the_text(policy):
+    episode = episode_of(policy)
+    value, moves = value_of(episode), moves_of(episode.path, [2, 2], [1, 4])
+    before = value(moves)
+    value.start.fill_(28.0)
+    torch.testing.assert_close(value(moves), before + 28)
+    assert value.state_dict()["start"] == 28  # a resumed run goes on from it
+    scaled = dpok.Value(3, 6, KEY("value"), 4.0)
+    condition = replace(moves.condition, tensors={k: v / 4 for k, v in moves.condition.tensors.items()})
+    torch.testing.assert_close(scaled(moves._replace(condition=condition)), before, atol=1e-5, rtol=1e-5)
+
+
 def test_the_value_network_is_the_authors_and_tells_steps_and_prompts_apart(policy):
     episode = episode_of(policy)
     value = value_of(episode)

@@ -35,7 +35,7 @@ def versus(files):
 
 
 def test_every_cell_of_the_suite_is_there_and_complete(files):
-    assert len(files) == 16
+    assert len(files) == 39
     for name, result in files.items():
         assert result.status == "complete", name
         assert len(result.rows) == 200, name
@@ -63,12 +63,42 @@ def test_no_cell_took_more_than_three_minutes(files):
         assert seconds <= 180, (name, seconds)
 
 
-@pytest.mark.parametrize("method", ["ddpo reward=shapes_preference", "draft", "diffusion_dpo"])
+@pytest.mark.parametrize("method", ["ddpo reward=shapes_preference", "draft", "diffusion_dpo", "refl", "sft"])
 def test_a_trained_method_beats_base_on_what_it_optimises_pooled_and_with_every_seed(method, versus):
     row = versus[method, "shapes_preference"]
     assert row.rate.low > 0.5
     assert [seed for seed, _ in row.seeds] == [1, 2, 3]
     assert all(rate > 0.5 for _, rate in row.seeds)
+
+
+def test_dpok_gains_over_its_seeds_together_and_moves_less_than_ddpo(files, versus):
+    """Not with every seed: README says so."""
+    assert versus["dpok", "shapes_preference"].rate.low > 0.5
+    moved = {
+        algo: [
+            result.curve[-1]["kl"]
+            for result in files.values()
+            if (result.configuration.algorithm, result.configuration.reward) == (algo, "shapes_preference")
+        ]
+        for algo in ("dpok", "ddpo")
+    }
+    assert len(moved["dpok"]) == len(moved["ddpo"]) == 3
+    assert max(moved["dpok"]) < min(moved["ddpo"]) / 3
+
+
+BUDGETED = ["noise_search", "steering", "svdd", "demon", "classifier_guidance", "universal_guidance", "doodl"]
+
+
+@pytest.mark.parametrize("method", ["best_of_n n=6 nfe=240", *BUDGETED])
+def test_a_test_time_method_beats_base_on_the_proxy_within_its_budget(method, files, versus):
+    assert versus[method, "shapes_preference"].rate.low > 0.5
+    (cost,) = (
+        result.cost.per_image
+        for result in files.values()
+        if result.configuration.algorithm == method.split()[0] and result.configuration.budget
+    )
+    budget = 160 if method == "universal_guidance" else 240
+    assert 0.75 * budget < cost["denoiser_forward"] + cost["denoiser_backward"] <= budget
 
 
 def test_best_of_n_rises_with_n(versus):

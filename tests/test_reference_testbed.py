@@ -27,7 +27,9 @@ def files() -> dict[str, results.Result]:
 
 @pytest.fixture(scope="module")
 def groups() -> dict[str, Group]:
-    return {group.evaluation.prompts: group for group in compare([FOLDER]).groups}
+    """Of noise seed 0: the others are repetitions of the test-time methods alone."""
+    found = compare([FOLDER]).groups
+    return {group.evaluation.prompts: group for group in found if group.evaluation.eval_seed == 0}
 
 
 def standings(group: Group, scorer: str, start: str) -> list[Standing]:
@@ -78,7 +80,7 @@ def test_ddpo_runs_away_from_the_optimum_and_the_score_shows_it(groups):
 # The largest regret of any seed on the easy problem at the mixture's preset, as the header of each algorithm states it.
 STATED = {
     "diffusion_dpo": 0.12,
-    "dpok": 0.06,
+    "dpok": 0.07,
     "d3po": 0.06,
     "draft": 0.08,
     "refl": 0.1,
@@ -107,11 +109,12 @@ def test_dpok_stays_where_ddpo_and_draft_run_away(groups):
 
 
 def test_dpok_earns_its_reward_with_a_smaller_divergence_of_paths_than_ddpo(groups):
-    """On the grid, where sixty rounds of ddpo earn about as much."""
+    """On the grid, where sixty rounds of ddpo earn as much within a tenth."""
     grid = {s.method: s.metrics for s in standings(groups["grid"], "quadratic", "d")}
     own = grid["dpok future_kl=True"]
     other = grid["ddpo rounds=60 samples_per_round=1024 reward=quadratic"]
-    assert own["reward"].value > other["reward"].value
+    assert own["reward"].value == pytest.approx(other["reward"].value, abs=0.1)
+    assert own["regret"].high < other["regret"].low
     assert own["path_kl"].high < other["path_kl"].low
     assert own["excess_kl"].high < other["excess_kl"].low
 
@@ -120,7 +123,68 @@ def test_charging_later_steps_brings_dpok_nearer_on_the_grid(groups):
     with_it, without = (
         standings(groups["grid"], "quadratic", f"dpok future_kl={on}")[0].metrics["regret"] for on in (True, False)
     )
-    assert with_it.high < without.low
+    assert with_it.value < without.value  # their intervals overlap, as README says
+
+
+def aligned(files, algorithm, problem, **fields):
+    """Files of a method on a problem by its reward, whose sampler has these fields."""
+    return [
+        result
+        for result in files.values()
+        if (result.configuration.algorithm, result.evaluation.prompts) == (algorithm, problem)
+        and all(result.sampler.get(name) == value for name, value in fields.items())
+    ]
+
+
+@pytest.mark.parametrize("problem", ["grid", "grid64"])
+@pytest.mark.parametrize(
+    ("algorithm", "fields"),
+    [
+        ("classifier_guidance", {"jacobian": "full", "scale": 1.0, "steps": 100}),
+        ("universal_guidance", {"recurrence": 2}),
+        ("steering", {"n": 16, "steps": 100}),
+        ("svdd", {"choose": "softmax", "steps": 100}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_test_time_methods_with_a_temperature_land_near_the_optimum_in_two_and_in_64_dimensions(
+    algorithm, fields, problem, files
+):
+    found = aligned(files, algorithm, problem, **fields)
+    assert {result.evaluation.eval_seed for result in found} == {0, 1, 2}
+    assert all(result.metrics["quadratic.regret"].value < 0.07 for result in found)
+
+
+def test_methods_without_a_temperature_are_off_the_optimum_as_their_headers_say(files):
+    for algorithm, fields, least in (
+        ("svdd", {"choose": "argmax"}, 3.5),
+        ("demon", {"rule": "tanh"}, 0.3),
+        ("doodl", {"updates": 10}, 0.5),
+        ("noise_search", {}, 1.4),
+        ("steering", {"n": 4}, 0.25),  # has one, and too few particles for it
+    ):
+        found = aligned(files, algorithm, "grid", **fields)
+        assert found
+        assert all(result.metrics["quadratic.regret"].value > least for result in found)
+
+
+@pytest.mark.parametrize("problem", ["grid", "grid64"])
+def test_at_equal_compute_methods_that_look_on_the_way_come_nearer_than_best_of_n(problem, files):
+    regret = {}
+    for result in files.values():
+        if result.configuration.budget and result.evaluation.prompts == problem:
+            assert result.configuration.budget == {"nfe": 1000}
+            assert sum(result.cost.per_image[f"denoiser_{way}"] for way in ("forward", "backward")) <= 1000
+            regret[result.configuration.algorithm] = result.metrics["quadratic.regret"]
+    assert len(regret) == 8
+    for name in ("classifier_guidance", "universal_guidance", "steering", "svdd", "demon"):
+        assert regret[name].high < regret["best_of_n"].low
+
+
+def test_guidance_is_exact_for_one_gaussian_and_a_linear_reward(files):
+    (result,) = aligned(files, "classifier_guidance", "gaussian")
+    regret = result.metrics["linear.regret"]
+    assert regret.value < regret.floor
 
 
 def test_diffusion_dpo_goes_further_than_fine_tuning_on_winners(groups):
@@ -142,7 +206,7 @@ def test_the_exact_kernel_leaves_base_on_the_frontier(files):
 
 
 def test_best_of_n_is_at_its_exact_divergence_in_every_file(files):
-    found = [r for r in files.values() if r.configuration.algorithm == "best_of_n"]
+    found = [r for r in files.values() if r.configuration.algorithm == "best_of_n" and r.sampler["kind"] == "exact"]
     assert len(found) >= 20
     for result in found:
         n = result.configuration.fields["n"]

@@ -270,7 +270,7 @@ def test_a_reward_without_gradient_is_a_sentence(problem, algorithm):
     reward = plugins.load("rewards", "shapes_truth")()
     assert algorithm.unsupported(problem(reward=reward)) == (
         f"{type(algorithm).__name__} follows the gradient of the reward, and 'shapes_truth-1' has none; choose a "
-        "differentiable --reward, or an algorithm that needs no gradient, such as ddpo."
+        "differentiable --reward, or an algorithm that needs no gradient, such as ddpo or steering."
     )
 
 

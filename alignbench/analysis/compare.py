@@ -22,8 +22,10 @@ from alignbench.analysis.load import (
     Run,
     Scores,
     Unfinished,
+    budget_text,
     load,
     methods_of,
+    natural,
     no_garbage_collection,
     table,
 )
@@ -44,7 +46,8 @@ from alignbench.keys import Key
 
 SIGNIFICANT = 0.05
 DEFAULT_BASELINE = "base"
-By = Literal["category", "challenge"]
+By = Literal["category", "challenge", "budget"]
+RIVAL = "best_of_n"  # what methods of one budget are compared with, besides the baseline
 Indices = NDArray[np.int64]
 
 
@@ -80,11 +83,12 @@ class Versus:
 
 @dataclass(frozen=True)
 class Part:
-    """A method's win rate on one category or challenge; exploratory."""
+    """A method's win rate on one category or challenge, or that of a method with a budget; exploratory."""
 
     method: str
     scorer: str
     part: str
+    against: str
     rate: WinRate
 
 
@@ -176,7 +180,9 @@ def _group(runs: Sequence[Run], baseline: str, by: By | None, chosen: Sequence[s
     else:
         versus = _against(reference, placed, scores, len(prompt_ids))
         notes += _pairing_notes(reference, placed, scores)
-        if by is not None:
+        if by == "budget":
+            parts = _by_budget(reference, placed, scores)
+        elif by is not None:
             labels = {row.id: getattr(row, by) for run in ordered for row in run.result.prompts}
             parts = _breakdown(reference, placed, scores, [labels[prompt] or "(none)" for prompt in prompt_ids])
     few = [m for m in methods if m.first.trains and len(m.runs) < 3]
@@ -370,7 +376,35 @@ def _breakdown(
             for part in sorted(set(part_of)):
                 inside = named[where] == part
                 if inside.any():
-                    found.append(Part(p.label, name, part, win_rate(decided[inside], where[inside])))
+                    rate = win_rate(decided[inside], where[inside])
+                    found.append(Part(p.label, name, part, reference.label, rate))
+    return found
+
+
+def _is_rival(other: _Placed, placed: _Placed) -> bool:
+    """Whether it is best-of-n on the same reward."""
+    theirs, own = other.method.first.configuration, placed.method.first.configuration
+    return theirs.algorithm == RIVAL and theirs.reward == own.reward
+
+
+def _by_budget(reference: _Placed, placed: Sequence[_Placed], scores: dict[str, Scores]) -> list[Part]:
+    """Win rates of methods with a budget, those of one budget together: against the baseline, and against best-of-n at
+    the same budget, which is what they have to beat."""
+    together: dict[str, list[_Placed]] = {}
+    for p in placed:
+        if budget := p.method.first.configuration.budget:
+            together.setdefault(budget_text(budget), []).append(p)
+    found = []
+    for text, members in sorted(together.items(), key=lambda item: natural(item[0])):
+        for name, column in scores.items():
+            for p in members:
+                rivals = [rival for rival in members if rival is not reference and _is_rival(rival, p)]
+                for other in [reference, *rivals]:
+                    if p is other:
+                        continue
+                    decided, where = _decided(column, p.rows, other.rows)
+                    if len(decided):
+                        found.append(Part(p.label, name, text, other.label, win_rate(decided, where)))
     return found
 
 

@@ -127,23 +127,31 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
         name = own["algorithm"]
         peers = [other for other in facts if other["algorithm"] == name]
         differing = [k for k in own if any(peer.get(k) != own[k] for peer in peers)]
-        details = dict.fromkeys(f"{k.rpartition('.')[2]}={own[k]}" for k in differing)
+        details = dict.fromkeys(f"{k.rpartition('.')[2]}={own[k]}" for k in differing if own[k] != "None")
         methods.append(Method(" ".join([name, *details]), group))
-    return sorted(methods, key=lambda method: (method.first.trains, _natural(method.label)))
+    return sorted(methods, key=lambda method: (method.first.trains, natural(method.label)))
 
 
-def _natural(label: str) -> list[tuple[bool, float, str]]:
+def natural(label: str) -> list[tuple[bool, float, str]]:
     """A sorting key by which n=8 stands before n=64."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", label)
     return [(i % 2 == 1, float(part), "") if i % 2 else (False, 0.0, part) for i, part in enumerate(parts)]
 
 
+def budget_text(budget: Mapping[str, float]) -> str:
+    """A budget as the command line takes it."""
+    return " ".join(f"{kind}={limit:g}" for kind, limit in sorted(budget.items()))
+
+
 def _facts(result: Result) -> dict[str, str]:
     """What may tell two methods of one algorithm apart: all that `Run.pool` looks at."""
     configuration = result.configuration
+    fields = configuration.fields
+    if configuration.budget:  # it chose one of them, and the sampler says which value
+        fields = {name: result.sampler.get(name, value) for name, value in fields.items()}
     values = {
         "algorithm": configuration.algorithm,
-        **{f"fields.{name}": value for name, value in configuration.fields.items()},
+        **{f"fields.{name}": value for name, value in fields.items()},
         "reward": configuration.reward,
         **{f"sampler.{name}": value for name, value in result.sampler.items() if name not in configuration.fields},
         **{f"sampling.{name}": value for name, value in configuration.sampling.items()},
@@ -154,6 +162,7 @@ def _facts(result: Result) -> dict[str, str]:
         "dtype": configuration.dtype,
         "scorers": ",".join(sorted(configuration.scorers)),
         "eval_seed": configuration.eval_seed,
+        **{f"budget.{kind}": f"{limit:g}" for kind, limit in (configuration.budget or {}).items()},
     }
     return {name: str(value) for name, value in values.items()}
 

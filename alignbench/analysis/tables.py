@@ -184,19 +184,22 @@ def _means_table(group: Group) -> Table:
 
 
 def _parts_table(group: Group, scorer: str) -> Table:
+    parts = [p for p in group.parts if p.scorer == scorer]
+    several = len({p.against for p in parts}) > 1
     rows = [
         [
             p.method,
             p.part,
+            *([p.against] if several else []),
             str(p.rate.prompts),
             percent(p.rate.rate),
             f"{percent(p.rate.low)} to {percent(p.rate.high)}",
         ]
-        for p in group.parts
-        if p.scorer == scorer
+        for p in parts
     ]
-    title = f"{scorer}: by part, against {group.baseline} (exploratory, not corrected)"
-    return Table(title, ["method", "part", "prompts", "win rate %", "95 % interval"], rows)
+    against = "" if several else f", against {group.baseline}"
+    columns = ["method", "part", *(["against"] if several else []), "prompts", "win rate %", "95 % interval"]
+    return Table(f"{scorer}: by part{against} (exploratory, not corrected)", columns, rows)
 
 
 def _pairwise_table(group: Group, scorer: str) -> Table:

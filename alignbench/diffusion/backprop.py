@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from alignbench.diffusion.lookahead import without_gradient
 from alignbench.diffusion.rollout import denoise, path_divergence, rollout
 from alignbench.diffusion.transition import std_of
-from alignbench.errors import RunError
 from alignbench.interface import Pipeline, Policy, Problem, Prompt, Sampling
 from alignbench.keys import Key
 from alignbench.quantities import Condition
@@ -41,30 +41,11 @@ def sample_through(
     return latents
 
 
-def differentiable_reward(
-    problem: Problem, policy: Policy, latents: Float[Tensor, b * latent], prompts: Sequence[Prompt]
-) -> Float[Tensor, " b"]:
-    """The rewards of decoded latents, differentiable. Images are what the decoder gives, and may leave [0, 1]: clamped
-    pixels would have no gradient. Raises RunError where the reward loses the gradient."""
-    rewards = problem.reward.with_grad(policy.decode(latents, clamp=False), prompts)
-    if not rewards.requires_grad:
-        raise RunError(
-            f"reward {problem.reward.info().id!r} says that it is differentiable, but what its with_grad returns has "
-            "no gradient; compute it from the images without detaching them."
-        )
-    return rewards
-
-
 def untrainable(problem: Problem, method: str) -> str | None:
     """Why a method cannot train through the problem's reward, or None."""
     if not problem.prompts:
         return f"{method} draws prompts to train on, and none were named; pass --train-prompts."
-    if not problem.reward.differentiable:
-        return (
-            f"{method} follows the gradient of the reward, and {problem.reward.info().id!r} has none; "
-            "choose a differentiable --reward, or an algorithm that needs no gradient, such as ddpo."
-        )
-    return None
+    return without_gradient(problem, method)
 
 
 def watched_divergence(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,35 @@ def initial_noise(keys: Sequence[Key], shape: Sequence[int]) -> Float[Tensor, b 
 def step_noise(keys: Sequence[Key], step: int, like: Float[Tensor, b * latent]) -> Float[Tensor, b * latent]:
     """The standard normal noise of sampling step `step`, one draw per key."""
     return normal([key("step", step) for key in keys], like.shape[1:]).to(like.device, like.dtype)
+
+
+def drawn(step: Transition, keys: Sequence[Key], i: int) -> Float[Tensor, b * latent]:
+    """x_s of sampling step number i: with the noise of each row's key where the step has any."""
+    return step.sample(step_noise(keys, i, step.mean)) if bool((step.std > 0).any()) else step.mean
+
+
+class Chain(NamedTuple):
+    """A sampling chain that is about to run: latents before step number `first`."""
+
+    latents: Float[Tensor, b * latent]
+    first: int
+    steps: Steps
+    condition: Condition
+
+
+def begin(
+    pipeline: Pipeline,
+    prompts: Sequence[Prompt],
+    noise: Float[Tensor, b * latent],
+    sampling: Sampling,
+    start: Start | None = None,
+) -> Chain:
+    """From noise, or from images noised to the first level that is run (SDEdit, Meng et al. 2021, algorithm 1)."""
+    steps, latents, first = pipeline.timesteps(sampling.steps), noise, 0
+    if start is not None:
+        first = len(steps) - max(1, min(len(steps), round(start.strength * len(steps))))
+        latents = pipeline.add_noise(pipeline.encode(start.images), noise, steps.t[first].expand(len(noise)))
+    return Chain(latents, first, steps, pipeline.condition(prompts))
 
 
 def transition(
@@ -198,14 +227,28 @@ class PipelineSampler:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], keys: Sequence[Key], start: Start | None = None) -> Samples:
-        pipeline, steps = self.pipeline, self.pipeline.timesteps(self.sampling.steps)
-        latents, first = pipeline.initial_noise(keys), 0
-        if start is not None:
-            # SDEdit (Meng et al. 2021): noise the source to the first level that is run.
-            first = len(steps) - max(1, min(len(steps), round(start.strength * len(steps))))
-            t = steps.t[first].expand(len(latents))
-            latents = pipeline.add_noise(pipeline.encode(start.images), latents, t)
-        condition = pipeline.condition(prompts)
+        pipeline = self.pipeline
+        latents, first, steps, condition = begin(pipeline, prompts, pipeline.initial_noise(keys), self.sampling, start)
         path = denoise(pipeline, latents, steps, condition, self.sampling, keys, first)
         latents = deque(path, maxlen=1).pop()
         return Samples(pipeline.decode(latents), latents)
+
+
+@dataclass(frozen=True)
+class TestTimeSampler:
+    """The sampler of a method that leaves the weights alone: `draw` makes the images, `description` says how."""
+
+    __test__ = False  # pytest collects by name
+
+    draw: Callable[[Sequence[Prompt], Sequence[Key], Start | None], Samples]
+    description: Mapping[str, Any]
+    particles: int = 1
+
+    def describe(self) -> Mapping[str, Any]:
+        return self.description
+
+    def save(self, folder: Path) -> None:
+        """Nothing was trained."""
+
+    def __call__(self, prompts: Sequence[Prompt], keys: Sequence[Key], start: Start | None = None) -> Samples:
+        return self.draw(prompts, keys, start)

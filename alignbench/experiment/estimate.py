@@ -23,6 +23,7 @@ from alignbench.experiment.problem import TrainingRound
 from alignbench.experiment.rewarding import MeteredReward
 from alignbench.experiment.spec import Cell
 from alignbench.interface import (
+    Algorithm,
     PairBatch,
     Pairs,
     Policy,
@@ -31,6 +32,7 @@ from alignbench.interface import (
     Prompts,
     RewardInfo,
     Sampling,
+    TestTimeAlgorithm,
     Tuning,
 )
 from alignbench.keys import Key
@@ -41,8 +43,10 @@ IMAGES = 2  # sampled to count the cost per image
 
 @dataclass(frozen=True)
 class Estimate:
-    """Counted cost of alignment and of the evaluation's images, and seconds where they could be measured."""
+    """Counted cost of alignment and of the evaluation's images, and seconds where they could be measured; the
+    algorithm is the cell's, with what its budget pays for."""
 
+    algorithm: Algorithm
     alignment: Cost
     evaluation: Cost
     seconds: float | None
@@ -189,7 +193,8 @@ class _OneRound:
 
 
 def estimate(cell: Cell) -> Estimate | None:
-    """The cost of a cell, or None where the model's shapes are not known before it is downloaded."""
+    """The cost of a cell, or None where it depends on what a run has to find out: the model's shapes before they are
+    downloaded, or what a second of a budget comes to. Raises Unsupported where a budget does not pay for one image."""
     shape = models.latent_shape(cell.model, cell.evaluated)
     if shape is None:
         return None
@@ -202,7 +207,12 @@ def estimate(cell: Cell) -> Estimate | None:
     )
     if (pairs := cell.configuration.pairs) is not None:
         problem.pairs = _SomePairs(stand_in, int(pairs["count"] or 0))
-    sampler = cell.algorithm.align(problem)
+    algorithm, budget = cell.algorithm, cell.configuration.budget
+    if budget and isinstance(algorithm, TestTimeAlgorithm):
+        if "seconds" in budget:
+            return None
+        algorithm = algorithm.for_budget(budget, problem)
+    sampler = algorithm.align(problem)
     trained = meter.total
     prompts = (list(cell.evaluated) * IMAGES)[:IMAGES]
     sampler(prompts, [Key("estimate", i) for i in range(IMAGES)])
@@ -215,7 +225,7 @@ def estimate(cell: Cell) -> Estimate | None:
     alignment = trained + Cost(denoiser_forward=made * steps, decode_forward=made, reward_forward=made)
     images = len(cell.evaluated) * cell.spec.images_per_prompt
     evaluation = Cost(**{name: value * images // IMAGES for name, value in one.as_dict().items()})
-    return Estimate(alignment, evaluation, _seconds(cell, alignment + evaluation))
+    return Estimate(algorithm, alignment, evaluation, _seconds(cell, alignment + evaluation))
 
 
 def _seconds(cell: Cell, cost: Cost) -> float | None:

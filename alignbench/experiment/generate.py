@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from alignbench.experiment.progress import Progress
 from alignbench.experiment.rewarding import checked
 from alignbench.files import append_line, complete_lines, replace_file
 from alignbench.images import to_bytes
-from alignbench.interface import Prompt, Reward, Sampler
+from alignbench.interface import Prompt, Reward, Sampler, Start
 from alignbench.keys import Key
 
 GENERATED = "generated.jsonl"
@@ -98,8 +98,10 @@ def generate(
     meter: Meter,
     folder: Path,
     progress: Progress,
+    start: Callable[[Sequence[int]], Start] | None = None,
 ) -> tuple[Cost, float]:
-    """Make every image that is not there yet. Returns the cost and the seconds of all of them, over all attempts."""
+    """Make every image that is not there yet; `start` gives the images that those of some prompts start from. Returns
+    the cost and the seconds of all of them, over all attempts."""
     store, log = ImageStore(folder / "images"), folder / GENERATED
     known = {tuple(map(tuple, line["slots"])): line for line in map(json.loads, complete_lines(log))}
     size = max(1, batch // sampler.particles)
@@ -108,7 +110,7 @@ def generate(
     for chunk in chunked(wanted, size):
         line = known.get(tuple((slot.place, slot.sample) for slot in chunk))
         if line is None or not store.holds(chunk):
-            line = _generate_chunk(sampler, prompts, chunk, eval_seed, meter, store)
+            line = _generate_chunk(sampler, prompts, chunk, eval_seed, meter, store, start)
             append_line(log, json.dumps(line))
         total, seconds = total + Cost(**line["cost"]), seconds + line["seconds"]
         progress.advance(len(chunk))
@@ -116,12 +118,18 @@ def generate(
 
 
 def _generate_chunk(
-    sampler: Sampler, prompts: Sequence[Prompt], chunk: Sequence[Slot], eval_seed: int, meter: Meter, store: ImageStore
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    chunk: Sequence[Slot],
+    eval_seed: int,
+    meter: Meter,
+    store: ImageStore,
+    start: Callable[[Sequence[int]], Start] | None,
 ) -> dict[str, Any]:
     before, started = meter.total, time.monotonic()
     chosen = [prompts[slot.place] for slot in chunk]
     keys = [evaluation_key(eval_seed, prompt, slot.sample) for prompt, slot in zip(chosen, chunk, strict=True)]
-    images = sampler(chosen, keys).images
+    images = sampler(chosen, keys, start([slot.place for slot in chunk]) if start else None).images
     if not torch.isfinite(images).all():
         raise RunError(f"the sampler made images that are not finite, first for prompt {chosen[0].text!r}.")
     store.write(chunk, images)

@@ -80,12 +80,7 @@ def read_file(path: Path) -> list[Prompt]:
 
     Raises InputError for an empty file, bytes that are not UTF-8, an over-long line, or a missing column.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        place = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {place}: not UTF-8 ({error.reason}); save the file as UTF-8.") from None
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # no other character ends a prompt
+    lines = lines_of(path)
     for number, line in enumerate(lines, start=1):
         if len(line) > LONGEST:
             raise InputError(f"{path}, line {number}: {len(line)} characters; a prompt has at most {LONGEST}.")
@@ -94,7 +89,7 @@ def read_file(path: Path) -> list[Prompt]:
     elif path.suffix == ".jsonl":
         rows = [_json_row(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     else:
-        source = io.StringIO(text, newline="")
+        source = io.StringIO(_text(path), newline="")
         if path.suffix == ".tsv":
             reader = csv.DictReader(source, delimiter="\t", quoting=csv.QUOTE_NONE)
         else:
@@ -112,6 +107,19 @@ def read_file(path: Path) -> list[Prompt]:
         identifier = row.get("id") or f"{path.stem}-{i:05d}"
         prompts.append(Prompt(identifier, row[column], row.get("category", ""), row.get("challenge", "")))
     return prompts
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a UTF-8 file. Raises InputError where it is not, and OSError."""
+    return _text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")  # no other character ends a prompt
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        place = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}, line {place}: not UTF-8 ({error.reason}); save the file as UTF-8.") from None
 
 
 def _json_row(path: Path, number: int, line: str) -> dict[str, str]:

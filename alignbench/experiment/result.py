@@ -46,6 +46,8 @@ class Configuration(_Record):
     dtype: str
     eval_seed: int
     seed: int | None  # None where the algorithm does not train
+    budget: dict[str, float] | None = None  # per image, from which a test-time method chooses its free parameter
+    task: dict[str, Scalar] | None = None  # None: images from noise
 
     def differences(self, other: Configuration) -> list[str]:
         """The names of the entries in which two configurations differ; hyper-parameters as `fields.<name>`."""
@@ -63,11 +65,13 @@ class Evaluation(_Record):
     split: str
     prompts_sha256: str
     eval_seed: int
+    task: dict[str, Scalar] | None = None  # None: images from noise
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that name the protocol."""
-        return hashlib.sha256(canonical(self.model_dump()).encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits that name the protocol: for images from noise, those of before there were tasks."""
+        content = self.model_dump(exclude={"task"} if self.task is None else None)
+        return hashlib.sha256(canonical(content).encode()).hexdigest()[:12]
 
 
 class PromptRow(_Record):
@@ -148,7 +152,7 @@ class Result(_Record):
     metrics: dict[str, Metric]
     frontiers: dict[str, FrontierCurve] = {}  # by scorer
     curve: list[dict[str, Any]]
-    budget: dict[str, float] | None
+    budget: dict[str, float] | None  # as it was resolved: seconds with what an evaluation takes
     cost: Costs | None
     environment: dict[str, Any]
     attempts: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ from alignbench.experiment import generate as generation
 from alignbench.experiment import making, optimality
 from alignbench.experiment import prompts as prompt_sets
 from alignbench.experiment import result as results
+from alignbench.experiment.budget import resolve_budget
 from alignbench.experiment.making import Made
 from alignbench.experiment.problem import CellProblem, exclusive
 from alignbench.experiment.progress import Progress
@@ -35,7 +37,7 @@ from alignbench.experiment.result import Costs, Evaluation, Metric, PromptRow, R
 from alignbench.experiment.rewarding import MeteredReward, identity
 from alignbench.experiment.spec import Cell
 from alignbench.files import remove_leftovers, write_text
-from alignbench.interface import Algorithm, Pipeline, Sampler
+from alignbench.interface import Algorithm, Pipeline, Sampler, TestTimeAlgorithm
 from alignbench.keys import Key
 from alignbench.preferences.cache import TensorCache
 from alignbench.preferences.choosing import choose
@@ -139,14 +141,20 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
     if not cell.path.exists():
         results.write(cell.path, draft.result("partial", "in progress, or interrupted; the same command continues"))
     try:
-        if reason := cell.algorithm.unsupported(problem):
+        algorithm = cell.algorithm
+        if reason := algorithm.unsupported(problem):
             raise Unsupported(reason)
-        sampler = _align(cell.algorithm, problem)
+        if (budget := cell.configuration.budget) and isinstance(algorithm, TestTimeAlgorithm):
+            problem.budget = resolve_budget(budget, cell.path.parent, problem, cell.evaluated, cell.spec.dtype)
+            algorithm = algorithm.for_budget(problem.budget, problem)
+        sampler = _align(algorithm, problem)
+        _check_sampling(cell, sampler)
         alignment, alignment_seconds = meter.total, problem.seconds
         sampler.save(cell.folder / "adapter")
+        start = functools.partial(cell.sources.start, pipeline) if cell.sources else None
         wanted = generation.slots(len(cell.evaluated), cell.spec.images_per_prompt)
         cost, seconds = generation.generate(
-            sampler, cell.evaluated, wanted, cell.spec.eval_seed, batch, meter, cell.folder, progress
+            sampler, cell.evaluated, wanted, cell.spec.eval_seed, batch, meter, cell.folder, progress, start
         )
         values, failures = generation.score(cell.scorers, cell.evaluated, wanted, batch, cell.folder, progress)
         images = generation.ImageStore(cell.folder / "images")
@@ -180,7 +188,14 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
         peak_memory_bytes=_peak_memory(device),
     )
     final = draft.result(
-        "complete", None, sampler=sampler, rows=rows, metrics=metrics, curve=problem.curve(), costs=costs
+        "complete",
+        None,
+        sampler=sampler,
+        rows=rows,
+        metrics=metrics,
+        curve=problem.curve(),
+        costs=costs,
+        budget=problem.budget,
     )
     results.write(cell.path, final)
     _mark(cell, attempts, running=False)
@@ -203,6 +218,17 @@ def _align(algorithm: Algorithm, problem: CellProblem) -> Sampler:
         if not problem.roll_back(error):
             raise
         return algorithm.align(problem)
+
+
+def _check_sampling(cell: Cell, sampler: Sampler) -> None:
+    """Raises InputError where the sampler does not do what --steps, --guidance or --eta asked for."""
+    described = sampler.describe()
+    for name in ("steps", "guidance", "eta"):
+        asked = getattr(cell.spec, name)
+        if asked is not None and (used := described.get(name)) != asked:
+            own = f"samples with {name}={used}" if used is not None else "makes no use of it"
+            instead = f"--set {name}={asked}" if name in cell.configuration.fields else "another algorithm"
+            raise InputError(f"--{name} {asked:g}: {cell.spec.algo} {own}; choose {instead}, or leave it out.")
 
 
 def _problem(cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progress: Progress) -> CellProblem:
@@ -325,6 +351,7 @@ class _Draft:
         metrics: Mapping[str, Metric] | None = None,
         curve: Sequence[dict[str, Any]] = (),
         costs: Costs | None = None,
+        budget: Mapping[str, float] | None = None,
     ) -> Result:
         cell = self.cell
         return Result(
@@ -341,6 +368,7 @@ class _Draft:
                 split=cell.configuration.split,
                 prompts_sha256=cell.prompts_sha256,
                 eval_seed=cell.spec.eval_seed,
+                task=cell.configuration.task,
             ),
             sampler=dict(sampler.describe()) if sampler else {},
             scorers={name: identity(scorer.info()) for name, scorer in cell.scorers.items()},
@@ -351,7 +379,7 @@ class _Draft:
             metrics=dict(metrics or {}),
             frontiers=optimality.frontiers(cell, self.pipeline) if metrics else {},
             curve=list(curve),
-            budget=None,
+            budget=dict(budget) if budget else None,
             cost=costs,
             environment=environment(self.device),
             attempts=self.attempts,

@@ -8,16 +8,26 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from alignbench import plugins
 from alignbench.diffusion import models
 from alignbench.errors import InputError, UnknownName
 from alignbench.experiment import prompts as prompt_sets
+from alignbench.experiment.editing import Sources, read_sources
 from alignbench.experiment.result import Configuration, canonical
-from alignbench.interface import Algorithm, Kernel, PairAlgorithm, Prompt, Prompts, Reward, Sampling
+from alignbench.interface import (
+    Algorithm,
+    Kernel,
+    PairAlgorithm,
+    Prompt,
+    Prompts,
+    Reward,
+    Sampling,
+    TestTimeAlgorithm,
+)
 from alignbench.preferences.choosing import Chosen, Ties, choose
 from alignbench.preferences.encoded import Crop
 from alignbench.preferences.source import open_pairs
@@ -26,6 +36,7 @@ from alignbench.testbed.problem import problem_of
 DType = Literal["float32", "float16", "bfloat16"]
 EXACT_PAIRS = 10_000  # of the mixture, by default
 PAIR_OPTIONS = ("pairs", "pair_count", "pair_candidates", "pair_ties", "pair_models", "pair_crop")
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class RunSpec(BaseModel):
@@ -61,6 +72,10 @@ class RunSpec(BaseModel):
     device: str = "auto"
     batch_size: Annotated[int, Field(ge=1)] | None = None
     checkpointing: bool = False
+    budget: dict[Literal["nfe", "reward_evals", "seconds"], Positive] | None = None
+    task: Literal["generate", "sdedit"] = "generate"
+    images: Path | None = None
+    strength: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
@@ -112,6 +127,7 @@ class Cell:
     training: Prompts
     held_out: Sequence[Prompt]  # the dev split, for probes while training
     chosen: Chosen | None  # preference pairs of a file, for algorithms that learn from them
+    sources: Sources | None  # images to start from, for an editing task
     reward: Reward | None
     scorers: dict[str, Reward]
     path: Path
@@ -130,9 +146,13 @@ def resolve(spec: RunSpec) -> Cell:
     algorithm, preset = build_algorithm(spec.algo, kind, model.preset, spec.set)
     if spec.checkpointing and not algorithm.trains:
         raise InputError(f"--checkpointing: {spec.algo!r} trains nothing and keeps no activations; leave it out.")
+    if spec.budget and not isinstance(algorithm, TestTimeAlgorithm):
+        why = "trains" if algorithm.trains else "has nothing to choose"
+        raise InputError(f"--budget: {spec.algo!r} {why}: what an image costs is the model's sampling; leave it out.")
     sampling = _sampling(model, spec)
 
-    prompts_name = spec.prompts or defaults.prompts
+    sources = _sources(spec, model)
+    prompts_name = str(spec.images) if sources else spec.prompts or defaults.prompts
     whole = prompt_sets.take(prompts_name, spec.split)
     evaluated = whole[: spec.limit]
     train_name, training = _training_prompts(spec, defaults, prompts_name)
@@ -168,6 +188,8 @@ def resolve(spec: RunSpec) -> Cell:
         dtype=spec.dtype,
         eval_seed=spec.eval_seed,
         seed=spec.seed if algorithm.trains else None,
+        budget={str(kind): limit for kind, limit in spec.budget.items()} if spec.budget else None,
+        task={"name": "sdedit", "strength": sources.strength, "images_sha256": sources.sha256} if sources else None,
     )
     return Cell(
         spec=spec,
@@ -182,6 +204,7 @@ def resolve(spec: RunSpec) -> Cell:
         training=training,
         held_out=held_out,
         chosen=chosen,
+        sources=sources,
         reward=reward,
         scorers=scorers,
         path=spec.output / f"{_stem(spec, model, default_reward, configuration)}.json",
@@ -203,7 +226,7 @@ def build_algorithm(
             if field not in known:
                 raise InputError(f"{name}: {UnknownName('field', field, known)}")
             try:
-                values[field] = TypeAdapter(types[field]).validate_python(value)
+                values[field] = TypeAdapter(_written(types[field])).validate_python(value)
             except ValidationError as error:
                 raise InputError(f"{name}: {field}={value!r}: {error.errors()[0]['msg']}.") from None
     try:
@@ -212,6 +235,16 @@ def build_algorithm(
         raise InputError(f"{name}: {error}") from None
     assert isinstance(algorithm, Algorithm)
     return algorithm, preset_name if preset else None
+
+
+def _written(kind: Any) -> Any:
+    """A field's type as it is written: neither command lines nor TOML have a None, so a field that may be one takes
+    "none"."""
+    return Annotated[kind, BeforeValidator(_none)] if type(None) in get_args(kind) else kind
+
+
+def _none(value: Any) -> Any:
+    return None if value == "none" else value
 
 
 def defaults_of(model: models.Model) -> Defaults:
@@ -262,6 +295,24 @@ def _sampling(model: models.Model, spec: RunSpec) -> Sampling:
         )
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def _sources(spec: RunSpec, model: models.Model) -> Sources | None:
+    """The images to edit, or None where images are made from noise."""
+    if spec.task == "generate":
+        for name in ("images", "strength"):
+            if getattr(spec, name) is not None:
+                raise InputError(f"--{name}: only --task sdedit starts from images; add it, or leave this out.")
+        return None
+    if spec.budget:
+        raise InputError("--budget counts whole chains, and --task sdedit runs a part of one; leave one of them out.")
+    if model.source == "exact":
+        raise InputError("--task sdedit: model 'mixture' makes points, not pictures; choose another --model.")
+    if spec.images is None or spec.strength is None:
+        raise InputError("--task sdedit needs --images FILE.jsonl and --strength, such as 0.6.")
+    if spec.prompts is not None or spec.split != "test":
+        raise InputError("--task sdedit: the prompts are those of --images; leave --prompts and --split out.")
+    return read_sources(spec.images, spec.strength)
 
 
 def _training_prompts(spec: RunSpec, defaults: Defaults, prompts_name: str) -> tuple[str | None, Prompts]:
@@ -367,6 +418,9 @@ def _stem(spec: RunSpec, model: models.Model, default_reward: str | None, config
             "dtype",
             "scorers",
             "train_prompts",
+            "budget",
+            "task",
+            "strength",
             *PAIR_OPTIONS,
         )
         changed = {name: getattr(spec, name) for name in plain if getattr(spec, name) != getattr(default, name)}

@@ -1,0 +1,142 @@
+"""Demon: of several noises for a step, a mixture is taken that leans towards those the reward likes.
+
+Paper       Yeh, Lee, Chen 2024, "Training-free Diffusion Model Alignment with Sampling Demons",
+            https://arxiv.org/abs/2410.05760; defaults from the released code.
+Objective   A high reward by the choice of the SDE's noise. At each step `candidates` noises z_k lead to x_k, and R_k is
+            the reward of where the probability-flow ODE takes x_k from there. The step is then made with
+                z* ∝ Σ_k w_k z_k,   ‖z*‖ = √D                                                                     (1)
+                w_k = tanh((R_k − mean R)/τ)      rule "tanh",        w = softmax(R/τ)      "boltzmann".           (2)
+            Below the level `ode_after` nothing is left to choose and the ODE runs to the end.
+Departures  τ = None is the spread of the R_k of this step and image; the released code freezes that of the first step.
+            One candidate, or equal values, give w_k = 1 (the code divides by zero, or by the spread of one). With
+            shell=False, z* is Σ w_k z_k / ‖w‖, a standard normal for fixed weights: normals live on the shell in many
+            dimensions only. Levels are those of the pipeline's own sampling steps, not Karras' spacing. `value_steps`
+            spread over all levels; from a level on the way, as large a share of those left; 1 is the one-step estimate.
+Optimum     Of the exact testbed, where neither rule has a β: the softmax at τ = 1, 25 steps of the SDE with 1/σ, has a
+            regret of 0.21 to 0.25 nats on grid and 0.16 to 0.23 on grid64: it stays on the frontier, but beyond β = 1
+            (a KL of 1.5 for 1.15). Its tilts add up over steps, so τ, their number and the SDE set the strength
+            together. "tanh" pushes away from bad noise too: 0.41, a third of a nat off the frontier.
+Cost        For each step above `ode_after`, `candidates` times an SDE step and an ODE, and two evaluations more.
+Symbols     b prompts of a batch, k candidates of each, D elements of a latent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alignbench import Key, Problem, Prompt, Sampler, Samples, Start
+from alignbench.diffusion.budget import largest
+from alignbench.diffusion.lookahead import without_gaussian_steps, without_signal
+from alignbench.diffusion.meter import Cost
+from alignbench.diffusion.particles import for_particles, particle_keys
+from alignbench.diffusion.rollout import TestTimeSampler, begin, step_noise
+from alignbench.diffusion.training import at_least_one, positive
+from alignbench.diffusion.variance_exploding import Flow, spread
+from alignbench.quantities import expand
+
+__all__ = ["Demon"]
+
+Rule = Literal["tanh", "boltzmann"]
+FLAT = 1e-8  # a spread of values below which they are equal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demon:
+    trains: ClassVar[bool] = False
+
+    candidates: int = 16
+    rule: Rule = "tanh"
+    temperature: float | None = None  # τ of (2), in units of the reward; None: the spread of the values
+    shell: bool = True
+    stochasticity: float | None = 0.1  # of the SDE; None: 1/σ, the reverse of the noising process
+    ode_after: float = 0.11  # level σ below which the ODE runs to the end
+    value_steps: int = 20  # of the ODE that values a candidate at the noisiest level
+    steps: int | None = 64  # of sampling; None: as in evaluation
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "candidates", "value_steps")
+        for name in ("temperature", "stochasticity"):
+            if getattr(self, name) is not None:
+                positive(self, name)
+        if self.ode_after < 0:
+            raise ValueError(f"ode_after must not be negative, got {self.ode_after}.")
+
+    def align(self, problem: Problem) -> Sampler:
+        fields = {name: getattr(self, name) for name in ("candidates", "rule", "temperature", "value_steps")}
+        flow = self.flow(problem)
+        about = {"kind": "demon", "steps": len(flow.steps), "guidance": flow.guidance, **fields}
+        pipeline, n, end = problem.pipeline, self.candidates, len(flow.steps)
+
+        @torch.no_grad()
+        def draw(prompts: Sequence[Prompt], keys: Sequence[Key], start: Start | None) -> Samples:
+            sampling = replace(problem.sampling, steps=end)
+            latents, first, _, condition = begin(pipeline, prompts, pipeline.initial_noise(keys), sampling, start)
+            own, (asked, _), crowd = particle_keys(keys, n), for_particles(prompts, None, n), condition.repeat(n)
+            x = latents / flow.alpha_bar[first] ** 0.5
+            while first < self.turn(flow):
+                slope, noise = flow.noise(x, first, condition), step_noise(own, first, x)
+                ahead = flow.sde(x.repeat_interleave(n, 0), slope.repeat_interleave(n, 0), noise, first, crowd)
+                x0 = flow.ode(ahead, self.levels(first + 1, end), crowd) * flow.alpha_bar[end] ** 0.5
+                values = problem.reward(pipeline.decode(x0), asked).cpu().reshape(-1, n)
+                weights = weights_of(values, self.rule, self.temperature)
+                x = flow.sde(x, slope, mixed(noise, weights, self.shell), first, condition)
+                first += 1
+            latents = flow.ode(x, range(first, end + 1), condition) * flow.alpha_bar[end] ** 0.5
+            return Samples(pipeline.decode(latents), latents)
+
+        return TestTimeSampler(draw, about, n)
+
+    def flow(self, problem: Problem) -> Flow:
+        sampling = problem.sampling
+        steps = problem.pipeline.timesteps(self.steps or sampling.steps)
+        return Flow(problem.pipeline, steps, sampling.guidance, self.stochasticity)
+
+    def turn(self, flow: Flow) -> int:
+        """The level from which on the ODE runs: the first below `ode_after`, at the latest the last noisy one."""
+        below = [i for i, sigma in enumerate(flow.sigma) if sigma < self.ode_after]
+        return min([*below, len(flow.steps) - 1])
+
+    def levels(self, first: int, last: int) -> list[int]:
+        """The levels of the ODE that values a candidate at level `first`."""
+        return spread(first, last, math.ceil(self.value_steps * (last - first) / last))
+
+    def cost(self, problem: Problem) -> Cost:
+        """Of an image."""
+        flow = self.flow(problem)
+        end, turn, n, once = len(flow.steps), self.turn(flow), self.candidates, problem.sampling.evaluations
+        valued = sum(2 * len(self.levels(i + 1, end)) - 3 for i in range(turn))
+        evaluations = turn * (n + 2) + n * valued + 2 * (end - turn) - 1
+        return Cost(denoiser_forward=once * evaluations, decode_forward=turn * n + 1, reward_forward=turn * n)
+
+    def for_budget(self, budget: Mapping[str, float], problem: Problem) -> Demon:
+        """As many candidates as the budget pays for."""
+        return largest(lambda n: replace(self, candidates=n), lambda a: a.cost(problem), budget, "candidates")
+
+    def unsupported(self, problem: Problem) -> str | None:
+        return without_gaussian_steps(problem, "demon") or without_signal(problem, "demon")
+
+
+def weights_of(values: Float[Tensor, "b k"], rule: Rule, temperature: float | None) -> Float[Tensor, "b k"]:
+    """w of (2); ones where the values are all equal."""
+    spread = values.std(1, keepdim=True, unbiased=False) if values.shape[1] > 1 else torch.zeros(len(values), 1)
+    tau = spread if temperature is None else torch.full_like(spread, temperature)
+    centred = (values - values.mean(1, keepdim=True)) / tau.clamp(min=FLAT)
+    weights = centred.tanh() if rule == "tanh" else centred.softmax(1)
+    return torch.where(spread < FLAT, 1.0, weights)
+
+
+def mixed(noise: Float[Tensor, bk * latent], weights: Float[Tensor, "b k"], shell: bool) -> Float[Tensor, b * latent]:
+    """z* of (1)."""
+    candidates = noise.unflatten(0, weights.shape)
+    total = (candidates * expand(weights, candidates)).sum(1)
+    norm = weights.norm(dim=1)
+    if shell:
+        return total * expand(math.sqrt(total[0].numel()) / total.flatten(1).norm(dim=1).cpu(), total)
+    return total / expand(norm, total)

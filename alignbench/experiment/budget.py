@@ -1,0 +1,69 @@
+"""Budgets per image: what the command line says, and what a second comes to in evaluations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from alignbench.errors import RunError
+from alignbench.experiment.problem import CellProblem
+from alignbench.experiment.result import canonical
+from alignbench.files import write_text
+from alignbench.interface import Prompt
+from alignbench.keys import Key
+
+BATCH = 8  # images timed at once
+TIMES = 3  # the fastest counts
+
+
+def resolve_budget(
+    budget: Mapping[str, float], folder: Path, problem: CellProblem, prompts: Sequence[Prompt], dtype: str
+) -> dict[str, float]:
+    """The budget with, for `seconds`, what an evaluation of each resource takes: measured once for a model and a reward
+    and kept in the folder of the results, so that methods are given the same, and a run that is continued too."""
+    if "seconds" not in budget:
+        return dict(budget)
+    device = str(problem.pipeline.initial_noise([Key("budget", 0)]).device)
+    about = [dict(problem.pipeline.info()), problem.reward.info().id, dtype, device, torch.get_num_threads()]
+    path = folder / f".seconds-{hashlib.sha256(canonical(about).encode()).hexdigest()[:12]}.json"
+    if not path.exists():
+        write_text(path, json.dumps(_measured(problem, prompts)) + "\n")
+    try:
+        measured = {str(name): float(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, AttributeError) as error:
+        raise RunError(f"{path} cannot be read ({error}); remove it to measure again.") from None
+    return {**budget, **measured}
+
+
+@torch.no_grad()
+def _measured(problem: CellProblem, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """Seconds of one evaluation of each resource, forward, on the machine at hand; not counted as cost."""
+    pipeline, before = problem.pipeline, problem.meter.total
+    asked = [prompts[i % len(prompts)] for i in range(BATCH)]
+    condition = pipeline.condition(asked)
+    latents = pipeline.initial_noise([Key("budget", i) for i in range(BATCH)])
+    t = int(pipeline.timesteps(2).t[0])
+    images = pipeline.decode(latents)
+    found = {
+        "seconds_per_denoiser": _fastest(lambda: pipeline.predict(latents, t, condition)),
+        "seconds_per_decode": _fastest(lambda: pipeline.decode(latents)),
+        "seconds_per_reward": _fastest(lambda: problem.reward(images, asked)),
+    }
+    problem.meter.total = before
+    return found
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    timed = []
+    for _ in range(TIMES):
+        started = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        timed.append(time.perf_counter() - started)
+    return min(timed) / BATCH
