@@ -42,6 +42,8 @@ def run(
     pair_models: str | None = None,
     pair_crop: Literal["centre", "random"] | None = None,
     scorers: Names = None,
+    scorer_dtype: Literal["float32", "bfloat16"] | None = None,
+    allow_unverified: Flag = False,
     seed: int | None = None,
     eval_seed: int | None = None,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
@@ -75,7 +77,8 @@ def run(
     model: str
         tiny (default), mixture, sd15, sd21, a diffusers folder, or a hub id.
     reward: str
-        Reward to optimise; also a name, package.module:Name, or path/file.py:Name.
+        Reward to optimise; also a name, package.module:Name, or path/file.py:Name; a learned one with weights of
+        one's own as NAME=FILE.
     prompts: str
         Prompts to evaluate on: a name, or a .txt, .tsv, .csv or .jsonl file.
     split: str
@@ -97,6 +100,10 @@ def run(
         How a pair's images are cropped to the model's size: centre (default) or random.
     scorers: str
         Held-out scorers, besides the reward.
+    scorer_dtype: str
+        Precision of learned rewards and scorers (default float32).
+    allow_unverified: bool
+        Use weights of learned rewards that are not the published ones; the result names them.
     seed: int
         Seed of the alignment only (default 0).
     eval_seed: int
@@ -153,7 +160,8 @@ def run(
     from alignbench.experiment.suite import read_yaml
 
     values = read_yaml(flags["config"]) if flags["config"] else {}
-    given["checkpointing"] = given["checkpointing"] or None  # a --config file may ask for it
+    for name in ("checkpointing", "allow_unverified"):  # a --config file may ask for it
+        given[name] = given[name] or None
     chosen = {name: value for name, value in given.items() if value is not None}
     if isinstance(values.get("set"), dict) and "set" in chosen:
         chosen["set"] = {**values["set"], **chosen["set"]}
@@ -309,14 +317,18 @@ def compare(
 
 
 @app.command(name="list")
-def list_(group: Literal["algorithms", "rewards", "prompts", "models"] | None = None) -> int:
+def list_(group: Literal["algorithms", "rewards", "prompts", "models"] | None = None, *, scorers: Flag = False) -> int:
     """List algorithms, rewards, prompt sets and models.
 
     Parameters
     ----------
     group: str
         Only one of them.
+    scorers: bool
+        Only the scorers whose weights are published files, and which of these are on this machine.
     """
+    if scorers:
+        return _list_scorers()
     from alignbench import plugins
     from alignbench.diffusion.models import PRESETS
 
@@ -330,10 +342,107 @@ def list_(group: Literal["algorithms", "rewards", "prompts", "models"] | None = 
             print(title)
             for name in plugins.names(room):
                 print(f"  {name:24} {plugins.summary(room, name)}")
+            for short, name in plugins.aliases(room).items():
+                print(f"  {short:24} means {name}.")
     if group in (None, "models"):
         print("models")
         for model in PRESETS.values():
             print(f"  {model.name:24} {model.note}")
+    return 0
+
+
+def _list_scorers() -> int:
+    from alignbench.experiment.fetching import present
+
+    for name, file, state in present():
+        print(f"{name:16} {file.place}\n{'':16} {state}")
+    return 0
+
+
+@app.command
+def fetch(kind: Literal["scorers", "prompts", "models"], *names: str, to: Path | None = None) -> int:
+    """Download what runs without network need later: verified, and continued where it was interrupted.
+
+    Parameters
+    ----------
+    kind: str
+        scorers, prompts or models.
+    names: str
+        Which of them; by default all that are published files.
+    to: Path
+        Folder to put them in, for another machine: ALIGNBENCH_DATA names it there. By default the local caches.
+    """
+    from alignbench.experiment.fetching import fetch as fetch_files
+
+    paths = fetch_files(kind, names, to, say=lambda line: print(line, flush=True))
+    if to is not None and kind != "models":
+        print(f"{len(paths)} files; use them with ALIGNBENCH_DATA={to}")
+    return 0
+
+
+@app.command
+def score(
+    place: Path,
+    *,
+    scorers: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())],
+    prompts: str | None = None,
+    split: str = "test",
+    scorer_dtype: Literal["float32", "bfloat16"] = "float32",
+    allow_unverified: Flag = False,
+    device: str = "auto",
+    batch_size: int = 32,
+    json: Flag = False,
+    output: Path | None = None,
+) -> int:
+    """Score pictures that are there already. Typed again, it continues; scores are kept for the next time.
+
+    Parameters
+    ----------
+    place: Path
+        A folder of pictures, or a result file with its folder beside it.
+    scorers: str
+        Scorers, as in `alignbench run`.
+    prompts: str
+        What a folder's pictures were made for: a name or a file. Pictures named by number, such as 00012.png, belong to
+        the prompt of that place from 0 on; others to the prompts in the order of their names.
+    split: str
+        Split of the prompts (default test).
+    scorer_dtype: str
+        Precision of learned scorers.
+    allow_unverified: bool
+        Use weights of learned scorers that are not the published ones; the report names them.
+    device: str
+        auto (default), cpu, cuda, or cuda:1.
+    batch_size: int
+        Pictures scored at once.
+    json: bool
+        Print every row as JSON instead of a summary.
+    output: Path
+        Also write the JSON to this .json file.
+    """
+    if output is not None and output.suffix != ".json":
+        raise InputError(f"--output {output}: expected a .json file.")
+    import json as json_module
+
+    from alignbench.diffusion.models import device_of
+    from alignbench.downloads import cache_folder
+    from alignbench.experiment import score as scoring
+    from alignbench.experiment.progress import Progress
+    from alignbench.experiment.spec import RunSpec, label, reward_of
+    from alignbench.files import write_text
+
+    spec = RunSpec(algo="base", scorers=scorers, scorer_dtype=scorer_dtype, allow_unverified=allow_unverified)
+    rewards = {label(name): reward_of(name, spec.scoring) for name in spec.scorers or ()}
+    items = scoring.items_of(place, prompts, split)
+    _quieten_libraries()
+    with Progress(quiet=json) as progress:
+        report = scoring.score_items(items, rewards, batch_size, device_of(device), cache_folder() / "scores", progress)
+    content = json_module.dumps(scoring.as_values(report), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    print(content if json else scoring.text(report), end="")
+    if output is not None:
+        write_text(output, content)
+        if not json:
+            print(f"written to {output}")
     return 0
 
 

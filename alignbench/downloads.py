@@ -1,11 +1,17 @@
-"""Files that are too large or too foreign to ship: found locally, in the cache, or downloaded, and always verified."""
+"""Files that are too large or too foreign to ship: found locally, in a cache, or downloaded, and always verified."""
 
 from __future__ import annotations
 
+import functools
 import os
+import socket
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from alignbench.errors import InputError, RunError
 from alignbench.files import replace_file, sha256_of
@@ -15,12 +21,38 @@ SECONDS = 20.0  # without an answer before a download is given up
 
 @dataclass(frozen=True)
 class File:
-    """A file known by its content."""
+    """A file known by its content. One of a repository on the model hub is also looked for in the hub's own cache."""
 
     name: str
     url: str
     sha256: str
-    size: int  # bytes
+    size: int | None  # bytes; None where its publisher says it in rounded units only
+    repository: str = ""  # on the model hub
+    revision: str = "main"
+
+    @property
+    def place(self) -> str:
+        """Where it lies below a folder of data: names such as pytorch_model.bin mean nothing without a repository."""
+        return f"{self.repository}/{self.name}" if self.repository else self.name
+
+    @property
+    def identity(self) -> str:
+        """Size and hash, as messages name them."""
+        return f"{f'{self.size} bytes, ' if self.size is not None else ''}sha256 {self.sha256}"
+
+
+@runtime_checkable
+class NeedsFiles(Protocol):
+    """A plug-in that reads published files."""
+
+    @property
+    def files(self) -> Sequence[File]: ...
+
+
+def hub_file(repository: str, name: str, sha256: str, size: int | None, revision: str = "main") -> File:
+    """A file of a repository on the model hub."""
+    url = f"https://huggingface.co/{repository}/resolve/{revision}/{name}"
+    return File(name, url, sha256, size, repository, revision)
 
 
 def cache_folder() -> Path:
@@ -28,31 +60,96 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignbench"
 
 
-def obtain(file: File) -> Path:
-    """The path of a verified copy: from $ALIGNBENCH_DATA, else the cache, else downloaded into the cache.
+def look_up(file: File) -> Path | None:
+    """Where the file lies on this machine, whatever it holds: $ALIGNBENCH_DATA, the cache, the hub's cache; or None."""
+    local = os.environ.get("ALIGNBENCH_DATA")
+    for folder in [*([Path(local)] if local else []), cache_folder()]:
+        if (folder / file.place).is_file():
+            return folder / file.place
+    if not file.repository:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(file.repository, file.name, revision=file.revision)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def obtain(file: File, folder: Path | None = None) -> Path:
+    """The path of a verified copy: one that is on this machine, else downloaded, into the folder where one is named.
 
     Raises InputError for a local file of other content, RunError where there is none and downloading fails.
     """
-    local = os.environ.get("ALIGNBENCH_DATA")
-    places = [*([Path(local)] if local else []), cache_folder()]
-    for folder in places:
-        path = folder / file.name
-        if path.is_file():
-            found = sha256_of(path)
-            if found != file.sha256:
-                raise InputError(f"{path} has sha256 {found}, expected {file.sha256}; delete it or replace it.")
-            return path
-    target = cache_folder() / file.name
+    path = look_up(file) if folder is None else folder / file.place
+    if path is not None and path.is_file():
+        return verified(file, path)
+    target = (folder or cache_folder()) / file.place
+    if file.repository:
+        return verified(file, _from_hub(file, target, keep=folder is not None))
     try:
         with urllib.request.urlopen(file.url, timeout=SECONDS) as answer:
-            content = answer.read(file.size + 1)
+            content = answer.read((file.size or 0) + 1)
     except OSError as error:
-        raise RunError(
-            f"{file.name} is not on this machine and {file.url} cannot be reached ({error}). Put the file "
-            f"({file.size} bytes, sha256 {file.sha256}) into {target.parent} or a folder named by ALIGNBENCH_DATA."
-        ) from error
+        raise RunError(_absent(file, f"{file.url} cannot be reached ({error})")) from error
     with replace_file(target) as temporary:
         temporary.write_bytes(content)
         if sha256_of(temporary) != file.sha256:
             raise RunError(f"{file.url} answered with other content than expected (sha256 {file.sha256}).")
     return target
+
+
+def verified(file: File, path: Path) -> Path:
+    """The path, if the file there is the published one. Raises InputError naming both hashes."""
+    found = content_of(path)
+    if found != file.sha256:
+        raise InputError(
+            f"{path} ({path.stat().st_size} bytes) has sha256 {found}, expected {file.sha256}; delete it or replace it."
+        )
+    return path
+
+
+def content_of(path: Path) -> str:
+    """The SHA-256 of a file; read once in a process while its size and time stay the same."""
+    state = path.stat()
+    return _content(path.resolve(), state.st_size, state.st_mtime_ns)
+
+
+@functools.cache
+def _content(path: Path, size: int, modified: int) -> str:
+    return sha256_of(path)
+
+
+def reachable(endpoint: str, seconds: float = 3.0) -> bool:
+    """Whether a server answers at all; asked first, because the hub library retries for a minute."""
+    parts = urlsplit(endpoint)
+    port = parts.port or (80 if parts.scheme == "http" else 443)
+    if parts.scheme in getproxies():
+        return True  # only the proxy knows
+    try:
+        with socket.create_connection((parts.hostname or "", port), timeout=seconds):
+            return True
+    except OSError:
+        return False
+
+
+def _from_hub(file: File, target: Path, keep: bool) -> Path:
+    """Download a file of the hub, into its cache or to be kept at `target`. An interrupted download is continued."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT):
+        raise RunError(_absent(file, "the model hub cannot be reached"))
+    where: dict[str, Any] = {}
+    if keep:
+        where["local_dir"] = target.parents[file.name.count("/")]
+    try:
+        return Path(hf_hub_download(file.repository, file.name, revision=file.revision, **where))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise RunError(_absent(file, f"downloading failed: {' '.join(str(error).split())[:200]}")) from error
+
+
+def _absent(file: File, why: str) -> str:
+    """A sentence that says what is missing and where to put it."""
+    return (
+        f"{file.place} is not on this machine and {why}. Put the file ({file.identity}; from {file.url}) "
+        f"at {cache_folder() / file.place}, or at {file.place} below a folder named by ALIGNBENCH_DATA."
+    )

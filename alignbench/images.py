@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from alignbench.interface import RewardInfo
@@ -18,10 +20,13 @@ def to_bytes(images: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b h w 3"]:
     return (images.detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()
 
 
+def as_tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:
+    """A picture of any kind as RGB in [0, 1]; transparency is dropped, as Pillow's conversion does."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+
+
 def jpeg_kilobytes(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
     """Size of each image as JPEG (quality 95, 4:2:0) in units of 1000 bytes."""
-    from PIL import Image
-
     sizes = []
     for pixels in to_bytes(images).numpy():
         buffer = io.BytesIO()

@@ -248,6 +248,14 @@ class Reward(Protocol):
         """Why these prompts or images cannot be scored at all, or None."""
 
 
+@runtime_checkable
+class Truncates(Protocol):
+    """A scorer that reads so many words of a prompt and no more."""
+
+    def truncated(self, prompts: Sequence[Prompt]) -> Sequence[bool]:
+        """Which prompts are longer than that."""
+
+
 SplitName = Literal["train", "dev", "test"]
 
 

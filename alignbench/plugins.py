@@ -3,8 +3,9 @@
 A plug-in is declared by being there: `algorithms/ddpo.py` is `ddpo`, and the single entry of its `__all__` is the
 object. Others come from the entry-point groups `alignbench.algorithms`, `alignbench.rewards` and
 `alignbench.benchmarks`, or are given as `package.module:Name` or `path/file.py:Name`. A reward may also be a file of
-weights, `path/file.safetensors`, whose metadata names the installed reward that reads it. Listing reads docstrings with
-`ast` and imports nothing.
+weights, `path/file.safetensors`, whose metadata names the installed reward that reads it, or `name=path/file`, an
+installed reward with weights of one's own. A folder's `aliases.toml` says which plug-in a shorter name means. Listing
+reads docstrings with `ast` and imports nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +47,18 @@ def names(group: Group) -> list[str]:
     return sorted({*own_names(group), *(point.name for point in metadata.entry_points(group=f"alignbench.{group}"))})
 
 
+def aliases(group: Group) -> dict[str, str]:
+    """What our own shorter names mean, such as a scorer's name without its version."""
+    path = folder_of(group) / "aliases.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def canonical(group: Group, name: str) -> str:
+    """The one name under which a plug-in stands in configurations and results."""
+    plain, equals, rest = name.partition("=")
+    return f"{aliases(group).get(plain, plain)}{equals}{rest}"
+
+
 def summary(group: Group, name: str) -> str:
     """The first line of a plug-in's docstring, without importing it; '' for other packages' plug-ins."""
     path = folder_of(group) / f"{name}.py"
@@ -56,6 +70,10 @@ def summary(group: Group, name: str) -> str:
 
 def load(group: Group, name: str) -> Any:
     """The plug-in a name means. Raises UnknownName with near names, InputError when the file does not fit."""
+    name = canonical(group, name)
+    plain, equals, weights = name.partition("=")
+    if group == "rewards" and equals and plain in names(group):
+        return _with_weights(plain, Path(weights))
     if group == "rewards" and name.endswith(WEIGHTS):
         return _load_weights(Path(name))
     if ":" in name:
@@ -69,7 +87,7 @@ def load(group: Group, name: str) -> Any:
     for point in metadata.entry_points(group=f"alignbench.{group}"):
         if point.name == name:
             return point.load()
-    raise UnknownName(KINDS[group], name, names(group))
+    raise UnknownName(KINDS[group], name, [*names(group), *aliases(group)])
 
 
 def _load_elsewhere(group: Group, reference: str) -> Any:
@@ -120,3 +138,11 @@ def _load_weights(path: Path) -> Any:
     except TypeError:
         raise InputError(f"reward {str(path)!r} is for {reader!r}, which reads no weights; {expected}.") from None
     return functools.partial(kind, path)
+
+
+def _with_weights(name: str, path: Path) -> Any:
+    """An installed reward, made with a file of weights."""
+    kind = load("rewards", name)
+    if "weights" not in inspect.signature(kind).parameters:
+        raise InputError(f"reward {name!r} reads no weights; expected its name alone, not '{name}={path}'.")
+    return functools.partial(kind, weights=path)

@@ -28,6 +28,7 @@ COUNT = 1632
 
 class Parti:
     splits: ClassVar[tuple[str, ...]] = ("test",)
+    files: ClassVar[tuple[File, ...]] = (FILE,)
 
     def prompts(self, split: str) -> Sequence[Prompt]:
         path = obtain(FILE)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from parity import recipe
 
 from alignbench import Key, Prompts, Sampling
 from alignbench.diffusion.meter import Meter
@@ -61,6 +62,21 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("ALIGNBENCH_TEST_DATA is not set; it names the folder with PartiPrompts.tsv and other real files")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory) -> Path:
+    """A folder of small random checkpoints in the published layouts."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    recipe.write(folder)
+    return folder
+
+
+@pytest.fixture
+def scorer_files(checkpoints: Path, monkeypatch) -> Path:
+    """The same, where scorers look for their files."""
+    monkeypatch.setenv("ALIGNBENCH_DATA", str(checkpoints))
+    return checkpoints
 
 
 @pytest.fixture

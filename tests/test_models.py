@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from alignbench import Prompt, Sampling
+from alignbench import Prompt, Sampling, downloads
 from alignbench.diffusion import models
 from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.mixture import MixturePipeline
@@ -503,8 +503,8 @@ def test_a_failed_download_gives_the_servers_reason_in_one_line(hub, cache):
 def test_a_closed_port_is_unreachable_and_an_open_one_is_not():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        assert models.reachable(url)
-    assert not models.reachable(url)
+        assert downloads.reachable(url)
+    assert not downloads.reachable(url)
 
 
 @pytest.mark.parametrize(("endpoint", "port"), [("https://hub.example", 443), ("http://hub.example", 80)])
@@ -515,15 +515,15 @@ def test_a_silent_server_is_given_up_after_the_timeout_on_the_schemes_port(monke
         asked.append((address, timeout))
         raise TimeoutError
 
-    monkeypatch.setattr(models, "getproxies", dict)
+    monkeypatch.setattr(downloads, "getproxies", dict)
     monkeypatch.setattr(socket, "create_connection", silent)
-    assert not models.reachable(endpoint, seconds=1.5)
+    assert not downloads.reachable(endpoint, seconds=1.5)
     assert asked == [(("hub.example", port), 1.5)]
 
 
 def test_behind_a_proxy_only_the_proxy_knows(monkeypatch, no_network):
-    monkeypatch.setattr(models, "getproxies", lambda: {"https": "http://proxy:3128"})
-    assert models.reachable("https://hub.example")
+    monkeypatch.setattr(downloads, "getproxies", lambda: {"https": "http://proxy:3128"})
+    assert downloads.reachable("https://hub.example")
 
 
 def test_folders_of_one_name_are_different_models_and_take_no_preset(tmp_path):

@@ -18,7 +18,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"experiment", "analysis", "plugins"},
-    {"diffusion", "preferences", "shapes", "testbed", "images", "downloads"},
+    {"diffusion", "preferences", "shapes", "testbed", "scoring", "images", "downloads"},
     {"interface"},
     {"quantities"},
     {"keys", "errors", "files"},
@@ -64,7 +64,7 @@ def test_the_core_names_no_plugin(path):
 
 @pytest.mark.parametrize("path", PLUGINS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_plugins_import_the_core_and_never_each_other(path):
-    allowed = {"diffusion", "shapes", "testbed", "images", "downloads", "files", "keys", "quantities"}
+    allowed = {"diffusion", "shapes", "testbed", "scoring", "images", "downloads", "files", "keys", "quantities"}
     assert rooms_imported(path) <= allowed
     assert not [n for n in imported_modules(path) if n.split(".")[0] in ("algorithms", "rewards", "benchmarks")]
     assert not [

@@ -6,15 +6,13 @@ import dataclasses
 import hashlib
 import json
 import re
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
+from alignbench.downloads import reachable
 from alignbench.errors import InputError, RunError, UnknownName
 
 if TYPE_CHECKING:
@@ -128,7 +126,7 @@ def load(
     elif Path(model.source).is_dir():
         folder, revision = Path(model.source), None
     else:
-        folder = _fetch(model)
+        folder = fetch(model)
         revision = folder.name  # the hub's cache names a snapshot by its commit
     return _load_folder(folder, model, revision, meter, device, getattr(torch, dtype), checkpointing)
 
@@ -275,16 +273,16 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _fetch(model: Model) -> Path:
-    """The local snapshot of a hub model: from the cache, else downloaded."""
+def fetch(model: Model, folder: Path | None = None) -> Path:
+    """The local snapshot of a hub model: from the cache, else downloaded; in the folder where one is named."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    arguments: dict[str, Any] = {"revision": model.revision, "allow_patterns": WEIGHT_PATTERNS}
+    arguments: dict[str, Any] = {"revision": model.revision, "allow_patterns": WEIGHT_PATTERNS, "local_dir": folder}
     try:
-        folder = Path(snapshot_download(model.source, local_files_only=True, **arguments))
-        if not _missing(folder):  # an interrupted download leaves part of a snapshot
-            return folder
+        snapshot = Path(snapshot_download(model.source, local_files_only=True, **arguments))
+        if not _missing(snapshot):  # an interrupted download leaves part of a snapshot
+            return snapshot
     except LocalEntryNotFoundError:
         pass
     except HFValidationError as error:
@@ -301,16 +299,3 @@ def _fetch(model: Model) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{missing}, and downloading failed: {reason} {advice}") from error
-
-
-def reachable(endpoint: str, seconds: float = 3.0) -> bool:
-    """Whether a server answers at all; asked first, because the hub library retries for a minute."""
-    parts = urlsplit(endpoint)
-    port = parts.port or (80 if parts.scheme == "http" else 443)
-    if parts.scheme in getproxies():
-        return True  # only the proxy knows
-    try:
-        with socket.create_connection((parts.hostname or "", port), timeout=seconds):
-            return True
-    except OSError:
-        return False

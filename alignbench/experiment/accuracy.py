@@ -23,6 +23,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alignbench import plugins
 from alignbench.analysis.statistics import WinRate, win_rate
 from alignbench.analysis.tables import Table, percent, plain
 from alignbench.diffusion import models
@@ -360,7 +361,7 @@ def _size(content: bytes) -> tuple[int, int]:
 
 def _rewards(spec: AccuracySpec, model: models.Model | None) -> dict[str, Reward]:
     """The scorers that were named; where nothing is to be measured yet, those of the model's preset."""
-    names = list(dict.fromkeys(spec.scorers))
+    names = list(dict.fromkeys(plugins.canonical("rewards", name) for name in spec.scorers))
     if not names and not spec.adapters and model is not None:
         names = list(defaults_of(model).scorers)
         if not names:

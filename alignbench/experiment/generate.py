@@ -21,7 +21,7 @@ from alignbench.errors import RunError, Unsupported
 from alignbench.experiment.progress import Progress
 from alignbench.experiment.rewarding import checked
 from alignbench.files import append_line, complete_lines, replace_file
-from alignbench.images import to_bytes
+from alignbench.images import as_tensor, to_bytes
 from alignbench.interface import Prompt, Reward, Sampler, Start
 from alignbench.keys import Key
 
@@ -79,7 +79,7 @@ class ImageStore:
             path = self.path(slot, picture=True)
             if path.exists():
                 with Image.open(path) as image:
-                    images.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255)
+                    images.append(as_tensor(image))
             else:
                 images.append(torch.from_numpy(np.load(self.path(slot, picture=False), allow_pickle=False)))
         return torch.stack(images)
@@ -147,6 +147,7 @@ def score(
     batch: int,
     folder: Path,
     progress: Progress,
+    device: str = "cpu",
 ) -> tuple[dict[str, dict[Slot, float]], dict[str, dict[Slot, str]]]:
     """Scores and reasons of failed scores, by scorer and image."""
     store, log = ImageStore(folder / "images"), folder / SCORED
@@ -161,7 +162,8 @@ def score(
         for chunk in chunked(wanted, batch):
             missing = [slot for slot in chunk if slot not in values[name] and slot not in failures[name]]
             if missing:
-                scored = score_images(name, reward, store.read(missing), [prompts[slot.place] for slot in missing])
+                images = store.read(missing).to(device)
+                scored = score_images(name, reward, images, [prompts[slot.place] for slot in missing])
                 rows = []
                 for slot, (value, reason) in zip(missing, scored, strict=True):
                     if reason is None:

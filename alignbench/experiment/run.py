@@ -37,7 +37,7 @@ from alignbench.experiment.result import Costs, Evaluation, Metric, PromptRow, R
 from alignbench.experiment.rewarding import MeteredReward, identity
 from alignbench.experiment.spec import Cell
 from alignbench.files import remove_leftovers, write_text
-from alignbench.interface import Algorithm, Pipeline, Sampler, TestTimeAlgorithm
+from alignbench.interface import Algorithm, Pipeline, Sampler, TestTimeAlgorithm, Truncates
 from alignbench.keys import Key
 from alignbench.preferences.cache import TensorCache
 from alignbench.preferences.choosing import choose
@@ -156,7 +156,8 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
         cost, seconds = generation.generate(
             sampler, cell.evaluated, wanted, cell.spec.eval_seed, batch, meter, cell.folder, progress, start
         )
-        values, failures = generation.score(cell.scorers, cell.evaluated, wanted, batch, cell.folder, progress)
+        values, failures = generation.score(cell.scorers, cell.evaluated, wanted, batch, cell.folder, progress, device)
+        _say_truncated(cell, progress)
         images = generation.ImageStore(cell.folder / "images")
         metrics = optimality.metrics(cell, pipeline, sampler, images, wanted)
     except (Diverged, Unsupported) as error:
@@ -208,6 +209,13 @@ def _check_scorers(cell: Cell, pipeline: Pipeline) -> None:
     for name, scorer in cell.scorers.items():
         if reason := scorer.unsupported(cell.evaluated, shape):
             raise InputError(f"scorer {name!r} cannot score images of model {cell.spec.model!r}: {reason}")
+
+
+def _say_truncated(cell: Cell, progress: Progress) -> None:
+    """Say which scorers did not read some prompts to their end."""
+    for name, scorer in cell.scorers.items():
+        if isinstance(scorer, Truncates) and (cut := sum(scorer.truncated(cell.evaluated))):
+            progress.say(f"{name} reads {cut} of {len(cell.evaluated)} prompts cut off at its longest")
 
 
 def _align(algorithm: Algorithm, problem: CellProblem) -> Sampler:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from alignbench import plugins
 from alignbench.diffusion import models
@@ -34,6 +36,7 @@ from alignbench.preferences.source import open_pairs
 from alignbench.testbed.problem import problem_of
 
 DType = Literal["float32", "float16", "bfloat16"]
+ScorerDType = Literal["float32", "bfloat16"]
 EXACT_PAIRS = 10_000  # of the mixture, by default
 PAIR_OPTIONS = ("pairs", "pair_count", "pair_candidates", "pair_ties", "pair_models", "pair_crop")
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -57,6 +60,8 @@ class RunSpec(BaseModel):
     pair_models: str | None = None
     pair_crop: Crop = "centre"
     scorers: tuple[str, ...] | None = None
+    scorer_dtype: ScorerDType = "float32"
+    allow_unverified: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
     eval_seed: Annotated[int, Field(ge=0)] = 0
     set: dict[str, Any] = {}
@@ -76,6 +81,20 @@ class RunSpec(BaseModel):
     task: Literal["generate", "sdedit"] = "generate"
     images: Path | None = None
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @field_validator("reward", "scorers")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        """Scorers under the names that results use, whichever the user typed."""
+        if isinstance(value, tuple):
+            return tuple(plugins.canonical("rewards", name) for name in value)
+        return value and plugins.canonical("rewards", value)
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """How learned rewards are to be made, where that is not as usual."""
+        chosen = {"dtype": self.scorer_dtype, "allow_unverified": self.allow_unverified}
+        return {name: value for name, value in chosen.items() if value not in ("float32", False)}
 
 
 def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
@@ -169,7 +188,7 @@ def resolve(spec: RunSpec) -> Cell:
 
     default_reward = defaults.reward(evaluated)
     reward_name = spec.reward or default_reward
-    reward = reward_of(reward_name) if reward_name else None
+    reward = reward_of(reward_name, spec.scoring) if reward_name else None
     chosen, pairs = _pairs(spec, defaults, algorithm, model, whole, train_name, reward_name)
     scorers = _scorers(spec, defaults, reward_name, evaluated)
     configuration = Configuration(
@@ -363,12 +382,18 @@ def _pairs(
 
 def label(name: str) -> str:
     """A plug-in's name in columns and file names: of `path/file.py:Name`, the last part; of weights, the stem."""
+    plain, equals, weights = name.partition("=")
+    if equals and plain.isidentifier():
+        return f"{plain}-{Path(weights).stem}"
     return Path(name).stem if name.endswith(plugins.WEIGHTS) else name.rpartition(":")[2]
 
 
-def reward_of(name: str) -> Reward:
-    """The reward a name means. Raises InputError where it does not fit the interface."""
-    reward = plugins.load("rewards", name)()
+def reward_of(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> Reward:
+    """The reward a name means, with those of the options that it has (dtype, allow_unverified). Raises InputError where
+    it does not fit the interface."""
+    kind = plugins.load("rewards", name)
+    known = inspect.signature(kind).parameters
+    reward = kind(**{option: value for option, value in options.items() if option in known})
     if not isinstance(reward, Reward):
         raise InputError(f"reward {name!r} lacks one of: differentiable, __call__, with_grad, info, unsupported.")
     return reward
@@ -383,7 +408,7 @@ def _scorers(
     wanted = [*([reward_name] if reward_name else []), *(defaults.scorers if spec.scorers is None else spec.scorers)]
     chosen, why = {}, ""
     for name in dict.fromkeys(wanted):
-        reward = reward_of(name)
+        reward = reward_of(name, spec.scoring)
         reason = reward.unsupported(evaluated, ())
         if reason is None and label(name) in chosen:
             raise InputError(f"two scorers would be called {label(name)!r}, one of them {name!r}; rename a file.")
@@ -417,6 +442,8 @@ def _stem(spec: RunSpec, model: models.Model, default_reward: str | None, config
             "kernel",
             "dtype",
             "scorers",
+            "scorer_dtype",
+            "allow_unverified",
             "train_prompts",
             "budget",
             "task",

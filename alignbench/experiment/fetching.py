@@ -1,0 +1,78 @@
+"""What a later run without network needs: files of scorers and prompt sets, and models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from alignbench import plugins
+from alignbench.diffusion import models
+from alignbench.downloads import File, NeedsFiles, look_up, obtain
+from alignbench.errors import InputError
+
+Kind = Literal["scorers", "prompts", "models"]
+GROUPS: dict[str, plugins.Group] = {"scorers": "rewards", "prompts": "benchmarks"}
+REMOTE = ("embedded", "exact")  # sources of models that need no download
+
+
+def needed(kind: Kind, names: Sequence[str] = ()) -> dict[str, tuple[File, ...]]:
+    """The files of each plug-in named; where none is, of all that need any. Raises InputError for one without files."""
+    group = GROUPS[kind]
+    found: dict[str, tuple[File, ...]] = {}
+    for name in [plugins.canonical(group, name) for name in names] or plugins.own_names(group):
+        plugin = plugins.load(group, name)
+        if isinstance(plugin, NeedsFiles):
+            found[name] = tuple(plugin.files)
+        elif names:
+            raise InputError(f"{plugins.KINDS[group]} {name!r} needs no files; leave it out.")
+    return found
+
+
+def fetch(kind: Kind, names: Sequence[str], folder: Path | None, say: Callable[[str], None]) -> list[Path]:
+    """Download what is not there, verified, below the folder where one is named, else into the caches."""
+    if kind == "models":
+        return [_fetch_model(name, folder, say) for name in names or _downloadable()]
+    wanted = needed(kind, names)
+    files = list(dict.fromkeys(file for files in wanted.values() for file in files))
+    paths = []
+    for number, file in enumerate(files, start=1):
+        say(f"{number} of {len(files)}: {file.place} ({megabytes(file)})")
+        paths.append(obtain(file, folder))
+        say(f"  in {paths[-1]}, verified")
+    return paths
+
+
+def present() -> list[tuple[str, File, str]]:
+    """Each scorer's files and whether they are on this machine, by their sizes: contents are checked when used."""
+    rows = []
+    for name, files in needed("scorers").items():
+        for file in files:
+            path = look_up(file)
+            if path is None:
+                state = f"missing ({megabytes(file)})"
+            elif file.size is not None and path.stat().st_size != file.size:
+                state = f"of another size ({path.stat().st_size} bytes, published {file.size}): {path}"
+            else:
+                state = f"here: {path}"
+            rows.append((name, file, state))
+    return rows
+
+
+def megabytes(file: File) -> str:
+    """A size for people."""
+    return f"{file.size / 1e6:,.1f} MB" if file.size is not None else "size not published"
+
+
+def _downloadable() -> list[str]:
+    return [model.name for model in models.PRESETS.values() if model.source not in REMOTE]
+
+
+def _fetch_model(name: str, folder: Path | None, say: Callable[[str], None]) -> Path:
+    model = models.find(name)
+    if model.source in REMOTE or Path(model.source).is_dir():
+        raise InputError(f"model {name!r} needs no download; leave it out.")
+    say(f"model {name}: {model.source}")
+    path = models.fetch(model, folder / model.name if folder else None)
+    say(f"  in {path}")
+    return path

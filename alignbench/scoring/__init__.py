@@ -1,0 +1,1 @@
+"""What learned scorers share: checkpoints, preprocessing, encoders whose features are computed once, heads."""

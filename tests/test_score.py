@@ -1,0 +1,168 @@
+"""`alignbench score`: pictures that are there already, with their prompts, scored once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from parity import recipe
+from PIL import Image
+
+from alignbench import plugins
+from alignbench.cli import run_command_line
+from alignbench.errors import InputError
+from alignbench.experiment.progress import Progress
+from alignbench.experiment.score import items_of, score_items, summary
+from alignbench.images import as_tensor
+
+MODES = ("RGB", "RGBA", "L", "P")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Four pictures of three sizes and four kinds, and their prompts."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = tmp_path / "pictures"
+    place.mkdir()
+    for i, mode in enumerate(MODES):
+        Image.fromarray(recipe.pictures()[i % 3][:50, : 40 + i // 2]).convert(mode).save(place / f"{i:05d}.png")
+    (tmp_path / "prompts.txt").write_text("a star\na circle\n" + "star " * 90 + "\na square\n")
+    return place
+
+
+def arguments(folder, *more: str) -> list[str]:
+    return ["score", str(folder), "--prompts", str(folder.parent / "prompts.txt"), *more]
+
+
+def scored(items, reward, tmp_path, batch=2):
+    return score_items(items, {"it": reward}, batch, "cpu", tmp_path / "kept", Progress(quiet=True))
+
+
+def test_every_picture_of_a_folder_gets_its_score(folder, capsys):
+    assert run_command_line(arguments(folder, "--scorers", "jpeg_compressibility", "--json")) == 0
+    report = json.loads(capsys.readouterr().out)
+    reward = plugins.load("rewards", "jpeg_compressibility")()
+    for i, row in enumerate(report["rows"]):
+        with Image.open(folder / f"{i:05d}.png") as image:
+            expected = reward(as_tensor(image)[None], []).item()
+        assert row["scores"] == {"jpeg_compressibility": pytest.approx(expected)}
+        assert row["image"] == str(folder / f"{i:05d}.png")
+    assert [row["text"] for row in report["rows"]][:2] == ["a star", "a circle"]
+    values = [row["scores"]["jpeg_compressibility"] for row in report["rows"]]
+    assert report["summary"]["jpeg_compressibility"]["mean"] == pytest.approx(sum(values) / 4)
+    assert report["scorers"]["jpeg_compressibility"]["id"] == "jpeg_compressibility"
+
+
+def test_a_summary_names_the_scorer_and_counts_what_was_cut_off(folder, scorer_files, tmp_path, capsys):
+    items = items_of(folder, str(folder.parent / "prompts.txt"))
+    report = scored(items, recipe.scorer("clip_l14"), tmp_path)
+    assert summary(report)["it"] | {"mean": 0, "deviation": 0, "min": 0, "max": 0} == {
+        "images": 4, "failed": 0, "truncated": 1, "mean": 0, "deviation": 0, "min": 0, "max": 0,
+    }  # fmt: skip
+    assert run_command_line(arguments(folder, "--scorers", "jpeg_compressibility")) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[1].split()[:4] == ["jpeg_compressibility", "4", "0", "-"]
+
+
+class Counting:
+    """A scorer that counts what it scores, and stops where it is told to."""
+
+    differentiable = False
+
+    def __init__(self, stop: int = 100) -> None:
+        self.seen, self.stop = 0, stop
+
+    def __call__(self, images, prompts):
+        if self.seen >= self.stop:
+            raise KeyboardInterrupt
+        self.seen += len(images)
+        return images.mean((1, 2, 3))
+
+    with_grad = __call__
+
+    def info(self):
+        return plugins.load("rewards", "jpeg_compressibility")().info()
+
+    def unsupported(self, prompts, image_shape):
+        return None
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped_and_a_finished_one_scores_nothing(folder, tmp_path):
+    items = items_of(folder, str(folder.parent / "prompts.txt"))
+    with pytest.raises(KeyboardInterrupt):
+        scored(items, Counting(stop=2), tmp_path)
+    rest = Counting()
+    report = scored(items, rest, tmp_path)
+    assert rest.seen == 2
+    again = Counting()
+    assert [row.scores for row in scored(items, again, tmp_path).rows] == [row.scores for row in report.rows]
+    assert again.seen == 0
+    Image.new("RGB", (9, 9)).save(folder / "00001.png")  # another picture under the name
+    scored(items, again, tmp_path)
+    assert again.seen == 1
+
+
+def test_scores_of_another_precision_are_not_taken_for_these(folder, scorer_files, tmp_path):
+    items = items_of(folder, str(folder.parent / "prompts.txt"))
+    full = scored(items, recipe.scorer("clip_l14"), tmp_path)
+    half = scored(items, recipe.scorer("clip_l14", dtype="bfloat16"), tmp_path)
+    assert [row.scores for row in full.rows] != [row.scores for row in half.rows]
+
+
+def test_a_failed_picture_is_a_row_with_a_reason_and_is_tried_again(folder, tmp_path):
+    class Failing(Counting):
+        def __call__(self, images, prompts):
+            if any(prompt.text == "a circle" for prompt in prompts):
+                raise ValueError("no circles")
+            return super().__call__(images, prompts)
+
+    items = items_of(folder, str(folder.parent / "prompts.txt"))
+    report = scored(items, Failing(), tmp_path)
+    assert [row.scores["it"] is None for row in report.rows] == [False, True, False, False]
+    assert report.rows[1].failures == {"it": "ValueError: no circles"}
+    assert summary(report)["it"]["failed"] == 1
+    assert scored(items, Counting(), tmp_path).rows[1].scores["it"] is not None
+
+
+def test_the_images_of_a_result_are_scored_with_its_prompts(make_result, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = make_result("cell", [1.0, 2.0, 3.0, 4.0], samples=2)
+    (tmp_path / "cell" / "images").mkdir(parents=True)
+    for i in range(2):
+        for sample in range(2):
+            image = Image.fromarray(recipe.pictures()[i + sample])
+            image.save(tmp_path / "cell" / "images" / f"{i:05d}-{sample}.png")
+    assert run_command_line(["score", str(path), "--scorers", "jpeg_compressibility", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["prompt"], row["sample"], row["text"]) for row in rows] == [
+        ("p0", 0, "prompt p0"), ("p0", 1, "prompt p0"), ("p1", 0, "prompt p1"), ("p1", 1, "prompt p1"),
+    ]  # fmt: skip
+    (tmp_path / "cell" / "images" / "00001-0.png").unlink()
+    with pytest.raises(InputError, match=r"has no picture .*00001-0\.png"):
+        items_of(path, None)
+    with pytest.raises(InputError, match="has its own prompts"):
+        items_of(path, "parti")
+
+
+def test_pictures_and_prompts_that_do_not_fit_are_refused(folder, tmp_path):
+    prompts = str(folder.parent / "prompts.txt")
+    with pytest.raises(InputError, match="say what the pictures"):
+        items_of(folder, None)
+    with pytest.raises(InputError, match="neither a folder of pictures nor a result file"):
+        items_of(tmp_path / "nothing", prompts)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no pictures"):
+        items_of(tmp_path / "empty", prompts)
+    (folder / "00003.png").rename(folder / "00007-1.png")
+    with pytest.raises(InputError, match=r"is of prompt number 7, but .* has 4, from 0 on"):
+        items_of(folder, prompts)
+    (folder / "00007-1.png").rename(folder / "z.png")
+    assert [item.prompt.text for item in items_of(folder, prompts)][::3] == ["a star", "a square"]
+    (folder / "00002.png").unlink()
+    with pytest.raises(InputError, match=r"holds 3 pictures and .* 4 prompts"):
+        items_of(folder, prompts)
+    (folder / "z.png").unlink()
+    assert [item.prompt.text for item in items_of(folder, prompts)] == ["a star", "a circle"]  # numbered: some suffice
+    (folder / "00001.png").write_bytes(b"not a picture")
+    with pytest.raises(InputError, match=r"00001\.png cannot be read as a picture"):
+        scored(items_of(folder, prompts), Counting(), tmp_path)
