@@ -293,6 +293,13 @@ SHORT = {
     "dpok": ({"steps": 20, "set": {"rounds": 15}}, 0.3, 0.16),
     "d3po": ({"steps": 20, "set": {"samples_per_round": 256}}, 0.27, 0.18),
     "reward_weighted_regression": ({"set": {"samples_per_round": 1024, "updates_per_round": 4}}, 0.24, 0.15),
+    "classifier_guidance": ({"steps": 50}, 0.07, 0.07),
+    "universal_guidance": ({"steps": 20}, 0.16, 0.15),
+    "svdd": ({"steps": 20, "set": {"candidates": 8}}, 0.33, 0.12),
+    "steering": ({"steps": 20, "set": {"n": 16, "interval": 4}}, 0.38, 0.15),
+    "demon": ({"set": {"candidates": 4, "steps": 15, "value_steps": 3}}, 0.36, 0.11),
+    "doodl": ({"set": {"steps": 10, "updates": 4}}, 0.94, 0.09),
+    "noise_search": ({"steps": 10, "set": {"iterations": 2}}, 0.96, 0.26),
 }
 
 

@@ -127,7 +127,8 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
         name = own["algorithm"]
         peers = [other for other in facts if other["algorithm"] == name]
         differing = [k for k in own if any(peer.get(k) != own[k] for peer in peers)]
-        details = dict.fromkeys(f"{k.rpartition('.')[2]}={own[k]}" for k in differing if own[k] != "None")
+        said = [k for k in differing if own[k] != "None" or not k.startswith("fields.")]  # None: as in evaluation
+        details = dict.fromkeys(f"{k.rpartition('.')[2]}={own[k]}" for k in said)
         methods.append(Method(" ".join([name, *details]), group))
     return sorted(methods, key=lambda method: (method.first.trains, natural(method.label)))
 
