@@ -17,9 +17,19 @@ from alignbench.experiment import result as results
 from alignbench.experiment.problem import CellProblem
 from alignbench.experiment.progress import Progress
 from alignbench.experiment.rewarding import MeteredReward
+from alignbench.experiment.spec import Cell, resolve
+from alignbench.experiment.suite import read_suite
 from alignbench.testbed.toys import grid
 
 TOY = Path(__file__).parent / "plugins" / "toy.py"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def reference_cells() -> list[Cell]:
+    """The cells of the embedded model's reference results, once for all tests: resolving them takes seconds."""
+    specs = read_suite(ROOT / "benchmarks" / "suites" / "tiny.yaml")
+    return [resolve(spec.model_copy(update={"output": ROOT / "results"})) for spec in specs]
 
 
 @pytest.fixture(autouse=True)

@@ -303,7 +303,13 @@ SHORT = {
 }
 
 
-@pytest.mark.parametrize("name", plugins.own_names("algorithms"))
+# Their cells on the testbed are committed and checked with every run; here they train anew, for ten seconds each.
+SLOW = ("d3po", "draft", "refl", "reward_weighted_regression", "sft")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in plugins.own_names("algorithms")]
+)
 def test_an_algorithm_comes_close_to_the_optimum_of_the_easy_problem(name, tmp_path):
     assert name in SHORT, f"state what {name} reaches on the gaussian problem"
     options, regret, excess = SHORT[name]

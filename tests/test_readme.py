@@ -8,18 +8,16 @@ from pathlib import Path
 import pytest
 
 from alignbench.cli import run_command_line
-from alignbench.experiment.spec import resolve
-from alignbench.experiment.suite import read_suite
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def reference(monkeypatch) -> list[str]:
+def reference(reference_cells, monkeypatch) -> list[str]:
     """The committed result files, relative to the repository."""
     monkeypatch.chdir(ROOT)
-    return sorted({str(resolve(spec).path) for spec in read_suite(Path("benchmarks/suites/tiny.yaml"))})
+    return sorted(f"results/{cell.path.name}" for cell in reference_cells)
 
 
 def test_the_table_is_what_compare_prints(reference, capsys):

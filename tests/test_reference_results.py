@@ -12,19 +12,16 @@ from alignbench.analysis.compare import compare
 from alignbench.experiment import result as results
 from alignbench.experiment.run import environment, run_cell
 from alignbench.experiment.spec import RunSpec, resolve
-from alignbench.experiment.suite import read_suite
 
 ROOT = Path(__file__).resolve().parents[1]
-SPECS = read_suite(ROOT / "benchmarks" / "suites" / "tiny.yaml")
 SHORT = Path(__file__).parent / "golden" / "tiny-shapes-ddpo-short-seed0.json"
 # A cell that trains, in seconds: what the committed SHORT was made with.
 SHORT_SPEC = {"algo": "ddpo", "name": "short", "limit": 16, "set": {"rounds": 2, "samples_per_round": 32, "batch": 8}}
 
 
 @pytest.fixture(scope="module")
-def files() -> dict[str, results.Result]:
-    paths = {resolve(spec).path.name for spec in SPECS}
-    return {name: results.read(ROOT / "results" / name) for name in sorted(paths)}
+def files(reference_cells) -> dict[str, results.Result]:
+    return {path.name: results.read(path) for path in sorted(cell.path for cell in reference_cells)}
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +40,9 @@ def test_every_cell_of_the_suite_is_there_and_complete(files):
         assert len({r.evaluation.fingerprint for r in files.values()}) == 1
 
 
-def test_the_results_are_of_the_code_as_it_stands(files):
+def test_the_results_are_of_the_code_as_it_stands(files, reference_cells):
     """Same prompts, scorers, hyper-parameters and model: a change of any of them needs the suite to be run again."""
-    for spec in SPECS:
-        cell = resolve(spec.model_copy(update={"output": ROOT / "results"}))
+    for cell in reference_cells:
         stored = files[cell.path.name]
         assert stored.configuration.differences(cell.configuration) == []
         assert stored.evaluation.prompts_sha256 == cell.prompts_sha256
