@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,16 @@ def test_best_of_n_rises_with_n(versus):
     assert sorted(means) == means
     assert sorted(rates) == rates
     assert rates[0] > 0.5
+
+
+def test_diffusion_dpo_agrees_with_held_out_labels_as_readme_says():
+    content = json.loads((ROOT / "results" / "accuracy" / "tiny-diffusion_dpo.json").read_text(encoding="utf-8"))
+    assert content["pairs"]["used"] == 1000
+    found = {row["name"]: row["accuracy"]["half"] for row in content["rows"]}
+    seeds = [found[f"tiny-shapes-diffusion_dpo-seed{seed}"] for seed in (1, 2, 3)]
+    assert all(accuracy["low"] > 0.55 for accuracy in seeds)
+    assert [round(accuracy["rate"], 3) for accuracy in seeds] == [0.652, 0.637, 0.633]
+    assert round(found["shapes_style"]["rate"], 3) == 0.713
 
 
 def same_machine(stored: results.Result) -> bool:
