@@ -92,11 +92,12 @@ def test_a_run_with_a_budget_keeps_it_in_its_file_and_seconds_are_measured_once(
     cell = resolve(parse_spec(toy_cell("best_of_n", budget={"seconds": 0.02}), "test"))
     first = run_cell(cell, quiet=True).result
     assert first.budget["seconds_per_denoiser"] > 0
-    (kept,) = cell.path.parent.glob(".seconds-*.json")
+    (kept,) = cell.path.parent.glob(".seconds-*")
     assert {**json.loads(kept.read_text()), "seconds": 0.02} == first.budget
     assert cell.path != outcome.path
     other = run_cell(resolve(parse_spec(toy_cell("noise_search", budget={"seconds": 0.02}), "test")), quiet=True).result
     assert other.budget == first.budget  # what a second comes to is the same for all methods
+    assert len(compare([cell.path.parent]).groups) == 1  # what is kept beside results is none
 
 
 @pytest.mark.parametrize(

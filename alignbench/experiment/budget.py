@@ -30,7 +30,8 @@ def resolve_budget(
         return dict(budget)
     device = str(problem.pipeline.initial_noise([Key("budget", 0)]).device)
     about = [dict(problem.pipeline.info()), problem.reward.info().id, dtype, device, torch.get_num_threads()]
-    path = folder / f".seconds-{hashlib.sha256(canonical(about).encode()).hexdigest()[:12]}.json"
+    digest = hashlib.sha256(canonical(about).encode()).hexdigest()[:12]
+    path = folder / f".seconds-{digest}"  # without .json: those are results
     if not path.exists():
         write_text(path, json.dumps(_measured(problem, prompts)) + "\n")
     try:
