@@ -59,6 +59,11 @@ def run(
     device: str | None = None,
     batch_size: int | None = None,
     checkpointing: Flag = False,
+    adapter: Path | None = None,
+    vae: str | None = None,
+    vae_slicing: Flag = False,
+    vae_tiling: Flag = False,
+    resolution: str | None = None,
     budget: Annotated[list[str] | None, Parameter(negative=())] = None,
     task: Literal["generate", "sdedit"] | None = None,
     images: Path | None = None,
@@ -75,7 +80,7 @@ def run(
     algo: str
         Algorithm: a name from `alignbench list`, package.module:Name, or path/file.py:Name.
     model: str
-        tiny (default), mixture, sd15, sd21, a diffusers folder, or a hub id.
+        tiny (default), mixture, sd15, sdxl, another name of `alignbench list models`, a diffusers folder, or a hub id.
     reward: str
         Reward to optimise; also a name, package.module:Name, or path/file.py:Name; a learned one with weights of
         one's own as NAME=FILE.
@@ -134,6 +139,17 @@ def run(
         Images generated at once.
     checkpointing: bool
         Keep no activations while training but compute them again: less memory, a third more time.
+    adapter: Path
+        A trained adapter (a cell's folder or result file, a LoRA, a folder or hub id with a fine-tuned unet) that the
+        model has from the start; for methods that do not train.
+    vae: str
+        An autoencoder in the place of the model's own, such as madebyollin/sdxl-vae-fp16-fix: a folder or a hub id.
+    vae_slicing: bool
+        Decode one image after another: less memory.
+    vae_tiling: bool
+        Decode large images in tiles: less memory, other pixels near the seams.
+    resolution: str
+        Pixels of the images, such as 512, or HEIGHTxWIDTH; by default the model's own.
     budget: str
         What a test-time method may spend on an image, such as nfe=800 (denoiser evaluations, backward ones and
         guidance included), reward_evals=20, or seconds=2 (turned into counts once); it chooses its free parameter.
@@ -160,7 +176,7 @@ def run(
     from alignbench.experiment.suite import read_yaml
 
     values = read_yaml(flags["config"]) if flags["config"] else {}
-    for name in ("checkpointing", "allow_unverified"):  # a --config file may ask for it
+    for name in ("checkpointing", "allow_unverified", "vae_slicing", "vae_tiling"):  # a --config file may ask for it
         given[name] = given[name] or None
     chosen = {name: value for name, value in given.items() if value is not None}
     if isinstance(values.get("set"), dict) and "set" in chosen:

@@ -7,6 +7,7 @@ import torch
 
 from alignbench import Key, LoRA, Prompt, Sampling
 from alignbench.diffusion import models
+from alignbench.diffusion.checkpoints import Options
 from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.rollout import PipelineSampler, rollout
 from alignbench.experiment.run import run_cell
@@ -24,7 +25,7 @@ def _device():
 
 
 def load(device, dtype="float32"):
-    return models.load(models.PRESETS["tiny"], Meter(), device, dtype)
+    return models.load(models.PRESETS["tiny"], Meter(), Options(device, dtype))
 
 
 def test_the_pictures_are_those_of_the_cpu():

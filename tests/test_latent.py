@@ -13,6 +13,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from alignbench import BiasFineTune, Condition, FullFineTune, LoRA, Pipeline, Policy, Prompt, Sampling
 from alignbench.diffusion import models
+from alignbench.diffusion.checkpoints import Options
 from alignbench.diffusion.meter import Cost, Meter
 from alignbench.diffusion.rollout import PipelineSampler, rollout
 from alignbench.keys import Key
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`") 
 
 
 def load(dtype: str = "float32"):
-    return models.load(TINY, Meter(), dtype=dtype)
+    return models.load(TINY, Meter(), Options(dtype=dtype))
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +349,7 @@ def test_the_gradient_reaches_the_policys_weights_and_no_others(fresh, condition
     assert all(parameter.grad is not None for parameter in policy.parameters())
     own = {id(parameter) for parameter in policy.parameters()}
     parts = fresh.components
-    for network in (parts.text_encoder, parts.unet, parts.autoencoder, policy.unet):
+    for network in (*parts.text.networks, parts.unet, parts.autoencoder, policy.unet):
         others = [parameter for parameter in network.parameters() if id(parameter) not in own]
         assert all(parameter.grad is None and not parameter.requires_grad for parameter in others)
         assert not network.training
@@ -545,7 +546,7 @@ def test_half_precision_computes_in_half_and_trains_in_float32(
     """The float16 autoencoder is kept in float32, where `force_upcast` says that its activations overflow."""
     half = load(dtype)
     assert str(half.components.unet.dtype) == f"torch.{dtype}"
-    assert str(half.components.text_encoder.dtype) == f"torch.{dtype}"
+    assert str(half.components.text.networks[0].dtype) == f"torch.{dtype}"
     assert str(half.components.autoencoder.dtype) == f"torch.{autoencoder}"
     assert half.info()["dtype"] == dtype
     own = half.condition(PROMPTS[:2])

@@ -169,7 +169,11 @@ def test_a_hub_id_is_taken_as_it_is():
     [
         ("tinny", "no model named 'tinny'. Did you mean tiny?"),
         ("sd1.5", "no model named 'sd1.5'. Did you mean sd15"),
-        ("unheard", "Known: a diffusers folder, a hub id such as org/name, mixture, sd15, sd21, tiny."),
+        (
+            "unheard",
+            "Known: a diffusers folder, a hub id such as org/name, dreamlike, mixture, sd15, sd15_dpo, sd21, "
+            "sdxl, sdxl_dpo, sdxl_refiner, tiny.",
+        ),
         ("./missing/folder", "no model named './missing/folder'."),
         ("../missing", "no model named '../missing'."),
         ("a/b/c", "no model named 'a/b/c'."),
@@ -227,7 +231,7 @@ def test_the_mixture_and_the_embedded_model_need_no_network(no_network):
         (b"{", r"model_index.json is not JSON"),
         (b"\xff\xfe", r"model_index.json is not JSON"),
         (b"[]", r"model_index.json does not hold a JSON object"),
-        (b'{"_class_name": "StableDiffusionXLPipeline"}', r"class 'StableDiffusionXLPipeline' are not supported"),
+        (b'{"_class_name": "FluxPipeline"}', r"class 'FluxPipeline' are not supported; .* 2\.x or XL\)"),
         (b"{}", r"class None are not supported; expected StableDiffusionPipeline"),
     ],
 )

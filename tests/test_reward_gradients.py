@@ -13,6 +13,7 @@ import torch
 from alignbench import Key, LoRA, Prompt, Prompts, RewardInfo, Sampling, plugins
 from alignbench.diffusion import models
 from alignbench.diffusion.backprop import before_steps, sample_through
+from alignbench.diffusion.checkpoints import Options
 from alignbench.diffusion.meter import Cost, Meter
 from alignbench.diffusion.mixture import MixturePipeline
 from alignbench.diffusion.rollout import initial_noise, rollout, step_noise
@@ -444,7 +445,9 @@ def test_checkpointed_gradients_on_the_embedded_model_are_those_of_kept_activati
     reward = plugins.load("rewards", "shapes_preference")()
     found = []
     for checkpointing in (False, True):
-        policy = models.load(models.find("tiny"), Meter(), checkpointing=checkpointing).adapt(LoRA(2), Key("adapter"))
+        policy = models.load(models.find("tiny"), Meter(), Options(checkpointing=checkpointing)).adapt(
+            LoRA(2), Key("adapter")
+        )
         policy = moved(policy)
         rest = (sampling, arguments) if arguments else (sampling,)
         found.append(accumulated(algorithm, policy, *rest, reward=reward, prompts=prompts, keys=KEYS[:2])[0])

@@ -1,6 +1,6 @@
-"""Stable Diffusion 1.x and 2.x through diffusers, with LoRA through peft and fine-tuning of all weights or the biases.
+"""Stable Diffusion 1.x, 2.x and XL through diffusers, with LoRA through peft, or all weights or the biases fine-tuned.
 
-The text encoder, autoencoder and base denoiser are frozen. A LoRA policy shares the base denoiser and switches its own
+The text encoders, autoencoder and base denoiser are frozen. A LoRA policy shares the base denoiser and switches its own
 adapter on before each forward pass; its reference, and the pipeline it came from, switch all adapters off.
 """
 
@@ -21,6 +21,7 @@ from alignbench.diffusion.checkpointing import Recomputation
 from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
+from alignbench.diffusion.text import TextEncoder, added
 from alignbench.errors import Unsupported
 from alignbench.interface import FullFineTune, LoRA, Prompt, Tuning
 from alignbench.keys import Key
@@ -37,11 +38,11 @@ def sides(sample_size: int | Sequence[int]) -> tuple[int, int]:
 class Components:
     """The networks of one checkpoint, on one device."""
 
-    tokenizer: Any
-    text_encoder: Any
+    text: TextEncoder
     unet: Any
     autoencoder: Any
     schedule: Schedule
+    sides: tuple[int, int]  # height and width of the latents
     info: Mapping[str, Any]
     meter: Meter
     checkpointing: bool = False  # policies compute activations again in the backward pass instead of keeping them
@@ -49,7 +50,7 @@ class Components:
     active: str | None = None  # the adapter that is switched on
 
     def __post_init__(self) -> None:
-        for network in (self.text_encoder, self.unet, self.autoencoder):
+        for network in (*self.text.networks, self.unet, self.autoencoder):
             network.requires_grad_(False).eval()
 
     def switch(self, adapter: str | None) -> None:
@@ -80,10 +81,11 @@ class LatentPipeline:
     adapter: str | None = None
     recomputation: Recomputation | None = None
 
-    def __init__(self, components: Components, unet: Any = None) -> None:
+    def __init__(self, components: Components, unet: Any = None, aligned: Mapping[str, str] | None = None) -> None:
         self.components = components
+        self.aligned = dict(aligned or {})  # what was done to the model that `info` names, before this run
         self.unet = components.unet if unet is None else unet
-        self._null_text: Tensor | None = None
+        self._null: dict[str, Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -95,29 +97,17 @@ class LatentPipeline:
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        return (self.unet.config.in_channels, *sides(self.unet.config.sample_size))
+        return (self.unet.config.in_channels, *self.components.sides)
 
     def info(self) -> Mapping[str, Any]:
         return self.components.info
 
     @torch.no_grad()
     def condition(self, prompts: Sequence[Prompt]) -> Condition:
-        if self._null_text is None:
-            self._null_text = self._encode_text([""])
-        text = self._encode_text([prompt.text for prompt in prompts])
-        return Condition({"text": text}, {"text": self._null_text.expand_as(text)})
-
-    def _encode_text(self, texts: Sequence[str]) -> Float[Tensor, "b tokens dim"]:
-        tokenizer = self.components.tokenizer
-        tokens = tokenizer(
-            list(texts),
-            padding="max_length",
-            truncation=True,
-            max_length=tokenizer.model_max_length,
-            return_tensors="pt",
-        )
-        hidden: Tensor = self.components.text_encoder(tokens.input_ids.to(self.device))[0]
-        return hidden
+        if self._null is None:
+            self._null = self.components.text.null()
+        rows = self.components.text.encode([prompt.text for prompt in prompts])
+        return Condition(rows, {name: self._null[name].expand_as(value) for name, value in rows.items()})
 
     def initial_noise(self, keys: Sequence[Key]) -> Float[Tensor, "b c h w"]:
         return initial_noise(keys, self.latent_shape).to(self.device)
@@ -136,15 +126,15 @@ class LatentPipeline:
         self.components.switch(self.adapter)
         time = torch.as_tensor(t, device=latents.device).expand(len(latents))
         if guidance == 1:
-            native = self._denoise(latents, time, condition.tensors["text"])
+            native = self._denoise(latents, time, condition.tensors)
         else:
-            text = torch.cat([condition.null_tensors["text"], condition.tensors["text"]])
-            null, conditional = self._denoise(torch.cat([latents, latents]), torch.cat([time, time]), text).chunk(2)
+            both = Condition.cat([condition.null, condition]).tensors
+            null, conditional = self._denoise(torch.cat([latents, latents]), torch.cat([time, time]), both).chunk(2)
             native = null + guidance * (conditional - null)
         return self.components.schedule.predict(native, latents, t)
 
     def _denoise(
-        self, latents: Float[Tensor, "n c h w"], t: Int[Tensor, " n"], text: Float[Tensor, "n tokens dim"]
+        self, latents: Float[Tensor, "n c h w"], t: Int[Tensor, " n"], tensors: Mapping[str, Tensor]
     ) -> Float[Tensor, "n c h w"]:
         """The denoiser in its own precision, in and out in float32."""
         dtype, n = self.unet.dtype, len(latents)
@@ -153,8 +143,11 @@ class LatentPipeline:
             # sampling amplifies that. With rows added to make it one, an image depends on its batch by 1e-6 (by 3e-5 on
             # a single thread, where the kernels are others).
             rows = torch.arange(n + -n % 4).clamp(max=n - 1)
-            latents, t, text = latents[rows], t[rows], text[rows]
-        output: Tensor = self.unet(latents.to(dtype), t, encoder_hidden_states=text.to(dtype)).sample.float()[:n]
+            latents, t, tensors = latents[rows], t[rows], {name: value[rows] for name, value in tensors.items()}
+        text = tensors["text"].to(dtype)
+        output: Tensor = self.unet(
+            latents.to(dtype), t, encoder_hidden_states=text, **added(tensors, dtype)
+        ).sample.float()[:n]
         self.components.meter.forward("denoiser", n)
         self.components.meter.watch("denoiser", output, n, recomputed=self.recomputation is not None)
         return output
@@ -220,7 +213,7 @@ class LatentPolicy(LatentPipeline):
         return None if self.recomputation is None else self.recomputation.count
 
     def networks(self) -> list[nn.Module]:
-        return [self.unet, self.components.text_encoder, self.components.autoencoder]
+        return [self.unet, *self.components.text.networks, self.components.autoencoder]
 
     def adapt(self, tuning: Tuning, key: Key) -> LatentPolicy:
         raise Unsupported("a trained policy cannot be adapted again; adapt the pipeline it came from.")
@@ -247,12 +240,14 @@ class LatentPolicy(LatentPipeline):
         if self.adapter is None:
             self.unet.save_pretrained(folder / "unet")
             return
-        from diffusers import StableDiffusionPipeline
+        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
         from diffusers.utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
 
         layers = get_peft_model_state_dict(self.unet, adapter_name=self.adapter)
-        StableDiffusionPipeline.save_lora_weights(
+        sized = self.unet.config.addition_embed_type is not None
+        kind: Any = StableDiffusionXLPipeline if sized else StableDiffusionPipeline
+        kind.save_lora_weights(
             folder,
             unet_lora_layers=convert_state_dict_to_diffusers(layers),
             unet_lora_adapter_metadata=self.unet.peft_config[self.adapter].to_dict(),

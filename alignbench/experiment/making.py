@@ -75,7 +75,9 @@ def make_for(cell: Cell, count: int, candidates: int, folder: Path, quiet: bool 
     assert cell.reward is not None
     assert cell.configuration.reward is not None
     meter = Meter()
-    pipeline = models.load(cell.model, meter, models.device_of(cell.spec.device), cell.spec.dtype)
+    pipeline = models.load(
+        cell.model, meter, cell.options(models.device_of(cell.spec.device)), autoencoder=cell.spec.vae
+    )
     if reason := cell.reward.unsupported(cell.evaluated, pipeline.info()["image_shape"]):
         raise InputError(f"reward {cell.configuration.reward!r} cannot score images of {cell.model.name!r}: {reason}")
     with Progress(quiet) as progress:

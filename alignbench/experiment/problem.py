@@ -81,9 +81,13 @@ class CellProblem:
         if path.exists():
             return False
         write_text(path, json.dumps({"round": self._done, "reason": str(error)}) + "\n")
-        self.meter.total, self.seconds = Cost(), 0.0  # the checkpoint, if there is one, says what was spent
+        self.start_again()
         self.progress.say(f"round {self._done + 1}: {error}; going back to the last good round, and drawing it anew")
         return True
+
+    def start_again(self) -> None:
+        """Before `align` is called once more: the checkpoint, if there is one, says what was spent."""
+        self.meter.total, self.seconds = Cost(), 0.0
 
     def rounds(self, n: int, state: Mapping[str, Any]) -> Iterator[TrainingRound]:
         """See `Problem.rounds`. Killed at any moment, a run repeats at most the round it was in."""

@@ -48,6 +48,10 @@ class Configuration(_Record):
     seed: int | None  # None where the algorithm does not train
     budget: dict[str, float] | None = None  # per image, from which a test-time method chooses its free parameter
     task: dict[str, Scalar] | None = None  # None: images from noise
+    adapter: str | None = None  # digest of the adapter that the model had from the start
+    vae: str | None = None  # an autoencoder in the place of the model's own
+    vae_tiling: bool = False
+    resolution: str | None = None  # in pixels; None: the model's own
 
     def differences(self, other: Configuration) -> list[str]:
         """The names of the entries in which two configurations differ; hyper-parameters as `fields.<name>`."""
@@ -131,6 +135,7 @@ class Costs(_Record):
     per_image: dict[str, float]
     per_image_seconds: float
     peak_memory_bytes: int
+    forward_batch: int | None = None  # of images while training, where memory allowed fewer than asked for
     pairs_seconds: float = 0.0  # of alignment_seconds, spent on making preference pairs: once for all that use them
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -20,11 +21,13 @@ from typing import Any
 
 import torch
 
-from alignbench.diffusion import models
+from alignbench.diffusion import memory, models
+from alignbench.diffusion.adapters import open_policy
+from alignbench.diffusion.latent import LatentPipeline
 from alignbench.diffusion.meter import Cost, Meter
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.downloads import cache_folder
-from alignbench.errors import Diverged, InputError, RunError, Unsupported
+from alignbench.errors import AlignbenchError, Diverged, InputError, RunError, Unsupported
 from alignbench.experiment import generate as generation
 from alignbench.experiment import making, optimality
 from alignbench.experiment import prompts as prompt_sets
@@ -36,6 +39,7 @@ from alignbench.experiment.progress import Progress
 from alignbench.experiment.result import Costs, Evaluation, Metric, PromptRow, Result, Row, Status
 from alignbench.experiment.rewarding import MeteredReward, identity
 from alignbench.experiment.spec import Cell
+from alignbench.experiment.trained import check_model, name_of
 from alignbench.files import remove_leftovers, write_text
 from alignbench.interface import Algorithm, Pipeline, Sampler, TestTimeAlgorithm, Truncates
 from alignbench.keys import Key
@@ -132,12 +136,12 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     device = "cpu" if cell.model.source == "exact" else models.device_of(cell.spec.device)
     meter = Meter()
-    pipeline = models.load(cell.model, meter, device, cell.spec.dtype, cell.evaluated, cell.spec.checkpointing)
+    pipeline, aligned = _pipeline(cell, meter, device)
     _check_scorers(cell, pipeline)
     batch = cell.spec.batch_size or generation.BATCH[3 if len(pipeline.info()["image_shape"]) == 3 else 1]
     problem = _problem(cell, pipeline, meter, batch, progress)
     made = _add_pairs(cell, problem, batch)
-    draft = _Draft(cell, pipeline, device, attempts, started)
+    draft = _Draft(cell, pipeline, aligned, device, attempts, started)
     if not cell.path.exists():
         results.write(cell.path, draft.result("partial", "in progress, or interrupted; the same command continues"))
     try:
@@ -147,7 +151,7 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
         if (budget := cell.configuration.budget) and isinstance(algorithm, TestTimeAlgorithm):
             problem.budget = resolve_budget(budget, cell.path.parent, problem, cell.evaluated, cell.spec.dtype)
             algorithm = algorithm.for_budget(problem.budget, problem)
-        sampler = _align(algorithm, problem)
+        sampler, fewer = _align(algorithm, problem)
         _check_sampling(cell, sampler)
         alignment, alignment_seconds = meter.total, problem.seconds
         sampler.save(cell.folder / "adapter")
@@ -187,6 +191,7 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
         per_image={name: value / len(wanted) for name, value in cost.as_dict().items()},
         per_image_seconds=round(seconds / len(wanted), 5),
         peak_memory_bytes=_peak_memory(device),
+        forward_batch=fewer,
     )
     final = draft.result(
         "complete",
@@ -201,6 +206,20 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
     results.write(cell.path, final)
     _mark(cell, attempts, running=False)
     return Outcome(final, cell.path, resumed_at=problem.resumed_at)
+
+
+def _pipeline(cell: Cell, meter: Meter, device: str) -> tuple[Pipeline, Mapping[str, str]]:
+    """The model, with the adapter that was asked for, and what was done to it before this run."""
+    pipeline = models.load(cell.model, meter, cell.options(device), cell.evaluated, cell.spec.vae)
+    aligned = dict(pipeline.aligned) if isinstance(pipeline, LatentPipeline) else {}
+    if cell.adapter is None:
+        return pipeline, aligned
+    check_model(cell.adapter, pipeline)
+    policy = open_policy(pipeline, cell.adapter)
+    for parameter in policy.parameters():
+        parameter.requires_grad_(False)
+    aligned["adapter"] = f"{name_of(cell.adapter)}@{str(cell.configuration.adapter)[:12]}"
+    return policy, aligned
 
 
 def _check_scorers(cell: Cell, pipeline: Pipeline) -> None:
@@ -218,14 +237,33 @@ def _say_truncated(cell: Cell, progress: Progress) -> None:
             progress.say(f"{name} reads {cut} of {len(cell.evaluated)} prompts cut off at its longest")
 
 
-def _align(algorithm: Algorithm, problem: CellProblem) -> Sampler:
-    """The sampler of the aligned model; a run that diverges once goes on from its last good round."""
-    try:
-        return algorithm.align(problem)
-    except Diverged as error:
-        if not problem.roll_back(error):
-            raise
-        return algorithm.align(problem)
+def _align(algorithm: Algorithm, problem: CellProblem) -> tuple[Sampler, int | None]:
+    """The sampler of the aligned model, and how many images a forward pass had if they were fewer than asked for.
+
+    A run that diverges once goes on from its last good round; one whose forward passes do not fit into memory, with
+    half as many images in each, which changes no gradient but for rounding.
+    """
+    batch: int | None = None
+    while True:
+        try:
+            return algorithm.align(problem), batch
+        except Diverged as error:
+            if not problem.roll_back(error):
+                raise
+        except (RuntimeError, MemoryError) as error:
+            batch = getattr(algorithm, "batch", 1) // 2
+            if isinstance(error, AlignbenchError) or not memory.is_full(error):
+                raise
+            if batch < 1:
+                raise RunError(
+                    "out of memory with one image in a forward pass; try --checkpointing, --dtype bfloat16, a smaller "
+                    "--resolution, or --set tuning=lora where there is a choice."
+                ) from error
+        if batch is not None and batch != getattr(algorithm, "batch", None):
+            memory.release()
+            problem.start_again()
+            problem.progress.say(f"out of memory: going on with {batch} images in a forward pass")
+            algorithm = dataclasses.replace(algorithm, batch=batch)  # type: ignore[type-var]
 
 
 def _check_sampling(cell: Cell, sampler: Sampler) -> None:
@@ -345,6 +383,7 @@ class _Draft:
 
     cell: Cell
     pipeline: Pipeline
+    aligned: Mapping[str, str]  # what was done to the model before this run
     device: str
     attempts: int
     started: str
@@ -378,7 +417,7 @@ class _Draft:
                 eval_seed=cell.spec.eval_seed,
                 task=cell.configuration.task,
             ),
-            sampler=dict(sampler.describe()) if sampler else {},
+            sampler={**sampler.describe(), **self.aligned} if sampler else {},
             scorers={name: identity(scorer.info()) for name, scorer in cell.scorers.items()},
             prompts=[
                 PromptRow(id=p.id, text=p.text, category=p.category, challenge=p.challenge) for p in cell.evaluated

@@ -15,11 +15,13 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from alignbench import plugins
-from alignbench.diffusion import models
+from alignbench.diffusion import adapters, models
+from alignbench.diffusion.checkpoints import Options
 from alignbench.errors import InputError, UnknownName
 from alignbench.experiment import prompts as prompt_sets
 from alignbench.experiment.editing import Sources, read_sources
 from alignbench.experiment.result import Configuration, canonical
+from alignbench.experiment.trained import adapter_folder
 from alignbench.interface import (
     Algorithm,
     Kernel,
@@ -77,6 +79,11 @@ class RunSpec(BaseModel):
     device: str = "auto"
     batch_size: Annotated[int, Field(ge=1)] | None = None
     checkpointing: bool = False
+    adapter: Path | None = None
+    vae: str | None = None
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    resolution: tuple[int, int] | None = None
     budget: dict[Literal["nfe", "reward_evals", "seconds"], Positive] | None = None
     task: Literal["generate", "sdedit"] = "generate"
     images: Path | None = None
@@ -89,6 +96,17 @@ class RunSpec(BaseModel):
         if isinstance(value, tuple):
             return tuple(plugins.canonical("rewards", name) for name in value)
         return value and plugins.canonical("rewards", value)
+
+    @field_validator("resolution", mode="before")
+    @classmethod
+    def _pixels(cls, value: Any) -> Any:
+        """512 or 768x512 (height and width) as a pair."""
+        if not isinstance(value, int | str):
+            return value
+        found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", str(value))
+        if not found:
+            raise ValueError("expected pixels such as 512, or HEIGHTxWIDTH such as 768x512")
+        return (int(found[1]), int(found[2] or found[1]))
 
     @property
     def scoring(self) -> dict[str, Any]:
@@ -149,7 +167,13 @@ class Cell:
     sources: Sources | None  # images to start from, for an editing task
     reward: Reward | None
     scorers: dict[str, Reward]
+    adapter: Path | None  # the folder of weights that the model has from the start
     path: Path
+
+    def options(self, device: str) -> Options:
+        """How the model is to be held on a device."""
+        spec = self.spec
+        return Options(device, spec.dtype, spec.resolution, spec.checkpointing, spec.vae_slicing, spec.vae_tiling)
 
     @property
     def folder(self) -> Path:
@@ -165,6 +189,7 @@ def resolve(spec: RunSpec) -> Cell:
     algorithm, preset = build_algorithm(spec.algo, kind, model.preset, spec.set)
     if spec.checkpointing and not algorithm.trains:
         raise InputError(f"--checkpointing: {spec.algo!r} trains nothing and keeps no activations; leave it out.")
+    adapter = _adapter(spec, model, algorithm)
     if spec.budget and not isinstance(algorithm, TestTimeAlgorithm):
         why = "trains" if algorithm.trains else "has nothing to choose"
         raise InputError(f"--budget: {spec.algo!r} {why}: what an image costs is the model's sampling; leave it out.")
@@ -209,6 +234,10 @@ def resolve(spec: RunSpec) -> Cell:
         seed=spec.seed if algorithm.trains else None,
         budget={str(kind): limit for kind, limit in spec.budget.items()} if spec.budget else None,
         task={"name": "sdedit", "strength": sources.strength, "images_sha256": sources.sha256} if sources else None,
+        adapter=adapters.digest(adapter) if adapter else None,
+        vae=spec.vae,
+        vae_tiling=spec.vae_tiling,
+        resolution="x".join(map(str, spec.resolution)) if spec.resolution else None,
     )
     return Cell(
         spec=spec,
@@ -226,6 +255,7 @@ def resolve(spec: RunSpec) -> Cell:
         sources=sources,
         reward=reward,
         scorers=scorers,
+        adapter=adapter,
         path=spec.output / f"{_stem(spec, model, default_reward, configuration)}.json",
     )
 
@@ -284,8 +314,21 @@ def _differences(paper: Algorithm, chosen: Algorithm) -> dict[str, Any]:
     return {name: {"value": own, "paper": other} for name, (own, other) in pairs.items() if own != other}
 
 
+def _adapter(spec: RunSpec, model: models.Model, algorithm: Algorithm) -> Path | None:
+    """The folder of --adapter. Raises InputError where the method would train what is trained already."""
+    if algorithm.trains and (spec.adapter is not None or not model.trainable):
+        what = f"--model {model.name}" if spec.adapter is None else f"--adapter {spec.adapter}"
+        raise InputError(
+            f"{what} is for evaluation, and {spec.algo!r} trains; choose --algo base or a test-time method."
+        )
+    return adapter_folder(spec.adapter) if spec.adapter is not None else None
+
+
 def _check_exact(spec: RunSpec, algorithm: Algorithm, evaluated: Sequence[Prompt], training: Prompts) -> None:
     """Refuse what the exact model would have to ignore, and two distributions at once."""
+    for name in ("vae", "vae_slicing", "vae_tiling", "resolution"):
+        if getattr(spec, name):
+            raise InputError(f"--{name.replace('_', '-')}: model 'mixture' makes points, not pictures; leave it out.")
     if spec.dtype != "float32":
         raise InputError(f"--dtype {spec.dtype}: model 'mixture' computes in float64; leave it out.")
     if spec.device not in ("auto", "cpu"):
@@ -448,9 +491,13 @@ def _stem(spec: RunSpec, model: models.Model, default_reward: str | None, config
             "budget",
             "task",
             "strength",
+            "vae",
+            "vae_tiling",
+            "resolution",
             *PAIR_OPTIONS,
         )
         changed = {name: getattr(spec, name) for name in plain if getattr(spec, name) != getattr(default, name)}
+        changed |= {"adapter": configuration.adapter} if configuration.adapter else {}
         changed |= {name: v for name in ("steps", "guidance", "eta") if (v := getattr(spec, name)) is not None}
         if changed:
             parts.append(hashlib.sha256(canonical(_text(changed)).encode()).hexdigest()[:6])

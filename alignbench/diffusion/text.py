@@ -1,0 +1,102 @@
+"""What a denoiser is told about prompts: one CLIP text encoder (Stable Diffusion), or two and sizes (SDXL)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Texts to the tensors of a `Condition`; `null` is what classifier-free guidance is guided away from, one row."""
+
+    @property
+    def networks(self) -> Sequence[nn.Module]: ...
+
+    def encode(self, texts: Sequence[str]) -> dict[str, Tensor]: ...
+
+    def null(self) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class SingleText:
+    """Stable Diffusion 1.x and 2.x: the last hidden states of one encoder; "" where there is no prompt."""
+
+    tokenizer: Any
+    encoder: Any
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        return [self.encoder]
+
+    def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        hidden: Float[Tensor, "b tokens dim"] = self.encoder(tokenised(self.tokenizer, texts, self.encoder.device))[0]
+        return {"text": hidden}
+
+    def null(self) -> dict[str, Tensor]:
+        return self.encode([""])
+
+
+@dataclass(frozen=True)
+class SizedText:
+    """SDXL (Podell et al. 2023, https://arxiv.org/abs/2307.01952, §2): the last hidden states but one of each encoder
+    side by side, the projected embedding of the last encoder, and ids.
+
+    The ids are the height and width of the original, the corner of its crop (0, 0), and the target's height and width,
+    in pixels; the refiner's, an aesthetic score in the place of the target's size. Without a prompt the base model is
+    told zeros where its `force_zeros_for_empty_prompt` says so, also in training, where the authors' code drops
+    captions to "".
+    """
+
+    tokenizers: Sequence[Any]
+    encoders: Sequence[Any]
+    ids: Sequence[float]
+    null_ids: Sequence[float]
+    zeros_for_null: bool
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        return list(self.encoders)
+
+    def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        outputs = [
+            encoder(tokenised(tokenizer, texts, encoder.device), output_hidden_states=True)
+            for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True)
+        ]
+        hidden = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+        pooled: Float[Tensor, "b pooled"] = outputs[-1].text_embeds
+        return {"text": hidden, "pooled": pooled, "size": self._rows(self.ids, hidden)}
+
+    def null(self) -> dict[str, Tensor]:
+        empty = self.encode([""])
+        if self.zeros_for_null:
+            empty = {name: torch.zeros_like(value) for name, value in empty.items()}
+        return empty | {"size": self._rows(self.null_ids, empty["text"])}
+
+    @staticmethod
+    def _rows(ids: Sequence[float], hidden: Tensor) -> Float[Tensor, "b ids"]:
+        return torch.tensor([list(ids)], dtype=hidden.dtype, device=hidden.device).repeat(len(hidden), 1)
+
+
+def added(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
+    """What a denoiser of diffusers takes besides the text."""
+    if "size" not in tensors:
+        return {}
+    return {"added_cond_kwargs": {"text_embeds": tensors["pooled"].to(dtype), "time_ids": tensors["size"].to(dtype)}}
+
+
+def tokenised(tokenizer: Any, texts: Sequence[str], device: torch.device) -> Int[Tensor, "b tokens"]:
+    """Token numbers, padded and cut to the tokenizer's length."""
+    tokens: Tensor = tokenizer(
+        list(texts),
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    ).input_ids
+    return tokens.to(device)
