@@ -23,6 +23,27 @@ from alignbench.diffusion import models
 from alignbench.shapes.autoencoder import initialise
 
 TINY = Path(models.__file__).parents[1] / "shapes" / "weights" / "tiny"
+# One or two short rounds of every algorithm, and the fewest candidates.
+MOST = {"batch": 4, "learning_rate": 1e-2}
+SHORTEST: dict[str, dict[str, Any]] = {
+    "base": {},
+    "best_of_n": {"n": 2},
+    "classifier_guidance": {"steps": 3, "beta": 0.001},
+    "d3po": MOST | {"rounds": 1, "samples_per_round": 4, "steps": 3},
+    "ddpo": MOST | {"rounds": 2, "samples_per_round": 8, "steps": 3, "clip": 1.0, "learning_rate": 0.1},
+    "demon": {"steps": 2, "candidates": 2},
+    "diffusion_dpo": MOST | {"rounds": 1, "updates_per_round": 2, "pairs_per_update": 4, "warmup": 0},
+    "doodl": {"steps": 2, "updates": 2, "learning_rate": 0.5},
+    "dpok": MOST | {"rounds": 1, "samples_per_round": 8, "moves_per_update": 8, "steps": 3, "value_batch": 8},
+    "draft": MOST | {"rounds": 1, "updates_per_round": 2, "steps": 3},
+    "noise_search": {"iterations": 2, "neighbours": 1},
+    "refl": MOST | {"rounds": 1, "updates_per_round": 2, "samples_per_update": 4, "steps": 3, "margin": "none"},
+    "reward_weighted_regression": MOST | {"rounds": 1, "samples_per_round": 8, "passes": 1},
+    "sft": MOST | {"rounds": 1, "updates_per_round": 2, "pairs_per_update": 4, "warmup": 0},
+    "steering": {"n": 2, "interval": 1},
+    "svdd": {"candidates": 2},
+    "universal_guidance": {},
+}
 SMALL_VAE: dict[str, Any] = {
     "block_out_channels": (8, 8),
     "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -200,7 +221,8 @@ def write_tokenizer(folder: Path, small: bool) -> None:
     letters = list(bytes_to_unicode().values())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair.split()) for pair in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
-    write(folder / "vocab.json", **{token: i for i, token in enumerate(tokens)})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
     special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     pad = "!" if folder.name == "tokenizer_2" else "<|endoftext|>"

@@ -309,7 +309,6 @@ def test_a_model_alone_brings_its_own_scorers_and_a_limit_the_first_pairs(shapes
         (["--pairs", "p", "--model", "tiny", "--adapter", "x"], "--adapter x: there is no such file or folder"),
         (["--pairs", "p", "--model", "tiny", "--adapter", "p"], "p holds none of pytorch_lora_weights.safetensors"),
         (["--pairs", "p", "--model", "tiny", "--adapter", "cell.json"], "there is no cell/adapter; only methods that"),
-        (["--pairs", "p", "--model", "stranger/model"], "model 'stranger--model' has no scorers of its own"),
         (["--pairs", "p", "--model", "mixture", "--scorers", RED], "the model makes images of shape [2]"),
         (["--pairs", "p", "--scorers", "shapes_trut"], "no reward named 'shapes_trut'. Did you mean shapes_truth"),
         (["--pairs", "p", "--scorers", RED, "--timesteps", "0"], "--timesteps 0: expected at least 1"),

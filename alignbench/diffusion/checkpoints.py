@@ -111,13 +111,14 @@ def load_components(
     enlarged = 2 ** (len(vae.config.block_out_channels) - 1)
     size = _latent_size(unet.config.sample_size, options.resolution, enlarged)
     pixels = [enlarged * side for side in size]
+    info = {**info, "image_shape": [3, *pixels], "dtype": str(dtype).removeprefix("torch.")}
     return Components(
         text=_text(folder, source, family, dtype, options.device, pixels),
         unet=unet.to(options.device),
         autoencoder=vae.to(options.device),
         schedule=schedule,
         sides=size,
-        info={**info, "image_shape": [3, *pixels], "dtype": str(dtype).removeprefix("torch.")},
+        info={**info, "tiling": True} if options.tiling else info,
         meter=meter,
         checkpointing=options.checkpointing,
     )

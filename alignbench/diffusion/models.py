@@ -313,17 +313,14 @@ def _autoencoder(name: str) -> Path:
 def fetch(model: Model, folder: Path | None = None) -> Path:
     """The local snapshot of a hub model, and of what is put into it: from the cache, else downloaded; in the folder
     where one is named."""
-    from alignbench.diffusion.checkpoints import DENOISER
-
-    for weights in (model.denoiser, model.refiner):
-        if weights is not None:
-            if folder is not None:
-                raise InputError(
-                    f"model {model.name!r} has parts of several repositories; fetch it without --to and copy the "
-                    "hub's cache."
-                )
-            _snapshot(model.name, weights, DENOISER if weights is model.denoiser else WEIGHT_PATTERNS)
-    return _snapshot(model.name, Weights(model.source, model.revision), WEIGHT_PATTERNS, folder)
+    (first, patterns), *others = parts(model)
+    if others and folder is not None:
+        raise InputError(
+            f"model {model.name!r} has parts of several repositories; fetch it without --to and copy the hub's cache."
+        )
+    for weights, own in others:
+        _snapshot(model.name, weights, own)
+    return _snapshot(model.name, first, patterns, folder)
 
 
 def fetch_denoiser(name: str) -> Path:
@@ -333,37 +330,65 @@ def fetch_denoiser(name: str) -> Path:
     return _snapshot(name, Weights(name), DENOISER)
 
 
-def _snapshot(name: str, weights: Weights, patterns: Sequence[str], folder: Path | None = None) -> Path:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def parts(model: Model) -> list[tuple[Weights, Sequence[str]]]:
+    """The repositories that a model is made of, and which of their files; none where it lies in a folder."""
+    from alignbench.diffusion.checkpoints import DENOISER
 
-    arguments: dict[str, Any] = {
-        "revision": weights.revision,
-        "allow_patterns": list(patterns),
-        "local_dir": folder,
-    }
+    if model.source in ("embedded", "exact") or Path(model.source).is_dir():
+        return []
+    found: list[tuple[Weights, Sequence[str]]] = [(Weights(model.source, model.revision), WEIGHT_PATTERNS)]
+    found += [(model.denoiser, DENOISER)] if model.denoiser else []
+    return found + ([(model.refiner, WEIGHT_PATTERNS)] if model.refiner else [])
+
+
+def missing(model: Model) -> list[str]:
+    """The repositories of a model that are not on this machine."""
+    return [weights.repository for weights, patterns in parts(model) if _local(weights, patterns) is None]
+
+
+def _local(weights: Weights, patterns: Sequence[str], folder: Path | None = None) -> Path | None:
+    """The whole snapshot of a repository in the cache or the folder; an interrupted download leaves part of one."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    where: dict[str, Any] = {"revision": weights.revision, "allow_patterns": list(patterns), "local_dir": folder}
     try:
-        snapshot = Path(snapshot_download(weights.repository, local_files_only=True, **arguments))
-        if not _incomplete(snapshot, patterns):  # an interrupted download leaves part of a snapshot
-            return snapshot
+        snapshot = Path(snapshot_download(weights.repository, local_files_only=True, **where))
     except LocalEntryNotFoundError:
-        pass
+        return None
     except HFValidationError as error:
         raise InputError(f"{weights.repository!r} is neither a folder nor a hub id: {error}") from None
+    return None if _incomplete(snapshot, patterns) else snapshot
+
+
+def _snapshot(name: str, weights: Weights, patterns: Sequence[str], folder: Path | None = None) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if (snapshot := _local(weights, patterns, folder)) is not None:
+        return snapshot
     whole = patterns is WEIGHT_PATTERNS
-    parts = "model_index.json, unet, vae, text_encoder, tokenizer, scheduler" if whole else ", ".join(patterns)
-    missing = (
-        f"model {name!r} is not on this machine: {weights.repository} ({parts}) was looked for in "
+    contents = "model_index.json, unet, vae, text_encoder, tokenizer, scheduler" if whole else ", ".join(patterns)
+    absent = (
+        f"model {name!r} is not on this machine: {weights.repository} ({contents}) was looked for in "
         f"{constants.HF_HUB_CACHE}"
     )
     advice = "Copy the diffusers folder here and pass its path as --model. `--model tiny` works offline."
-    if constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT):
-        raise RunError(f"{missing}, and the model hub cannot be reached. {advice}")
+    if offline():
+        raise RunError(f"{absent}, and the model hub cannot be reached. {advice}")
+    where: dict[str, Any] = {"revision": weights.revision, "allow_patterns": list(patterns), "local_dir": folder}
     try:
-        return Path(snapshot_download(weights.repository, **arguments))
+        return Path(snapshot_download(weights.repository, **where))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{missing}, and downloading failed: {reason} {advice}") from error
+        raise RunError(f"{absent}, and downloading failed: {reason} {advice}") from error
+
+
+def offline() -> bool:
+    """Whether the model hub cannot be reached, or must not be asked."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE) or not reachable(constants.ENDPOINT)
 
 
 def _incomplete(snapshot: Path, patterns: Sequence[str]) -> bool:

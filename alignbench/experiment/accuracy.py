@@ -366,10 +366,6 @@ def _rewards(spec: AccuracySpec, model: models.Model | None) -> dict[str, Reward
     names = list(dict.fromkeys(plugins.canonical("rewards", name) for name in spec.scorers))
     if not names and not spec.adapters and model is not None:
         names = list(defaults_of(model).scorers)
-        if not names:
-            raise InputError(
-                f"model {model.name!r} has no scorers of its own; pass --scorers NAME or --adapter FOLDER."
-            )
     return {short: reward_of(name) for short, name in zip(_short(names, label), names, strict=True)}
 
 

@@ -19,6 +19,7 @@ from alignbench.diffusion import adapters, models
 from alignbench.diffusion.checkpoints import Options
 from alignbench.errors import InputError, UnknownName
 from alignbench.experiment import prompts as prompt_sets
+from alignbench.experiment import readiness
 from alignbench.experiment.editing import Sources, read_sources
 from alignbench.experiment.result import Configuration, canonical
 from alignbench.experiment.trained import adapter_folder
@@ -185,6 +186,7 @@ def resolve(spec: RunSpec) -> Cell:
     """Load the named plug-ins, apply preset and overrides, check what can be checked without the model's weights."""
     model = models.find(spec.model)
     defaults = defaults_of(model)
+    _check_ready(spec, model, defaults)
     kind = plugins.load("algorithms", spec.algo)
     algorithm, preset = build_algorithm(spec.algo, kind, model.preset, spec.set)
     if spec.checkpointing and not algorithm.trains:
@@ -258,6 +260,14 @@ def resolve(spec: RunSpec) -> Cell:
         adapter=adapter,
         path=spec.output / f"{_stem(spec, model, default_reward, configuration)}.json",
     )
+
+
+def _check_ready(spec: RunSpec, model: models.Model, defaults: Defaults) -> None:
+    """Raise RunError where several things are missing and cannot be had."""
+    prompts = [] if spec.task == "sdedit" else [spec.prompts or defaults.prompts]
+    prompts += [name for name in (spec.train_prompts or defaults.train_prompts,) if name]
+    rewards = [spec.reward] if spec.reward else defaults.rewards[:1]
+    readiness.check(model, prompts, [*rewards, *(defaults.scorers if spec.scorers is None else spec.scorers)])
 
 
 def build_algorithm(

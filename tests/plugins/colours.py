@@ -49,3 +49,22 @@ class Height(Red):
 
     def unsupported(self, prompts: Sequence[Prompt], image_shape: Sequence[int]) -> str | None:
         return "it is too high." if image_shape and image_shape[1] > 40 else None
+
+
+@dataclass(frozen=True)
+class Brightness:
+    """The mean of all channels in [0, 1], with a gradient."""
+
+    differentiable: ClassVar[bool] = True
+
+    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return images.mean((1, 2, 3))
+
+    def with_grad(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return images.mean((1, 2, 3))
+
+    def info(self) -> RewardInfo:
+        return RewardInfo(id="brightness-1", range="[0, 1]")
+
+    def unsupported(self, prompts: Sequence[Prompt], image_shape: Sequence[int]) -> str | None:
+        return None

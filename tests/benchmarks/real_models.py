@@ -1,0 +1,131 @@
+"""Every algorithm on checkpoints of the true architectures with random weights: seconds and peak memory.
+
+    python tests/published.py sd15 /tmp/sd15
+    python tests/benchmarks/real_models.py /tmp/sd15 --resolution 64 --output results/benchmarks/sd15.json
+
+One process per algorithm, as a user starts it: two training prompts, one evaluated, two or three steps. `--memory` also
+measures what each memory option is worth. On a machine with a GPU the runs are on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from published import SHORTEST
+
+from alignbench.experiment.run import environment
+from alignbench.files import write_text
+
+REWARD = f"{Path(__file__).resolve().parents[1] / 'plugins' / 'colours.py'}:Brightness"
+OWN_STEPS = ("classifier_guidance", "demon", "doodl")  # take --set steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--resolution", default="64")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--algorithms", nargs="*", default=sorted(SHORTEST))
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--output", type=Path)
+    asked = parser.parse_args()
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        (work / "train.txt").write_text("a training prompt\nanother training prompt\n")
+        (work / "test.txt").write_text("a red circle\n")
+        common = ["--dtype", asked.dtype, "--resolution", asked.resolution]
+        for algo in asked.algorithms:
+            rows.append(run(asked.model, work, algo, common, {}))
+            print(line(rows[-1]), flush=True)
+        if asked.memory:
+            for what, algo, more, fields in MEMORY:
+                rows.append({"option": what} | run(asked.model, work, algo, ["--dtype", asked.dtype, *more], fields))
+                print(line(rows[-1]), flush=True)
+    described = environment(device)
+    report = {"model": asked.model.name, "resolution": asked.resolution, "dtype": asked.dtype}
+    if asked.output is not None:
+        write_text(asked.output, json.dumps(report | {"environment": described, "rows": rows}, indent=1) + "\n")
+        print(f"written to {asked.output}")
+
+
+# What each memory option is worth: the same work with and without it.
+DRAFT = {"rounds": 1, "updates_per_round": 1, "samples_per_update": 4, "batch": 4, "steps": 2, "last_steps": 1}
+TRAIN = {"rounds": 1, "updates_per_round": 1, "pairs_per_update": 4, "batch": 4, "warmup": 0}
+MEMORY: Sequence[tuple[str, str, list[str], Mapping[str, Any]]] = (
+    ("four pairs in a forward pass", "diffusion_dpo", ["--resolution", "256"], TRAIN),
+    ("checkpointing", "diffusion_dpo", ["--resolution", "256", "--checkpointing"], TRAIN),
+    ("one pair, accumulated", "diffusion_dpo", ["--resolution", "256"], TRAIN | {"batch": 1}),
+    ("through the decoder", "draft", ["--resolution", "256"], DRAFT),
+    ("through the decoder, checkpointing", "draft", ["--resolution", "256", "--checkpointing"], DRAFT),
+    ("through the decoder, one image", "draft", ["--resolution", "256"], DRAFT | {"batch": 1}),
+    ("four images decoded", "base", ["--resolution", "512", "--images-per-prompt", "4"], {}),
+    ("sliced", "base", ["--resolution", "512", "--images-per-prompt", "4", "--vae-slicing"], {}),
+    ("one large image decoded", "base", ["--resolution", "1024"], {}),
+    ("tiled", "base", ["--resolution", "1024", "--vae-tiling"], {}),
+)
+
+
+def run(model: Path, work: Path, algo: str, more: Sequence[str], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """One cell in a process of its own."""
+    own = {**SHORTEST[algo], **fields}
+    command = [
+        "run",
+        "--algo",
+        algo,
+        "--model",
+        str(model),
+        "--reward",
+        REWARD,
+        "--scorers",
+        REWARD,
+        "--output",
+        str(work / "results"),
+    ]
+    command += ["--prompts", str(work / "test.txt"), "--train-prompts", str(work / "train.txt"), "--guidance", "2"]
+    command += ["--force", "--json", *more]
+    command += [] if algo in OWN_STEPS else ["--steps", "1" if fields else "2"]
+    command += [] if algo in ("demon", "doodl") else ["--eta", "1"]
+    if algo in ("diffusion_dpo", "sft"):
+        command += ["--pair-count", "4"]
+    for name, value in own.items():
+        command += ["--set", f"{name}={value}"]
+    variables = os.environ | {"XDG_CACHE_HOME": str(work / "cache")}
+    done = subprocess.run([sys.executable, "-m", "alignbench", *command], capture_output=True, text=True, env=variables)
+    if done.returncode:
+        return {"algorithm": algo, "status": done.stderr.strip().splitlines()[-1][:300]}
+    values = json.loads(done.stdout)
+    content = json.loads(Path(values["path"]).read_text())
+    cost = content["cost"]
+    return {
+        "algorithm": algo,
+        "status": content["status"],
+        "command": " ".join(["alignbench", *(part.replace(str(work), ".") for part in command)]),
+        "alignment_seconds": cost["alignment_seconds"],
+        "image_seconds": round(cost["per_image_seconds"], 2),
+        "peak_mib": round(cost["peak_memory_bytes"] / 2**20),
+        "denoiser_forward": cost["alignment"]["denoiser_forward"],
+        "denoiser_backward": cost["alignment"]["denoiser_backward"],
+    }
+
+
+def line(row: Mapping[str, Any]) -> str:
+    shown = [f"{row.get('option', ''):36}{row['algorithm']:28}{row['status']:10}"]
+    shown += [f"{name} {row[name]}" for name in ("alignment_seconds", "image_seconds", "peak_mib") if name in row]
+    return "  ".join(shown)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""Everything runs on the families of real models: their layouts in miniature, with random weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import published
+import pytest
+import torch
+from huggingface_hub import constants
+
+from alignbench import plugins
+from alignbench.cli import run_command_line
+from alignbench.diffusion import latent, models
+from alignbench.experiment import result as results
+from alignbench.experiment.run import run_cell
+from alignbench.experiment.spec import RunSpec, resolve
+
+REWARD = f"{Path(__file__).parent / 'plugins' / 'colours.py'}:Brightness"
+MAY_KEEP = ("best_of_n", "noise_search", "steering")  # their first picture, where it is the best
+BUILDERS = {
+    "sd": published.small_sd,
+    "velocity": lambda folder: published.small_sd(folder, "v_prediction"),
+    "sdxl": published.small_sdxl,
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("families")
+    return {name: build(place / name) for name, build in BUILDERS.items()}
+
+
+@pytest.fixture
+def cell(tmp_path, monkeypatch):
+    """A function that resolves a small cell."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "train.txt").write_text("".join(f"training prompt {i}\n" for i in range(8)))
+    (tmp_path / "test.txt").write_text("a red circle\na star\n")
+
+    def build(algo: str, folder: Path, **changes: Any):
+        values = {"prompts": str(tmp_path / "test.txt"), "train_prompts": str(tmp_path / "train.txt")}
+        values |= {
+            "reward": REWARD,
+            "scorers": (),
+            "output": tmp_path / "results",
+            "steps": 3,
+            "guidance": 2.0,
+            "eta": 1.0,
+        }
+        own = published.SHORTEST[algo]
+        if isinstance(steps := own.get("steps"), int) and not plugins.load("algorithms", algo).trains:
+            values["steps"] = steps
+        if algo in ("demon", "doodl"):
+            del values["eta"]
+        if algo in ("diffusion_dpo", "sft"):
+            values["pair_count"] = 4
+        return resolve(RunSpec(**{"algo": algo, "model": str(folder), "set": own, **values, **changes}))
+
+    return build
+
+
+def scores(outcome) -> list[float]:
+    return [row.scores["Brightness"] for row in outcome.result.rows]
+
+
+def test_every_algorithm_of_the_project_has_settings_here():
+    assert set(published.SHORTEST) == set(plugins.own_names("algorithms"))
+
+
+@pytest.mark.parametrize("algo", sorted(published.SHORTEST))
+@pytest.mark.parametrize(
+    "family", ["sdxl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd", "velocity"))]
+)
+def test_every_algorithm_changes_the_pictures_of_every_family(folders, cell, family, algo):
+    made = run_cell(cell(algo, folders[family]), quiet=True)
+    assert made.result.status == "complete", made.result.reason
+    assert all(0 < score < 1 for score in scores(made))
+    if algo != "base":
+        base = run_cell(cell("base", folders[family]), quiet=True)
+        assert scores(made) != scores(base) or algo in MAY_KEEP
+
+    if made.result.trains:
+        assert list((made.path.with_suffix("") / "adapter").rglob("*.safetensors"))
+
+
+def test_a_run_that_does_not_fit_goes_on_with_half_as_many_images_and_says_so(folders, cell, monkeypatch, capsys):
+    """Here 20 rows are too many for the denoiser; guidance makes two of each image."""
+    whole = run_cell(cell("ddpo", folders["sd"], name="roomy", set=published.SHORTEST["ddpo"] | {"batch": 8}))
+    real = latent.LatentPipeline._denoise
+
+    def small(self, latents, t, tensors):
+        if len(latents) > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(self, latents, t, tensors)
+
+    monkeypatch.setattr(latent.LatentPipeline, "_denoise", small)
+    capsys.readouterr()
+    halved = run_cell(cell("ddpo", folders["sd"], name="tight", set=published.SHORTEST["ddpo"] | {"batch": 8}))
+    assert "out of memory: going on with 4 images in a forward pass" in capsys.readouterr().err
+    assert halved.result.cost is not None
+    assert whole.result.cost is not None
+    assert (whole.result.cost.forward_batch, halved.result.cost.forward_batch) == (None, 4)
+    for spent in ("denoiser_backward", "reward_forward"):
+        assert halved.result.cost.alignment[spent] == whole.result.cost.alignment[spent] > 0
+    assert scores(halved) == pytest.approx(scores(whole), abs=0.01)
+
+
+def test_pictures_that_do_not_fit_at_once_are_made_in_halves(folders, cell, monkeypatch):
+    whole = run_cell(cell("base", folders["sd"], name="roomy", images_per_prompt=4), quiet=True)
+    real = latent.LatentPipeline._denoise
+
+    def small(self, latents, t, tensors):
+        if len(latents) > 4:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return real(self, latents, t, tensors)
+
+    monkeypatch.setattr(latent.LatentPipeline, "_denoise", small)
+    halved = run_cell(cell("base", folders["sd"], name="tight", images_per_prompt=4), quiet=True)
+    assert scores(halved) == pytest.approx(scores(whole), abs=1e-4)
+
+
+@pytest.mark.parametrize(("algo", "advice"), [("ddpo", "--checkpointing"), ("base", "--vae-slicing")])
+def test_where_one_image_does_not_fit_the_run_fails_with_advice(folders, cell, monkeypatch, algo, advice):
+    def none(self, latents, t, tensors):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(latent.LatentPipeline, "_denoise", none)
+    with pytest.raises(RuntimeError, match=rf"out of memory with one image.*{advice}"):
+        run_cell(cell(algo, folders["sd"]), quiet=True)
+
+
+def test_an_error_that_is_not_about_memory_is_not_taken_for_one(folders, cell, monkeypatch):
+    def broken(self, latents, t, tensors):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(latent.LatentPipeline, "_denoise", broken)
+    for algo in ("ddpo", "base"):
+        with pytest.raises(RuntimeError, match="cannot be multiplied"):
+            run_cell(cell(algo, folders["sd"]), quiet=True)
+
+
+def test_a_trained_adapter_is_evaluated_on_the_model_it_was_trained_on(folders, cell):
+    trained = run_cell(cell("diffusion_dpo", folders["sdxl"]), quiet=True)
+    alone = run_cell(cell("base", folders["sdxl"], adapter=trained.path), quiet=True)
+    assert scores(alone) == scores(trained)
+    assert alone.result.evaluation == trained.result.evaluation  # so that they stand in one table
+    assert alone.result.sampler["adapter"].startswith(f"{trained.path.stem}@")
+    best = run_cell(cell("best_of_n", folders["sdxl"], adapter=trained.path), quiet=True)
+    assert best.result.sampler["adapter"] == alone.result.sampler["adapter"]
+    assert best.path != alone.path
+
+
+def test_what_is_trained_already_is_not_trained_again(folders, cell):
+    trained = run_cell(cell("diffusion_dpo", folders["sd"]), quiet=True)
+    with pytest.raises(ValueError, match=r"--adapter .* is for evaluation, and 'ddpo' trains; choose --algo base"):
+        cell("ddpo", folders["sd"], adapter=trained.path)
+    with pytest.raises(ValueError, match=r"--model sd15_dpo is for evaluation, and 'ddpo' trains"):
+        cell("ddpo", Path("sd15_dpo"))
+
+
+def test_an_adapter_of_another_model_is_refused(folders, cell):
+    trained = run_cell(cell("diffusion_dpo", folders["sd"]), quiet=True)
+    with pytest.raises(ValueError, match=r"was trained on model 'sd' with sha256"):
+        run_cell(cell("base", folders["sdxl"], adapter=trained.path), quiet=True)
+
+
+def in_cache(cache: Path, weights: models.Weights | models.Model, folder: Path) -> None:
+    """A folder as the hub's cache keeps a download."""
+    repository = weights.source if isinstance(weights, models.Model) else weights.repository
+    commit = weights.revision or "0123456789abcdef0123456789abcdef01234567"
+    home = cache / f"models--{repository.replace('/', '--')}"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    shutil.copytree(folder, home / "snapshots" / commit)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return folder
+
+
+def test_sd15_runs_from_a_cache_without_network(folders, cell, cache):
+    in_cache(cache, models.PRESETS["sd15"], folders["sd"])
+    made = run_cell(cell("diffusion_dpo", Path("sd15"), resolution="16"), quiet=True)
+    assert made.result.status == "complete"
+    assert made.result.evaluation.model["revision"] == models.PRESETS["sd15"].revision
+    assert made.path.name.startswith("sd15-test-diffusion_dpo-")
+
+
+def test_a_released_model_and_its_base_stand_in_one_table(folders, cell, cache, tmp_path, capsys):
+    preset = models.PRESETS["sdxl_dpo"]
+    assert preset.denoiser is not None
+    in_cache(cache, models.PRESETS["sdxl"], folders["sdxl"])
+    released = published.UNet2DConditionModel.from_pretrained(folders["sdxl"] / "unet")
+    with torch.no_grad():
+        released.conv_out.bias.add_(0.3)
+    released.save_pretrained(tmp_path / "released" / "unet")
+    in_cache(cache, preset.denoiser, tmp_path / "released")
+    base = run_cell(cell("base", Path("sdxl"), resolution="16"), quiet=True)
+    aligned = run_cell(cell("base", Path("sdxl_dpo"), resolution="16"), quiet=True)
+    assert base.result.evaluation == aligned.result.evaluation
+    assert aligned.result.sampler["denoiser"].startswith("mhdang/dpo-sdxl-text2image-v1@0123456789")
+    assert run_command_line(["compare", str(base.path), str(aligned.path)]) == 0
+    assert "base denoiser=mhdang/dpo-sdxl-text2image-v1@" in capsys.readouterr().out
+
+
+def test_the_refined_model_runs_from_a_cache(tmp_path, folders, cell, cache):
+    preset = models.PRESETS["sdxl_refiner"]
+    assert preset.refiner is not None
+    in_cache(cache, models.PRESETS["sdxl"], folders["sdxl"])
+    with pytest.raises(RuntimeError, match=r"model 'sdxl_refiner' is not on this machine: stabilityai/.*-refiner-1\.0"):
+        run_cell(cell("base", Path("sdxl_refiner"), resolution="16"), quiet=True)
+    in_cache(cache, preset.refiner, published.small_refiner(tmp_path / "refiner"))
+    made = run_cell(cell("base", Path("sdxl_refiner"), resolution="16"), quiet=True)
+    assert made.result.sampler["refiner"] == f"{preset.refiner.repository}@{preset.refiner.revision}"
+
+
+def test_another_autoencoder_stands_in_the_result_and_is_no_peer_of_the_models_own(tmp_path, folders, cell):
+    other = published.AutoencoderKL(**published.SMALL_VAE, scaling_factor=0.13025)
+    other.save_pretrained(tmp_path / "other")
+    own = run_cell(cell("base", folders["sdxl"]), quiet=True)
+    made = run_cell(cell("base", folders["sdxl"], vae=str(tmp_path / "other")), quiet=True)
+    assert len(made.result.evaluation.model["autoencoder_sha256"]) == 64
+    assert made.result.evaluation.fingerprint != own.result.evaluation.fingerprint
+    with pytest.raises(ValueError, match=r"--vae .*nothing.*: config\.json missing; expected a folder or hub id"):
+        run_cell(cell("base", folders["sdxl"], vae=str(tmp_path / "nothing")), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resolution", "large"], "resolution: Value error, expected pixels such as 512, or HEIGHTxWIDTH"),
+        (["--model", "mixture", "--resolution", "16"], "--resolution: model 'mixture' makes points, not pictures"),
+        (["--model", "mixture", "--vae-tiling"], "--vae-tiling: model 'mixture' makes points, not pictures"),
+        (["--adapter", "nowhere"], "--adapter nowhere: there is no such file or folder"),
+    ],
+)
+def test_options_that_cannot_act_are_refused_in_one_line(capsys, arguments, message):
+    assert run_command_line(["run", "--algo", "base", "--dry-run", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_results_say_which_memory_options_changed_pixels(folders, cell):
+    made = run_cell(cell("base", folders["sd"], vae_tiling=True, vae_slicing=True), quiet=True)
+    content = json.loads(made.path.read_text())
+    assert content["configuration"]["vae_tiling"] is True
+    assert results.read(made.path).evaluation.model["tiling"] is True
+    assert "slicing" not in made.result.evaluation.model
+
+
+def test_all_that_is_missing_is_named_at_once_with_the_commands_that_fetch_it(cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("ALIGNBENCH_DATA", raising=False)
+    assert run_command_line(["run", "--algo", "diffusion_dpo", "--model", "sd15"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for part in (
+        "not on this machine: sd15, parti, pickscore, hpsv2_1, clip_l14, aesthetic_v2, imagereward",
+        "`alignbench fetch models sd15`",
+        "`alignbench fetch prompts parti`",
+        "`alignbench fetch scorers pickscore hpsv2_1 clip_l14 aesthetic_v2 imagereward`",
+        f"copy {cache} and {tmp_path / 'cache' / 'alignbench'} here",
+        "or choose others with --scorers",
+        "`--model tiny` works offline",
+    ):
+        assert part in error
+    assert not (Path.cwd() / "results" / "sd15-parti-diffusion_dpo-seed0.json").exists()
+
+
+def test_one_thing_that_is_missing_is_named_by_what_needs_it(cache, tmp_path, monkeypatch, capsys):
+    (tmp_path / "test.txt").write_text("a red circle\n")
+    arguments = ["--prompts", str(tmp_path / "test.txt"), "--output", str(tmp_path / "results")]
+    scorer = ["--reward", "jpeg_compressibility", "--scorers", "jpeg_compressibility"]
+    assert run_command_line(["run", "--algo", "base", "--model", "sd15", *arguments, *scorer]) == 1
+    assert "model 'sd15' is not on this machine: stable-diffusion-v1-5/" in capsys.readouterr().err
