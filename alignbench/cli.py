@@ -364,6 +364,10 @@ def list_(group: Literal["algorithms", "rewards", "prompts", "models"] | None = 
         print("models")
         for model in PRESETS.values():
             print(f"  {model.name:24} {model.note}")
+            if model.licence:
+                sampling = f"{model.prediction}-prediction, {model.steps} steps, guidance {model.guidance:g}"
+                others = [part.repository for part in (model.denoiser, model.refiner) if part is not None]
+                print(f"  {'':24} {' and '.join([model.source, *others])}; {sampling}; {model.licence}")
     return 0
 
 
@@ -556,7 +560,7 @@ def pairs(
     Parameters
     ----------
     model: str
-        tiny (default), sd15, sd21, a diffusers folder, or a hub id.
+        tiny (default), another name of `alignbench list models`, a diffusers folder, or a hub id.
     reward: str
         Reward that says which image is preferred; by default the model's own.
     prompts: str

@@ -153,6 +153,7 @@ PRESETS = {
             name="sd15_dpo",
             denoiser=Weights("mhdang/dpo-sd1.5-text2image-v1"),
             like="sd15",
+            licence="the base model's; of the denoiser, see its repository",
             note="the released Diffusion-DPO model of Stable Diffusion 1.5; evaluation only",
         ),
         dataclasses.replace(
@@ -160,6 +161,7 @@ PRESETS = {
             name="sdxl_dpo",
             denoiser=Weights("mhdang/dpo-sdxl-text2image-v1"),
             like="sdxl",
+            licence="the base model's; of the denoiser, see its repository",
             note="the released Diffusion-DPO model of SDXL; evaluation only",
         ),
     )
