@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from alignbench import downloads
 from alignbench.errors import InputError, RunError
 from alignbench.experiment import prompts as prompt_sets
+from alignbench.experiment.spec import RunSpec, resolve
 from alignbench.shapes.scene import parse
 
 
@@ -161,3 +163,179 @@ def test_a_missing_file_and_a_doubled_id_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text("id,prompt\nx,a\nx,b\n")
     with pytest.raises(InputError, match="the ids of split 'test' are not unique"):
         prompt_sets.take(str(tmp_path / "a.csv"), "test")
+
+
+# The other published sets, from files of their formats
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """An empty folder of data and no network."""
+    monkeypatch.setenv("ALIGNBENCH_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def unreachable(*arguments, **named):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", unreachable)
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def write_styles(folder, count: int = 800) -> None:
+    (folder / "hpsv2").mkdir()
+    for style in ("anime", "concept-art", "paintings", "photo"):
+        texts = [f"{style} picture number {i}" for i in range(count)]
+        (folder / "hpsv2" / f"{style}.json").write_text(json.dumps(texts))
+
+
+def test_hpsv2_has_eight_hundred_prompts_in_each_of_four_styles(data):
+    write_styles(data)
+    prompts = prompt_sets.take("hpsv2", "test")
+    assert Counter(prompt.category for prompt in prompts) == dict.fromkeys(
+        ("anime", "concept-art", "paintings", "photo"), 800
+    )
+    assert (prompts[0].id, prompts[0].text) == ("hpsv2-anime-000", "anime picture number 0")
+    assert prompts[-1].id == "hpsv2-photo-799"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps(["one"] * 799), "holds 799 entries, expected a list of 800 prompts"),
+        (json.dumps({"prompts": []}), "holds dict, expected a list of 800 prompts"),
+        (json.dumps([1] * 800), "holds 800 entries, expected a list of 800 prompts"),
+        ("[", "is not JSON"),
+    ],
+)
+def test_an_hpsv2_file_of_other_content_is_refused(data, content, message):
+    write_styles(data)
+    (data / "hpsv2" / "paintings.json").write_text(content)
+    with pytest.raises(InputError, match=f"paintings.json {message}"):
+        prompt_sets.take("hpsv2", "test")
+
+
+def write_captions(path, captions) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    path.parent.mkdir(exist_ok=True)
+    parquet.write_table(pyarrow.table({"caption": captions, "model_0": ["m"] * len(captions)}), path)
+
+
+@pytest.mark.parametrize(("split", "name"), [("dev", "validation_unique"), ("test", "test_unique")])
+def test_pickapics_unique_prompts_come_from_a_users_parquet_file(data, split, name):
+    write_captions(
+        data / "pickapic" / f"{name}-00000-of-00001-c2396290184ff49d.parquet", [f"p {i}" for i in range(500)]
+    )
+    prompts = prompt_sets.take("pickapic", split)
+    assert len(prompts) == 500
+    assert (prompts[499].id, prompts[499].text) == (f"pickapic-{split}-499", "p 499")
+
+
+def test_another_pickapic_file_is_refused_by_its_count(data):
+    write_captions(data / "pickapic" / "test_unique.parquet", ["the same"] * 500)
+    with pytest.raises(InputError, match="holds 1 different captions, expected 500; is it test_unique"):
+        prompt_sets.take("pickapic", "test")
+
+
+def test_a_broken_parquet_file_is_one_line(data):
+    (data / "pickapic").mkdir()
+    (data / "pickapic" / "test_unique.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="cannot be read as parquet"):
+        prompt_sets.take("pickapic", "test")
+
+
+def sheet(count: int = 200, categories: int = 11, header: str = "Prompts,Category") -> str:
+    return "\n".join([header, *(f'"a, {i}",kind {i % categories}' for i in range(count))]) + "\n"
+
+
+def test_drawbench_is_read_from_a_users_sheet(data):
+    (data / "drawbench.csv").write_text(sheet(), encoding="utf-8-sig")
+    prompts = prompt_sets.take("drawbench", "test")
+    assert (len(prompts), prompts[3].text, prompts[3].category) == (200, "a, 3", "kind 3")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (sheet(count=199), "holds 199 prompts in 11 categories, expected 200 in 11"),
+        (sheet(categories=10), "holds 200 prompts in 10 categories, expected 200 in 11"),
+        (sheet(header="Text,Category"), "lacks a column Prompts or Category"),
+        ("", "lacks a column Prompts or Category"),
+    ],
+)
+def test_another_sheet_is_refused(data, content, message):
+    (data / "drawbench.csv").write_text(content)
+    with pytest.raises(InputError, match=message):
+        prompt_sets.take("drawbench", "test")
+
+
+def test_genevals_lines_keep_the_tag_and_what_must_be_seen():
+    from alignbench.benchmarks.geneval import parsed
+
+    line = {"tag": "counting", "include": [{"class": "clock", "count": 2}], "prompt": "a photo of two clocks"}
+    (prompt,) = parsed([json.dumps(line)])
+    assert (prompt.id, prompt.category, prompt.text) == ("geneval-000", "counting", "a photo of two clocks")
+    assert prompt.metadata == {"include": [{"class": "clock", "count": 2}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "published"),
+    [
+        ("geneval", "geneval/evaluation_metadata.jsonl", "5c48e0813e812e3c"),
+        ("pickapic_train", "pickapic_train/train.txt", "2f425adcbb9a6d0f"),
+    ],
+)
+def test_a_file_with_a_known_hash_must_have_it(data, name, place, published):
+    (data / place).parent.mkdir()
+    (data / place).write_text("{}\n")
+    split = "test" if name == "geneval" else "train"
+    with pytest.raises(InputError, match=rf"has sha256 \w+, expected {published}"):
+        prompt_sets.take(name, split)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "parts"),
+    [
+        ("hpsv2", "test", ("hpsv2/anime.json is not on this machine", "cannot be reached", "hash not published")),
+        ("geneval", "test", ("geneval/evaluation_metadata.jsonl is not on this machine", "sha256 5c48e0813e812e3c")),
+        ("pickapic_train", "train", ("pickapic_train/train.txt is not on this machine", "sha256 2f425adcbb9a6d0f")),
+        ("pickapic", "dev", ("Pick-a-Pic's validation_unique (parquet", "cannot be downloaded", "ALIGNBENCH_DATA")),
+        ("drawbench", "test", ("DrawBench (the sheet as CSV", "cannot be downloaded", "drawbench.csv")),
+    ],
+)
+def test_a_set_that_is_not_here_says_what_to_do_in_one_line(data, name, split, parts):
+    with pytest.raises(RunError) as caught:
+        prompt_sets.take(name, split)
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "counts"), [("ddpo_animals", (45, 16)), ("imagenet_animals", (398, 45))])
+def test_ddpos_animals_are_trained_on_and_others_evaluated(name, counts):
+    training, evaluated = prompt_sets.take(name, "train"), prompt_sets.take(name, "test")
+    assert (len(training), len(evaluated)) == counts
+    assert prompt_sets.overlap(training, evaluated) == []
+
+
+def test_dpoks_prompts_may_be_trained_on_and_evaluated_and_no_others(tmp_path):
+    own = {"model": "tiny", "algo": "ddpo", "output": tmp_path}
+    cell = resolve(RunSpec(**own, prompts="alignbench.benchmarks.dpok:Place", reward="jpeg_compressibility"))
+    assert (
+        [prompt.text for prompt in cell.training]
+        == [prompt.text for prompt in cell.evaluated]
+        == ["A dog on the moon."]
+    )
+    assert len(prompt_sets.take("dpok", "test")) == 4
+    (tmp_path / "mine.txt").write_text("A dog on the moon.\n")
+    with pytest.raises(InputError, match="1 prompts would be both trained on and evaluated"):
+        resolve(RunSpec(**own, prompts=str(tmp_path / "mine.txt"), train_prompts="dpok", reward="jpeg_compressibility"))
+
+
+def test_of_a_models_own_training_prompts_those_that_are_evaluated_are_left_out(tmp_path):
+    (tmp_path / "mine.txt").write_text(prompt_sets.take("shapes", "train")[5].text.upper() + "\n")
+    cell = resolve(RunSpec(algo="ddpo", model="tiny", prompts=str(tmp_path / "mine.txt"), output=tmp_path))
+    assert len(cell.training) == 599
+    assert cell.configuration.train_prompts == "shapes"

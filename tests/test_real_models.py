@@ -264,9 +264,9 @@ def test_all_that_is_missing_is_named_at_once_with_the_commands_that_fetch_it(ca
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     for part in (
-        "not on this machine: sd15, parti, pickscore, hpsv2_1, clip_l14, aesthetic_v2, imagereward",
+        "not on this machine: sd15, parti, pickapic_train, pickscore, hpsv2_1, clip_l14, aesthetic_v2, imagereward",
         "`alignbench fetch models sd15`",
-        "`alignbench fetch prompts parti`",
+        "`alignbench fetch prompts parti pickapic_train`",
         "`alignbench fetch scorers pickscore hpsv2_1 clip_l14 aesthetic_v2 imagereward`",
         f"copy {cache} and {tmp_path / 'cache' / 'alignbench'} here",
         "or choose others with --scorers",

@@ -70,8 +70,18 @@ def digest(prompts: Sequence[Prompt]) -> str:
 
 def overlap(training: Sequence[Prompt], evaluation: Sequence[Prompt]) -> list[str]:
     """Texts that would be both trained on and evaluated, ignoring case and spacing."""
-    seen = {" ".join(prompt.text.lower().split()) for prompt in training}
-    return [prompt.text for prompt in evaluation if " ".join(prompt.text.lower().split()) in seen]
+    seen = {_plain(prompt) for prompt in training}
+    return [prompt.text for prompt in evaluation if _plain(prompt) in seen]
+
+
+def without(training: Sequence[Prompt], evaluation: Sequence[Prompt]) -> list[Prompt]:
+    """The training prompts that are not evaluated, ignoring case and spacing."""
+    seen = {_plain(prompt) for prompt in evaluation}
+    return [prompt for prompt in training if _plain(prompt) not in seen]
+
+
+def _plain(prompt: Prompt) -> str:
+    return " ".join(prompt.text.lower().split())
 
 
 def read_file(path: Path) -> list[Prompt]:

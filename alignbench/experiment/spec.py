@@ -32,6 +32,7 @@ from alignbench.interface import (
     Reward,
     Sampling,
     TestTimeAlgorithm,
+    TrainsOnEvaluated,
 )
 from alignbench.preferences.choosing import Chosen, Ties, choose
 from alignbench.preferences.encoded import Crop
@@ -186,9 +187,10 @@ def resolve(spec: RunSpec) -> Cell:
     """Load the named plug-ins, apply preset and overrides, check what can be checked without the model's weights."""
     model = models.find(spec.model)
     defaults = defaults_of(model)
-    _check_ready(spec, model, defaults)
     kind = plugins.load("algorithms", spec.algo)
     algorithm, preset = build_algorithm(spec.algo, kind, model.preset, spec.set)
+    needs_prompts = algorithm.trains and spec.pairs is None
+    _check_ready(spec, model, defaults, needs_prompts)
     if spec.checkpointing and not algorithm.trains:
         raise InputError(f"--checkpointing: {spec.algo!r} trains nothing and keeps no activations; leave it out.")
     adapter = _adapter(spec, model, algorithm)
@@ -201,15 +203,11 @@ def resolve(spec: RunSpec) -> Cell:
     prompts_name = str(spec.images) if sources else spec.prompts or defaults.prompts
     whole = prompt_sets.take(prompts_name, spec.split)
     evaluated = whole[: spec.limit]
-    train_name, training = _training_prompts(spec, defaults, prompts_name)
+    train_name, training = _training_prompts(spec, defaults, prompts_name, needs_prompts)
     if model.source == "exact":
         _check_exact(spec, algorithm, evaluated, training)
-    shared = prompt_sets.overlap(training, whole) if algorithm.trains and spec.pairs is None else []
-    if shared:
-        raise InputError(
-            f"{len(shared)} prompts would be both trained on and evaluated, such as {shared[0]!r}; "
-            "choose another --train-prompts or --split."
-        )
+    if needs_prompts:
+        training = _disjoint(spec, training, whole, train_name, prompts_name)
     held_out_set = prompt_sets.find(train_name) if train_name else None
     held_out = held_out_set.prompts("dev") if held_out_set and "dev" in held_out_set.splits else ()
 
@@ -262,10 +260,12 @@ def resolve(spec: RunSpec) -> Cell:
     )
 
 
-def _check_ready(spec: RunSpec, model: models.Model, defaults: Defaults) -> None:
+def _check_ready(spec: RunSpec, model: models.Model, defaults: Defaults, needs_prompts: bool) -> None:
     """Raise RunError where several things are missing and cannot be had."""
-    prompts = [] if spec.task == "sdedit" else [spec.prompts or defaults.prompts]
-    prompts += [name for name in (spec.train_prompts or defaults.train_prompts,) if name]
+    evaluated = spec.prompts or defaults.prompts
+    prompts = [] if spec.task == "sdedit" else [evaluated]
+    if needs_prompts and (name := spec.train_prompts or defaults.train_prompts):
+        prompts.append(name)
     rewards = [spec.reward] if spec.reward else defaults.rewards[:1]
     readiness.check(model, prompts, [*rewards, *(defaults.scorers if spec.scorers is None else spec.scorers)])
 
@@ -387,16 +387,35 @@ def _sources(spec: RunSpec, model: models.Model) -> Sources | None:
     return read_sources(spec.images, spec.strength)
 
 
-def _training_prompts(spec: RunSpec, defaults: Defaults, prompts_name: str) -> tuple[str | None, Prompts]:
-    """The training split of --train-prompts, else of the evaluated set, else of the model's own default."""
+def _training_prompts(spec: RunSpec, defaults: Defaults, prompts_name: str, needed: bool) -> tuple[str | None, Prompts]:
+    """The training split of --train-prompts, else of the evaluated set, else, where prompts are needed, of the model's
+    own default."""
     if spec.train_prompts:
         prompt_set = prompt_sets.find(spec.train_prompts)
         split = "train" if "train" in prompt_set.splits else prompt_set.splits[0]
         return spec.train_prompts, Prompts(prompt_set.prompts(split))
-    for name in (prompts_name, defaults.train_prompts):
+    for name in (prompts_name, defaults.train_prompts if needed else None):
         if name and "train" in prompt_sets.find(name).splits:
             return name, Prompts(prompt_sets.find(name).prompts("train"))
     return None, Prompts(())
+
+
+def _disjoint(
+    spec: RunSpec, training: Prompts, evaluated: Sequence[Prompt], train_name: str | None, prompts_name: str
+) -> Prompts:
+    """The training prompts without those that are evaluated. Raises InputError where a user named sets that share
+    some, unless the set is one that is meant to be trained on and evaluated."""
+    shared = prompt_sets.overlap(training, evaluated)
+    if not shared:
+        return training
+    if train_name == prompts_name and isinstance(prompt_sets.find(prompts_name), TrainsOnEvaluated):
+        return training
+    if spec.train_prompts or train_name == prompts_name:
+        raise InputError(
+            f"{len(shared)} prompts would be both trained on and evaluated, such as {shared[0]!r}; "
+            "choose another --train-prompts or --split."
+        )
+    return Prompts(prompt_sets.without(training, evaluated))
 
 
 def _pairs(
