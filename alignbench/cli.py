@@ -296,6 +296,7 @@ def compare(
     by: Literal["category", "challenge", "budget"] | None = None,
     scorer: Names = None,
     skip_bad: Flag = False,
+    published: Flag = False,
     format: Literal["table", "markdown", "csv", "latex", "json"] = "table",
     output: Path | None = None,
 ) -> int:
@@ -313,6 +314,8 @@ def compare(
         Only these scorers.
     skip_bad: bool
         Leave unreadable files out, and say so, instead of stopping.
+    published: bool
+        Also show what papers report about these methods on these prompts, with who judged.
     format: str
         table, markdown, csv, latex or json.
     output: Path
@@ -322,7 +325,7 @@ def compare(
     from alignbench.analysis.tables import render
     from alignbench.files import write_text
 
-    comparison = compare_files(files or (Path("results"),), baseline, by, scorer or (), skip_bad)
+    comparison = compare_files(files or (Path("results"),), baseline, by, scorer or (), skip_bad, published)
     text = render(comparison, format)
     if output is None:
         print(text, end="")

@@ -37,8 +37,9 @@ SHORTEST: dict[str, dict[str, Any]] = {
     "dpok": MOST | {"rounds": 1, "samples_per_round": 8, "moves_per_update": 8, "steps": 3, "value_batch": 8},
     "draft": MOST | {"rounds": 1, "updates_per_round": 2, "steps": 3},
     "noise_search": {"iterations": 2, "neighbours": 1},
-    "refl": MOST | {"rounds": 1, "updates_per_round": 2, "samples_per_update": 4, "steps": 3, "margin": "none"},
-    "reward_weighted_regression": MOST | {"rounds": 1, "samples_per_round": 8, "passes": 1},
+    "refl": MOST
+    | {"rounds": 1, "updates_per_round": 2, "samples_per_update": 4, "steps": 3, "margin": "none", "tuning": "lora"},
+    "reward_weighted_regression": MOST | {"rounds": 1, "samples_per_round": 8, "passes": 1, "tuning": "lora"},
     "sft": MOST | {"rounds": 1, "updates_per_round": 2, "pairs_per_update": 4, "warmup": 0},
     "steering": {"n": 2, "interval": 1},
     "svdd": {"candidates": 2},

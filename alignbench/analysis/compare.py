@@ -30,6 +30,7 @@ from alignbench.analysis.load import (
     table,
 )
 from alignbench.analysis.optimality import Standing, Target, standings, targets
+from alignbench.analysis.published import Beside, beside
 from alignbench.analysis.statistics import (
     Differences,
     Ranks,
@@ -109,6 +110,7 @@ class Group:
     costs: list[CostRow]
     optimality: list[Standing]  # where the optimum is known
     targets: dict[str, Target]  # scorer -> its optimum
+    published: list[Beside]  # what papers report about these methods, where it was asked for
     notes: list[str]
 
 
@@ -129,6 +131,7 @@ def compare(
     by: By | None = None,
     scorers: Sequence[str] = (),
     skip_bad: bool = False,
+    published: bool = False,
 ) -> Comparison:
     """Compare result files; see the module's docstring. Raises InputError for a scorer or baseline nobody has."""
     loaded = load(paths, skip_bad)
@@ -136,7 +139,7 @@ def compare(
     for name in scorers:
         if name not in known:
             raise UnknownName("scorer in these files", name, known)
-    groups = [_group(runs, baseline, by, scorers) for runs in loaded.groups.values()]
+    groups = [_group(runs, baseline, by, scorers, published) for runs in loaded.groups.values()]
     if groups and baseline != DEFAULT_BASELINE and all(group.baseline is None for group in groups):
         labels = [label for group in groups for label in group.methods]
         raise UnknownName("method in these files to use as baseline", baseline, labels)
@@ -155,7 +158,7 @@ class _Placed:
         return self.method.label
 
 
-def _group(runs: Sequence[Run], baseline: str, by: By | None, chosen: Sequence[str]) -> Group:
+def _group(runs: Sequence[Run], baseline: str, by: By | None, chosen: Sequence[str], published: bool) -> Group:
     methods = methods_of(runs)
     placed: list[_Placed] = []
     ordered: list[Run] = []
@@ -190,8 +193,12 @@ def _group(runs: Sequence[Run], baseline: str, by: By | None, chosen: Sequence[s
         f"{m.label}: {len(m.runs)} training seed{'s'[: len(m.runs) > 1]}; its interval is conditional on these runs."
         for m in few
     ]
+    means = {name: {p.label: _mean(column.values[list(p.rows)]) for p in placed} for name, column in scores.items()}
+    evaluation = ordered[0].result.evaluation
+    reported = beside(evaluation, methods, means) if published else None
+    notes += reported.notes if reported else []
     return Group(
-        evaluation=ordered[0].result.evaluation,
+        evaluation=evaluation,
         methods=[method.label for method in methods],
         samplers={method.label: dict(method.first.sampler) for method in methods},
         baseline=reference.label if reference else None,
@@ -200,10 +207,11 @@ def _group(runs: Sequence[Run], baseline: str, by: By | None, chosen: Sequence[s
         pairwise=pairwise,
         ranks=ranks,
         parts=parts,
-        means={name: {p.label: _mean(column.values[list(p.rows)]) for p in placed} for name, column in scores.items()},
+        means=means,
         costs=[cost_of(method) for method in methods],
         optimality=standings(methods, scorers),
         targets=targets(methods, scorers),
+        published=list(reported.rows) if reported else [],
         notes=notes,
     )
 

@@ -64,6 +64,8 @@ def group_tables(group: Group) -> list[Table]:
     """The tables of one evaluation, in the order they are shown."""
     tables = [_optimality_table(group, scorer) for scorer in group.targets]
     tables += [_versus_table(group, scorer) for scorer in group.scorers] if group.baseline else [_means_table(group)]
+    if group.published:
+        tables.append(_published_table(group))
     if group.parts:
         tables += [_parts_table(group, scorer) for scorer in group.scorers]
     if 2 < len(group.methods) <= WIDEST_MATRIX:
@@ -181,6 +183,24 @@ def _seeds(item: Versus) -> str:
 def _means_table(group: Group) -> Table:
     rows = [[method, *(number(group.means[s][method]) for s in group.scorers)] for method in group.methods]
     return Table("Mean scores", ["method", *group.scorers], rows)
+
+
+def _published_table(group: Group) -> Table:
+    header = ["method", "judge", "quantity", "published", "ours", "their sampling", "our sampling", "source"]
+    rows = [
+        [
+            row.method,
+            row.judge,
+            row.quantity,
+            f"{row.published:g}",
+            "–" if row.ours is None else number(row.ours),
+            row.their_sampling,
+            row.our_sampling,
+            row.source,
+        ]
+        for row in group.published
+    ]
+    return Table("Published numbers (P: read in the paper, S: in another's table)", header, rows)
 
 
 def _parts_table(group: Group, scorer: str) -> Table:
