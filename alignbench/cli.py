@@ -83,7 +83,7 @@ def run(
         tiny (default), mixture, sd15, sdxl, another name of `alignbench list models`, a diffusers folder, or a hub id.
     reward: str
         Reward to optimise; also a name, package.module:Name, or path/file.py:Name; a learned one with weights of
-        one's own as NAME=FILE.
+        one's own as NAME=FILE; one that is served (alignbench serve) by its URL, or NAME=URL.
     prompts: str
         Prompts to evaluate on: a name, or a .txt, .tsv, .csv or .jsonl file.
     split: str
@@ -466,6 +466,48 @@ def score(
         write_text(output, content)
         if not json:
             print(f"written to {output}")
+    return 0
+
+
+@app.command
+def serve(
+    name: str,
+    *,
+    port: int = 8000,
+    scorer_dtype: Literal["float32", "bfloat16"] = "float32",
+    allow_unverified: Flag = False,
+    device: str = "auto",
+) -> int:
+    """Serve a scorer to other environments of this machine, until interrupted: --reward http://127.0.0.1:8000.
+
+    Parameters
+    ----------
+    name: str
+        A scorer, as in `alignbench run`.
+    port: int
+        Port to listen on, at 127.0.0.1 alone; 0 takes a free one.
+    scorer_dtype: str
+        Precision of a learned scorer.
+    allow_unverified: bool
+        Use weights of a learned scorer that are not the published ones; its identity names them.
+    device: str
+        auto (default), cpu, cuda, or cuda:1.
+    """
+    from alignbench.diffusion.models import device_of
+    from alignbench.experiment.serving import serve as serve_scorer
+    from alignbench.experiment.spec import RunSpec, label, reward_of
+
+    spec = RunSpec(algo="base", reward=name, scorer_dtype=scorer_dtype, allow_unverified=allow_unverified)
+    assert spec.reward is not None
+    _quieten_libraries()
+
+    def ready(url: str) -> None:
+        print(f"{spec.reward} at {url}; use it with: alignbench run --reward {url}", flush=True)
+
+    try:
+        serve_scorer(label(spec.reward), reward_of(spec.reward, spec.scoring), port, device_of(device), ready)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
     return 0
 
 

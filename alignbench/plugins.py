@@ -3,9 +3,9 @@
 A plug-in is declared by being there: `algorithms/ddpo.py` is `ddpo`, and the single entry of its `__all__` is the
 object. Others come from the entry-point groups `alignbench.algorithms`, `alignbench.rewards` and
 `alignbench.benchmarks`, or are given as `package.module:Name` or `path/file.py:Name`. A reward may also be a file of
-weights, `path/file.safetensors`, whose metadata names the installed reward that reads it, or `name=path/file`, an
-installed reward with weights of one's own. A folder's `aliases.toml` says which plug-in a shorter name means. Listing
-reads docstrings with `ast` and imports nothing.
+weights, `path/file.safetensors`, whose metadata names the installed reward that reads it, `name=path/file`, an
+installed reward with weights of one's own, or the URL of a scorer that is served, `name=URL` to name it. A folder's
+`aliases.toml` says which plug-in a shorter name means. Listing reads docstrings with `ast` and imports nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import tomllib
 from importlib import metadata
@@ -55,8 +56,20 @@ def aliases(group: Group) -> dict[str, str]:
 
 def canonical(group: Group, name: str) -> str:
     """The one name under which a plug-in stands in configurations and results."""
+    if group == "rewards" and served(name):
+        return name
     plain, equals, rest = name.partition("=")
     return f"{aliases(group).get(plain, plain)}{equals}{rest}"
+
+
+def served(name: str) -> tuple[str, str] | None:
+    """What a scorer that is served is called and its URL, of `URL` and `name=URL`; None for other names."""
+    own, _, url = ("", "", name) if name.startswith("http") else name.partition("=")
+    if not url.startswith(("http://", "https://")):
+        return None
+    if own and not own.replace("-", "_").isidentifier():
+        raise InputError(f"reward {name!r}: expected a name of letters, digits, '-' and '_' before the '='.")
+    return own or "-".join(part for part in re.split(r"[^\w.]+", url.partition("://")[2]) if part), url
 
 
 def summary(group: Group, name: str) -> str:
@@ -70,6 +83,10 @@ def summary(group: Group, name: str) -> str:
 
 def load(group: Group, name: str) -> Any:
     """The plug-in a name means. Raises UnknownName with near names, InputError when the file does not fit."""
+    if group == "rewards" and (remote := served(name)):
+        from alignbench.remote.client import RemoteScorer
+
+        return functools.partial(RemoteScorer, remote[1])
     name = canonical(group, name)
     plain, equals, weights = name.partition("=")
     if group == "rewards" and equals and plain in names(group):

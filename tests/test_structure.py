@@ -18,7 +18,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"experiment", "analysis", "plugins"},
-    {"diffusion", "preferences", "shapes", "testbed", "scoring", "images", "downloads"},
+    {"diffusion", "preferences", "shapes", "testbed", "scoring", "remote", "images", "downloads"},
     {"interface"},
     {"quantities"},
     {"keys", "errors", "files"},

@@ -142,6 +142,8 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
     problem = _problem(cell, pipeline, meter, batch, progress)
     made = _add_pairs(cell, problem, batch)
     draft = _Draft(cell, pipeline, aligned, device, attempts, started)
+    if attempts > 1:
+        _check_same_scorers(cell)
     if not cell.path.exists():
         results.write(cell.path, draft.result("partial", "in progress, or interrupted; the same command continues"))
     try:
@@ -228,6 +230,22 @@ def _check_scorers(cell: Cell, pipeline: Pipeline) -> None:
     for name, scorer in cell.scorers.items():
         if reason := scorer.unsupported(cell.evaluated, shape):
             raise InputError(f"scorer {name!r} cannot score images of model {cell.spec.model!r}: {reason}")
+
+
+def _check_same_scorers(cell: Cell) -> None:
+    """Refuse to go on with scorers that are not what they were when the cell was begun: other weights, another
+    version, or another scorer behind a URL."""
+    if not cell.path.exists() or (before := results.read(cell.path)).status not in ("partial", "failed"):
+        return
+    for name, scorer in cell.scorers.items():
+        was, now = before.scorers.get(name), identity(scorer.info())
+        if was is not None and was != now:
+            entries = [entry for entry in type(now).model_fields if getattr(was, entry) != getattr(now, entry)]
+            raise InputError(
+                f"scorer {name!r} is not what it was when {cell.path} was begun: {entries[0]} was "
+                f"{getattr(was, entries[0])!r} and is {getattr(now, entries[0])!r}. Bring that one back, or delete "
+                f"{cell.folder} and {cell.path} to begin anew."
+            )
 
 
 def _say_truncated(cell: Cell, progress: Progress) -> None:

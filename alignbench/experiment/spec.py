@@ -453,7 +453,10 @@ def _pairs(
 
 
 def label(name: str) -> str:
-    """A plug-in's name in columns and file names: of `path/file.py:Name`, the last part; of weights, the stem."""
+    """A plug-in's name in columns and file names: of `path/file.py:Name`, the last part; of weights, the stem; of a
+    scorer that is served, its own or the host and port."""
+    if remote := plugins.served(name):
+        return remote[0]
     plain, equals, weights = name.partition("=")
     if equals and plain.isidentifier():
         return f"{plain}-{Path(weights).stem}"

@@ -1,32 +1,32 @@
 """Runs in the isolated environment: scores pictures with the official packages, and writes what they say as JSON.
 
-    oracle/bin/python official.py WORK
+    oracle/bin/python official.py WORK [NAME]
 
 WORK holds plan.json (architectures, cases), pictures, checkpoints in the published layouts, and folders of the format
-that transformers saves; scores go to WORK/official.json. Nothing here imports alignbench.
+that transformers saves; scores go to WORK/official.json. With a NAME of the plan, its scorer is served instead, as
+alignbench/remote/official.py serves the published sizes. alignbench is not installed there.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import json
-import os
 import sys
-import types
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "alignbench" / "remote"))
+import official as packages  # the server of the official packages; this file runs as __main__
+
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "pillow", "numpy", "hpsv2", "image-reward")
 
 
-def hpsv2(work: Path, file: str, a: dict, cases: list) -> list[float]:
-    """`hpsv2.img_score.score`, its network made beforehand so that it downloads none."""
-    from hpsv2 import img_score
-    from hpsv2.src.open_clip import create_model_and_transforms, factory
+def hpsv2(work: Path, file: str, a: dict) -> packages.Official:
+    """The official scorer with a network of these sizes."""
+    from hpsv2.src.open_clip import factory
 
     config = {
         "embed_dim": a["embedding"],
@@ -41,25 +41,15 @@ def hpsv2(work: Path, file: str, a: dict, cases: list) -> list[float]:
     }  # fmt: skip
     (work / "parity.json").write_text(json.dumps(config))
     factory.add_model_config(work / "parity.json")
-    img_score.device = "cpu"
-    model, _, preprocess = create_model_and_transforms(
-        "parity", None, precision="amp", device="cpu", light_augmentation=True, output_dict=True, aug_cfg={}
-    )
-    img_score.model_dict.update(model=model, preprocess_val=preprocess)
-    return [float(img_score.score(str(work / picture), text, cp=str(work / file))[0]) for picture, text in cases]
+    return packages.hpsv2(work / file, "cpu", "parity")
 
 
-def image_reward(work: Path, file: str, words: str, a: dict, cases: list) -> list[float]:
-    """`ImageReward.score`. Its package's own __init__ imports training code and is passed over."""
-    place = Path(importlib.util.find_spec("ImageReward").submodule_search_locations[0])
-    for name, folder in (("ImageReward", place), ("ImageReward.models", place / "models")):
-        module = types.ModuleType(name)
-        module.__path__ = [str(folder)]
-        sys.modules[name] = module
-    from ImageReward.ImageReward import ImageReward
+def image_reward(work: Path, file: str, words: str, a: dict) -> packages.Official:
+    """The official scorer with networks of these sizes, some of which are written into its code."""
+    packages.pass_over_init()
     from ImageReward.models.BLIP import blip_pretrain, vit
 
-    if a["width"] != 1024:  # its sizes are written into the code
+    if a["width"] != 1024:
 
         def small(*_, **__):
             return (
@@ -79,50 +69,56 @@ def image_reward(work: Path, file: str, words: str, a: dict, cases: list) -> lis
         "add_cross_attention": True,
     }  # fmt: skip
     (work / "med_config.json").write_text(json.dumps(config))
-    tokenizer = work / "bert-base-uncased"  # looked for by this name in the working directory
-    tokenizer.mkdir(exist_ok=True)
-    (tokenizer / "vocab.txt").write_bytes((work / words).read_bytes())
-    os.chdir(work)
-    model = ImageReward(device="cpu", med_config=str(work / "med_config.json"))
-    loaded = model.load_state_dict(torch.load(work / file, map_location="cpu"), strict=False)
-    assert not loaded.unexpected_keys, loaded.unexpected_keys
-    assert not loaded.missing_keys, loaded.missing_keys
-    model.eval()
-    return [float(model.score(text, str(work / picture))) for picture, text in cases]
+    return packages.image_reward(work / file, work / "med_config.json", work / words, "cpu")
 
 
-def hugging_face(work: Path, folder: str, scaled: bool, cases: list) -> list[float]:
+def hugging_face(work: Path, folder: str, scaled: bool) -> packages.Official:
     """PickScore's published snippet, with or without the scale."""
     from transformers import AutoModel, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(work / folder)
     model = AutoModel.from_pretrained(work / folder).eval()
     options = {"padding": True, "truncation": True, "max_length": 77, "return_tensors": "pt"}
-    scores = []
-    with torch.no_grad():
-        for picture, text in cases:
-            image_inputs = processor(images=[Image.open(work / picture).convert("RGB")], **options)
-            image = model.get_image_features(**image_inputs)
-            text_ = model.get_text_features(**processor(text=text, **options))
-            image, text_ = (x / torch.norm(x, dim=-1, keepdim=True) for x in (image, text_))
-            value = (text_ @ image.T)[0, 0]
-            scores.append(float(model.logit_scale.exp() * value if scaled else value))
-    return scores
+
+    def score(pictures: packages.Pictures, prompts: Sequence[str]) -> list[float]:
+        scores = []
+        for picture, text in zip(pictures, prompts, strict=True):
+            with torch.no_grad():
+                image = model.get_image_features(**processor(images=[picture], **options))
+                text_ = model.get_text_features(**processor(text=text, **options))
+                image, text_ = (x / torch.norm(x, dim=-1, keepdim=True) for x in (image, text_))
+                value = (text_ @ image.T)[0, 0]
+                scores.append(float(model.logit_scale.exp() * value if scaled else value))
+        return scores
+
+    return score
+
+
+RUNNERS = {"hpsv2": hpsv2, "image_reward": image_reward, "hugging_face": hugging_face}
 
 
 def main(work: Path) -> None:
     torch.set_num_threads(1)
-    plan = json.loads((work / "plan.json").read_text())
-    runners = {"hpsv2": hpsv2, "image_reward": image_reward, "hugging_face": hugging_face}
-    scores = {
-        name: functools.partial(runners[job["runner"]], work, **job["arguments"])(cases=job["cases"])
-        for name, job in plan.items()
-    }
-    versions = {}
-    for package in PACKAGES:
-        versions[package] = metadata.version(package)
+    scores = {}
+    for name, job in json.loads((work / "plan.json").read_text()).items():
+        official = RUNNERS[job["runner"]](work, **job["arguments"])
+        scores[name] = []
+        for picture, text in job["cases"]:
+            with Image.open(work / picture) as image:
+                scores[name] += official([image.convert("RGB")], [text])
+        del official
+    versions = {package: metadata.version(package) for package in PACKAGES}
     (work / "official.json").write_text(json.dumps({"versions": versions, "scores": scores}))
 
 
+def serve(work: Path, name: str) -> None:
+    """Serve one of the plan's scorers, at a free port."""
+    torch.set_num_threads(1)
+    job = json.loads((work / "plan.json").read_text())[name]
+    package = {"hpsv2": "hpsv2", "image_reward": "image-reward"}[job["runner"]]
+    official = RUNNERS[job["runner"]](work, **job["arguments"])
+    packages.serve(package, work / job["arguments"]["file"], official, port=0)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    serve(Path(sys.argv[1]).resolve(), sys.argv[2]) if len(sys.argv) > 2 else main(Path(sys.argv[1]).resolve())
