@@ -726,6 +726,82 @@ def accuracy(
     return 0
 
 
+@app.command
+def audit(
+    *,
+    pairs: Path,
+    scorers: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())],
+    scorer_dtype: Literal["float32", "bfloat16"] = "float32",
+    allow_unverified: Flag = False,
+    pair_ties: Literal["drop", "keep"] = "drop",
+    pair_models: str | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "auto",
+    json: Flag = False,
+    output: Path | None = None,
+    figure: Path | None = None,
+) -> int:
+    """What scorers are worth on preference pairs: accuracy, agreement with each other, sensitivity to small changes.
+
+    Parameters
+    ----------
+    pairs: Path
+        Preference pairs, as in `alignbench run`.
+    scorers: str
+        Scorers, as in `alignbench run`.
+    scorer_dtype: str
+        Precision of learned scorers.
+    allow_unverified: bool
+        Use weights of learned scorers that are not the published ones; the report names them.
+    pair_ties: str
+        Ties among the pairs: drop (default) or keep.
+    pair_models: str
+        Only pairs both of whose source models contain this, such as dream.
+    limit: int
+        The first pairs only.
+    batch_size: int
+        Pictures scored at once.
+    seed: int
+        Seed of the noise and of the intervals (default 0).
+    device: str
+        auto (default), cpu, cuda, or cuda:1.
+    json: bool
+        Print JSON instead of tables.
+    output: Path
+        Also write the JSON to this .json file.
+    figure: Path
+        Also draw it: .png, .pdf or .svg.
+    """
+    given = {name: value for name, value in locals().items() if name not in ("json", "output", "figure")}
+    if output is not None and output.suffix != ".json":
+        raise InputError(f"--output {output}: expected a .json file.")
+    if figure is not None and figure.suffix not in PICTURES:
+        raise InputError(f"--figure {figure}: expected a .png, .pdf or .svg file.")
+    import json as json_module
+
+    from alignbench.experiment import audit_report
+    from alignbench.experiment.audit import AuditSpec
+    from alignbench.experiment.audit import audit as audit_scorers
+    from alignbench.files import replace_file, write_text
+
+    spec = AuditSpec(**given)
+    _quieten_libraries()
+    report = audit_scorers(spec, quiet=json)
+    content = json_module.dumps(audit_report.as_values(report), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    print(content if json else audit_report.text(report), end="")
+    if output is not None:
+        write_text(output, content)
+    if figure is not None:
+        with replace_file(figure) as temporary:
+            audit_report.figure(report).savefig(temporary, format=figure.suffix[1:], dpi=150)
+    if not json:
+        for path in (output, figure):
+            print(f"written to {path}" if path else "", end="\n" if path else "")
+    return 0
+
+
 def _quieten_libraries() -> None:
     """Keep the model libraries' progress bars and advice off the terminal."""
     from diffusers.utils import logging as diffusers_logging

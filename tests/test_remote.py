@@ -10,7 +10,6 @@ import importlib
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -463,22 +462,24 @@ def test_a_gradient_method_on_a_served_reward_is_refused(here, capsys):
     assert "gradient" in capsys.readouterr().err
 
 
-def test_the_command_serves_until_it_is_interrupted(here):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "alignbench", "serve", "jpeg_compressibility", "--port", "0"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        line = process.stdout.readline()
-        url = line.split()[-1]
-        reward = plugins.load("rewards", "jpeg_compressibility")()
-        assert torch.equal(RemoteScorer(url)(pictures(2), PROMPTS[:2]), reward(pictures(2), PROMPTS[:2]))
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
-        assert process.stdout.read() == "stopped\n"
-    finally:
-        process.kill()
-        process.wait()
+def test_the_command_says_the_url_and_serves_until_it_is_interrupted(monkeypatch, capsys):
+    def serve_one(self):
+        thread = threading.Thread(target=self.handle_request)
+        thread.start()
+        infos.append(RemoteScorer(f"http://127.0.0.1:{self.server_port}").info())
+        thread.join()
+        raise KeyboardInterrupt
+
+    infos: list[RewardInfo] = []
+    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", serve_one)
+    assert run_command_line(["serve", "jpeg_compressibility", "--port", "0"]) == 0
+    said, stopped = capsys.readouterr().out.splitlines()
+    assert said.startswith("jpeg_compressibility at http://127.0.0.1:")
+    assert said.endswith(said.split()[2].rstrip(";"))
+    assert stopped == "stopped"
+    assert infos == [plugins.load("rewards", "jpeg_compressibility")().info()]
+    assert run_command_line(["serve", "jpeg_compresibility"]) == 2
+    assert "Did you mean jpeg_compressibility" in capsys.readouterr().err
 
 
 # The official packages

@@ -1,16 +1,18 @@
-"""Reward curves and reward-KL frontiers from result files, for notebooks, `alignbench plot` and `frontier`."""
+"""Reward curves and reward-KL frontiers from result files, and audits of scorers, as pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from alignbench.analysis.audit import Agreement, Sensitivity, matrix
 from alignbench.analysis.load import Array, load, methods_of
 from alignbench.analysis.optimality import MARKED, Panel, Pooled
+from alignbench.analysis.statistics import WinRate
 from alignbench.errors import InputError, UnknownName
 from alignbench.experiment.result import Result
 
@@ -158,6 +160,54 @@ def frontier_figure(found: Sequence[Panel]) -> Figure:
         axis.set_ylabel("mean reward")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
+    return figure
+
+
+def audit_figure(
+    accuracy: Mapping[str, WinRate | None],
+    agreement: Mapping[tuple[str, str], Agreement],
+    sensitivity: Mapping[str, Mapping[str, Sensitivity | None]],
+) -> Figure:
+    """Three panels: accuracy of each scorer with its interval, τ_b of every two judges, and the share of decisions that
+    turn under each change. A scorer has the same colour in the first and the last."""
+    from matplotlib.figure import Figure
+
+    scorers = list(accuracy)
+    figure = Figure(figsize=(13, 1.6 + 0.5 * max(4, len(scorers))), layout="constrained")
+    first, second, third = figure.subplots(1, 3)
+    for place, name in enumerate(scorers):
+        if (rate := accuracy[name]) is not None:
+            arms = [[100 * (rate.rate - rate.low)], [100 * (rate.high - rate.rate)]]
+            first.errorbar(100 * rate.rate, place, xerr=arms, fmt="o", color=f"C{place % 10}", capsize=3)
+    first.axvline(50, color="black", linewidth=0.8, linestyle=":")
+    first.set_yticks(range(len(scorers)), [_plain(name) for name in scorers])
+    first.set_ylim(len(scorers) - 0.5, -0.5)
+    first.set_xlabel("agreement with the labels (%)")
+    first.grid(alpha=0.3)
+    judges = list(dict.fromkeys(name for pair in agreement for name in pair))
+    values = matrix(judges, agreement)
+    second.imshow(values, vmin=-1, vmax=1, cmap="RdBu")
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            if not np.isnan(value):
+                colour = "white" if abs(value) > 0.6 else "black"
+                second.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
+    second.set_xticks(range(len(judges)), [_plain(name) for name in judges], rotation=45, ha="right")
+    second.set_yticks(range(len(judges)), [_plain(name) for name in judges])
+    second.set_title("Kendall's τ within prompts", fontsize="medium")
+    changes = list(dict.fromkeys(change for found in sensitivity.values() for change in found))
+    width = 0.8 / max(1, len(scorers))
+    for place, name in enumerate(scorers):
+        for k, change in enumerate(changes):
+            found = sensitivity[name][change]
+            if found is not None and found.flipped is not None:
+                flips, y = found.flipped, k + (place + 0.5) * width - 0.4
+                third.barh(y, 100 * flips.rate, width, color=f"C{place % 10}", alpha=0.8)
+                third.plot([100 * flips.low, 100 * flips.high], [y, y], color="black", linewidth=1)
+    third.set_yticks(range(len(changes)), changes)
+    third.set_ylim(len(changes) - 0.5, -0.5)
+    third.set_xlabel("decisions that turn (%)")
+    third.grid(alpha=0.3)
     return figure
 
 

@@ -211,7 +211,7 @@ def judge_by_policies(
     keys = [Key("accuracy", spec.seed)("pair", number) for number in chosen.numbers[:n]]
     judged = []
     for name, folder in zip(
-        _short([str(folder) for folder in folders], lambda folder: name_of(Path(folder))), folders, strict=True
+        short_names([str(folder) for folder in folders], lambda folder: name_of(Path(folder))), folders, strict=True
     ):
         item = Judgements(name, {"folder": str(folder), "sha256": digest(folder)})
         progress.stage(name, 2 * n)
@@ -291,9 +291,9 @@ def _judge(
         return
     scores: dict[tuple[int, int], tuple[float, str | None]] = {}
     try:
-        for members, images in _by_shape(read):
+        for members, images in by_shape(read):
             prompts = [chosen.pair(i).prompt for i, _ in members]
-            scores |= zip(members, _scored(judged.name, reward, images, prompts), strict=True)
+            scores |= zip(members, scored(judged.name, reward, images, prompts), strict=True)
     except Unsupported as error:
         judged.unsupported = str(error)
         judged.predicted.clear()
@@ -307,7 +307,7 @@ def _judge(
             judged.predicted[i] = preference(first, second, info)
 
 
-def _by_shape(
+def by_shape(
     read: Sequence[tuple[int, tuple[Tensor, Tensor]]],
 ) -> Iterator[tuple[list[tuple[int, int]], Float[Tensor, "b 3 h w"]]]:
     """Images in batches of equal shape, each with its pair's number and its place in it."""
@@ -319,7 +319,7 @@ def _by_shape(
         yield members, torch.stack([images[member] for member in members])
 
 
-def _scored(
+def scored(
     name: str, reward: Reward, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]
 ) -> list[tuple[float, str | None]]:
     """A score, or a reason why there is none, for each image."""
@@ -366,10 +366,10 @@ def _rewards(spec: AccuracySpec, model: models.Model | None) -> dict[str, Reward
     names = list(dict.fromkeys(plugins.canonical("rewards", name) for name in spec.scorers))
     if not names and not spec.adapters and model is not None:
         names = list(defaults_of(model).scorers)
-    return {short: reward_of(name) for short, name in zip(_short(names, label), names, strict=True)}
+    return {short: reward_of(name) for short, name in zip(short_names(names, label), names, strict=True)}
 
 
-def _short(names: Sequence[str], shorten: Callable[[str], str]) -> list[str]:
+def short_names(names: Sequence[str], shorten: Callable[[str], str]) -> list[str]:
     """Short names, where they are not those of others too."""
     count = Counter(shorten(name) for name in names)
     return [shorten(name) if count[shorten(name)] == 1 else name for name in names]

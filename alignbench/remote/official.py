@@ -97,6 +97,8 @@ def image_reward(weights: Path, med_config: Path, words: Path, device: str) -> O
 
 def pass_over_init() -> None:
     """Make the modules of image-reward importable without what its __init__ imports."""
+    if "ImageReward" in sys.modules:
+        return
     spec = importlib.util.find_spec("ImageReward")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("the package image-reward is not installed in this environment.")
