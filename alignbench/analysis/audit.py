@@ -49,12 +49,12 @@ def agreement(first: Array, second: Array, prompts: Places, key: Key, level: flo
     kept = ~(np.isnan(first) | np.isnan(second))
     a, b = np.sign(first[kept] - 0.5), np.sign(second[kept] - 0.5)
     _, places = np.unique(prompts[kept], return_inverse=True)
-    if not len(a):
-        return Agreement(math.nan, math.nan, math.nan, 0)
+    if not (a.any() and b.any()):
+        return Agreement(math.nan, math.nan, math.nan, len(a))
     sums = np.stack([np.bincount(places, weights=values) for values in (a * b, a * a, b * b)], 1)  # [prompts, 3]
     rng = key.generator()
     resampled = np.concatenate([resample_counts(rng, len(sums), 500) @ sums for _ in range(RESAMPLES // 500)])
-    low, high = np.nanquantile(_tau(resampled), [(1 - level) / 2, (1 + level) / 2]) if sums.any() else (math.nan,) * 2
+    low, high = np.nanquantile(_tau(resampled), [(1 - level) / 2, (1 + level) / 2])
     return Agreement(float(_tau(sums.sum(0)[None])[0]), float(low), float(high), len(a))
 
 

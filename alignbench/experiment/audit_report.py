@@ -79,7 +79,7 @@ def text(report: Report) -> str:
         notes.append(f"skipped: {len(pairs['skipped'])} with an image that cannot be read, first {place}: {why}")
     for name, found in report.scorers.items():
         notes += [
-            f"{name} did not score {'some' if found.sensitivity.get(c) or not c else 'any'} of {c or 'the pairs'}: {why}"
+            f"{name} did not score {'any' if c and not found.sensitivity[c] else 'some'} of {c or 'the pairs'}: {why}"
             for c, why in found.reasons.items()
         ]
         if found.accuracy.failed:
