@@ -190,7 +190,7 @@ def test_an_audit_by_hand(pairs):
         assert red.sensitivity[change].flipped.rate == 0
     assert red.sensitivity["noise"].shift < 0.05  # a mean of steps up and down
     assert height.sensitivity["jpeg"].shift == 0
-    assert red.reasons["jpeg"].startswith("the scorer returned nan")
+    assert red.reasons["bicubic"].startswith("the scorer returned nan")
     assert "Red fails on 1 pairs, first: the scorer returned nan" in audit_report.text(report)
 
 

@@ -51,3 +51,14 @@ def test_another_crop_activation_resampling_or_epsilon_would_show():
     finally:
         for norm in norms:
             norm.eps = 1e-6
+    attentions = [m for m in reward.scorer.network.text.modules() if hasattr(m, "num_attention_heads")]
+    kept = [dict(vars(attention)) for attention in attentions]
+    assert attentions
+    try:
+        for attention in attentions:  # transformers' default of eight, on the same weights
+            attention.num_attention_heads, attention.attention_head_size = 8, 96
+        assert largest_difference("imagereward", reward) > 1e-4
+    finally:
+        for attention, values in zip(attentions, kept, strict=True):
+            vars(attention).update(values)
+    assert largest_difference("imagereward", reward) <= 1e-5

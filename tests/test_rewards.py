@@ -174,6 +174,21 @@ def test_noise_makes_a_larger_file_than_a_flat_picture_and_the_prompt_does_not_m
         assert torch.equal(make(name)(images, said("a", "b")), make(name)(images, said("c", "d")))
 
 
+@pytest.mark.parametrize(("side", "kilobytes"), [(64, 0.691), (256, 1.651), (512, 4.723), (1024, 17.011)])
+def test_a_black_picture_has_the_size_that_was_measured_elsewhere(side, kilobytes):
+    """Within three per cent: libraries may differ a little."""
+    size = make("jpeg_incompressibility")(torch.zeros(1, 3, side, side), said("x")).item()
+    assert size == pytest.approx(kilobytes, rel=0.03)
+
+
+def test_jpeg_sizes_order_noise_a_drawing_and_a_flat_picture():
+    drawing = render(sample_scene(KEY("jpeg", 0), parse("two red stars")))
+    noise = (KEY("noise").uniform(32, 32, 3).numpy() * 255).astype(np.uint8)
+    images = as_images(np.stack([noise, drawing, np.full((32, 32, 3), 128, np.uint8)]))
+    first, second, third = make("jpeg_incompressibility")(images, said("a", "b", "c")).tolist()
+    assert first > second > third
+
+
 def test_jpeg_rewards_cut_off_values_outside_the_range():
     wild = 3 * KEY("wild").normal(1, 3, 32, 32)
     for name in ("jpeg_incompressibility", "jpeg_compressibility"):

@@ -50,6 +50,31 @@ def test_pickscore_is_the_cosine_times_the_exponential_of_the_logit_scale():
     torch.testing.assert_close(image.norm(dim=1), torch.ones(4), atol=1e-6, rtol=0)
 
 
+def test_the_softmax_of_pickscores_is_a_probability_per_picture_of_a_prompt():
+    """As in the paper: p_i = exp(s_i) / Σ exp(s_j), which for two pictures is the logistic of their difference."""
+    scores = recipe.scorer("pickscore")(pictures(4), said(*[TEXTS[0]] * 4)).double()
+    chances = scores.softmax(0)
+    assert chances.sum().item() == pytest.approx(1)
+    assert (chances > 0).all()
+    assert chances.argmax() == scores.argmax()
+    pair = scores[:2].softmax(0)
+    assert pair[0].item() == pytest.approx(1 / (1 + math.exp(scores[1] - scores[0])))
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_the_length_of_an_embedding_changes_nothing(name, monkeypatch):
+    reward, images, prompts = recipe.scorer(name), pictures(2), said(*TEXTS[:2])
+    forget(reward)
+    before = reward(images, prompts)
+    forget(reward)
+    encoder = reward.features.encoder
+    image, text = encoder.encode_images, encoder.encode_texts
+    monkeypatch.setattr(encoder, "encode_images", lambda pixels: 17 * image(pixels))
+    monkeypatch.setattr(encoder, "encode_texts", lambda texts: text(texts) / 3)
+    torch.testing.assert_close(reward(images, prompts), before, atol=1e-5, rtol=1e-5)
+    forget(reward)
+
+
 @pytest.mark.parametrize("name", ["hpsv2_0", "hpsv2_1", "clip_l14", "clip_h14"])
 def test_a_cosine_lies_between_minus_one_and_one_and_has_no_scale(name):
     reward, images, prompts = recipe.scorer(name), pictures(4), said(*TEXTS)
@@ -292,6 +317,22 @@ def test_padding_of_texts_changes_nothing():
         together = encoder.encode_texts(TEXTS)
         alone = torch.cat([encoder.encode_texts([text]) for text in TEXTS])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_the_number_that_fills_up_a_text_changes_nothing(monkeypatch):
+    """Attention is causal and the end token is read, so that nothing after it counts: open_clip fills up with 0,
+    transformers with the end token itself."""
+    encoder = recipe.scorer("hpsv2_1").features.encoder
+    before = encoder.encode_texts(TEXTS)
+    plain = encoder.tokens
+    ends = plain(TEXTS).argmax(1)
+
+    def filled(texts):
+        after = torch.arange(77)[None] > ends[:, None]
+        return torch.where(after, 1234, plain(texts))
+
+    monkeypatch.setattr(encoder, "tokens", filled)
+    assert torch.equal(encoder.encode_texts(TEXTS), before)
 
 
 def test_image_reward_reads_35_tokens_in_lower_case():

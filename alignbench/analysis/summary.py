@@ -33,6 +33,7 @@ def as_values(result: Result, path: Path) -> dict[str, Any]:
         "images": len(result.rows),
         "means": means(result),
         "failed_scores": {name: n for name, n in failed.items() if n},
+        "truncated_prompts": {name: n for name, n in result.truncated.items() if n},
         "metrics": {name: metric.model_dump() for name, metric in result.metrics.items()},
         "cost": result.cost.model_dump() if result.cost else None,
         "attempts": result.attempts,
@@ -53,6 +54,11 @@ def text(result: Result, path: Path, details: bool = False) -> str:
             failed = [row.failures.get(name, "") for row in result.rows if row.scores.get(name) is None]
             if failed:
                 lines.append(f"  failed      {len(failed)} scores of {name}, first: {failed[0]}")
+        lines += [
+            f"  cut off     {name} reads {n} of {len(result.prompts)} prompts to its longest and no further"
+            for name, n in result.truncated.items()
+            if n
+        ]
     lines += _optimality_lines(result)
     if result.cost:
         k = result.cost

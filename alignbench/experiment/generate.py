@@ -21,7 +21,8 @@ from alignbench.diffusion.training import chunked
 from alignbench.errors import AlignbenchError, RunError, Unsupported
 from alignbench.experiment.progress import Progress
 from alignbench.experiment.rewarding import checked
-from alignbench.files import append_line, complete_lines, replace_file
+from alignbench.experiment.score_cache import ScoreCache
+from alignbench.files import append_line, complete_lines, replace_file, sha256_of
 from alignbench.images import as_tensor, to_bytes
 from alignbench.interface import Prompt, Reward, Sampler, Start
 from alignbench.keys import Key
@@ -177,8 +178,13 @@ def score(
     folder: Path,
     progress: Progress,
     device: str = "cpu",
+    kept: Path | None = None,
 ) -> tuple[dict[str, dict[Slot, float]], dict[str, dict[Slot, str]]]:
-    """Scores and reasons of failed scores, by scorer and image."""
+    """Scores and reasons of failed scores, by scorer and image.
+
+    With `kept`, scores of scorers that read files of weights are looked for there and kept there: those are the
+    expensive ones, and their files say that they are what they were. The code of others may have changed.
+    """
     store, log = ImageStore(folder / "images"), folder / SCORED
     values: dict[str, dict[Slot, float]] = {name: {} for name in scorers}
     failures: dict[str, dict[Slot, str]] = {name: {} for name in scorers}
@@ -188,11 +194,12 @@ def score(
             known[line["scorer"]][Slot(place, sample)] = value if reason is None else reason
     progress.stage("score", len(scorers) * len(wanted))
     for name, reward in scorers.items():
+        cache = ScoreCache(kept, reward) if kept is not None and reward.info().files else None
         for chunk in chunked(wanted, batch):
             missing = [slot for slot in chunk if slot not in values[name] and slot not in failures[name]]
             if missing:
-                images = store.read(missing).to(device)
-                scored = score_images(name, reward, images, [prompts[slot.place] for slot in missing])
+                texts = [prompts[slot.place] for slot in missing]
+                scored = _scored(name, reward, store, missing, texts, cache, device)
                 rows = []
                 for slot, (value, reason) in zip(missing, scored, strict=True):
                     if reason is None:
@@ -203,6 +210,31 @@ def score(
                 append_line(log, json.dumps({"scorer": name, "scores": rows}, allow_nan=False))
             progress.advance(len(chunk))
     return values, failures
+
+
+def _scored(
+    name: str,
+    reward: Reward,
+    store: ImageStore,
+    chunk: Sequence[Slot],
+    prompts: Sequence[Prompt],
+    cache: ScoreCache | None,
+    device: str,
+) -> list[tuple[float, str | None]]:
+    """A value, or a reason why there is none, per stored image; those that were scored before are not scored again."""
+    if cache is None:
+        return score_images(name, reward, store.read(chunk).to(device), prompts)
+    hashes = [sha256_of(store.path(slot, picture=True)) for slot in chunk]
+    known = [cache.get(digest, prompt.text) for digest, prompt in zip(hashes, prompts, strict=True)]
+    fresh = [place for place, value in enumerate(known) if value is None]
+    found: list[tuple[float, str | None]] = [(math.nan if value is None else value, None) for value in known]
+    if fresh:
+        images = store.read([chunk[place] for place in fresh]).to(device)
+        scored = score_images(name, reward, images, [prompts[place] for place in fresh])
+        for place, row in zip(fresh, scored, strict=True):
+            found[place] = row
+        cache.put([(hashes[p], prompts[p].text, found[p][0]) for p in fresh if found[p][1] is None])
+    return found
 
 
 def score_images(

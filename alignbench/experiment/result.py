@@ -154,6 +154,7 @@ class Result(_Record):
     scorers: dict[str, Scorer]
     prompts: list[PromptRow]
     rows: list[Row]
+    truncated: dict[str, Count] = {}  # evaluated prompts longer than a scorer reads, of those that read so many words
     metrics: dict[str, Metric]
     frontiers: dict[str, FrontierCurve] = {}  # by scorer
     curve: list[dict[str, Any]]

@@ -162,8 +162,11 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
         cost, seconds = generation.generate(
             sampler, cell.evaluated, wanted, cell.spec.eval_seed, batch, meter, cell.folder, progress, start
         )
-        values, failures = generation.score(cell.scorers, cell.evaluated, wanted, batch, cell.folder, progress, device)
-        _say_truncated(cell, progress)
+        kept = cache_folder() / "scores" if len(pipeline.info()["image_shape"]) == 3 else None
+        values, failures = generation.score(
+            cell.scorers, cell.evaluated, wanted, batch, cell.folder, progress, device, kept
+        )
+        truncated = _truncated(cell, progress)
         images = generation.ImageStore(cell.folder / "images")
         metrics = optimality.metrics(cell, pipeline, sampler, images, wanted)
     except (Diverged, Unsupported) as error:
@@ -204,6 +207,7 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
         curve=problem.curve(),
         costs=costs,
         budget=problem.budget,
+        truncated=truncated,
     )
     results.write(cell.path, final)
     _mark(cell, attempts, running=False)
@@ -248,11 +252,13 @@ def _check_same_scorers(cell: Cell) -> None:
             )
 
 
-def _say_truncated(cell: Cell, progress: Progress) -> None:
-    """Say which scorers did not read some prompts to their end."""
-    for name, scorer in cell.scorers.items():
-        if isinstance(scorer, Truncates) and (cut := sum(scorer.truncated(cell.evaluated))):
+def _truncated(cell: Cell, progress: Progress) -> dict[str, int]:
+    """How many prompts each scorer that reads so many words does not read to their end; said where there are any."""
+    counts = {n: sum(s.truncated(cell.evaluated)) for n, s in cell.scorers.items() if isinstance(s, Truncates)}
+    for name, cut in counts.items():
+        if cut:
             progress.say(f"{name} reads {cut} of {len(cell.evaluated)} prompts cut off at its longest")
+    return counts
 
 
 def _align(algorithm: Algorithm, problem: CellProblem) -> tuple[Sampler, int | None]:
@@ -417,6 +423,7 @@ class _Draft:
         curve: Sequence[dict[str, Any]] = (),
         costs: Costs | None = None,
         budget: Mapping[str, float] | None = None,
+        truncated: Mapping[str, int] | None = None,
     ) -> Result:
         cell = self.cell
         return Result(
@@ -441,6 +448,7 @@ class _Draft:
                 PromptRow(id=p.id, text=p.text, category=p.category, challenge=p.challenge) for p in cell.evaluated
             ],
             rows=list(rows),
+            truncated=dict(truncated or {}),
             metrics=dict(metrics or {}),
             frontiers=optimality.frontiers(cell, self.pipeline) if metrics else {},
             curve=list(curve),

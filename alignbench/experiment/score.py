@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 import statistics
@@ -21,8 +19,8 @@ from alignbench.experiment import prompts as prompt_sets
 from alignbench.experiment import result as results
 from alignbench.experiment.generate import ImageStore, Slot, score_images
 from alignbench.experiment.progress import Progress
-from alignbench.experiment.result import canonical
-from alignbench.files import append_line, complete_lines, make_folder, sha256_of
+from alignbench.experiment.score_cache import ScoreCache
+from alignbench.files import sha256_of
 from alignbench.images import as_tensor
 from alignbench.interface import Prompt, Reward, RewardInfo, Truncates
 
@@ -127,7 +125,7 @@ def score_items(
             raise InputError(f"scorer {name!r} cannot score these prompts: {reason}")
         infos[name] = reward.info()  # finds its files before anything is scored
     for name, reward in scorers.items():
-        cache = ScoreCache(kept, infos[name])
+        cache = ScoreCache(kept, reward)
         progress.stage(name, len(items))
         for chunk in chunked(range(len(items)), batch):
             fresh = []
@@ -165,30 +163,6 @@ def _alike(items: Sequence[Item], places: Sequence[int]) -> Iterator[tuple[list[
         groups.setdefault(tuple(tensor.shape), []).append((place, tensor))
     for group in groups.values():
         yield [place for place, _ in group], torch.stack([tensor for _, tensor in group])
-
-
-class ScoreCache:
-    """A scorer's scores, one line a score in one file for everything that identifies it."""
-
-    def __init__(self, folder: Path, info: RewardInfo) -> None:
-        content = asdict(info)
-        content["files"], content["versions"] = dict(info.files), dict(info.versions)
-        digest = hashlib.sha256(canonical(content).encode()).hexdigest()[:16]
-        self._path = folder / f"{re.sub(r'[^a-z0-9.]+', '_', info.id.lower())}-{digest}.jsonl"
-        lines = map(json.loads, complete_lines(self._path))
-        self._known: dict[tuple[str, str], float] = {(image, text): value for image, text, value in lines}
-
-    def get(self, image: str, text: str) -> float | None:
-        """The score of a picture with this hash for this text."""
-        return self._known.get((image, text))
-
-    def put(self, scores: Sequence[tuple[str, str, float]]) -> None:
-        """Keep scores; a kill leaves those before it."""
-        for image, text, value in scores:
-            self._known[image, text] = value
-        if scores:
-            make_folder(self._path.parent)
-            append_line(self._path, "\n".join(json.dumps(score, ensure_ascii=False) for score in scores))
 
 
 def summary(report: Report) -> dict[str, dict[str, Any]]:
