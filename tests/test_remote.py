@@ -28,7 +28,7 @@ from alignbench.errors import InputError, RunError, Unsupported
 from alignbench.experiment import result as results
 from alignbench.experiment.serving import server_of
 from alignbench.experiment.spec import label, reward_of
-from alignbench.remote import client, official, server
+from alignbench.remote import client, official_packages, server
 from alignbench.remote.client import RemoteScorer
 
 CAPTIONS = ["a red circle", "a blue star", "two green squares", "a small cyan ring", "a large red star"]
@@ -379,7 +379,7 @@ def test_the_server_listens_on_this_machine_alone_and_a_taken_port_is_wrong_inpu
 
 
 @pytest.mark.parametrize(
-    ("module", "allowed"), [(server, set()), (official, {"torch", "PIL", "hpsv2", "ImageReward", "server"})]
+    ("module", "allowed"), [(server, set()), (official_packages, {"torch", "PIL", "hpsv2", "ImageReward", "server"})]
 )
 def test_the_server_needs_no_more_than_python_and_what_it_serves(module, allowed):
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8")) if module.__file__ else None

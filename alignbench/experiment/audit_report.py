@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignbench.analysis.audit import Agreement
 from alignbench.analysis.plots import audit_figure
+from alignbench.analysis.statistics import WinRate
 from alignbench.analysis.tables import Table, percent, plain
 from alignbench.experiment.alterations import CHANGES
 from alignbench.experiment.audit import Report, ScorerAudit
@@ -61,7 +62,7 @@ def text(report: Report) -> str:
     rows = []
     for name, found in report.scorers.items():
         rate = found.accuracy.rates["half"]
-        shown = ["–", ""] if rate is None else [percent(rate.rate), f"{percent(rate.low)} to {percent(rate.high)}"]
+        shown = ["–", ""] if rate is None else [percent(rate.rate), _share(rate)]
         rows.append([name, str(found.accuracy.pairs), *shown])
     title = f"accuracy on the labels of {pairs['path']}: {pairs['used']} pairs, {pairs['prompts']} prompts"
     parts = [plain(Table(title, ["scorer", "pairs", "accuracy %", "95 % interval"], rows))]
@@ -70,9 +71,9 @@ def text(report: Report) -> str:
         for (a, b), t in report.agreement.items()
     ]
     parts.append(plain(Table("agreement: Kendall's τ_b over these pairs", ["", "pairs", "τ", "95 % interval"], rows)))
-    header = ["scorer", *(f"{change} {unit}" for change in CHANGES for unit in ("Δ/sd", "flips %"))]
-    rows = [[name, *(cell for c in CHANGES for cell in _cells(found, c))] for name, found in report.scorers.items()]
-    parts.append(plain(Table("sensitivity: mean change over the spread, and decisions that turn", header, rows)))
+    rows = [[f"{name}: {c}", *_cells(found, c)] for name, found in report.scorers.items() for c in CHANGES]
+    header = ["", "images", "change / spread", "flips %", "95 % interval"]
+    parts.append(plain(Table("sensitivity: mean change of a score, and decisions that turn", header, rows)))
     notes = [f"pairs: {pairs['summary']}"]
     if pairs["skipped"]:
         place, why = next(iter(pairs["skipped"].items()))
@@ -91,6 +92,10 @@ def text(report: Report) -> str:
     return "\n".join(parts) + "".join(f"  {note}\n" for note in notes)
 
 
+def _share(rate: WinRate) -> str:
+    return f"{percent(rate.low)} to {percent(rate.high)}"
+
+
 def _range(agreed: Agreement) -> str:
     return f"{agreed.low:.3f} to {agreed.high:.3f}"
 
@@ -98,8 +103,9 @@ def _range(agreed: Agreement) -> str:
 def _cells(found: ScorerAudit, change: str) -> list[str]:
     s = found.sensitivity[change]
     if s is None:
-        return ["–", "–"]
-    return [f"{s.shift:.3f}", percent(s.flipped.rate) if s.flipped else "–"]
+        return ["0", "–", "–", ""]
+    shown = ["–", ""] if s.flipped is None else [percent(s.flipped.rate), _share(s.flipped)]
+    return [str(s.images), f"{s.shift:.3f}", *shown]
 
 
 def figure(report: Report) -> Figure:

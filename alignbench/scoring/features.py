@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from alignbench.images import to_bytes
 from alignbench.interface import Prompt
-from alignbench.scoring.preprocessing import Preprocessing, prepared
+from alignbench.scoring.preprocessing import Preprocessing
 
 K = TypeVar("K")
 
@@ -58,11 +58,12 @@ class Features:
         """The reporting path: the 8-bit picture, preprocessed as the official code does."""
         self.encoder.network.to(images.device)
         size = tuple(images.shape[2:])
-        keys = [(fit, size, hashlib.sha256(picture.numpy().tobytes()).digest()) for picture in to_bytes(images)]
+        pictures = to_bytes(images).numpy()
+        keys = [(fit, size, hashlib.sha256(picture).digest()) for picture in pictures]
 
         def compute(places: list[int]) -> Tensor:
             def prepare(rows: list[int]) -> Tensor:
-                return prepared(images[rows], fit)
+                return torch.stack([fit.exact(pictures[row]) for row in rows]).to(images.device)
 
             return torch.cat([unit(self.encoder.encode_images(pixels)) for pixels in ahead(prepare, places)])
 

@@ -4,7 +4,7 @@
 
 WORK holds plan.json (architectures, cases), pictures, checkpoints in the published layouts, and folders of the format
 that transformers saves; scores go to WORK/official.json. With a NAME of the plan, its scorer is served instead, as
-alignbench/remote/official.py serves the published sizes. alignbench is not installed there.
+alignbench/remote/official_packages.py serves the published sizes. alignbench is not installed there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "alignbench" / "remote"))
-import official as packages  # the server of the official packages; this file runs as __main__
+import official_packages as packages  # the server of the official packages
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "pillow", "numpy", "hpsv2", "image-reward")
 

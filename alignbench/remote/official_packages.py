@@ -1,8 +1,8 @@
 """Serves the official hpsv2 and image-reward packages in an environment of their own, without alignbench.
 
-    OTHER/bin/python alignbench/remote/official.py hpsv2 --weights HPS_v2.1_compressed.pt --port 8001
-    OTHER/bin/python alignbench/remote/official.py image-reward --weights ImageReward.pt --med-config med_config.json \\
-        --words vocab.txt --port 8002
+    OTHER/bin/python alignbench/remote/official_packages.py hpsv2 --weights HPS_v2.1_compressed.pt --port 8001
+    OTHER/bin/python alignbench/remote/official_packages.py image-reward --weights ImageReward.pt --port 8002 \\
+        --med-config med_config.json --words vocab.txt
 
 How that environment is made stands in tests/parity/live.py. Files of weights are read as tensors alone. What is served
 is said by the packages' own `score`, one picture after the other.
