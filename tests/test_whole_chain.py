@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import make_dataclass
 from pathlib import Path
 
 import nbformat
 import published
 import pytest
+import torch
 from nbclient import NotebookClient
 from parity import recipe
 
-from alignbench import plugins
+from alignbench import Prompt, Sampling, plugins
 from alignbench.cli import run_command_line
+from alignbench.diffusion import models
+from alignbench.diffusion.adapters import open_policy
+from alignbench.diffusion.meter import Meter
+from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.experiment import result as results
+from alignbench.experiment.generate import ImageStore, Slot, evaluation_key
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "results" / "reward_curves.ipynb"
 PARTI = """Prompt\tCategory\tChallenge\tNote
@@ -54,6 +62,33 @@ def small_scorers(scorer_files, monkeypatch) -> None:
     monkeypatch.setattr(plugins, "load", small)
 
 
+FRESH_PROCESS = """
+import sys, torch
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained("model", dtype=torch.float32)
+pipeline.load_lora_weights(sys.argv[1])
+torch.save(pipeline(**torch.load("asked.pt"), output_type="pt").images, "theirs.pt")
+assert "alignbench" not in sys.modules
+"""
+
+
+def check_the_adapter_in_plain_diffusers(path: Path, base: results.Result) -> None:
+    """What was trained here, `load_lora_weights` opens in a fresh process, and it draws the same pictures."""
+    pipeline = models.load(models.find("model"), Meter())
+    prompts = [Prompt(row.id, row.text) for row in base.prompts]
+    keys, sampling = [evaluation_key(0, prompt, 0) for prompt in prompts], Sampling(4, 7.5, 0.0)
+    policy = open_policy(pipeline, path.with_suffix("") / "adapter")
+    ours = PipelineSampler(policy, sampling)(prompts, keys).images
+    before = PipelineSampler(pipeline, sampling)(prompts, keys).images
+    assert (ours - before).abs().mean() >= 0.05
+    stored = ImageStore(path.with_suffix("") / "images").read([Slot(i, 0) for i in range(len(prompts))])
+    torch.testing.assert_close(stored, ours, atol=0.5 / 255 + 1e-4, rtol=0)
+    asked = {"prompt": [prompt.text for prompt in prompts], "latents": pipeline.initial_noise(keys)}
+    torch.save(asked | {"guidance_scale": 7.5, "num_inference_steps": 4}, "asked.pt")
+    subprocess.run([sys.executable, "-c", FRESH_PROCESS, path.with_suffix("") / "adapter"], check=True)
+    torch.testing.assert_close(ours, torch.load("theirs.pt"), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("build", [published.small_sd, published.small_sdxl], ids=["sd15", "sdxl"])
 def test_a_checkpoint_is_aligned_scored_compared_and_drawn(build, small_scorers, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -81,6 +116,8 @@ def test_a_checkpoint_is_aligned_scored_compared_and_drawn(build, small_scorers,
         assert all("unverified" in scorer.id for scorer in result.scorers.values())
         assert all(value is not None for row in result.rows for value in row.scores.values())
     assert base.rows != aligned.rows
+
+    check_the_adapter_in_plain_diffusers(sorted(Path("results").glob("*diffusion_dpo*.json"))[0], base)
 
     assert run_command_line(["compare", *map(str, sorted(Path("results").glob("*.json"))), "--by", "category"]) == 0
     tables = capsys.readouterr().out

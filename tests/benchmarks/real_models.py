@@ -105,7 +105,8 @@ def run(model: Path, work: Path, algo: str, more: Sequence[str], fields: Mapping
     variables = os.environ | {"XDG_CACHE_HOME": str(work / "cache")}
     done = subprocess.run([sys.executable, "-m", "alignbench", *command], capture_output=True, text=True, env=variables)
     if done.returncode:
-        return {"algorithm": algo, "status": done.stderr.strip().splitlines()[-1][:300]}
+        said = done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}"]  # 9: out of memory
+        return {"algorithm": algo, "status": said[-1][:300]}
     values = json.loads(done.stdout)
     content = json.loads(Path(values["path"]).read_text())
     cost = content["cost"]
