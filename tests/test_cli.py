@@ -307,3 +307,15 @@ def test_a_reader_that_leaves_early_is_no_error(here):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=os.environ)
     assert done.stdout.strip() == "algorithms"
     assert "Traceback" not in done.stderr
+
+
+def test_models_are_listed_with_their_weights_sampling_and_licence(capsys):
+    assert run_command_line(["list", "models"]) == 0
+    out = capsys.readouterr().out
+    assert "sdxl_refiner" in out
+    for part in (
+        "stable-diffusion-v1-5/stable-diffusion-v1-5; epsilon-prediction, 50 steps, guidance 7.5; CreativeML",
+        "stabilityai/stable-diffusion-xl-base-1.0 and stabilityai/stable-diffusion-xl-refiner-1.0; epsilon-prediction",
+        "stable-diffusion-v1-5/stable-diffusion-v1-5 and mhdang/dpo-sd1.5-text2image-v1; epsilon-prediction",
+    ):
+        assert part in out

@@ -209,6 +209,9 @@ def test_a_released_model_and_its_base_stand_in_one_table(folders, cell, cache, 
     assert aligned.result.sampler["denoiser"].startswith("mhdang/dpo-sdxl-text2image-v1@0123456789")
     assert run_command_line(["compare", str(base.path), str(aligned.path)]) == 0
     assert "base denoiser=mhdang/dpo-sdxl-text2image-v1@" in capsys.readouterr().out
+    as_adapter = cell("base", Path("sdxl"), resolution="16", adapter=Path("mhdang/dpo-sdxl-text2image-v1"))
+    assert scores(run_cell(as_adapter, quiet=True)) == pytest.approx(scores(aligned), abs=1e-3)
+    assert scores(aligned) != pytest.approx(scores(base), abs=1e-3)
 
 
 def test_the_refined_model_runs_from_a_cache(tmp_path, folders, cell, cache):
