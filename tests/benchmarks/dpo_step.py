@@ -1,4 +1,4 @@
-"""Prints pairs per second and memory of a Diffusion-DPO update: `python tests/benchmarks/dpo_step.py 32 8`.
+"""Prints pairs per second and memory of a Diffusion-DPO update: `python tests/benchmarks/dpo_step.py 32 8 [FILE.json]`.
 
 The peer is the plain way: a frozen second denoiser, winner and loser in forward passes of their own, pictures and
 captions encoded anew each time. Ours shares one denoiser (adapter off), runs winners and losers together, and with the
@@ -29,6 +29,8 @@ from alignbench.diffusion.latent import LatentPipeline
 from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.models import PRESETS, load
 from alignbench.diffusion.training import noising
+from alignbench.experiment.run import environment
+from alignbench.files import write_text
 from alignbench.interface import PairBatch
 from alignbench.preferences.cache import TensorCache
 from alignbench.preferences.choosing import choose
@@ -159,7 +161,7 @@ def resident(name: str) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
-def main(batch: int = 32, updates: int = 8) -> None:
+def main(batch: int = 32, updates: int = 8, output: Path | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pairs(folder)
@@ -181,10 +183,15 @@ def main(batch: int = 32, updates: int = 8) -> None:
                 f"{road:24}{batch / values['seconds']:10.1f}{first / values['seconds']:8.2f}{values['peak']:10.0f}"
                 f"{values['peak'] - values['loaded']:14.0f}"
             )
+        if output is not None:
+            roads = {road: {name: round(value, 4) for name, value in values.items()} for road, values in found.items()}
+            content = {"pairs_an_update": batch, "rank": ALGORITHM.rank, "gradients_differ_by": difference}
+            content |= {"threads": torch.get_num_threads(), "environment": environment(), "roads": roads}
+            write_text(output, json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         measure(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
     else:
-        main(*map(int, sys.argv[1:]))
+        main(*map(int, sys.argv[1:3]), *map(Path, sys.argv[3:4]))

@@ -96,7 +96,8 @@ def run(model: Path, work: Path, algo: str, more: Sequence[str], fields: Mapping
     ]
     command += ["--prompts", str(work / "test.txt"), "--train-prompts", str(work / "train.txt"), "--guidance", "2"]
     command += ["--force", "--json", *more]
-    command += [] if algo in OWN_STEPS else ["--steps", "1" if fields else "2"]
+    steps = "3" if algo == "steering" else "1" if fields else "2"  # it looks at its particles before the last
+    command += [] if algo in OWN_STEPS else ["--steps", steps]
     command += [] if algo in ("demon", "doodl") else ["--eta", "1"]
     if algo in ("diffusion_dpo", "sft"):
         command += ["--pair-count", "4"]
