@@ -151,7 +151,7 @@ class DiffusionDPO:
 
     def probe(self, problem: Problem, pairs: Pairs, policy: Policy) -> Probe:
         """At θ = reference every pair has z = 0 and the loss ln 2."""
-        loss, seen = self.loss(policy, *first_batch(pairs, problem.key("check")))
+        loss, seen = self.loss(policy, *first_batch(pairs, problem.key("check"), self.batch))
         return Probe(loss.mean(), {"the loss": (loss, math.log(2)), "z": (seen.z, 0.0)})
 
     def unsupported(self, problem: Problem) -> str | None:

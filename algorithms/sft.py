@@ -109,7 +109,7 @@ class SFT:
 
     def probe(self, problem: Problem, pairs: Pairs, policy: Policy) -> Probe:
         """At θ = reference the error is the reference's."""
-        batch, keys = first_batch(pairs, problem.key("check"))
+        batch, keys = first_batch(pairs, problem.key("check"), self.batch)
         drawn = self.noising(policy, batch, keys)
         with torch.no_grad():
             reference = denoising_error(policy.reference, batch.winner, drawn.noise, drawn.t, drawn.condition)

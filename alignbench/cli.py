@@ -336,7 +336,12 @@ def compare(
 
 
 @app.command(name="list")
-def list_(group: Literal["algorithms", "rewards", "prompts", "models"] | None = None, *, scorers: Flag = False) -> int:
+def list_(
+    group: Literal["algorithms", "rewards", "prompts", "models"] | None = None,
+    *,
+    scorers: Flag = False,
+    prompts: Flag = False,
+) -> int:
     """List algorithms, rewards, prompt sets and models.
 
     Parameters
@@ -345,9 +350,13 @@ def list_(group: Literal["algorithms", "rewards", "prompts", "models"] | None = 
         Only one of them.
     scorers: bool
         Only the scorers whose weights are published files, and which of these are on this machine.
+    prompts: bool
+        Only the published prompt sets: source, licence, counts, and which are on this machine.
     """
-    if scorers:
-        return _list_scorers()
+    if scorers or prompts:
+        if group is not None or (scorers and prompts):
+            raise InputError("list takes one of GROUP, --scorers and --prompts at a time; leave the others out.")
+        return _list_scorers() if scorers else _list_prompts()
     from alignbench import plugins
     from alignbench.diffusion.models import PRESETS
 
@@ -379,6 +388,16 @@ def _list_scorers() -> int:
 
     for name, file, state in present():
         print(f"{name:16} {file.place}\n{'':16} {state}")
+    return 0
+
+
+def _list_prompts() -> int:
+    from alignbench.experiment.fetching import prompt_sets
+
+    for name, lines in prompt_sets():
+        print(name)
+        for line in lines.splitlines():
+            print(f"  {line}")
     return 0
 
 

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -17,20 +17,20 @@ from alignbench.errors import InputError, RunError
 from alignbench.files import replace_file, sha256_of
 
 SECONDS = 20.0  # without an answer before a download is given up
-LONGEST = 50_000_000  # bytes of a download whose size is not published
+LARGEST = 64 * 2**20  # bytes read of a file whose size is not known and that is not on the hub
 
 
 @dataclass(frozen=True)
 class File:
-    """A file known by its content; where nobody says its hash, its reader checks it. One of a repository on the model
-    hub is also looked for in the hub's own cache."""
+    """A file known by its content. One of a repository on the model hub is also looked for in the hub's own cache."""
 
     name: str
     url: str
-    sha256: str | None
+    sha256: str | None  # None where no published copy could be hashed: its reader then checks what it holds
     size: int | None  # bytes; None where its publisher says it in rounded units only
     repository: str = ""  # on the model hub
     revision: str = "main"
+    kind: Literal["model", "dataset"] = "model"  # of that repository
 
     @property
     def place(self) -> str:
@@ -40,9 +40,16 @@ class File:
     @property
     def identity(self) -> str:
         """Size and hash, as messages name them."""
-        known = [f"{self.size} bytes"] if self.size is not None else []
-        known += [f"sha256 {self.sha256}"] if self.sha256 else []
-        return ", ".join(known) or "hash not published"
+        size = f"{self.size} bytes, " if self.size is not None else ""
+        return f"{size}{f'sha256 {self.sha256}' if self.sha256 else 'no sha256 known'}"
+
+
+@dataclass(frozen=True)
+class OwnFile:
+    """A file that cannot be downloaded, or must not be passed on: its user brings it."""
+
+    pattern: str  # of its place below a folder of data
+    what: str  # it is and where it comes from
 
 
 @runtime_checkable
@@ -53,10 +60,25 @@ class NeedsFiles(Protocol):
     def files(self) -> Sequence[File]: ...
 
 
-def hub_file(repository: str, name: str, sha256: str, size: int | None, revision: str = "main") -> File:
+@runtime_checkable
+class NeedsOwnFiles(Protocol):
+    """A plug-in that reads files its user brings."""
+
+    @property
+    def own_files(self) -> Sequence[OwnFile]: ...
+
+
+def hub_file(
+    repository: str,
+    name: str,
+    sha256: str | None,
+    size: int | None,
+    revision: str = "main",
+    kind: Literal["model", "dataset"] = "model",
+) -> File:
     """A file of a repository on the model hub."""
-    url = f"https://huggingface.co/{repository}/resolve/{revision}/{name}"
-    return File(name, url, sha256, size, repository, revision)
+    url = f"https://huggingface.co/{'datasets/' * (kind == 'dataset')}{repository}/resolve/{revision}/{name}"
+    return File(name, url, sha256, size, repository, revision, kind)
 
 
 def cache_folder() -> Path:
@@ -66,16 +88,36 @@ def cache_folder() -> Path:
 
 def look_up(file: File) -> Path | None:
     """Where the file lies on this machine, whatever it holds: $ALIGNBENCH_DATA, the cache, the hub's cache; or None."""
-    local = os.environ.get("ALIGNBENCH_DATA")
-    for folder in [*([Path(local)] if local else []), cache_folder()]:
+    for folder in _data_folders():
         if (folder / file.place).is_file():
             return folder / file.place
     if not file.repository:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(file.repository, file.name, revision=file.revision)
+    cached = try_to_load_from_cache(file.repository, file.name, revision=file.revision, repo_type=file.kind)
     return Path(cached) if isinstance(cached, str) else None
+
+
+def look_up_own(file: OwnFile) -> Path | None:
+    """Where the user put the file, the first by name where several fit; or None."""
+    return next((path for folder in _data_folders() for path in sorted(folder.glob(file.pattern))), None)
+
+
+def own(file: OwnFile) -> Path:
+    """The user's file. Raises RunError saying what it is and where to put it."""
+    path = look_up_own(file)
+    if path is None:
+        raise RunError(
+            f"{file.pattern} is not on this machine and cannot be downloaded: {file.what} "
+            f"Put it at {cache_folder() / file.pattern}, or at {file.pattern} below a folder named by ALIGNBENCH_DATA."
+        )
+    return path
+
+
+def _data_folders() -> list[Path]:
+    local = os.environ.get("ALIGNBENCH_DATA")
+    return [*([Path(local)] if local else []), cache_folder()]
 
 
 def obtain(file: File, folder: Path | None = None) -> Path:
@@ -91,31 +133,18 @@ def obtain(file: File, folder: Path | None = None) -> Path:
         return verified(file, _from_hub(file, target, keep=folder is not None))
     try:
         with urllib.request.urlopen(file.url, timeout=SECONDS) as answer:
-            content = answer.read((file.size or LONGEST) + 1)
+            content = answer.read((file.size or LARGEST) + 1)
     except OSError as error:
         raise RunError(_absent(file, f"{file.url} cannot be reached ({error})")) from error
     with replace_file(target) as temporary:
         temporary.write_bytes(content)
-        if file.sha256 and sha256_of(temporary) != file.sha256:
+        if file.sha256 is not None and sha256_of(temporary) != file.sha256:
             raise RunError(f"{file.url} answered with other content than expected (sha256 {file.sha256}).")
     return target
 
 
-def local_file(pattern: str, what: str) -> Path:
-    """A file that its owners do not let others hand on: the first of this name or pattern below $ALIGNBENCH_DATA or the
-    cache. Raises RunError saying what it is and where to put it."""
-    folders = [Path(place) for place in (os.environ.get("ALIGNBENCH_DATA"),) if place] + [cache_folder()]
-    for folder in folders:
-        if found := sorted(folder.glob(pattern)):
-            return found[0]
-    raise RunError(
-        f"{what} is not on this machine and cannot be downloaded: put it at {cache_folder() / pattern}, or at "
-        f"{pattern} below a folder named by ALIGNBENCH_DATA."
-    )
-
-
 def verified(file: File, path: Path) -> Path:
-    """The path, if the file there is the published one. Raises InputError naming both hashes."""
+    """The path, if the file there is the published one as far as known. Raises InputError naming both hashes."""
     if file.sha256 is None:
         return path
     found = content_of(path)
@@ -157,7 +186,7 @@ def _from_hub(file: File, target: Path, keep: bool) -> Path:
 
     if constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT):
         raise RunError(_absent(file, "the model hub cannot be reached"))
-    where: dict[str, Any] = {}
+    where: dict[str, Any] = {"repo_type": file.kind}
     if keep:
         where["local_dir"] = target.parents[file.name.count("/")]
     try:

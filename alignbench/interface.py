@@ -270,6 +270,15 @@ class PromptSet(Protocol):
 
 
 @runtime_checkable
+class PublishedPrompts(Protocol):
+    """What a prompt set that others published says of itself."""
+
+    source: ClassVar[str]
+    licence: ClassVar[str]
+    counts: ClassVar[Mapping[str, int]]  # prompts of each split, checked when they are read
+
+
+@runtime_checkable
 class TrainsOnEvaluated(Protocol):
     """A prompt set that a paper trains on and evaluates, with other noise. All others must not share prompts."""
 

@@ -1,32 +1,35 @@
-"""DDPO's 45 animals to train on, and 16 others to evaluate on.
+"""DDPO's 45 common animals to train on, each prompt the bare name; six other animals to test on.
 
-Source      simple_animals.txt of https://github.com/kvablack/ddpo-pytorch (MIT), Black et al. 2023,
-            https://arxiv.org/abs/2305.13301: the prompts of the aesthetic and compressibility runs of that code are the
-            bare names. `test` is ours: the paper shows curves of the training prompts, which a result's curve has too.
+Source      Black et al. 2023, https://arxiv.org/abs/2305.13301: `simple_animals` of
+            https://github.com/kvablack/ddpo-pytorch, read in copies of that file. Test: eval_simple_animals of
+            https://github.com/mihirp1998/AlignProp.
+Licence     MIT, both.
+Departures  DDPO reports on the prompts it trains on; alignbench does not evaluate what it trained on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from alignbench import Prompt
 
 __all__ = ["DDPOAnimals"]
 
-TRAIN = (
-    "cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox wolf "
-    "lizard beetle ant butterfly fish shark whale dolphin squirrel mouse rat snake turtle frog chicken "
-    "duck goose bee pig turkey fly llama camel bat gorilla hedgehog kangaroo"
-).split()
-TEST = (
-    "cheetah elephant giraffe hippopotamus jellyfish lobster octopus otter owl panda parrot peacock penguin scorpion "
-    "snail walrus"
-).split()
+NAMES = {
+    "train": """
+        cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox wolf lizard beetle
+        ant butterfly fish shark whale dolphin squirrel mouse rat snake turtle frog chicken duck goose bee pig turkey
+        fly llama camel bat gorilla hedgehog kangaroo""".split(),
+    "test": "snail hippopotamus cheetah crocodile lobster octopus".split(),
+}
 
 
 class DDPOAnimals:
-    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    splits: ClassVar[tuple[str, ...]] = tuple(NAMES)
+    counts: ClassVar[Mapping[str, int]] = {"train": 45, "test": 6}
+    source: ClassVar[str] = "https://github.com/kvablack/ddpo-pytorch (Black et al. 2023)"
+    licence: ClassVar[str] = "MIT"
 
     def prompts(self, split: str) -> Sequence[Prompt]:
-        return [Prompt(f"ddpo-animals-{name}", name) for name in (TRAIN if split == "train" else TEST)]
+        return [Prompt(f"ddpo_animals-{split}-{i:02d}", name) for i, name in enumerate(NAMES[split])]

@@ -7,7 +7,7 @@ Source      Fan et al. 2023, https://arxiv.org/abs/2305.16381. The paper trains 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from alignbench import Prompt
@@ -24,6 +24,9 @@ TEXTS = {
 
 class DPOKPrompts:
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    counts: ClassVar[Mapping[str, int]] = {"train": 4, "test": 4}
+    source: ClassVar[str] = "Fan et al. 2023, https://arxiv.org/abs/2305.16381"
+    licence: ClassVar[str] = "four sentences of the paper"
     trains_on_evaluated: ClassVar[bool] = True
     names: ClassVar[tuple[str, ...]] = tuple(TEXTS)
 

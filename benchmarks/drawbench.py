@@ -1,36 +1,46 @@
-"""DrawBench: 200 prompts in 11 categories, for evaluation only, from your own copy of the sheet.
+"""DrawBench: 200 prompts in 11 categories, for evaluation only; from a file of your own.
 
-Source      Saharia et al. 2022 (Imagen), https://arxiv.org/abs/2205.11487: a public sheet whose licence nobody states,
-            so that the prompts are not redistributed. Save it as CSV with its header `Prompts,Category`.
-Looked for  $ALIGNBENCH_DATA/drawbench.csv, then the same in the cache.
+Source      The sheet published with Imagen, Saharia et al. 2022, https://arxiv.org/abs/2205.11487.
+Licence     Not stated, so that it is not passed on: export the sheet as CSV, with columns Prompts and Category.
+Looked for  In order: $ALIGNBENCH_DATA/drawbench.csv, drawbench.csv in the download cache.
+Checked     200 prompts, 11 categories.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from alignbench import InputError, Prompt
-from alignbench.downloads import local_file
+from alignbench.downloads import OwnFile, own
 
 __all__ = ["DrawBench"]
 
+FILE = OwnFile("drawbench.csv", "Imagen's sheet states no licence. Export it as CSV with columns Prompts and Category.")
 COUNT, CATEGORIES = 200, 11
 
 
 class DrawBench:
     splits: ClassVar[tuple[str, ...]] = ("test",)
+    counts: ClassVar[Mapping[str, int]] = {"test": COUNT}
+    source: ClassVar[str] = "the sheet published with Imagen (Saharia et al. 2022)"
+    licence: ClassVar[str] = "not stated"
+    own_files: ClassVar[tuple[OwnFile, ...]] = (FILE,)
 
     def prompts(self, split: str) -> Sequence[Prompt]:
-        path = local_file("drawbench.csv", "DrawBench (the sheet as CSV, with columns Prompts and Category)")
-        with open(path, encoding="utf-8-sig", newline="") as handle:
-            rows = [{str(name).lower(): value for name, value in row.items()} for row in csv.DictReader(handle)]
-        if not rows or not {"prompts", "category"} <= rows[0].keys():
-            raise InputError(f"{path} lacks a column Prompts or Category; save the sheet with its header.")
-        found = len({row["category"] for row in rows})
-        if (len(rows), found) != (COUNT, CATEGORIES):
+        path = own(FILE)
+        try:
+            with open(path, encoding="utf-8-sig", newline="") as handle:
+                rows = [{str(k).strip().lower(): v for k, v in row.items()} for row in csv.DictReader(handle)]
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not UTF-8 ({error.reason}); export it again.") from None
+        texts = [(row.get("prompts") or "", (row.get("category") or "").strip()) for row in rows]
+        categories = {category for _, category in texts if category}
+        filled = sum(bool(text.strip()) for text, _ in texts)
+        if not filled == len(texts) == COUNT or len(categories) != CATEGORIES:
             raise InputError(
-                f"{path} holds {len(rows)} prompts in {found} categories, expected {COUNT} in {CATEGORIES}."
+                f"{path} holds {filled} prompts in {len(categories)} categories, expected {COUNT} in {CATEGORIES} "
+                "under the columns Prompts and Category; export the sheet again."
             )
-        return [Prompt(f"drawbench-{i:03d}", row["prompts"], row["category"]) for i, row in enumerate(rows)]
+        return [Prompt(f"drawbench-{i:03d}", text, category) for i, (text, category) in enumerate(texts)]

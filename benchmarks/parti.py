@@ -9,7 +9,7 @@ Parsing     Quotes are text, not quoting: one prompt begins with "G I G G L E". 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from alignbench import InputError, Prompt
@@ -28,6 +28,9 @@ COUNT = 1632
 
 class Parti:
     splits: ClassVar[tuple[str, ...]] = ("test",)
+    counts: ClassVar[Mapping[str, int]] = {"test": COUNT}
+    source: ClassVar[str] = "https://github.com/google-research/parti (Yu et al. 2022)"
+    licence: ClassVar[str] = "Apache-2.0"
     files: ClassVar[tuple[File, ...]] = (FILE,)
 
     def prompts(self, split: str) -> Sequence[Prompt]:

@@ -10,7 +10,7 @@ Use         The default training prompts of models without any of their own. Non
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from alignbench import InputError, Prompt
@@ -38,6 +38,9 @@ COUNTS = {"train": 25_432, "dev": 2_048}
 
 class PickAPicTrain:
     splits: ClassVar[tuple[str, ...]] = ("train", "dev")
+    counts: ClassVar[Mapping[str, int]] = COUNTS
+    source: ClassVar[str] = "https://github.com/yifan123/flow_grpo (captions of Pick-a-Pic v1, Kirstain et al. 2023)"
+    licence: ClassVar[str] = "MIT, of that repository"
     files: ClassVar[tuple[File, ...]] = tuple(FILES.values())
 
     def prompts(self, split: str) -> Sequence[Prompt]:

@@ -328,11 +328,11 @@ def test_a_start_is_checked_on_the_first_pairs_that_can_be_read(pairs):
             condition, label = whole.condition[keep], whole.label[keep]
             return PairBatch(whole.winner[keep], whole.loser[keep], condition, label, rows)
 
-    batch, keys = first_batch(Broken({9, 11, 30}), Key("check"))
+    batch, keys = first_batch(Broken({9, 11, 30}), Key("check"), 8)
     assert torch.equal(batch.winner, pairs.batch([9, 11]).winner)
     assert keys == [Key("check")("pair", 9), Key("check")("pair", 11)]
     with pytest.raises(RunError, match="none of the 40 pairs can be read"):
-        first_batch(Broken(set()), Key("check"))
+        first_batch(Broken(set()), Key("check"), 8)
 
 
 @pytest.mark.parametrize("kind", [dpo.DiffusionDPO, sft.SFT])

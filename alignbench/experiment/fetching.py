@@ -8,8 +8,9 @@ from typing import Literal
 
 from alignbench import plugins
 from alignbench.diffusion import models
-from alignbench.downloads import File, NeedsFiles, look_up, obtain
+from alignbench.downloads import File, NeedsFiles, NeedsOwnFiles, look_up, look_up_own, obtain
 from alignbench.errors import InputError
+from alignbench.interface import PublishedPrompts
 
 Kind = Literal["scorers", "prompts", "models"]
 GROUPS: dict[str, plugins.Group] = {"scorers": "rewards", "prompts": "benchmarks"}
@@ -24,6 +25,14 @@ def needed(kind: Kind, names: Sequence[str] = ()) -> dict[str, tuple[File, ...]]
         plugin = plugins.load(group, name)
         if isinstance(plugin, NeedsFiles):
             found[name] = tuple(plugin.files)
+        elif names and isinstance(plugin, NeedsOwnFiles):
+            raise InputError(
+                f"{plugins.KINDS[group]} {name!r} cannot be downloaded; "
+                + " ".join(
+                    f"put {file.pattern} below a folder named by ALIGNBENCH_DATA: {file.what}"
+                    for file in plugin.own_files
+                )
+            )
         elif names:
             raise InputError(f"{plugins.KINDS[group]} {name!r} needs no files; leave it out.")
     return found
@@ -39,7 +48,7 @@ def fetch(kind: Kind, names: Sequence[str], folder: Path | None, say: Callable[[
     for number, file in enumerate(files, start=1):
         say(f"{number} of {len(files)}: {file.place} ({megabytes(file)})")
         paths.append(obtain(file, folder))
-        say(f"  in {paths[-1]}, verified")
+        say(f"  in {paths[-1]}, {'verified' if file.sha256 else 'no sha256 known: checked when it is read'}")
     return paths
 
 
@@ -57,6 +66,29 @@ def present() -> list[tuple[str, File, str]]:
                 state = f"here: {path}"
             rows.append((name, file, state))
     return rows
+
+
+def prompt_sets() -> list[tuple[str, str]]:
+    """Each published prompt set, and its source, licence, counts and where its files are, a line each."""
+    rows = []
+    for name in plugins.own_names("benchmarks"):
+        kind = plugins.load("benchmarks", name)
+        if not isinstance(kind, PublishedPrompts):
+            continue
+        counts = ", ".join(f"{split} {count:,}" for split, count in kind.counts.items())
+        lines = [f"source   {kind.source}", f"licence  {kind.licence}", f"prompts  {counts}"]
+        if isinstance(kind, NeedsFiles):
+            lines += [_state(file.place, look_up(file)) for file in kind.files]
+        elif isinstance(kind, NeedsOwnFiles):
+            lines += [_state(file.pattern, look_up_own(file)) for file in kind.own_files]
+        else:
+            lines.append("here     part of alignbench")
+        rows.append((name, "\n".join(lines)))
+    return rows
+
+
+def _state(place: str, path: Path | None) -> str:
+    return f"missing  {place}" if path is None else f"here     {path}"
 
 
 def megabytes(file: File) -> str:

@@ -38,7 +38,7 @@ from alignbench.experiment.problem import CellProblem, exclusive
 from alignbench.experiment.progress import Progress
 from alignbench.experiment.result import Costs, Evaluation, Metric, PromptRow, Result, Row, Status
 from alignbench.experiment.rewarding import MeteredReward, identity
-from alignbench.experiment.spec import Cell
+from alignbench.experiment.spec import Cell, check_ready
 from alignbench.experiment.trained import check_model, name_of
 from alignbench.files import remove_leftovers, write_text
 from alignbench.interface import Algorithm, Pipeline, Sampler, TestTimeAlgorithm, Truncates
@@ -71,6 +71,7 @@ def run_cell(cell: Cell, force: bool = False, quiet: bool = False) -> Outcome:
     done = _finished(cell, force)
     if done is not None:
         return Outcome(done, cell.path, was_complete=True)
+    check_ready(cell.spec, cell.model, cell.algorithm.trains and cell.spec.pairs is None)
     with exclusive(cell.folder):
         attempts = _begin(cell, force)
         with Progress(quiet) as progress:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from alignbench import plugins
 from alignbench.diffusion import adapters, models
 from alignbench.diffusion.checkpoints import Options
-from alignbench.errors import InputError, UnknownName
+from alignbench.errors import InputError, RunError, UnknownName
 from alignbench.experiment import prompts as prompt_sets
 from alignbench.experiment import readiness
 from alignbench.experiment.editing import Sources, read_sources
@@ -190,7 +190,6 @@ def resolve(spec: RunSpec) -> Cell:
     kind = plugins.load("algorithms", spec.algo)
     algorithm, preset = build_algorithm(spec.algo, kind, model.preset, spec.set)
     needs_prompts = algorithm.trains and spec.pairs is None
-    _check_ready(spec, model, defaults, needs_prompts)
     if spec.checkpointing and not algorithm.trains:
         raise InputError(f"--checkpointing: {spec.algo!r} trains nothing and keeps no activations; leave it out.")
     adapter = _adapter(spec, model, algorithm)
@@ -201,9 +200,13 @@ def resolve(spec: RunSpec) -> Cell:
 
     sources = _sources(spec, model)
     prompts_name = str(spec.images) if sources else spec.prompts or defaults.prompts
-    whole = prompt_sets.take(prompts_name, spec.split)
+    try:
+        whole = prompt_sets.take(prompts_name, spec.split)
+        train_name, training = _training_prompts(spec, defaults, prompts_name, needs_prompts)
+    except RunError:  # a file is missing: say what else is
+        check_ready(spec, model, needs_prompts)
+        raise
     evaluated = whole[: spec.limit]
-    train_name, training = _training_prompts(spec, defaults, prompts_name, needs_prompts)
     if model.source == "exact":
         _check_exact(spec, algorithm, evaluated, training)
     if needs_prompts:
@@ -260,8 +263,9 @@ def resolve(spec: RunSpec) -> Cell:
     )
 
 
-def _check_ready(spec: RunSpec, model: models.Model, defaults: Defaults, needs_prompts: bool) -> None:
-    """Raise RunError where several things are missing and cannot be had."""
+def check_ready(spec: RunSpec, model: models.Model, needs_prompts: bool) -> None:
+    """Raise RunError naming everything that a run needs and is missing, where it is several things and the network."""
+    defaults = defaults_of(model)
     evaluated = spec.prompts or defaults.prompts
     prompts = [] if spec.task == "sdedit" else [evaluated]
     if needs_prompts and (name := spec.train_prompts or defaults.train_prompts):

@@ -4,7 +4,8 @@
     python tests/benchmarks/real_models.py /tmp/sd15 --resolution 64 --output results/benchmarks/sd15.json
 
 One process per algorithm, as a user starts it: two training prompts, one evaluated, two or three steps. `--memory` also
-measures what each memory option is worth. On a machine with a GPU the runs are on it.
+measures what each memory option is worth. Rows that the output has already are not measured again. On a machine with a
+GPU the runs are on it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from alignbench.experiment.run import environment
 from alignbench.files import write_text
 
 REWARD = f"{Path(__file__).resolve().parents[1] / 'plugins' / 'colours.py'}:Brightness"
+SHORT_REWARD = "tests/plugins/colours.py:Brightness"
 OWN_STEPS = ("classifier_guidance", "demon", "doodl")  # take --set steps
 
 
@@ -40,41 +42,46 @@ def main() -> None:
     asked = parser.parse_args()
     import torch
 
+    common = ["--dtype", asked.dtype, "--resolution", asked.resolution, "--guidance", "2"]
+    wanted: list[tuple[str, str, list[str], Mapping[str, Any]]] = [("", algo, common, {}) for algo in asked.algorithms]
+    if asked.memory:
+        wanted += [(what, algo, ["--dtype", asked.dtype, *more], fields) for what, algo, more, fields in MEMORY]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = []
+    report = {"model": asked.model.name, "resolution": asked.resolution, "dtype": asked.dtype}
+    report |= {"environment": environment(device)}
+    rows = json.loads(asked.output.read_text())["rows"] if asked.output and asked.output.exists() else []
+    done = {(row["option"], row["algorithm"]) for row in rows if row["status"] == "complete"}
+    rows = [row for row in rows if row["status"] == "complete"]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         (work / "train.txt").write_text("a training prompt\nanother training prompt\n")
         (work / "test.txt").write_text("a red circle\n")
-        common = ["--dtype", asked.dtype, "--resolution", asked.resolution]
-        for algo in asked.algorithms:
-            rows.append(run(asked.model, work, algo, common, {}))
+        for what, algo, more, fields in wanted:
+            if (what, algo) in done:
+                continue
+            rows.append({"option": what} | run(asked.model, work, algo, more, fields))
             print(line(rows[-1]), flush=True)
-        if asked.memory:
-            for what, algo, more, fields in MEMORY:
-                rows.append({"option": what} | run(asked.model, work, algo, ["--dtype", asked.dtype, *more], fields))
-                print(line(rows[-1]), flush=True)
-    described = environment(device)
-    report = {"model": asked.model.name, "resolution": asked.resolution, "dtype": asked.dtype}
-    if asked.output is not None:
-        write_text(asked.output, json.dumps(report | {"environment": described, "rows": rows}, indent=1) + "\n")
-        print(f"written to {asked.output}")
+            if asked.output is not None:
+                write_text(asked.output, json.dumps(report | {"rows": rows}, indent=1) + "\n")
 
 
 # What each memory option is worth: the same work with and without it.
 DRAFT = {"rounds": 1, "updates_per_round": 1, "samples_per_update": 4, "batch": 4, "steps": 2, "last_steps": 1}
 TRAIN = {"rounds": 1, "updates_per_round": 1, "pairs_per_update": 4, "batch": 4, "warmup": 0}
+TRAINED = ["--resolution", "128", "--batch-size", "1", "--guidance", "1"]
+DRAWN = ["--resolution", "256", "--images-per-prompt", "4", "--guidance", "1"]
+LARGE = ["--resolution", "768", "--guidance", "1"]
 MEMORY: Sequence[tuple[str, str, list[str], Mapping[str, Any]]] = (
-    ("four pairs in a forward pass", "diffusion_dpo", ["--resolution", "256"], TRAIN),
-    ("checkpointing", "diffusion_dpo", ["--resolution", "256", "--checkpointing"], TRAIN),
-    ("one pair, accumulated", "diffusion_dpo", ["--resolution", "256"], TRAIN | {"batch": 1}),
-    ("through the decoder", "draft", ["--resolution", "256"], DRAFT),
-    ("through the decoder, checkpointing", "draft", ["--resolution", "256", "--checkpointing"], DRAFT),
-    ("through the decoder, one image", "draft", ["--resolution", "256"], DRAFT | {"batch": 1}),
-    ("four images decoded", "base", ["--resolution", "512", "--images-per-prompt", "4"], {}),
-    ("sliced", "base", ["--resolution", "512", "--images-per-prompt", "4", "--vae-slicing"], {}),
-    ("one large image decoded", "base", ["--resolution", "1024"], {}),
-    ("tiled", "base", ["--resolution", "1024", "--vae-tiling"], {}),
+    ("four pairs in a forward pass", "diffusion_dpo", TRAINED, TRAIN),
+    ("checkpointing", "diffusion_dpo", [*TRAINED, "--checkpointing"], TRAIN),
+    ("one pair, accumulated", "diffusion_dpo", TRAINED, TRAIN | {"batch": 1}),
+    ("through the decoder", "draft", TRAINED, DRAFT),
+    ("through the decoder, checkpointing", "draft", [*TRAINED, "--checkpointing"], DRAFT),
+    ("through the decoder, one image", "draft", TRAINED, DRAFT | {"batch": 1}),
+    ("four images decoded", "base", DRAWN, {}),
+    ("sliced", "base", [*DRAWN, "--vae-slicing"], {}),
+    ("one large image decoded", "base", LARGE, {}),
+    ("tiled", "base", [*LARGE, "--vae-tiling"], {}),
 )
 
 
@@ -94,7 +101,7 @@ def run(model: Path, work: Path, algo: str, more: Sequence[str], fields: Mapping
         "--output",
         str(work / "results"),
     ]
-    command += ["--prompts", str(work / "test.txt"), "--train-prompts", str(work / "train.txt"), "--guidance", "2"]
+    command += ["--prompts", str(work / "test.txt"), "--train-prompts", str(work / "train.txt")]
     command += ["--force", "--json", *more]
     steps = "3" if algo == "steering" else "1" if fields else "2"  # it looks at its particles before the last
     command += [] if algo in OWN_STEPS else ["--steps", steps]
@@ -114,13 +121,16 @@ def run(model: Path, work: Path, algo: str, more: Sequence[str], fields: Mapping
     return {
         "algorithm": algo,
         "status": content["status"],
-        "command": " ".join(["alignbench", *(part.replace(str(work), ".") for part in command)]),
+        "command": " ".join(["alignbench", *(plain(part, work, model) for part in command)]),
         "alignment_seconds": cost["alignment_seconds"],
         "image_seconds": round(cost["per_image_seconds"], 2),
         "peak_mib": round(cost["peak_memory_bytes"] / 2**20),
-        "denoiser_forward": cost["alignment"]["denoiser_forward"],
-        "denoiser_backward": cost["alignment"]["denoiser_backward"],
     }
+
+
+def plain(part: str, work: Path, model: Path) -> str:
+    """A word of a command, without folders of this machine."""
+    return part.replace(f"{work}/", "").replace(str(model), model.name).replace(str(REWARD), SHORT_REWARD)
 
 
 def line(row: Mapping[str, Any]) -> str:
