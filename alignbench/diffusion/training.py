@@ -130,7 +130,8 @@ def keyed_batches(
 
 
 def first_batch(pairs: Pairs, key: Key, size: int) -> tuple[PairBatch, list[Key]]:
-    """As many pairs as a forward pass has, four at most, to check a start with. Raises RunError where not one can be read."""
+    """As many pairs as a forward pass has, four at most, to check a start with. Raises RunError where not one can be
+    read."""
     for found in keyed_batches(pairs, range(len(pairs)), range(len(pairs)), min(size, 4), key):
         return found
     raise RunError(f"none of the {len(pairs)} pairs can be read; what was said about them stands above.")
