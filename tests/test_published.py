@@ -43,14 +43,26 @@ def test_every_published_number_is_about_something_of_ours_and_says_where_it_was
         assert number.algorithm in plugins.own_names("algorithms")
         assert number.released is None or models.PRESETS[number.released].like == number.model
         name, split = number.prompts.split("/")
-        assert split in plugins.load("benchmarks", name).splits
+        known = name if name in plugins.own_names("benchmarks") else f"alignbench.benchmarks.dpok:{name}"
+        assert split in plugins.load("benchmarks", known).splits
 
 
 @pytest.fixture
 def result(make_result):
     """A function that writes a result on a real model: the scores of two images, by scorer."""
 
-    def write(name, scores, algorithm="base", model="sd15", place="pickapic/dev", named=None, sampler=None, seed=None):
+    def write(
+        name,
+        scores,
+        algorithm="base",
+        model="sd15",
+        place="pickapic/dev",
+        named=None,
+        sampler=None,
+        seed=None,
+        typed=None,
+        **more,
+    ):
         prompts, split = place.split("/")
         return make_result(
             name,
@@ -58,7 +70,7 @@ def result(make_result):
             algorithm,
             seed=seed,
             evaluation={"model": {"name": model, "image_shape": [3, 8, 8]}, "prompts": prompts, "split": split},
-            configuration={"model": named or model},
+            configuration={"model": named or model, "prompts": typed or prompts} | more,
             sampler={"kind": "ddim", "steps": 20, "guidance": 5.0, **(sampler or {})},
         )
 
@@ -114,9 +126,14 @@ def test_what_people_preferred_never_stands_in_a_scorers_column(result):
         {"place": "shapes/test"},
         {"model": "sd21"},
         {"algorithm": "dpok", "seed": 0},
-        {"sampler": {"adapter": "mine@1"}, "named": "sd15"},
+        {"sampler": {"adapter": "mine@1"}},
+        {"sampler": {"adapter": "mine@1", "denoiser": "mhdang/x@1"}, "named": "sd15_dpo"},
+        {"named": "/models/sd15"},
+        {"typed": "pickapic.txt"},
+        {"limit": 5},
+        {"resolution": "256x256"},
     ],
-    ids=["split", "prompts", "model", "algorithm", "own adapter"],
+    ids=["split", "prompts", "model", "algorithm", "adapter", "on the released", "folder", "file", "part", "size"],
 )
 def test_what_is_not_the_same_is_not_set_beside_it(result, changes):
     algorithm = changes.pop("algorithm", "base")

@@ -12,14 +12,27 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from alignbench import plugins
+from alignbench import Key, plugins
+from alignbench.analysis import summary
+from alignbench.analysis.compare import compare
 from alignbench.cli import run_command_line
 from alignbench.diffusion import latent, models
 from alignbench.experiment import result as results
+from alignbench.experiment import run
 from alignbench.experiment.run import run_cell
 from alignbench.experiment.spec import RunSpec, resolve
 
 REWARD = f"{Path(__file__).parent / 'plugins' / 'colours.py'}:Brightness"
+WITH_DEV = """
+from alignbench import Prompt
+
+
+class Dev:
+    splits = ("train", "dev")
+
+    def prompts(self, split):
+        return [Prompt(f"{split}-{i}", f"{split} picture {i}") for i in range(30)]
+"""
 MAY_KEEP = ("best_of_n", "noise_search", "steering")  # their first picture, where it is the best
 BUILDERS = {
     "sd": published.small_sd,
@@ -40,6 +53,8 @@ def cell(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "train.txt").write_text("".join(f"training prompt {i}\n" for i in range(8)))
     (tmp_path / "test.txt").write_text("a red circle\na star\n")
+    (tmp_path / "ddpo_dev.py").write_text(WITH_DEV)
+    monkeypatch.chdir(tmp_path)
 
     def build(algo: str, folder: Path, **changes: Any):
         values = {"prompts": str(tmp_path / "test.txt"), "train_prompts": str(tmp_path / "train.txt")}
@@ -88,7 +103,7 @@ def test_every_algorithm_changes_the_pictures_of_every_family(folders, cell, fam
 
 
 def test_a_run_that_does_not_fit_goes_on_with_half_as_many_images_and_says_so(folders, cell, monkeypatch, capsys):
-    """Here 20 rows are too many for the denoiser; guidance makes two of each image."""
+    """Here ten rows are too many for the denoiser; guidance makes two of each image."""
     whole = run_cell(cell("ddpo", folders["sd"], name="roomy", set=published.SHORTEST["ddpo"] | {"batch": 8}))
     real = latent.LatentPipeline._denoise
 
@@ -285,3 +300,96 @@ def test_one_thing_that_is_missing_is_named_by_what_needs_it(cache, tmp_path, mo
     scorer = ["--reward", "jpeg_compressibility", "--scorers", "jpeg_compressibility"]
     assert run_command_line(["run", "--algo", "base", "--model", "sd15", *arguments, *scorer]) == 1
     assert "model 'sd15' is not on this machine: stable-diffusion-v1-5/" in capsys.readouterr().err
+
+
+def test_the_plain_model_is_the_baseline_whatever_else_base_evaluated(folders, cell, capsys):
+    trained = run_cell(cell("diffusion_dpo", folders["sd"]), quiet=True)
+    alone = run_cell(cell("base", folders["sd"], adapter=trained.path, name="aligned"), quiet=True)
+    plain = run_cell(cell("base", folders["sd"], name="plain"), quiet=True)
+    lines, base = summary.against_base(trained.path)
+    assert base == plain.path
+    assert len(lines) == 1
+    (group,) = compare([alone.path, trained.path, plain.path]).groups
+    assert group.baseline == "base"
+    assert sorted(group.methods)[1].startswith("base adapter=")
+    (group,) = compare([alone.path, trained.path]).groups
+    assert group.baseline is None
+    assert "no complete result of 'base' with this evaluation" in group.notes[0]
+
+
+def limited(monkeypatch, name: str, most: int) -> None:
+    """Let a method of the pipeline hold so many rows and no more."""
+    real = getattr(latent.LatentPipeline, name)
+
+    def small(self, latents, *arguments, **named):
+        if len(latents) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(self, latents, *arguments, **named)
+
+    monkeypatch.setattr(latent.LatentPipeline, name, small)
+
+
+def test_pictures_that_are_made_in_parts_cost_what_they_cost_at_once_and_it_is_said(folders, cell, monkeypatch, capsys):
+    whole = run_cell(cell("base", folders["sd"], name="roomy", images_per_prompt=6), quiet=True)
+    limited(monkeypatch, "decode", 2)
+    capsys.readouterr()
+    parts = run_cell(cell("base", folders["sd"], name="tight", images_per_prompt=6))
+    assert parts.result.cost is not None
+    assert whole.result.cost is not None
+    assert parts.result.cost.per_image == whole.result.cost.per_image
+    said = [line for line in capsys.readouterr().err.splitlines() if "out of memory" in line]
+    assert said == [f"out of memory: going on with {n} images at once" for n in (6, 3, 1)]
+
+
+def test_a_held_out_probe_that_does_not_fit_does_not_shrink_the_training_batch(folders, cell, monkeypatch):
+    limited(monkeypatch, "decode", 4)
+    made = run_cell(cell("ddpo", folders["sd"], train_prompts="ddpo_dev.py:Dev"), quiet=True)
+    assert made.result.status == "complete"
+    assert any("held_out" in line for line in made.result.curve)
+    assert made.result.cost is not None
+    assert made.result.cost.forward_batch is None
+
+
+def test_pairs_are_made_in_parts_too(folders, cell, monkeypatch):
+    limited(monkeypatch, "decode", 2)
+    made = run_cell(cell("diffusion_dpo", folders["sd"]), quiet=True)
+    assert made.result.status == "complete"
+    assert made.result.cost is not None
+    assert made.result.cost.forward_batch is None
+
+
+def test_a_continued_run_keeps_the_batch_that_fitted(folders, cell, monkeypatch):
+    limited(monkeypatch, "_denoise", 10)
+    asked = cell("ddpo", folders["sd"], set=published.SHORTEST["ddpo"] | {"batch": 8})
+    with monkeypatch.context() as killed:
+        killed.setattr(run.generation, "generate", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(asked, quiet=True)
+    made = run_cell(asked, quiet=True)
+    assert made.resumed_at == 2
+    assert made.result.cost is not None
+    assert made.result.cost.forward_batch == 4
+
+
+def test_an_adapter_and_two_experts_are_refused(folders, cell, tmp_path):
+    trained = run_cell(cell("diffusion_dpo", folders["sdxl"]), quiet=True)
+    with pytest.raises(ValueError, match="'sdxl_refiner' is two models, and an adapter is of one; use --model sdxl"):
+        cell("base", Path("sdxl_refiner"), adapter=trained.path)
+
+
+def test_the_same_weights_under_another_scaling_are_another_autoencoder(folders, cell, tmp_path):
+    infos = []
+    for name, factor in (("one", 0.13025), ("other", 0.5)):
+        other = published.AutoencoderKL(**published.SMALL_VAE, scaling_factor=factor)
+        published.initialise(other, Key("same"))
+        other.save_pretrained(tmp_path / name)
+        made = cell("base", folders["sdxl"], vae=str(tmp_path / name))
+        infos.append((made.configuration.vae, run_cell(made, quiet=True).result.evaluation.fingerprint))
+    assert infos[0][0] != infos[1][0]
+    assert infos[0][1] != infos[1][1]
+
+
+def test_an_autoencoder_of_other_latents_is_refused(folders, cell, tmp_path):
+    published.AutoencoderKL(**published.SMALL_VAE | {"latent_channels": 16}).save_pretrained(tmp_path / "wide")
+    with pytest.raises(ValueError, match=r"wide: its latents have 16 channels, the denoiser's of .* 4; choose another"):
+        run_cell(cell("base", folders["sd"], vae=str(tmp_path / "wide")), quiet=True)

@@ -23,6 +23,7 @@ from alignbench.analysis.load import (
     Scores,
     Unfinished,
     budget_text,
+    is_aligned,
     load,
     methods_of,
     natural,
@@ -217,12 +218,14 @@ def _group(runs: Sequence[Run], baseline: str, by: By | None, chosen: Sequence[s
 
 
 def _find_baseline(placed: Sequence[_Placed], name: str) -> tuple[_Placed | None, str]:
-    """The method with this label, or the only one of this algorithm; or None and why there is none.
+    """The method with this label, or the only one of this algorithm on the plain model; or None and why there is none.
 
     Raises InputError where a name that the user typed means several; of the default, a folder may hold several.
     """
     exact = [p for p in placed if p.label == name]
-    named = exact or [p for p in placed if p.method.first.configuration.algorithm == name]
+    named = exact or [
+        p for p in placed if p.method.first.configuration.algorithm == name and not is_aligned(p.method.first)
+    ]
     if len(named) == 1:
         return named[0], ""
     if not named:

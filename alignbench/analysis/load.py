@@ -16,6 +16,8 @@ from alignbench.errors import InputError, ResultFileError
 from alignbench.experiment.result import Result, Scorer, canonical, read
 
 Array = NDArray[np.float64]
+IN_EVALUATION = {"model", "prompts", "vae", "vae_tiling", "resolution"}
+ALIGNED = ("adapter", "denoiser", "refiner")  # entries of a sampler whose model somebody changed before the run
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class Run:
 
     @property
     def pool(self) -> str:
-        """Equal for runs that differ in the training seed alone. Model and prompts are the evaluation's: here they are
-        names as somebody typed them, such as a path. The order of scorers is of no account."""
-        configuration = self.result.configuration.model_dump(exclude={"seed", "model", "prompts"})
+        """Equal for runs that differ in the training seed alone. The model, how it is held, and the prompts are the
+        evaluation's: here they are as somebody typed them, such as a path. The order of scorers is of no account."""
+        configuration = self.result.configuration.model_dump(exclude=IN_EVALUATION | {"seed"})
         configuration["scorers"] = sorted(configuration["scorers"])
         return canonical([configuration, self.result.sampler])
 
@@ -126,11 +128,17 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
     for group, own in zip(pooled, facts, strict=True):
         name = own["algorithm"]
         peers = [other for other in facts if other["algorithm"] == name]
-        differing = [k for k in own if any(peer.get(k) != own[k] for peer in peers)]
+        aligned = [f"sampler.{k}" for k in ALIGNED]
+        differing = [k for k in own if k in aligned or any(peer.get(k) != own[k] for peer in peers)]
         said = [k for k in differing if own[k] != "None" or not k.startswith("fields.")]  # None: as in evaluation
         details = dict.fromkeys(f"{k.rpartition('.')[2]}={own[k]}" for k in said)
         methods.append(Method(" ".join([name, *details]), group))
     return sorted(methods, key=lambda method: (method.first.trains, natural(method.label)))
+
+
+def is_aligned(result: Result) -> bool:
+    """Whether the model was changed before the run, by an adapter or another network in the place of its own."""
+    return any(name in result.sampler for name in ALIGNED)
 
 
 def natural(label: str) -> list[tuple[bool, float, str]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignbench import plugins
-from alignbench.analysis.load import Method
+from alignbench.analysis.load import Method, is_aligned
 from alignbench.experiment.result import Evaluation, Result
 
 FILE = "published.toml"
@@ -114,9 +114,15 @@ def beside(evaluation: Evaluation, methods: Sequence[Method], means: Mapping[str
 def _is_about(number: Number, result: Result) -> bool:
     """Whether a result is of what the paper measured: the algorithm on the model, or the paper's own checkpoint."""
     configuration = result.configuration
-    plain = not {"adapter", "denoiser", "refiner"} & result.sampler.keys()
-    if configuration.algorithm == "base" and number.released is not None and configuration.model == number.released:
+    whole = configuration.limit is None and configuration.resolution is None
+    named = configuration.prompts.rpartition(":")[2] == result.evaluation.prompts
+    if not whole or "adapter" in result.sampler or not named:
+        return False  # of a part, of another size, of a model of somebody's own, or of a file that bears a set's name
+    if configuration.model not in (number.model, number.released):
+        return False  # a folder, which may hold anything
+    if configuration.algorithm == "base" and configuration.model == number.released:
         return True
+    plain = not is_aligned(result)
     return plain and configuration.algorithm == number.algorithm and result.evaluation.model["name"] == number.model
 
 

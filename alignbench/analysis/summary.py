@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from alignbench.analysis.compare import compare
+from alignbench.analysis.load import is_aligned
 from alignbench.analysis.tables import number, p_value, percent
 from alignbench.errors import AlignbenchError
 from alignbench.experiment.result import Metric, Result, read
@@ -111,7 +112,7 @@ def against_base(path: Path) -> tuple[list[str], Path | None]:
         except AlignbenchError:
             continue
         same = theirs.evaluation == mine.evaluation and theirs.status == "complete"
-        if not same or theirs.configuration.algorithm != "base" or other == path:
+        if not same or theirs.configuration.algorithm != "base" or is_aligned(theirs) or other == path:
             continue
         return _win_lines(compare([other, path]).groups[0].versus), other
     return [], None

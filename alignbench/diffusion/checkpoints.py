@@ -101,7 +101,13 @@ def load_components(
         raise InputError(
             f"{source}: its denoiser takes {unet.config.in_channels} channels; expected the 4 of a text-to-image model."
         )
-    vae = _network(folder, source, "vae", dtype) if autoencoder is None else _network(autoencoder, source, "", dtype)
+    place, of, part = (folder, source, "vae") if autoencoder is None else (autoencoder, str(autoencoder), "")
+    vae = _network(place, of, part, dtype)
+    if vae.config.latent_channels != unet.config.in_channels:
+        raise InputError(
+            f"{of}: its latents have {vae.config.latent_channels} channels, the denoiser's of {source} "
+            f"{unet.config.in_channels}; choose another --vae."
+        )
     if dtype == torch.float16 and vae.config.force_upcast:
         vae = vae.float()  # its activations overflow in half precision
     if options.slicing:

@@ -1,16 +1,26 @@
-"""What to do when the memory is full: know it from other errors, and let go of what is held."""
+"""What to do when the memory is full: know it from other errors, let go of what is held, and do less at once."""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
+from alignbench.diffusion.meter import Meter
+from alignbench.errors import AlignbenchError, RunError
+
+T = TypeVar("T")
+R = TypeVar("R")
 SAID = ("out of memory", "DefaultCPUAllocator")  # the latter: the processor's, which raises a plain RuntimeError
+ADVICE = "try --dtype bfloat16, --vae-slicing, --vae-tiling or a smaller --resolution."
 
 
-def is_full(error: RuntimeError | MemoryError) -> bool:
-    """Whether an error says that memory did not suffice."""
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice; never one of our own, which say what they mean."""
+    if isinstance(error, AlignbenchError):
+        return False
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in SAID)
 
 
@@ -19,3 +29,32 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+class Fitting:
+    """Work on as many items at once as memory holds, which is learned by trying.
+
+    An attempt that failed leaves nothing on the meter: a result says what its images cost.
+    """
+
+    def __init__(self, meter: Meter, say: Callable[[str], None]) -> None:
+        self._meter, self._say = meter, say
+        self._largest: int | None = None
+
+    def __call__(self, work: Callable[[Sequence[T]], R], items: Sequence[T]) -> list[R]:
+        """What `work` gives for the items, part after part. Raises RunError where one alone does not fit."""
+        size = len(items) if self._largest is None else min(self._largest, len(items))
+        before = self._meter.total
+        try:
+            if size == len(items):
+                return [work(items)]
+        except (RuntimeError, MemoryError) as error:
+            if not is_full(error):
+                raise
+            if len(items) == 1:
+                raise RunError(f"out of memory with one image; {ADVICE}") from error
+            self._meter.total = before
+            size = self._largest = len(items) // 2
+            self._say(f"out of memory: going on with {size} images at once")
+        release()
+        return [done for first in range(0, len(items), size) for done in self(work, items[first : first + size])]

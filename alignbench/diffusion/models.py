@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -210,9 +211,9 @@ def load(
     folder, revision = _place(model)
     info: dict[str, Any] = {"name": model.like or model.name, "source": _source(model)}
     info |= {"revision": revision} if revision else {"sha256": checkpoints.digest(folder)}
-    other = _autoencoder(autoencoder) if autoencoder else None
+    other = find_autoencoder(autoencoder) if autoencoder else None
     if other is not None:
-        info["autoencoder_sha256"] = sha256_of(other / AUTOENCODER_PATTERNS[1])
+        info["autoencoder_sha256"] = autoencoder_digest(other)
     denoiser = _snapshot(model.name, model.denoiser, checkpoints.DENOISER) if model.denoiser else None
     pipeline = LatentPipeline(
         checkpoints.load_components(folder, model.source, info, meter, options, denoiser, other),
@@ -283,6 +284,12 @@ def _embedded() -> Path:
     return Path(str(resources.files("alignbench.shapes") / "weights" / "tiny"))
 
 
+def autoencoder_digest(folder: Path) -> str:
+    """SHA-256 over an autoencoder's weights and configuration: its scaling factor stands in the latter."""
+    parts = [sha256_of(folder / name) for name in AUTOENCODER_PATTERNS]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
 def _place(model: Model) -> tuple[Path, str | None]:
     """The folder of a model's weights, and the commit that a folder of the hub's cache is named by."""
     if model.source == "embedded":
@@ -299,7 +306,7 @@ def _source(model: Model) -> str:
     return "folder" if Path(model.source).is_dir() else model.source
 
 
-def _autoencoder(name: str) -> Path:
+def find_autoencoder(name: str) -> Path:
     """The folder of an autoencoder: one that holds it, a pipeline's, or a repository's. Raises InputError."""
     folder = Path(name)
     if folder.is_dir():
@@ -376,6 +383,8 @@ def _snapshot(name: str, weights: Weights, patterns: Sequence[str], folder: Path
         f"{constants.HF_HUB_CACHE}"
     )
     advice = "Copy the diffusers folder here and pass its path as --model. `--model tiny` works offline."
+    if not whole:
+        advice = f"Where there is a network, run `hf download {weights.repository}`, and copy the hub's cache here."
     if offline():
         raise RunError(f"{absent}, and the model hub cannot be reached. {advice}")
     where: dict[str, Any] = {"revision": weights.revision, "allow_patterns": list(patterns), "local_dir": folder}

@@ -233,7 +233,7 @@ def _seconds(cell: Cell, cost: Cost) -> float | None:
     if cell.model.source not in ("embedded", "exact"):
         return None
     meter = Meter()
-    pipeline = models.load(cell.model, meter, prompts=cell.evaluated)
+    pipeline = models.load(cell.model, meter, cell.options("cpu"), cell.evaluated, cell.spec.vae)
     condition = pipeline.condition(list(cell.evaluated[:1]) * 32)
     latents = initial_noise([Key("estimate", i) for i in range(32)], pipeline.latent_shape)
     timed = []

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench.diffusion import memory
+from alignbench.diffusion.memory import Fitting
 from alignbench.diffusion.meter import Cost, Meter
 from alignbench.diffusion.training import chunked
-from alignbench.errors import AlignbenchError, RunError, Unsupported
+from alignbench.errors import RunError, Unsupported
 from alignbench.experiment.progress import Progress
 from alignbench.experiment.rewarding import checked
 from alignbench.experiment.score_cache import ScoreCache
@@ -103,16 +103,17 @@ def generate(
     start: Callable[[Sequence[int]], Start] | None = None,
 ) -> tuple[Cost, float]:
     """Make every image that is not there yet; `start` gives the images that those of some prompts start from. Returns
-    the cost and the seconds of all of them, over all attempts."""
+    the cost and the seconds of all of them, over all attempts. A batch that does not fit into memory is halved."""
     store, log = ImageStore(folder / "images"), folder / GENERATED
     known = {tuple(map(tuple, line["slots"])): line for line in map(json.loads, complete_lines(log))}
     size = max(1, batch // sampler.particles)
     total, seconds = Cost(), 0.0
+    fitting = Fitting(meter, progress.say)
     progress.stage("generate", len(wanted))
     for chunk in chunked(wanted, size):
         line = known.get(tuple((slot.place, slot.sample) for slot in chunk))
         if line is None or not store.holds(chunk):
-            line = _generate_chunk(sampler, prompts, chunk, eval_seed, meter, store, start)
+            line = _generate_chunk(sampler, prompts, chunk, eval_seed, meter, store, start, fitting)
             append_line(log, json.dumps(line))
         total, seconds = total + Cost(**line["cost"]), seconds + line["seconds"]
         progress.advance(len(chunk))
@@ -127,47 +128,27 @@ def _generate_chunk(
     meter: Meter,
     store: ImageStore,
     start: Callable[[Sequence[int]], Start] | None,
+    fitting: Fitting,
 ) -> dict[str, Any]:
-    before, started = meter.total, time.monotonic()
-    _make(sampler, prompts, chunk, eval_seed, store, start)
+    before = meter.total
+
+    def make(slots: Sequence[Slot]) -> float:
+        """The seconds that it took."""
+        started = time.monotonic()
+        chosen = [prompts[slot.place] for slot in slots]
+        keys = [evaluation_key(eval_seed, prompt, slot.sample) for prompt, slot in zip(chosen, slots, strict=True)]
+        images = sampler(chosen, keys, start([slot.place for slot in slots]) if start else None).images
+        if not torch.isfinite(images).all():
+            raise RunError(f"the sampler made images that are not finite, first for prompt {chosen[0].text!r}.")
+        store.write(slots, images)
+        return time.monotonic() - started
+
+    seconds = sum(fitting(make, chunk))
     return {
         "slots": [[slot.place, slot.sample] for slot in chunk],
         "cost": (meter.total - before).as_dict(),
-        "seconds": round(time.monotonic() - started, 4),
+        "seconds": round(seconds, 4),
     }
-
-
-def _make(
-    sampler: Sampler,
-    prompts: Sequence[Prompt],
-    chunk: Sequence[Slot],
-    eval_seed: int,
-    store: ImageStore,
-    start: Callable[[Sequence[int]], Start] | None,
-) -> None:
-    """Images into the store; where they do not fit into memory at once, one half after the other."""
-    chosen = [prompts[slot.place] for slot in chunk]
-    keys = [evaluation_key(eval_seed, prompt, slot.sample) for prompt, slot in zip(chosen, chunk, strict=True)]
-    try:
-        images = sampler(chosen, keys, start([slot.place for slot in chunk]) if start else None).images
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, AlignbenchError) or not memory.is_full(error):
-            raise
-        if len(chunk) == 1:
-            raise RunError(
-                "out of memory with one image; try --dtype bfloat16, --vae-slicing, --vae-tiling or a smaller "
-                "--resolution."
-            ) from error
-        images = None
-    if images is None:
-        memory.release()
-        half = len(chunk) // 2
-        for part in (chunk[:half], chunk[half:]):
-            _make(sampler, prompts, part, eval_seed, store, start)
-        return
-    if not torch.isfinite(images).all():
-        raise RunError(f"the sampler made images that are not finite, first for prompt {chosen[0].text!r}.")
-    store.write(chunk, images)
 
 
 def score(

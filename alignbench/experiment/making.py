@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from alignbench.diffusion import models
+from alignbench.diffusion.memory import Fitting
 from alignbench.diffusion.meter import Cost, Meter
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.diffusion.training import chunked
@@ -148,10 +149,11 @@ def make_pairs(
         known = {row[0] for line in lines for row in line["pairs"]}
         missing = [i for i in range(count) if i not in known]
         progress.stage("pairs", count, len(known))
-        size = max(1, batch // candidates)
+        size, fitting = max(1, batch // candidates), Fitting(meter, progress.say)
         for first in range(0, len(missing), size):
             before, started = meter.total, time.monotonic()
-            rows = list(maker.make(missing[first : first + size]))
+            made = fitting(lambda numbers: list(maker.make(numbers)), missing[first : first + size])
+            rows = [row for part in made for row in part]
             spent = {"cost": (meter.total - before).as_dict(), "seconds": round(time.monotonic() - started, 4)}
             lines.append({"pairs": rows, **spent})
             append_line(folder / JOURNAL, json.dumps(lines[-1], allow_nan=False))

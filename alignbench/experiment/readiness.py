@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from alignbench import plugins
 from alignbench.diffusion import models
-from alignbench.downloads import NeedsFiles, cache_folder, look_up
+from alignbench.downloads import NeedsFiles, NeedsOwnFiles, cache_folder, look_up, look_up_own
 from alignbench.errors import RunError, UnknownName
 
 
@@ -39,4 +39,6 @@ def _lacks_files(group: plugins.Group, name: str) -> bool:
         plugin = plugins.load(group, name)
     except UnknownName:  # a file, or a wrong name: whoever uses it says so
         return False
+    if isinstance(plugin, NeedsOwnFiles):
+        return all(look_up_own(file) is None for file in plugin.own_files)
     return isinstance(plugin, NeedsFiles) and any(look_up(file) is None for file in plugin.files)

@@ -24,10 +24,12 @@ import torch
 from alignbench.diffusion import memory, models
 from alignbench.diffusion.adapters import open_policy
 from alignbench.diffusion.latent import LatentPipeline
+from alignbench.diffusion.memory import Fitting
 from alignbench.diffusion.meter import Cost, Meter
 from alignbench.diffusion.rollout import PipelineSampler
+from alignbench.diffusion.training import chunked
 from alignbench.downloads import cache_folder
-from alignbench.errors import AlignbenchError, Diverged, InputError, RunError, Unsupported
+from alignbench.errors import Diverged, InputError, RunError, Unsupported
 from alignbench.experiment import generate as generation
 from alignbench.experiment import making, optimality
 from alignbench.experiment import prompts as prompt_sets
@@ -41,7 +43,7 @@ from alignbench.experiment.rewarding import MeteredReward, identity
 from alignbench.experiment.spec import Cell, check_ready
 from alignbench.experiment.trained import check_model, name_of
 from alignbench.files import remove_leftovers, write_text
-from alignbench.interface import Algorithm, Pipeline, Sampler, TestTimeAlgorithm, Truncates
+from alignbench.interface import Algorithm, Pipeline, Prompt, Sampler, TestTimeAlgorithm, Truncates
 from alignbench.keys import Key
 from alignbench.preferences.cache import TensorCache
 from alignbench.preferences.choosing import choose
@@ -49,6 +51,7 @@ from alignbench.preferences.encoded import EncodedPairs
 from alignbench.preferences.source import open_pairs
 
 STATE = "cell.json"
+FORWARD_BATCH = "forward_batch.json"
 HELD_OUT_PROMPTS = 24
 PACKAGES = ("alignbench", "torch", "diffusers", "transformers", "peft", "numpy", "pillow")
 
@@ -268,7 +271,10 @@ def _align(algorithm: Algorithm, problem: CellProblem) -> tuple[Sampler, int | N
     A run that diverges once goes on from its last good round; one whose forward passes do not fit into memory, with
     half as many images in each, which changes no gradient but for rounding.
     """
-    batch: int | None = None
+    kept = problem.folder / FORWARD_BATCH  # a run that is continued does not try the larger ones again
+    batch: int | None = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
+    if batch is not None:
+        algorithm = dataclasses.replace(algorithm, batch=batch)  # type: ignore[type-var]
     while True:
         try:
             return algorithm.align(problem), batch
@@ -276,9 +282,9 @@ def _align(algorithm: Algorithm, problem: CellProblem) -> tuple[Sampler, int | N
             if not problem.roll_back(error):
                 raise
         except (RuntimeError, MemoryError) as error:
-            batch = getattr(algorithm, "batch", 1) // 2
-            if isinstance(error, AlignbenchError) or not memory.is_full(error):
+            if not memory.is_full(error):
                 raise
+            batch = getattr(algorithm, "batch", 1) // 2
             if batch < 1:
                 raise RunError(
                     "out of memory with one image in a forward pass; try --checkpointing, --dtype bfloat16, a smaller "
@@ -287,6 +293,7 @@ def _align(algorithm: Algorithm, problem: CellProblem) -> tuple[Sampler, int | N
         if batch is not None and batch != getattr(algorithm, "batch", None):
             memory.release()
             problem.start_again()
+            write_text(kept, json.dumps(batch))
             problem.progress.say(f"out of memory: going on with {batch} images in a forward pass")
             algorithm = dataclasses.replace(algorithm, batch=batch)  # type: ignore[type-var]
 
@@ -313,7 +320,7 @@ def _problem(cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progress:
         meter=meter,
         folder=cell.folder,
         progress=progress,
-        probe=_probe(cell, batch) if cell.held_out else None,
+        probe=_probe(cell, batch, Fitting(meter, progress.say)) if cell.held_out else None,
     )
 
 
@@ -384,19 +391,18 @@ class _NoReward:
         return None
 
 
-def _probe(cell: Cell, batch: int) -> Any:
+def _probe(cell: Cell, batch: int, fitting: Fitting) -> Any:
     """Mean held-out scores of a policy on the first prompts of the dev split, with the same noise each time."""
     prompts = Key("probe", "prompts").sample(cell.held_out, min(HELD_OUT_PROMPTS, len(cell.held_out)))
     usable = {name: s for name, s in cell.scorers.items() if s.unsupported(prompts, ()) is None}
 
     def probe(policy: Pipeline) -> Mapping[str, float]:
         sampler = PipelineSampler(policy, cell.sampling)
-        images = torch.cat(
-            [
-                sampler(prompts[i : i + batch], [Key("probe")(p.id) for p in prompts[i : i + batch]]).images.cpu()
-                for i in range(0, len(prompts), batch)
-            ]
-        )
+
+        def make(part: Sequence[Prompt]) -> torch.Tensor:
+            return sampler(part, [Key("probe")(p.id) for p in part]).images.cpu()
+
+        images = torch.cat([image for part in chunked(prompts, batch) for image in fitting(make, part)])
         return {name: float(scorer(images, prompts).nanmean()) for name, scorer in usable.items()}
 
     return probe

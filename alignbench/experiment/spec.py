@@ -238,7 +238,7 @@ def resolve(spec: RunSpec) -> Cell:
         budget={str(kind): limit for kind, limit in spec.budget.items()} if spec.budget else None,
         task={"name": "sdedit", "strength": sources.strength, "images_sha256": sources.sha256} if sources else None,
         adapter=adapters.digest(adapter) if adapter else None,
-        vae=spec.vae,
+        vae=_vae(spec),
         vae_tiling=spec.vae_tiling,
         resolution="x".join(map(str, spec.resolution)) if spec.resolution else None,
     )
@@ -268,7 +268,8 @@ def check_ready(spec: RunSpec, model: models.Model, needs_prompts: bool) -> None
     defaults = defaults_of(model)
     evaluated = spec.prompts or defaults.prompts
     prompts = [] if spec.task == "sdedit" else [evaluated]
-    if needs_prompts and (name := spec.train_prompts or defaults.train_prompts):
+    own = evaluated in plugins.names("benchmarks") and "train" in plugins.load("benchmarks", evaluated).splits
+    if needs_prompts and (name := spec.train_prompts or (None if own else defaults.train_prompts)):
         prompts.append(name)
     rewards = [spec.reward] if spec.reward else defaults.rewards[:1]
     readiness.check(model, prompts, [*rewards, *(defaults.scorers if spec.scorers is None else spec.scorers)])
@@ -335,7 +336,18 @@ def _adapter(spec: RunSpec, model: models.Model, algorithm: Algorithm) -> Path |
         raise InputError(
             f"{what} is for evaluation, and {spec.algo!r} trains; choose --algo base or a test-time method."
         )
+    if spec.adapter is not None and model.refiner is not None:
+        raise InputError(
+            f"--adapter: {model.name!r} is two models, and an adapter is of one; use --model {model.like}."
+        )
     return adapter_folder(spec.adapter) if spec.adapter is not None else None
+
+
+def _vae(spec: RunSpec) -> str | None:
+    """What the configuration keeps of --vae: of a folder what it holds, of the hub's its name."""
+    if spec.vae is None or not Path(spec.vae).is_dir():
+        return spec.vae
+    return models.autoencoder_digest(models.find_autoencoder(spec.vae))
 
 
 def _check_exact(spec: RunSpec, algorithm: Algorithm, evaluated: Sequence[Prompt], training: Prompts) -> None:

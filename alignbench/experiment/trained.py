@@ -29,8 +29,10 @@ def adapter_folder(path: Path) -> Path:
 
 
 def name_of(folder: Path) -> str:
-    """The name of an adapter's cell, else of its folder."""
+    """The name of an adapter's cell, of a repository of the hub, else of its folder."""
     path = folder.absolute()
+    if path.parent.name == "snapshots":  # of the hub's cache
+        return f"{path.parents[1].name.removeprefix('models--').replace('--', '/')}@{path.name[:12]}"
     return path.parent.name if path.name == "adapter" else path.name
 
 
@@ -42,7 +44,7 @@ def check_model(folder: Path, pipeline: Pipeline) -> None:
     except AlignbenchError:
         return
     own = json.loads(json.dumps(dict(pipeline.info())))
-    for name in ("sha256", "revision", "image_shape"):
+    for name in ("sha256", "revision"):
         if trained_on is not None and trained_on.get(name) != own.get(name):
             raise InputError(
                 f"{folder} was trained on model {trained_on['name']!r} with {name} {trained_on.get(name)}, but "
