@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from alignbench import Condition, Key, LoRA, PairBatch, Prompt
+from alignbench.diffusion.checkpoints import Options
 from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.models import PRESETS, load
 from alignbench.diffusion.training import denoising_error, first_batch, noising, optimiser_of, warmed_up
@@ -296,7 +297,7 @@ def test_on_a_real_denoiser_the_reference_is_exact_and_gradients_reach_every_b(t
 @pytest.mark.parametrize("tuning", ["lora", "full", "bias"])
 def test_in_half_precision_policy_and_reference_still_start_equal(tuning):
     """A fine-tuned denoiser computes in float32, and so must its reference: its copy in bfloat16 rounds otherwise."""
-    pipeline = load(PRESETS["tiny"], Meter(), dtype="bfloat16")
+    pipeline = load(PRESETS["tiny"], Meter(), Options(dtype="bfloat16"))
     policy = pipeline.adapt(dpo.tuning_of(tuning, 2), Key("adapter"))
     latents = Key("latents").normal(4, *pipeline.latent_shape)
     condition = pipeline.condition([Prompt("a", "a red circle"), Prompt("b", "a blue square")])

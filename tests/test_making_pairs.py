@@ -306,7 +306,6 @@ def test_prompts_may_come_from_a_file_and_the_reward_by_name(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--model", "mixture"], "model 'mixture' makes its pairs in memory"),
-        (["--model", "sd15"], "model 'sd15' has no training prompts of its own; pass --prompts NAME or FILE"),
         (["--prompts", "odd.txt", "--reward", "shapes_preference"], "'shapes_preference' cannot score these prompts"),
         (["--prompts", "odd.txt"], "nothing would be scored (shapes_preference: "),
         (["--split", "none"], "prompt set 'shapes' has no split 'none'"),

@@ -168,7 +168,7 @@ def test_a_file_in_the_hubs_cache_is_found(tmp_path, monkeypatch, offline):
     seen = []
     (tmp_path / "vocab.txt").write_text("a\n")
 
-    def cached(repository, name, revision):
+    def cached(repository, name, revision, repo_type):
         seen.append((repository, name, revision))
         return str(tmp_path / "vocab.txt")
 
@@ -273,7 +273,12 @@ def test_fetch_asks_the_hub_library_to_keep_files_in_the_folder(offline, monkeyp
     with pytest.raises(InputError, match="expected 07cb0d20626232204ca3a6ec53ff5984"):
         fetching.fetch("scorers", ["hpsv2_0"], offline / "there", print)
     assert asked == [
-        ("xswu/HPSv2", "HPS_v2_compressed.pt", "main", {"local_dir": offline / "there" / "xswu" / "HPSv2"})
+        (
+            "xswu/HPSv2",
+            "HPS_v2_compressed.pt",
+            "main",
+            {"repo_type": "model", "local_dir": offline / "there" / "xswu" / "HPSv2"},
+        )
     ]
 
 

@@ -10,6 +10,7 @@ import torch
 
 from alignbench import FullFineTune, Key, LoRA, Probe, Prompt, plugins
 from alignbench.diffusion.checkpointing import Recomputation
+from alignbench.diffusion.checkpoints import Options
 from alignbench.diffusion.meter import Cost, Meter
 from alignbench.diffusion.models import PRESETS, load
 from alignbench.diffusion.rollout import PipelineSampler
@@ -76,7 +77,7 @@ def test_checkpointing_gives_the_same_gradients_with_the_reference_used_in_betwe
     """The reference's forward pass switches the adapter off before the policy's activations are computed again."""
     found = []
     for checkpointing in (False, True):
-        pipeline = load(PRESETS["tiny"], Meter(), checkpointing=checkpointing)
+        pipeline = load(PRESETS["tiny"], Meter(), Options(checkpointing=checkpointing))
         policy = pipeline.adapt(tuning, Key("adapter"))
         with torch.no_grad():
             for i, parameter in enumerate(policy.parameters()):
@@ -110,7 +111,7 @@ def test_checkpointing_keeps_fewer_activations():
     """Bytes that autograd saves for one forward pass of the embedded denoiser."""
 
     def saved(checkpointing: bool) -> int:
-        policy = load(PRESETS["tiny"], Meter(), checkpointing=checkpointing).adapt(LoRA(2), Key("adapter"))
+        policy = load(PRESETS["tiny"], Meter(), Options(checkpointing=checkpointing)).adapt(LoRA(2), Key("adapter"))
         total = 0
 
         def pack(tensor):

@@ -61,8 +61,6 @@ def pairs_spec(given: Mapping[str, Any]) -> RunSpec:
     defaults = defaults_of(model)
     name = given.get("prompts") or defaults.train_prompts or defaults.prompts
     splits = prompt_sets.find(name).splits
-    if "prompts" not in given and "train" not in splits:
-        raise InputError(f"model {model.name!r} has no training prompts of its own; pass --prompts NAME or FILE.")
     split = given.get("split") or ("train" if "train" in splits else splits[0])
     return parse_spec({**given, "algo": "base", "prompts": name, "split": split, "scorers": ()}, "alignbench pairs")
 
