@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +91,58 @@ def scorer_files(checkpoints: Path, monkeypatch) -> Path:
     """The same, where scorers look for their files."""
     monkeypatch.setenv("ALIGNBENCH_DATA", str(checkpoints))
     return checkpoints
+
+
+def known(module, split, path: Path, monkeypatch):
+    """Make the made file's content the expected one: sets with a hash take no other file."""
+    expected = replace(module.FILES[split], sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setitem(module.FILES, split, expected)
+
+
+@pytest.fixture
+def prompt_files(tmp_path, monkeypatch):
+    """Files of all formats, in full number."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from alignbench.benchmarks import geneval
+
+    for folder in ("geneval", "pickapic", "pickapic_train", "ymhao/HPDv2/benchmark"):
+        (tmp_path / folder).mkdir(parents=True)
+    for style in ("anime", "concept-art", "paintings", "photo"):
+        texts = [f"a {style} picture of {i} \u00e9toiles" for i in range(800)]
+        (tmp_path / f"ymhao/HPDv2/benchmark/{style}.json").write_text(json.dumps(texts))
+    rows = [
+        {"tag": tag, "include": [{"class": "cow", "count": i}], "prompt": f"a photo of {tag} {i}"}
+        for tag, count in geneval.TAGS.items()
+        for i in range(count)
+    ]
+    path = tmp_path / "geneval/evaluation_metadata.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(geneval, "FILE", replace(geneval.FILE, sha256=digest))
+    with open(tmp_path / "drawbench.csv", "w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["Prompts", "Category"])
+        writer.writerows([f'number {i}, "quoted"', f"kind {i % 11}"] for i in range(200))
+    for split in ("validation_unique", "test_unique"):
+        table = pa.table({"caption": [f"{split} caption {i}" for i in range(500)], "label_0": [1.0] * 500})
+        pq.write_table(table, tmp_path / f"pickapic/{split}-00000-of-00001-c239.parquet")
+    monkeypatch.setenv("ALIGNBENCH_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture
+def captions(prompt_files, monkeypatch):
+    """Captions to train on, in full number."""
+    from alignbench.benchmarks import pickapic_train
+
+    for split, name, count in (("train", "train", 25_432), ("dev", "test", 2_048)):
+        path = prompt_files / f"pickapic_train/{name}.txt"
+        path.write_text("\n".join(f"a caption to {split} with, number {i}" for i in range(count)))
+        known(pickapic_train, split, path, monkeypatch)
+    return prompt_files
 
 
 @pytest.fixture

@@ -304,7 +304,9 @@ SHORT = {
 
 
 # Their cells on the testbed are committed and checked with every run; here they train anew, for ten seconds each.
-SLOW = ("d3po", "draft", "refl", "reward_weighted_regression", "sft")
+SLOW = (
+    "d3po", "ddpo", "diffusion_dpo", "dpok", "draft", "refl", "reward_weighted_regression", "sft", "steering",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -353,7 +355,10 @@ def test_ddpos_gradient_is_that_of_the_expected_reward():
     torch.testing.assert_close(found, expected, rtol=0.15, atol=0.05 * float(expected.norm()))
 
 
-@pytest.mark.parametrize(("problem", "n"), [("grid", 2), ("grid", 8), ("overlap", 8), ("gaussian", 8)])
+@pytest.mark.parametrize(
+    ("problem", "n"),
+    [("grid", 2), ("gaussian", 8), *(pytest.param(name, 8, marks=pytest.mark.slow) for name in ("grid", "overlap"))],
+)
 def test_best_of_n_lands_on_its_exact_divergence(problem, n, tmp_path):
     """The neighbours' estimate, which knows nothing of n, agrees with log n − (n − 1)/n."""
     result = cell(tmp_path, "best_of_n", problem, kernel="exact", steps=2, set={"n": n}, images_per_prompt=2)

@@ -102,7 +102,10 @@ def test_an_algorithm_gives_a_sampler_whose_images_depend_on_the_key_alone(name,
     assert not torch.allclose(sampler(PROMPTS, [key("other") for key in KEYS]).images, images)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+LONGER = ("diffusion_dpo", "dpok", "refl", "reward_weighted_regression", "sft")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONGER)) for n in ALGORITHMS])
 def test_aligning_twice_with_one_key_gives_the_same_images(name, problem):
     algorithm = small(name)
     one, two = (algorithm.align(problem(folder))(PROMPTS, KEYS).images for folder in ("run", "again"))
@@ -167,8 +170,8 @@ def test_a_test_time_method_spends_at_most_its_budget_or_says_what_it_takes(name
 
 
 @pytest.mark.parametrize("name", plugins.own_names("benchmarks"))
-def test_a_prompt_set_has_named_splits_of_unique_prompts(name, real_data, monkeypatch):
-    monkeypatch.setenv("ALIGNBENCH_DATA", str(real_data))
+def test_a_prompt_set_has_named_splits_of_unique_prompts(name, captions, real_data):
+    (captions / "PartiPrompts.tsv").symlink_to(real_data / "PartiPrompts.tsv")
     prompt_set = plugins.load("benchmarks", name)()
     assert isinstance(prompt_set, PromptSet)
     assert set(prompt_set.splits) <= {"train", "dev", "test"}

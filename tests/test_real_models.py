@@ -34,6 +34,7 @@ class Dev:
         return [Prompt(f"{split}-{i}", f"{split} picture {i}") for i in range(30)]
 """
 MAY_KEEP = ("best_of_n", "noise_search", "steering")  # their first picture, where it is the best
+QUICK = ("base", "diffusion_dpo", "doodl", "dpok", "universal_guidance")  # of each kind one; the rest are slow
 BUILDERS = {
     "sd": published.small_sd,
     "velocity": lambda folder: published.small_sd(folder, "v_prediction"),
@@ -86,10 +87,14 @@ def test_every_algorithm_of_the_project_has_settings_here():
     assert set(published.SHORTEST) == set(plugins.own_names("algorithms"))
 
 
-@pytest.mark.parametrize("algo", sorted(published.SHORTEST))
-@pytest.mark.parametrize(
-    "family", ["sdxl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sd", "velocity"))]
-)
+EVERY = [
+    pytest.param(family, algo, marks=[pytest.mark.slow] * (family != "sdxl" or algo not in QUICK))
+    for family in BUILDERS
+    for algo in sorted(published.SHORTEST)
+]
+
+
+@pytest.mark.parametrize(("family", "algo"), EVERY)
 def test_every_algorithm_changes_the_pictures_of_every_family(folders, cell, family, algo):
     made = run_cell(cell(algo, folders[family]), quiet=True)
     assert made.result.status == "complete", made.result.reason

@@ -145,7 +145,7 @@ def kill_and_continue(cells: Cells, moment: str, killed_at: tuple[Any, ...]) -> 
     assert json.loads((done.with_suffix("") / "cell.json").read_text())["running"] is False
 
 
-IN_ALL = ("in the second round", "while the checkpoint is written", "in scoring")  # the others take as long: slow
+IN_ALL = ("while the checkpoint is written", "in scoring")  # the others take as long: slow
 
 
 @pytest.mark.parametrize("moment", [m if m in IN_ALL else pytest.param(m, marks=pytest.mark.slow) for m in MOMENTS])
@@ -231,6 +231,7 @@ def test_an_interrupt_exits_with_130_and_one_line(points):
     assert "resumed at round 1 of 4" in execute(points.command("stopped")).stderr
 
 
+@pytest.mark.slow
 def test_force_starts_again_and_keeps_the_old_result_until_the_new_one_is_done(points):
     assert execute(points.command("kept")).returncode == 0
     path = points.path("kept")

@@ -89,7 +89,13 @@ def check_the_adapter_in_plain_diffusers(path: Path, base: results.Result) -> No
     torch.testing.assert_close(ours, torch.load("theirs.pt"), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("build", [published.small_sd, published.small_sdxl], ids=["sd15", "sdxl"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(published.small_sd, marks=pytest.mark.slow, id="sd15"),
+        pytest.param(published.small_sdxl, id="sdxl"),
+    ],
+)
 def test_a_checkpoint_is_aligned_scored_compared_and_drawn(build, small_scorers, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
