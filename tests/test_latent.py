@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from random_models import drawn_by_plain_diffusers
 
 from alignbench import BiasFineTune, Condition, FullFineTune, LoRA, Pipeline, Policy, Prompt, Sampling
 from alignbench.diffusion import models
@@ -430,24 +429,12 @@ def test_a_saved_lora_gives_the_same_picture_in_plain_diffusers(fresh, tmp_path,
     torch.testing.assert_close(ours, images, atol=1e-4, rtol=0)
 
 
-FRESH_PROCESS = """
-import sys, torch
-from diffusers import StableDiffusionPipeline
-pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[1], dtype=torch.float32)
-pipeline.load_lora_weights(sys.argv[2])
-asked = torch.load(sys.argv[2] + "/asked.pt")
-torch.save(pipeline(**asked, output_type="pt").images, sys.argv[2] + "/images.pt")
-assert "alignbench" not in sys.modules
-"""
-
-
 @pytest.mark.slow
 def test_a_saved_lora_gives_the_same_picture_in_a_fresh_process(fresh, tmp_path):
     ours = saved_pictures(move(fresh.adapt(LoRA(), Key("a")), "a", 0.2), tmp_path)
     asked = {"prompt": TEXTS[:2], "latents": fresh.initial_noise(KEYS[:2]), "guidance_scale": PLAIN.guidance}
-    torch.save(asked | {"num_inference_steps": PLAIN.steps}, tmp_path / "asked.pt")
-    subprocess.run([sys.executable, "-c", FRESH_PROCESS, FOLDER, tmp_path], check=True)
-    torch.testing.assert_close(ours, torch.load(tmp_path / "images.pt"), atol=1e-4, rtol=0)
+    theirs = drawn_by_plain_diffusers(FOLDER, tmp_path, tmp_path, **asked, num_inference_steps=PLAIN.steps)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
 def test_a_saved_full_fine_tune_opens_as_a_diffusers_unet(fresh, latents, condition, tmp_path):

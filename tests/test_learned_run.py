@@ -9,7 +9,7 @@ import pytest
 from parity import recipe
 from PIL import Image
 
-from alignbench import Prompt, plugins
+from alignbench import Prompt, Unsupported, plugins
 from alignbench.cli import run_command_line
 from alignbench.experiment import result as results
 from alignbench.experiment.generate import Slot, score
@@ -110,7 +110,7 @@ class Counting:
         return images.mean((1, 2, 3))
 
     def with_grad(self, images, prompts):
-        raise NotImplementedError
+        raise Unsupported("no gradient.")
 
     def info(self):
         from alignbench import RewardInfo

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from alignbench import plugins
 from alignbench.cli import run_command_line
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,3 +66,33 @@ def test_the_two_commands_are_the_first_bash_blocks():
     assert "alignbench run --algo ddpo --model tiny" in blocks[0]
     assert "pytest" in blocks[1]
     assert all("pip install" in block for block in blocks)
+
+
+def shown(rows: str) -> list[list[str]]:
+    """The cells of Markdown table rows that begin with this name in backquotes."""
+    lines = [line for line in README.splitlines() if line.startswith(f"| `{rows}`")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_what_real_models_took_is_what_the_files_say():
+    found = {}
+    for name in ("sd15", "sdxl"):
+        content = json.loads((ROOT / f"results/benchmarks/{name}.json").read_text())
+        found[name] = {row["algorithm"]: row for row in content["rows"] if not row["option"]}
+    assert set(found["sd15"]) == set(plugins.own_names("algorithms"))
+    for algorithm in found["sd15"]:
+        expected = [f"`{algorithm}`"]
+        for name in ("sd15", "sdxl"):
+            row = found[name].get(algorithm)
+            numbers = [row["alignment_seconds"], row["image_seconds"]] if row else []
+            expected += [f"{x:.0f}" for x in numbers] + ([f"{row['peak_mib'] / 1024:.1f}"] if row else [""] * 3)
+        assert expected in shown(algorithm), algorithm
+
+
+def test_what_the_audit_found_is_what_the_file_says():
+    content = json.loads((ROOT / "results/audit/tiny-shapes.json").read_text())
+    for name in ("shapes_truth", "shapes_style", "jpeg_compressibility"):
+        (cells,) = [row for row in shown(name) if len(row) == 6]
+        audit = content["scorers"][name]
+        flipped = [audit["sensitivity"][change]["flipped"]["rate"] for change in ("jpeg", "noise", "bilinear")]
+        assert cells[3:] == [f"{100 * rate:.1f}" for rate in flipped]

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import published
 import pytest
+import random_models
 import torch
 from huggingface_hub import constants
 
@@ -36,9 +36,9 @@ class Dev:
 MAY_KEEP = ("best_of_n", "noise_search", "steering")  # their first picture, where it is the best
 QUICK = ("base", "diffusion_dpo", "doodl", "dpok", "universal_guidance")  # of each kind one; the rest are slow
 BUILDERS = {
-    "sd": published.small_sd,
-    "velocity": lambda folder: published.small_sd(folder, "v_prediction"),
-    "sdxl": published.small_sdxl,
+    "sd": random_models.small_sd,
+    "velocity": lambda folder: random_models.small_sd(folder, "v_prediction"),
+    "sdxl": random_models.small_sdxl,
 }
 
 
@@ -67,7 +67,7 @@ def cell(tmp_path, monkeypatch):
             "guidance": 2.0,
             "eta": 1.0,
         }
-        own = published.SHORTEST[algo]
+        own = random_models.SHORTEST[algo]
         if isinstance(steps := own.get("steps"), int) and not plugins.load("algorithms", algo).trains:
             values["steps"] = steps
         if algo in ("demon", "doodl"):
@@ -84,13 +84,13 @@ def scores(outcome) -> list[float]:
 
 
 def test_every_algorithm_of_the_project_has_settings_here():
-    assert set(published.SHORTEST) == set(plugins.own_names("algorithms"))
+    assert set(random_models.SHORTEST) == set(plugins.own_names("algorithms"))
 
 
 EVERY = [
     pytest.param(family, algo, marks=[pytest.mark.slow] * (family != "sdxl" or algo not in QUICK))
     for family in BUILDERS
-    for algo in sorted(published.SHORTEST)
+    for algo in sorted(random_models.SHORTEST)
 ]
 
 
@@ -109,7 +109,7 @@ def test_every_algorithm_changes_the_pictures_of_every_family(folders, cell, fam
 
 def test_a_run_that_does_not_fit_goes_on_with_half_as_many_images_and_says_so(folders, cell, monkeypatch, capsys):
     """Here ten rows are too many for the denoiser; guidance makes two of each image."""
-    whole = run_cell(cell("ddpo", folders["sd"], name="roomy", set=published.SHORTEST["ddpo"] | {"batch": 8}))
+    whole = run_cell(cell("ddpo", folders["sd"], name="roomy", set=random_models.SHORTEST["ddpo"] | {"batch": 8}))
     real = latent.LatentPipeline._denoise
 
     def small(self, latents, t, tensors):
@@ -119,7 +119,7 @@ def test_a_run_that_does_not_fit_goes_on_with_half_as_many_images_and_says_so(fo
 
     monkeypatch.setattr(latent.LatentPipeline, "_denoise", small)
     capsys.readouterr()
-    halved = run_cell(cell("ddpo", folders["sd"], name="tight", set=published.SHORTEST["ddpo"] | {"batch": 8}))
+    halved = run_cell(cell("ddpo", folders["sd"], name="tight", set=random_models.SHORTEST["ddpo"] | {"batch": 8}))
     assert "out of memory: going on with 4 images in a forward pass" in capsys.readouterr().err
     assert halved.result.cost is not None
     assert whole.result.cost is not None
@@ -218,7 +218,7 @@ def test_a_released_model_and_its_base_stand_in_one_table(folders, cell, cache, 
     preset = models.PRESETS["sdxl_dpo"]
     assert preset.denoiser is not None
     in_cache(cache, models.PRESETS["sdxl"], folders["sdxl"])
-    released = published.UNet2DConditionModel.from_pretrained(folders["sdxl"] / "unet")
+    released = random_models.UNet2DConditionModel.from_pretrained(folders["sdxl"] / "unet")
     with torch.no_grad():
         released.conv_out.bias.add_(0.3)
     released.save_pretrained(tmp_path / "released" / "unet")
@@ -240,13 +240,13 @@ def test_the_refined_model_runs_from_a_cache(tmp_path, folders, cell, cache):
     in_cache(cache, models.PRESETS["sdxl"], folders["sdxl"])
     with pytest.raises(RuntimeError, match=r"model 'sdxl_refiner' is not on this machine: stabilityai/.*-refiner-1\.0"):
         run_cell(cell("base", Path("sdxl_refiner"), resolution="16"), quiet=True)
-    in_cache(cache, preset.refiner, published.small_refiner(tmp_path / "refiner"))
+    in_cache(cache, preset.refiner, random_models.small_refiner(tmp_path / "refiner"))
     made = run_cell(cell("base", Path("sdxl_refiner"), resolution="16"), quiet=True)
     assert made.result.sampler["refiner"] == f"{preset.refiner.repository}@{preset.refiner.revision}"
 
 
 def test_another_autoencoder_stands_in_the_result_and_is_no_peer_of_the_models_own(tmp_path, folders, cell):
-    other = published.AutoencoderKL(**published.SMALL_VAE, scaling_factor=0.13025)
+    other = random_models.AutoencoderKL(**random_models.SMALL_VAE, scaling_factor=0.13025)
     other.save_pretrained(tmp_path / "other")
     own = run_cell(cell("base", folders["sdxl"]), quiet=True)
     made = run_cell(cell("base", folders["sdxl"], vae=str(tmp_path / "other")), quiet=True)
@@ -365,7 +365,7 @@ def test_pairs_are_made_in_parts_too(folders, cell, monkeypatch):
 
 def test_a_continued_run_keeps_the_batch_that_fitted(folders, cell, monkeypatch):
     limited(monkeypatch, "_denoise", 10)
-    asked = cell("ddpo", folders["sd"], set=published.SHORTEST["ddpo"] | {"batch": 8})
+    asked = cell("ddpo", folders["sd"], set=random_models.SHORTEST["ddpo"] | {"batch": 8})
     with monkeypatch.context() as killed:
         killed.setattr(run.generation, "generate", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -385,8 +385,8 @@ def test_an_adapter_and_two_experts_are_refused(folders, cell, tmp_path):
 def test_the_same_weights_under_another_scaling_are_another_autoencoder(folders, cell, tmp_path):
     infos = []
     for name, factor in (("one", 0.13025), ("other", 0.5)):
-        other = published.AutoencoderKL(**published.SMALL_VAE, scaling_factor=factor)
-        published.initialise(other, Key("same"))
+        other = random_models.AutoencoderKL(**random_models.SMALL_VAE, scaling_factor=factor)
+        random_models.initialise(other, Key("same"))
         other.save_pretrained(tmp_path / name)
         made = cell("base", folders["sdxl"], vae=str(tmp_path / name))
         infos.append((made.configuration.vae, run_cell(made, quiet=True).result.evaluation.fingerprint))
@@ -395,6 +395,6 @@ def test_the_same_weights_under_another_scaling_are_another_autoencoder(folders,
 
 
 def test_an_autoencoder_of_other_latents_is_refused(folders, cell, tmp_path):
-    published.AutoencoderKL(**published.SMALL_VAE | {"latent_channels": 16}).save_pretrained(tmp_path / "wide")
+    random_models.AutoencoderKL(**random_models.SMALL_VAE | {"latent_channels": 16}).save_pretrained(tmp_path / "wide")
     with pytest.raises(ValueError, match=r"wide: its latents have 16 channels, the denoiser's of .* 4; choose another"):
         run_cell(cell("base", folders["sd"], vae=str(tmp_path / "wide")), quiet=True)

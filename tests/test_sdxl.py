@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import published
 import pytest
+import random_models
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 
@@ -30,12 +28,12 @@ PLAIN = Sampling(10, 4.0, 0.0)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return published.small_sdxl(tmp_path_factory.mktemp("sdxl") / "base")
+    return random_models.small_sdxl(tmp_path_factory.mktemp("sdxl") / "base")
 
 
 @pytest.fixture(scope="module")
 def refiner(tmp_path_factory) -> Path:
-    return published.small_refiner(tmp_path_factory.mktemp("sdxl") / "refiner")
+    return random_models.small_refiner(tmp_path_factory.mktemp("sdxl") / "refiner")
 
 
 @pytest.fixture
@@ -90,7 +88,7 @@ def test_a_condition_is_both_encoders_text_the_seconds_projection_and_the_sizes(
 def test_where_the_index_says_so_no_prompt_is_the_empty_text(folder, tmp_path):
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     index = checkpoints.read_json(other / "model_index.json")
-    published.write(other / "model_index.json", **index | {"force_zeros_for_empty_prompt": False})
+    random_models.write(other / "model_index.json", **index | {"force_zeros_for_empty_prompt": False})
     condition = load(other).condition([Prompt("", "")])
     assert condition.null_tensors["text"].any()
     assert torch.equal(condition.null_tensors["text"], condition.tensors["text"])
@@ -115,17 +113,6 @@ def test_a_resolution_the_autoencoder_cannot_make_is_refused(folder):
         load(folder, Options(resolution=(17, 16)))
 
 
-FRESH_PROCESS = """
-import sys, torch
-from diffusers import StableDiffusionXLPipeline
-pipeline = StableDiffusionXLPipeline.from_pretrained(sys.argv[1], dtype=torch.float32)
-pipeline.load_lora_weights(sys.argv[2])
-asked = torch.load(sys.argv[2] + "/asked.pt")
-torch.save(pipeline(**asked, output_type="pt").images, sys.argv[2] + "/images.pt")
-assert "alignbench" not in sys.modules
-"""
-
-
 def test_a_saved_lora_gives_the_same_picture_in_plain_diffusers_in_a_fresh_process(pipeline, folder, tmp_path):
     policy = move(pipeline.adapt(LoRA(), Key("a")), 0.6)
     sampler = PipelineSampler(policy, PLAIN)
@@ -133,9 +120,10 @@ def test_a_saved_lora_gives_the_same_picture_in_plain_diffusers_in_a_fresh_proce
     assert (ours - base).abs().mean() >= 0.05
     sampler.save(tmp_path)
     asked = {"prompt": TEXTS, "latents": pipeline.initial_noise(KEYS), "guidance_scale": PLAIN.guidance}
-    torch.save(asked | {"num_inference_steps": PLAIN.steps}, tmp_path / "asked.pt")
-    subprocess.run([sys.executable, "-c", FRESH_PROCESS, folder, tmp_path], check=True)
-    torch.testing.assert_close(ours, torch.load(tmp_path / "images.pt"), atol=1e-4, rtol=0)
+    theirs = random_models.drawn_by_plain_diffusers(
+        folder, tmp_path, tmp_path, **asked, num_inference_steps=PLAIN.steps
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("tuning", [LoRA(), FullFineTune()], ids=["lora", "full"])
@@ -208,7 +196,7 @@ def test_the_refiner_alone_is_no_model(refiner):
 
 def test_a_model_that_is_told_more_than_noise_is_refused(folder, tmp_path):
     other = Path(shutil.copytree(folder, tmp_path / "inpainting"))
-    unet = published.UNet2DConditionModel(**published.small_unet(20, in_channels=9))
+    unet = random_models.UNet2DConditionModel(**random_models.small_unet(20, in_channels=9))
     unet.save_pretrained(other / "unet")
     with pytest.raises(InputError, match=r"its denoiser takes 9 channels; expected the 4 of a text-to-image model"):
         load(other)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignbench import plugins
-from alignbench.analysis.load import Method, is_aligned
+from alignbench.analysis.load import Method
 from alignbench.experiment.result import Evaluation, Result
 
 FILE = "published.toml"
@@ -118,12 +118,8 @@ def _is_about(number: Number, result: Result) -> bool:
     named = configuration.prompts.rpartition(":")[2] == result.evaluation.prompts
     if not whole or "adapter" in result.sampler or not named:
         return False  # of a part, of another size, of a model of somebody's own, or of a file that bears a set's name
-    if configuration.model not in (number.model, number.released):
-        return False  # a folder, which may hold anything
-    if configuration.algorithm == "base" and configuration.model == number.released:
-        return True
-    plain = not is_aligned(result)
-    return plain and configuration.algorithm == number.algorithm and result.evaluation.model["name"] == number.model
+    asked = (configuration.model, configuration.algorithm)  # of a folder the path, which is no model's name
+    return asked in ((number.model, number.algorithm), (number.released, "base"))
 
 
 def _ours(number: Number, method: Method, means: Mapping[str, Mapping[str, float]]) -> float | None:

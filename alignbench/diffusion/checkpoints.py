@@ -90,7 +90,8 @@ def load_components(
     denoiser: Path | None = None,
     autoencoder: Path | None = None,
 ) -> Components:
-    """The networks of a folder; the denoiser's and the autoencoder's are another folder's where one is named."""
+    """The networks of a folder; the denoiser's and the autoencoder's are another folder's where one is named. Weights
+    that `info` gives no revision of are known by their digest."""
     family = family_of(folder, source)
     schedule = Schedule.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
     if absent := missing(folder, family):
@@ -118,13 +119,15 @@ def load_components(
     size = _latent_size(unet.config.sample_size, options.resolution, enlarged)
     pixels = [enlarged * side for side in size]
     info = {**info, "image_shape": [3, *pixels], "dtype": str(dtype).removeprefix("torch.")}
+    info |= {} if "revision" in info else {"sha256": digest(folder)}
+    info |= {"tiling": True} if options.tiling else {}
     return Components(
         text=_text(folder, source, family, dtype, options.device, pixels),
         unet=unet.to(options.device),
         autoencoder=vae.to(options.device),
         schedule=schedule,
         sides=size,
-        info={**info, "tiling": True} if options.tiling else info,
+        info=info,
         meter=meter,
         checkpointing=options.checkpointing,
     )

@@ -43,18 +43,19 @@ class Fitting:
 
     def __call__(self, work: Callable[[Sequence[T]], R], items: Sequence[T]) -> list[R]:
         """What `work` gives for the items, part after part. Raises RunError where one alone does not fit."""
-        size = len(items) if self._largest is None else min(self._largest, len(items))
-        before = self._meter.total
-        try:
-            if size == len(items):
-                return [work(items)]
-        except (RuntimeError, MemoryError) as error:
-            if not is_full(error):
-                raise
-            if len(items) == 1:
-                raise RunError(f"out of memory with one image; {ADVICE}") from error
-            self._meter.total = before
-            size = self._largest = len(items) // 2
-            self._say(f"out of memory: going on with {size} images at once")
-        release()
-        return [done for first in range(0, len(items), size) for done in self(work, items[first : first + size])]
+        done, left = list[R](), list(items)
+        while left:
+            part, before = left[: self._largest], self._meter.total
+            try:
+                done.append(work(part))
+                del left[: len(part)]
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_full(error):
+                    raise
+                if len(part) == 1:
+                    raise RunError(f"out of memory with one image; {ADVICE}") from error
+            release()  # outside of the handler, whose error holds what did not fit
+            self._meter.total, self._largest = before, len(part) // 2
+            self._say(f"out of memory: going on with {self._largest} images at once")
+        return done

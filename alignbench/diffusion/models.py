@@ -210,7 +210,7 @@ def load(
         options = dataclasses.replace(options, resolution=(model.resolution, model.resolution))
     folder, revision = _place(model)
     info: dict[str, Any] = {"name": model.like or model.name, "source": _source(model)}
-    info |= {"revision": revision} if revision else {"sha256": checkpoints.digest(folder)}
+    info |= {"revision": revision} if revision else {}
     other = find_autoencoder(autoencoder) if autoencoder else None
     if other is not None:
         info["autoencoder_sha256"] = autoencoder_digest(other)

@@ -151,7 +151,7 @@ def measure(spec: AccuracySpec, quiet: bool = False) -> Report:
             pairs = encoded
             judged = judge_by_policies(pipeline, encoded, chosen, folders, n, batch, spec, progress)
         shape = pipeline.info()["image_shape"] if pipeline is not None else ()
-        judged = judge_by_scorers(rewards, pairs, chosen, n, batch, shape, progress) + judged
+        judged = judge_by_scorers(rewards, pairs, chosen, n, batch, shape, device, progress) + judged
     return Report(
         pairs=_described(spec, chosen, n, pairs.skipped),
         model=dict(pipeline.info()) if pipeline is not None else None,
@@ -265,6 +265,7 @@ def judge_by_scorers(
     n: int,
     batch: int,
     shape: Sequence[int],
+    device: str,
     progress: Progress,
 ) -> list[Judgements]:
     """Each scorer's reporting path on both images of each pair. `shape` is empty where images differ in size."""
@@ -278,13 +279,13 @@ def judge_by_scorers(
     for part in chunked(range(n), batch) if usable else []:
         read = [(i, images) for i, images in pairs.images(part) if images is not None]
         for name in usable:
-            _judge(judged[name], rewards[name], read, chosen)
+            _judge(judged[name], rewards[name], read, chosen, device)
         progress.advance(len(part))
     return list(judged.values())
 
 
 def _judge(
-    judged: Judgements, reward: Reward, read: Sequence[tuple[int, tuple[Tensor, Tensor]]], chosen: Chosen
+    judged: Judgements, reward: Reward, read: Sequence[tuple[int, tuple[Tensor, Tensor]]], chosen: Chosen, device: str
 ) -> None:
     """Add what a scorer prefers among images that were read; those of one shape are scored together."""
     if judged.unsupported is not None:
@@ -293,7 +294,7 @@ def _judge(
     try:
         for members, images in by_shape(read):
             prompts = [chosen.pair(i).prompt for i, _ in members]
-            scores |= zip(members, scored(judged.name, reward, images, prompts), strict=True)
+            scores |= zip(members, scored(judged.name, reward, images.to(device), prompts), strict=True)
     except Unsupported as error:
         judged.unsupported = str(error)
         judged.predicted.clear()

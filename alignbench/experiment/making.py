@@ -176,7 +176,7 @@ class _Maker:
         if not torch.isfinite(images).all():
             raise RunError(f"the model made images that are not finite, first for prompt {prompts[0].text!r}.")
         self.store.write(wanted, images)
-        scores = self.reward(self.store.read(wanted), prompts).double().tolist()
+        scores = self.reward(self.store.read(wanted).to(images.device), prompts).double().tolist()
         info = self.reward.info()
         for i, own in zip(numbers, chunked(scores, self.candidates), strict=True):
             ranked = sorted(range(self.candidates), key=lambda which: own[which])

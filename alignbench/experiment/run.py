@@ -273,29 +273,27 @@ def _align(algorithm: Algorithm, problem: CellProblem) -> tuple[Sampler, int | N
     """
     kept = problem.folder / FORWARD_BATCH  # a run that is continued does not try the larger ones again
     batch: int | None = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
-    if batch is not None:
-        algorithm = dataclasses.replace(algorithm, batch=batch)  # type: ignore[type-var]
     while True:
+        fitting = algorithm if batch is None else dataclasses.replace(algorithm, batch=batch)  # type: ignore[type-var]
         try:
-            return algorithm.align(problem), batch
+            return fitting.align(problem), batch
         except Diverged as error:
             if not problem.roll_back(error):
                 raise
+            continue
         except (RuntimeError, MemoryError) as error:
             if not memory.is_full(error):
                 raise
-            batch = getattr(algorithm, "batch", 1) // 2
+            batch = getattr(fitting, "batch", 1) // 2
             if batch < 1:
                 raise RunError(
                     "out of memory with one image in a forward pass; try --checkpointing, --dtype bfloat16, a smaller "
                     "--resolution, or --set tuning=lora where there is a choice."
                 ) from error
-        if batch is not None and batch != getattr(algorithm, "batch", None):
-            memory.release()
-            problem.start_again()
-            write_text(kept, json.dumps(batch))
-            problem.progress.say(f"out of memory: going on with {batch} images in a forward pass")
-            algorithm = dataclasses.replace(algorithm, batch=batch)  # type: ignore[type-var]
+        memory.release()  # outside of the handler, whose error holds what did not fit
+        problem.start_again()
+        write_text(kept, json.dumps(batch))
+        problem.progress.say(f"out of memory: going on with {batch} images in a forward pass")
 
 
 def _check_sampling(cell: Cell, sampler: Sampler) -> None:
@@ -400,7 +398,7 @@ def _probe(cell: Cell, batch: int, fitting: Fitting) -> Any:
         sampler = PipelineSampler(policy, cell.sampling)
 
         def make(part: Sequence[Prompt]) -> torch.Tensor:
-            return sampler(part, [Key("probe")(p.id) for p in part]).images.cpu()
+            return sampler(part, [Key("probe")(p.id) for p in part]).images
 
         images = torch.cat([image for part in chunked(prompts, batch) for image in fitting(make, part)])
         return {name: float(scorer(images, prompts).nanmean()) for name, scorer in usable.items()}

@@ -1,6 +1,6 @@
 """Every algorithm on checkpoints of the true architectures with random weights: seconds and peak memory.
 
-    python tests/published.py sd15 /tmp/sd15
+    python tests/random_models.py sd15 /tmp/sd15
     python tests/benchmarks/real_models.py /tmp/sd15 --resolution 64 --output results/benchmarks/sd15.json
 
 One process per algorithm, as a user starts it: two training prompts, one evaluated, two or three steps. `--memory` also
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from published import SHORTEST
+from random_models import SHORTEST
 
 from alignbench.experiment.run import environment
 from alignbench.files import write_text

@@ -1,6 +1,6 @@
 """Checkpoints of random weights in the published layouts: small ones for tests, and ones of the true architectures.
 
-`python tests/published.py sd15|sdxl FOLDER [--dtype bfloat16]` writes a true one, which `--model FOLDER` opens.
+`python tests/random_models.py sd15|sdxl FOLDER [--dtype bfloat16]` writes a true one, which `--model FOLDER` opens.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import argparse
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -230,6 +232,24 @@ def write_tokenizer(folder: Path, small: bool) -> None:
     write(
         folder / "tokenizer_config.json", **special, pad_token=pad, model_max_length=77, tokenizer_class="CLIPTokenizer"
     )
+
+
+FRESH_PROCESS = """
+import sys, torch
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], dtype=torch.float32)
+pipeline.load_lora_weights(sys.argv[2])
+torch.save(pipeline(**torch.load(sys.argv[3] + "/asked.pt"), output_type="pt").images, sys.argv[3] + "/images.pt")
+assert "alignbench" not in sys.modules
+"""
+
+
+def drawn_by_plain_diffusers(model: Path, adapter: Path, folder: Path, **asked: Any) -> torch.Tensor:
+    """What a pipeline of plain diffusers draws in a process of its own, with a LoRA by `load_lora_weights`."""
+    torch.save(asked, folder / "asked.pt")
+    subprocess.run([sys.executable, "-c", FRESH_PROCESS, model, adapter, folder], check=True)
+    images: torch.Tensor = torch.load(folder / "images.pt")
+    return images
 
 
 def write(path: Path, **content: Any) -> None:
