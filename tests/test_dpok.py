@@ -50,6 +50,17 @@ class Recorder:
         return 0.0
 
 
+class Line(dpok.Value):
+    """A value network without layers, begun."""
+
+    def __init__(self, foreseen, returns):
+        super().__init__(3, returns.shape[1], KEY("line"))
+        self.begin(foreseen.flatten(), returns.flatten())
+
+    def forward(self, moves, foreseen):
+        return self.start[moves.actions] + self.slope[moves.actions] * foreseen
+
+
 class Baseline(dpok.Value):
     """A value that is known: one number per action."""
 
@@ -57,7 +68,7 @@ class Baseline(dpok.Value):
         super().__init__(3, len(values), KEY("baseline"))
         self.known = values
 
-    def forward(self, moves):
+    def forward(self, moves, foreseen):
         return self.known[moves.actions]
 
 
@@ -82,7 +93,7 @@ def episode_of(policy, n=8, sampling=SAMPLING, reduction="mean", start=0):
 
 def data_of(algorithm, policy, episodes):
     returns = torch.cat([algorithm.returns(policy, episode) for episode in episodes])
-    return dpok.Data(joined(episodes).path, returns)
+    return dpok.Data(joined(episodes).path, returns, torch.zeros_like(returns))
 
 
 def value_of(episode):
@@ -204,7 +215,8 @@ def test_the_loss_is_the_mean_over_moves(policy):
     for image, action in [(0, 0), (1, 1), (2, 1), (4, 1), (7, 5)]:
         p, q = (episode.path.transition(pipeline, action) for pipeline in (policy, policy.reference))
         log_prob = log_density(episode.path.latents[action + 1], p)[image]
-        advantage = 3 * (episode.rewards[image] - value(moves_of(episode.path, [image], [action]))[0].detach())
+        known = value(moves_of(episode.path, [image], [action]), torch.zeros(1))[0].detach()
+        advantage = 3 * (episode.rewards[image] - known)
         terms.append(-advantage * log_prob + 0.7 * divergence(p, q, "mean")[image])
     torch.testing.assert_close(found, gradient(policy, [sum(terms) / 5]), atol=1e-5, rtol=1e-4)
 
@@ -230,7 +242,7 @@ def test_at_the_reference_the_gradient_is_that_of_the_reward_alone(mixture):
         algorithm = dpok.DPOK(kl_weight=kl_weight, moves_per_update=48)
         optimiser = torch.optim.SGD(policy.parameters(), lr=0.0)
         data = data_of(algorithm, policy, [episode])
-        update = algorithm.update(Recorder(), policy, value_of(episode), optimiser, data, KEY("update"))
+        update = algorithm.update(Recorder(), policy, value_of(episode), optimiser, data, range(48))
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     assert update.ratio_error < 1e-5
     assert (update.clip_fraction, update.kl_term) == (0, 0)
@@ -302,16 +314,70 @@ def test_the_value_network_learns_a_constant_reward(policy):
     assert errors[-1] < 1e-3
 
 
-def test_the_value_network_starts_at_the_mean_return_of_the_first_round_and_weighs_the_text(policy):
+def test_the_value_network_starts_at_the_line_of_each_action_and_weighs_the_text(policy):
     episode = episode_of(policy)
     value, moves = value_of(episode), moves_of(episode.path, [2, 2], [1, 4])
-    before = value(moves)
-    value.start.fill_(28.0)
-    torch.testing.assert_close(value(moves), before + 28)
-    assert value.state_dict()["start"] == 28  # a resumed run goes on from it
+    before = value(moves, torch.tensor([5.0, 7.0]))
+    value.start.copy_(torch.tensor([0.0, 28.0, 0.0, 0.0, 20.0, 0.0]))
+    value.slope.copy_(torch.tensor([0.0, 1.0, 0.0, 0.0, 2.0, 0.0]))
+    torch.testing.assert_close(value(moves, torch.tensor([5.0, 7.0])), before + torch.tensor([33.0, 34.0]))
+    assert value.state_dict()["start"][1] == 28  # a resumed run goes on from it
+    assert value.state_dict()["slope"][4] == 2
     scaled = dpok.Value(3, 6, KEY("value"), 4.0)
     condition = replace(moves.condition, tensors={k: v / 4 for k, v in moves.condition.tensors.items()})
-    torch.testing.assert_close(scaled(moves._replace(condition=condition)), before, atol=1e-5, rtol=1e-5)
+    found = scaled(moves._replace(condition=condition), torch.zeros(2))
+    torch.testing.assert_close(found, before, atol=1e-5, rtol=1e-5)
+
+
+def test_the_line_is_that_of_least_squares_and_flat_where_nothing_is_foreseen():
+    value = dpok.Value(3, 4, KEY("value"))
+    foreseen = torch.tensor([[0.0, 1.0, 0.0, 0.1], [1.0, 1.0, 0.0, 0.1000001], [2.0, 2.0, 0.0, 0.1]])
+    returns = torch.tensor([[1.0, 2.0, 4.0, 9.0], [3.0, 4.0, 5.0, -9.0], [5.0, 9.0, 6.0, 9.0]])
+    value.begin(foreseen.flatten(), returns.flatten())
+    # the second: means 4/3 and 5, covariance (1 + 1/3 + 8/3)/3 = 4/3, variance (1/9 + 1/9 + 4/9)/3 = 2/9
+    torch.testing.assert_close(value.slope, torch.tensor([2.0, 6.0, 0.0, 0.0]))
+    torch.testing.assert_close(value.start, torch.tensor([1.0, -3.0, 5.0, 3.0]))
+
+
+def test_what_is_foreseen_is_the_reward_of_the_x0_estimate_before_each_action(policy):
+    problem = Recorder()
+    problem.reward = lambda images, prompts: images[:, 0] - 2 * images[:, 1]
+    condition = policy.condition(PROMPTS)
+    keys = [KEY("episode", i) for i in range(8)]
+    path = rollout(policy, condition, keys, SAMPLING, keep_x0=True)
+    episodes = [Episode(part, part.final[:, 0]) for part in (path.first(8), path.first(3))]
+    asked = [*PROMPTS, *PROMPTS[:3]]
+    data = dpok.DPOK(lookahead=True, skip_last=1, batch=8).data(problem, policy, episodes, asked)
+    assert data.foreseen.shape == (11, 5)
+    for action in range(5):
+        with torch.no_grad():
+            x0 = moves_of(path, range(8), [action] * 8).predict(policy).x0
+        torch.testing.assert_close(data.foreseen[:8, action], x0[:, 0] - 2 * x0[:, 1], atol=1e-5, rtol=1e-5)
+    assert torch.equal(data.foreseen[8:], data.foreseen[:3])
+    _, returns, foreseen = data.pick([5 * 9 + 2, 3])  # image 9, action 2; image 0, action 3
+    torch.testing.assert_close(returns, path.final[[1, 0], 0])
+    assert torch.equal(foreseen, data.foreseen[[9, 0], [2, 3]])
+
+
+def test_the_lookahead_takes_noise_out_of_the_gradient_and_leaves_its_mean(policy):
+    """Over twenty sets of paths, for the network's last bias; x0 estimates say ever more of a reward linear in x0."""
+    problem = Recorder()
+    problem.reward = lambda images, prompts: images @ torch.tensor([1.0, 0.5])
+    n, sets = 200, 20
+    algorithm = dpok.DPOK(reward_weight=1.0, kl_weight=0.0, batch=n * 6, clip=0.2, lookahead=True)
+    bias, found = policy.network[-1].bias, {True: [], False: []}
+    for k in range(sets):
+        prompts, keys = [PROMPTS[0]] * n, [KEY("noise", k, i) for i in range(n)]
+        path = rollout(policy, policy.condition(prompts), keys, SAMPLING, keep_x0=True)
+        data = algorithm.data(problem, policy, [Episode(path, problem.reward(path.final, prompts))], prompts)
+        for lookahead in found:
+            value = Line(data.foreseen * lookahead, data.returns)
+            (loss,) = algorithm.losses(policy, value, data, range(n * 6), [])
+            found[lookahead] += [torch.autograd.grad(loss, bias)[0]]
+    plain, ahead = torch.stack(found[False]), torch.stack(found[True])
+    error = ((plain.var(0) + ahead.var(0)) / sets).sqrt()
+    assert ((plain.mean(0) - ahead.mean(0)).abs() < 4 * error).all()
+    assert (ahead.std(0) < 0.7 * plain.std(0)).all()
 
 
 def test_the_value_network_is_the_authors_and_tells_steps_and_prompts_apart(policy):
@@ -321,9 +387,9 @@ def test_the_value_network_is_the_authors_and_tells_steps_and_prompts_apart(poli
     moves = moves_of(episode.path, [2, 2], [1, 4])
     moves = moves._replace(latents=moves.latents[:1].expand(2, -1))
     with torch.no_grad():
-        one, other = value(moves).tolist()
+        one, other = value(moves, torch.zeros(2)).tolist()
     assert one != other
-    assert torch.equal(again(moves), value(moves))
+    assert torch.equal(again(moves, torch.zeros(2)), value(moves, torch.zeros(2)))
     x = torch.cat([moves.latents[0], moves.condition.pooled[0]])
     for layer, scale in zip(value.layers, value.scales, strict=False):
         x = ((layer.weight @ x + layer.bias) * scale[1]).relu()
@@ -333,11 +399,13 @@ def test_the_value_network_is_the_authors_and_tells_steps_and_prompts_apart(poli
 
 def test_moves_are_drawn_without_repetition_and_pick_their_own_returns(policy):
     episode = episode_of(policy)
-    data = dpok.Data(episode.path, torch.arange(40.0).reshape(8, 5))  # the last of six actions is left out
+    returns = torch.arange(40.0).reshape(8, 5)  # the last of six actions is left out
+    data = dpok.Data(episode.path, returns, -returns)
     rows = data.draw(40, KEY("draw"))
     assert sorted(rows) == list(range(40))
-    moves, returns = data.pick(rows)
+    moves, returns, foreseen = data.pick(rows)
     assert returns.tolist() == rows
+    assert torch.equal(foreseen, -returns)
     assert moves.actions == [row % 5 for row in rows]
     torch.testing.assert_close(moves.latents[0], episode.path.latents[rows[0] % 5, rows[0] // 5])
     torch.testing.assert_close(moves.next_latents[0], episode.path.latents[rows[0] % 5 + 1, rows[0] // 5])
@@ -347,11 +415,12 @@ class Killed(Exception):
     """Stands for the death of the process."""
 
 
-def test_a_run_killed_and_continued_ends_with_the_same_weights(mixture, tmp_path):
-    """The value network and both optimisers are part of what is kept."""
+@pytest.mark.parametrize(("lookahead", "calls"), [(False, 3), (True, 1 + 2 * 7)])
+def test_a_run_killed_and_continued_ends_with_the_same_weights(mixture, tmp_path, lookahead, calls):
+    """The value network with its line and both optimisers are part of what is kept."""
     algorithm = dpok.DPOK(
         rounds=4, samples_per_round=8, updates_per_round=2, moves_per_update=16, value_batch=16, learning_rate=1e-2,
-        value_learning_rate=1e-2, kl_weight=1.0, clip=0.2,
+        value_learning_rate=1e-2, kl_weight=1.0, clip=0.2, lookahead=lookahead,
     )  # fmt: skip
 
     def run(name, last=99):
@@ -373,7 +442,7 @@ def test_a_run_killed_and_continued_ends_with_the_same_weights(mixture, tmp_path
 
     whole, _ = run("whole")
     with pytest.raises(Killed):
-        run("killed", 3)  # one of the check, two of rounds
+        run("killed", calls)  # once by the check, then by two rounds
     continued, problem = run("killed")
     assert problem.resumed_at == 2
     assert all(torch.equal(continued[name], weights) for name, weights in whole.items())
@@ -412,5 +481,6 @@ def test_the_defaults_are_those_of_the_authors_code():
     assert (d.reward_weight, d.kl_weight, d.clip, d.learning_rate, d.max_norm) == (10.0, 0.01, 1e-4, 1e-5, 0.1)
     assert (d.samples_per_round, d.updates_per_round, d.moves_per_update) == (10, 5, 48)
     assert (d.value_learning_rate, d.value_updates, d.value_batch) == (1e-4, 5, 256)
-    assert (d.eta, d.rank, d.tuning, d.reduction, d.kl, d.future_kl) == (1.0, 4, "lora", "mean", "gaussian", False)
+    assert (d.eta, d.rank, d.tuning, d.reduction, d.kl) == (1.0, 4, "lora", "mean", "gaussian")
+    assert (d.future_kl, d.lookahead) == (False, False)
     assert d.rounds * d.samples_per_round == 20_000

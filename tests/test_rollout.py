@@ -7,12 +7,14 @@ import torch
 
 from alignbench import LoRA, Prompt, Sampling, Start
 from alignbench.diffusion.rollout import PipelineSampler, path_divergence, rollout
+from alignbench.diffusion.training import Episode, joined
 from alignbench.errors import Unsupported
 from alignbench.keys import Key
 
 PROMPTS = [Prompt(f"p{i}", f"point {i}") for i in range(16)]
 KEYS = [Key("rollout", i) for i in range(16)]
 NOISY = Sampling(steps=12, guidance=1.0, eta=1.0)
+HALVES = (slice(0, 5), slice(5, 16))
 
 
 @pytest.fixture
@@ -88,6 +90,23 @@ def test_the_first_paths_of_a_trajectory_are_those_of_their_images(policy):
     assert torch.equal(part.final, path.final[:3])
     assert torch.equal(part.log_prob, path.log_prob[:3])
     torch.testing.assert_close(path_divergence(policy, part), path_divergence(policy, path)[:3], atol=1e-5, rtol=1e-5)
+
+
+def test_the_x0_estimates_of_a_path_are_kept_where_they_are_asked_for(policy):
+    path = rollout(policy, policy.condition(PROMPTS), KEYS, NOISY, keep_x0=True)
+    plain = rollout(policy, policy.condition(PROMPTS), KEYS, NOISY)
+    assert plain.x0 is None
+    assert torch.equal(path.latents, plain.latents)
+    assert path.x0.shape == (12, 16, 2)
+    assert torch.equal(path.first(3).x0, path.x0[:, :3])
+    assert plain.first(3).x0 is None
+    for action in (0, 7, 11):
+        with torch.no_grad():
+            prediction = policy.predict(path.latents[action], int(path.steps[action].t), path.condition, 1.0)
+        assert torch.equal(path.x0[action], prediction.x0)
+    parts = [rollout(policy, policy.condition(PROMPTS[s]), KEYS[s], NOISY, keep_x0=True) for s in HALVES]
+    whole = joined([Episode(part, part.final[:, 0]) for part in parts]).path
+    torch.testing.assert_close(whole.x0, path.x0, atol=1e-5, rtol=1e-5)
 
 
 def test_path_divergence_is_the_mean_log_ratio_of_paths(policy):

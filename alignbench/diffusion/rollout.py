@@ -21,7 +21,7 @@ from alignbench.diffusion.transition import Reduction, Transition, ddim, diverge
 from alignbench.errors import Unsupported
 from alignbench.interface import ExactKernel, Pipeline, Policy, Prompt, Samples, Sampling, Start
 from alignbench.keys import Key, normal
-from alignbench.quantities import Condition, Steps
+from alignbench.quantities import Condition, Prediction, Steps
 
 
 def initial_noise(keys: Sequence[Key], shape: Sequence[int]) -> Float[Tensor, b * latent]:
@@ -74,10 +74,21 @@ def transition(
 
     Raises Unsupported under the exact kernel, whose steps are not Gaussian.
     """
+    return ddim(predicted(pipeline, latents, step, condition, sampling), step, sampling.eta)
+
+
+def predicted(
+    pipeline: Pipeline,
+    latents: Float[Tensor, b * latent],
+    step: Steps,
+    condition: Condition,
+    sampling: Sampling,
+) -> Prediction:
+    """What `transition` starts from; it raises the same."""
     if sampling.kernel != "ddim":
         raise Unsupported(f"this method needs Gaussian steps, and those of kernel {sampling.kernel!r} are not.")
     t = step.t if len(step) > 1 else int(step.t)
-    return ddim(pipeline.predict(latents, t, condition, sampling.guidance), step, sampling.eta)
+    return pipeline.predict(latents, t, condition, sampling.guidance)
 
 
 def denoise(
@@ -118,6 +129,7 @@ class Trajectory:
     steps: Steps
     condition: Condition
     sampling: Sampling
+    x0: Float[Tensor, "actions b *latent"] | None = None  # the x0 estimate before each action, where it was asked for
 
     @property
     def final(self) -> Float[Tensor, b * latent]:
@@ -127,7 +139,11 @@ class Trajectory:
     def first(self, n: int) -> Trajectory:
         """The paths of the first n images."""
         return replace(
-            self, latents=self.latents[:, :n], log_prob=self.log_prob[:n], condition=self.condition[slice(n)]
+            self,
+            latents=self.latents[:, :n],
+            log_prob=self.log_prob[:n],
+            condition=self.condition[slice(n)],
+            x0=None if self.x0 is None else self.x0[:, :n],
         )
 
     def transition(self, policy: Pipeline, action: int) -> Transition:
@@ -149,24 +165,29 @@ def rollout(
     reduction: Reduction = "mean",
     dtype: torch.dtype = torch.float32,
     initial: Float[Tensor, b * latent] | None = None,
+    keep_x0: bool = False,
 ) -> Trajectory:
     """Sample and store whole paths, one per key. `dtype` is the precision the path is kept, and continued, in;
-    `initial` is x_T where it is not the keys', so that several paths may start from one."""
+    `initial` is x_T where it is not the keys', so that several paths may start from one; `keep_x0` stores the x0
+    estimates as well."""
     steps = pipeline.timesteps(sampling.steps)
     noisy = std_of(steps, sampling.eta) > 0
     latents = (pipeline.initial_noise(keys) if initial is None else initial).to(dtype).float()
-    path, log_prob = [latents], []
+    path, log_prob, estimates = [latents], [], []
     for i in range(len(steps)):
-        gaussian = transition(pipeline, latents, steps[i], condition, sampling)
+        prediction = predicted(pipeline, latents, steps[i], condition, sampling)
+        gaussian = ddim(prediction, steps[i], sampling.eta)
         noise = step_noise(keys, i, latents) if noisy[i] else torch.zeros_like(latents)
         latents = gaussian.sample(noise).to(dtype).float()
         path.append(latents)
         if noisy[i]:
             log_prob.append(log_density(latents, gaussian, reduction))
+            estimates += [prediction.x0] if keep_x0 else []
     actions = tuple(int(i) for i in noisy.nonzero().flatten())
     if not actions:
         raise Unsupported("eta = 0 makes every step deterministic: there is no action to reinforce; use eta > 0.")
-    return Trajectory(torch.stack(path), torch.stack(log_prob, 1), actions, steps, condition, sampling)
+    x0 = torch.stack(estimates) if keep_x0 else None
+    return Trajectory(torch.stack(path), torch.stack(log_prob, 1), actions, steps, condition, sampling, x0)
 
 
 @torch.no_grad()

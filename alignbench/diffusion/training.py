@@ -166,9 +166,11 @@ def collect(
     sampling: Sampling,
     reduction: Reduction = "mean",
     initial: Float[Tensor, b * latent] | None = None,
+    keep_x0: bool = False,
 ) -> Episode:
-    """Sample one path per prompt and have its image rewarded. `initial` is x_T where it is not the keys'."""
-    path = rollout(policy, policy.condition(prompts), keys, sampling, reduction, initial=initial)
+    """Sample one path per prompt and have its image rewarded. `initial` is x_T where it is not the keys', `keep_x0`
+    stores the path's x0 estimates."""
+    path = rollout(policy, policy.condition(prompts), keys, sampling, reduction, initial=initial, keep_x0=keep_x0)
     with torch.no_grad():
         images = policy.decode(path.final)
     return Episode(path, problem.reward(images, prompts).cpu())
@@ -182,10 +184,13 @@ def collect_all(
     sampling: Sampling,
     batch: int,
     reduction: Reduction = "mean",
+    keep_x0: bool = False,
 ) -> list[Episode]:
     """`collect`, `batch` prompts at a time."""
     return [
-        collect(problem, policy, [prompts[i] for i in part], [keys[i] for i in part], sampling, reduction)
+        collect(
+            problem, policy, [prompts[i] for i in part], [keys[i] for i in part], sampling, reduction, keep_x0=keep_x0
+        )
         for part in chunked(range(len(prompts)), batch)
     ]
 
@@ -193,11 +198,13 @@ def collect_all(
 def joined(episodes: Sequence[Episode]) -> Episode:
     """Episodes of one sampling as one."""
     paths = [episode.path for episode in episodes]
+    x0 = [path.x0 for path in paths if path.x0 is not None]
     whole = replace(
         paths[0],
         latents=torch.cat([path.latents for path in paths], 1),
         log_prob=torch.cat([path.log_prob for path in paths]),
         condition=Condition.cat([path.condition for path in paths]),
+        x0=torch.cat(x0, 1) if x0 else None,
     )
     return Episode(whole, torch.cat([episode.rewards for episode in episodes]))
 
