@@ -16,18 +16,18 @@ Departures  The authors clamp ρ without the max, so that their gradient vanishe
             last 1000 moves (two to three rounds), and its updates together draw no move twice while there are others.
             Each batch of the value network is a step; they add up five to one. V starts at the mean return of the first
             round, theirs at zero: their reward is near it, others are not. `value_text_scale` makes V learn what
-            prompts earn before it learns single images by heart. `skip_last`, tuning "bias" and `anneal` are for
-            budgets of minutes, as in ddpo.
+            prompts earn before it learns single images by heart. `skip_first` leaves out actions that decide little
+            yet, and Σ_t of (1) then is over the others (the logged kl over all). `skip_last`, tuning "bias" and
+            `anneal` are for budgets of minutes, as in ddpo.
 Lookahead   With `lookahead`, V starts from a line in r(x̂_0(x_t), c), fitted action by action to the first round's
-            returns. Whatever knows x_t, c and t alone is a fair baseline: the gradient of (2) keeps its mean, and
-            towards the end of a path loses most of its noise. On the embedded model, six steps, dev: the returns of
-            the last two actions lie 0.3 and 0.2 from that line, those of the first four 1.3 from the network. It costs
-            one decoded and rewarded image an action.
+            returns. Whatever knows x_t, c and t alone is a fair baseline: (2) keeps its mean gradient and loses noise.
+            On the embedded model, six steps, dev: the returns of the last two actions lie 0.3 and 0.2 from that line,
+            those of the first four 1.3 from the network. An image more is decoded and rewarded for every action.
 Optimum     Of the exact testbed: p* ∝ p_ref exp(r/β) is the optimum of (1), the path's bound being tight for it. At
-            kl_weight = reward_weight (β = 1) it comes to a regret of 0.03 to 0.06 nats on gaussian, where base's fifty
-            DDIM steps alone cost 0.01, and stays: 0.05 after three times the rounds, where ddpo has run to hundreds. On
-            grid it reaches 0.52 to 0.79, with `future_kl` 0.31 to 0.65: what (2) leaves out seems to matter where paths
-            choose between modes. On overlap 0.15 and 0.27, and one seed that had not found the best mode (1.0).
+            kl_weight = reward_weight (β = 1) it comes to a regret of 0.05 to 0.08 nats on gaussian, where base's fifty
+            DDIM steps alone cost 0.01, and stays: 0.07 after three times the rounds, where ddpo has run to hundreds. On
+            grid it reaches 0.43 to 0.65, with `future_kl` 0.17 to 0.50: what (2) leaves out seems to matter where paths
+            choose between modes. On overlap 0.18 to 0.46.
 Units       log ρ and KL_t are both per latent element under reduction "mean", as the authors', and both in nats under
             "sum". Either way β is in reward per nat; only the clip range changes its meaning.
 Symbols     b moves of a batch, one image and one action (step with σ > 0) each.
@@ -87,7 +87,8 @@ class DPOK:
     reduction: Reduction = "mean"  # over the elements of a latent
     eta: float = 1.0  # noise of the sampled paths
     steps: int | None = None  # of the sampled paths; None: as in evaluation
-    skip_last: int = 0  # final actions of each path that are never trained on
+    skip_first: int = 0  # actions at the start of each path that are never trained on, nor their KL charged
+    skip_last: int = 0  # and at its end
     learning_rate: float = 1e-5
     anneal: bool = False  # let the learning rate fall linearly to zero over the rounds
     weight_decay: float = 0.0
@@ -108,8 +109,9 @@ class DPOK:
             raise ValueError(f"kl_weight must not be negative, got {self.kl_weight}.")
         if not 0 < self.eta <= 1:
             raise ValueError(f"eta must lie in (0, 1], got {self.eta}: without noise a path has no density.")
-        if self.skip_last < 0:
-            raise ValueError(f"skip_last must not be negative, got {self.skip_last}.")
+        for name in ("skip_first", "skip_last"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
 
     def align(self, problem: Problem) -> Sampler:
         policy = problem.pipeline.adapt(tuning_of(self.tuning, self.rank), problem.key("adapter"))
@@ -134,8 +136,8 @@ class DPOK:
             episodes = collect_all(
                 problem, policy, mine, keys, sampling, self.batch, self.reduction, keep_x0=self.lookahead
             )
+            divergence = path_divergence(policy, joined(episodes).path.first(WATCHED)).mean()
             data = self.data(problem, policy, episodes, mine)
-            divergence = path_divergence(policy, data.path.first(WATCHED)).mean()
             if current.index == 0:
                 value.begin(problem.gather(data.foreseen.flatten()), problem.gather(data.returns.flatten()))
             for k in range(self.value_updates):
@@ -157,10 +159,9 @@ class DPOK:
         return PipelineSampler(policy, problem.sampling)
 
     def value_network(self, problem: Problem, policy: Policy, sampling: Sampling) -> Value:
-        text = policy.condition(problem.prompts[:1]).pooled.shape[-1]
-        inputs = torch.Size(policy.latent_shape).numel() + text
-        actions = int((std_of(policy.timesteps(sampling.steps), self.eta) > 0).sum()) - self.skip_last
-        return Value(inputs, actions, problem.key("value"), self.value_text_scale).to(policy.parameters()[0].device)
+        inputs = torch.Size(policy.latent_shape).numel() + policy.condition(problem.prompts[:1]).pooled.shape[-1]
+        trained = int((std_of(policy.timesteps(sampling.steps), self.eta) > 0).sum()) - self.skip_first - self.skip_last
+        return Value(inputs, trained, problem.key("value"), self.value_text_scale).to(policy.parameters()[0].device)
 
     def probe(self, problem: Problem, policy: Policy, sampling: Sampling) -> Probe:
         """At θ = reference the importance ratio is 1 and no step has moved."""
@@ -183,34 +184,35 @@ class DPOK:
         return log_density(moves.next_latents, step, self.reduction), kl
 
     def data(self, problem: Problem, policy: Policy, episodes: Sequence[Episode], prompts: Sequence[Prompt]) -> Data:
-        """The moves of a round's episodes, which are `batch` prompts each."""
-        asked = zip(episodes, chunked(prompts, self.batch), strict=True)
+        """The moves that a round's episodes, which are `batch` prompts each, are trained on."""
+        trained = range(self.skip_first, len(episodes[0].path.actions) - self.skip_last)
+        kept = [Episode(path.only(trained), rewards) for path, rewards in episodes]
+        asked = zip(kept, chunked(prompts, self.batch), strict=True)
         return Data(
-            joined(episodes).path,
-            torch.cat([self.returns(policy, episode) for episode in episodes]),
+            joined(kept).path,
+            torch.cat([self.returns(policy, episode) for episode in kept]),
             torch.cat([self.foreseen(problem, policy, episode, own) for episode, own in asked]),
         )
 
     def returns(self, policy: Policy, episode: Episode) -> Float[Tensor, "n actions"]:
-        """r of (3) for each action that is trained on: the reward, less the later KLs with `future_kl`."""
-        n, actions = len(episode.rewards), range(len(episode.path.actions) - self.skip_last)
-        rewards = episode.rewards.to(episode.path.latents.device)[:, None].expand(n, len(actions))
+        """r of (3) for each action: the reward, less the later KLs with `future_kl`."""
+        n, actions = episode.path.log_prob.shape
+        rewards = episode.rewards.to(episode.path.latents.device)[:, None].expand(n, actions)
         if not self.future_kl:
             return rewards
         with torch.no_grad():
-            kl = [self.measure(policy, moves_of(episode.path, range(n), [action] * n))[1] for action in actions]
+            kl = [self.measure(policy, moves_of(episode.path, range(n), [a] * n))[1] for a in range(actions)]
         return rewards - self.kl_weight / self.reward_weight * later(torch.stack(kl, 1))
 
     def foreseen(
         self, problem: Problem, policy: Policy, episode: Episode, prompts: Sequence[Prompt]
     ) -> Float[Tensor, "n actions"]:
-        """r of the x0 estimate before each action that is trained on; zeros without `lookahead`."""
-        path, actions = episode.path, len(episode.path.actions) - self.skip_last
-        if path.x0 is None:
-            return path.log_prob.new_zeros(len(prompts), actions)
+        """r of the x0 estimate before each action; zeros without `lookahead`."""
+        if episode.path.x0 is None:
+            return torch.zeros_like(episode.path.log_prob)
         with torch.no_grad():
-            rewards = [problem.reward(policy.decode(x0), prompts) for x0 in path.x0[:actions]]
-        return torch.stack(rewards, 1).to(path.latents.device)
+            rewards = [problem.reward(policy.decode(x0), prompts) for x0 in episode.path.x0]
+        return torch.stack(rewards, 1).to(episode.path.latents.device)
 
     def fit(
         self, problem: Problem, value: Value, optimiser: torch.optim.Optimizer, data: Data, key: Key
@@ -253,9 +255,10 @@ class DPOK:
     def unsupported(self, problem: Problem) -> str | None:
         if not problem.prompts:
             return "DPOK draws prompts to train on, and none were named; pass --train-prompts."
-        actions = int((std_of(problem.pipeline.timesteps(self.steps or problem.sampling.steps), self.eta) > 0).sum())
-        if self.skip_last >= actions:
-            return f"skip_last={self.skip_last} leaves none of a path's {actions} actions to train; set it lower."
+        steps = problem.pipeline.timesteps(self.steps or problem.sampling.steps)
+        actions, skipped = int((std_of(steps, self.eta) > 0).sum()), self.skip_first + self.skip_last
+        if skipped >= actions:
+            return f"skip_first + skip_last = {skipped} leaves none of a path's {actions} actions; set them lower."
         return None
 
 

@@ -194,8 +194,8 @@ def test_the_authors_penalty_is_the_squared_difference_of_the_noise_and_lacks_th
 def test_returns_are_the_reward_less_what_the_later_steps_cost(policy):
     assert dpok.later(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [[5.0, 3.0, 0.0]]
     episode = episode_of(policy)
-    plain = dpok.DPOK(skip_last=1).returns(policy, episode)
-    assert torch.equal(plain, episode.rewards[:, None].expand(8, 5))
+    plain = dpok.DPOK().returns(policy, episode)
+    assert torch.equal(plain, episode.rewards[:, None].expand(8, 6))
     charged = dpok.DPOK(future_kl=True, reward_weight=2.0, kl_weight=6.0, reduction="sum").returns(policy, episode)
     torch.testing.assert_close(charged[:, -1], episode.rewards)
     first = moves_of(episode.path, range(8), [0] * 8)
@@ -347,16 +347,18 @@ def test_what_is_foreseen_is_the_reward_of_the_x0_estimate_before_each_action(po
     path = rollout(policy, condition, keys, SAMPLING, keep_x0=True)
     episodes = [Episode(part, part.final[:, 0]) for part in (path.first(8), path.first(3))]
     asked = [*PROMPTS, *PROMPTS[:3]]
-    data = dpok.DPOK(lookahead=True, skip_last=1, batch=8).data(problem, policy, episodes, asked)
-    assert data.foreseen.shape == (11, 5)
-    for action in range(5):
+    data = dpok.DPOK(lookahead=True, skip_first=2, skip_last=1, batch=8).data(problem, policy, episodes, asked)
+    assert data.foreseen.shape == (11, 3)
+    for action in (2, 3, 4):
         with torch.no_grad():
             x0 = moves_of(path, range(8), [action] * 8).predict(policy).x0
-        torch.testing.assert_close(data.foreseen[:8, action], x0[:, 0] - 2 * x0[:, 1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(data.foreseen[:8, action - 2], x0[:, 0] - 2 * x0[:, 1], atol=1e-5, rtol=1e-5)
     assert torch.equal(data.foreseen[8:], data.foreseen[:3])
-    _, returns, foreseen = data.pick([5 * 9 + 2, 3])  # image 9, action 2; image 0, action 3
+    moves, returns, foreseen = data.pick([3 * 9 + 2, 1])  # image 9 (1 again) at action 4, image 0 at action 3
     torch.testing.assert_close(returns, path.final[[1, 0], 0])
-    assert torch.equal(foreseen, data.foreseen[[9, 0], [2, 3]])
+    assert torch.equal(foreseen, data.foreseen[[9, 0], [2, 1]])
+    assert torch.equal(moves.latents, path.latents[[4, 3], [1, 0]])
+    assert torch.equal(moves.log_prob, path.log_prob[[1, 0], [4, 3]])
 
 
 def test_the_lookahead_takes_noise_out_of_the_gradient_and_leaves_its_mean(policy):
@@ -451,12 +453,12 @@ def test_a_run_killed_and_continued_ends_with_the_same_weights(mixture, tmp_path
         assert line["ratio_error"] < 1e-4
 
 
-@pytest.mark.parametrize(("skip_last", "refused"), [(5, False), (6, True), (99, True)])
-def test_skipping_every_action_is_refused(mixture, skip_last, refused):
+@pytest.mark.parametrize(("first", "last", "refused"), [(0, 5, False), (3, 2, False), (0, 6, True), (4, 2, True)])
+def test_skipping_every_action_is_refused(mixture, first, last, refused):
     problem = Recorder()
     problem.pipeline, problem.prompts, problem.sampling = mixture, PROMPTS, SAMPLING
-    reason = dpok.DPOK(skip_last=skip_last).unsupported(problem)
-    expected = f"skip_last={skip_last} leaves none of a path's 6 actions to train; set it lower."
+    reason = dpok.DPOK(skip_first=first, skip_last=last).unsupported(problem)
+    expected = "skip_first + skip_last = 6 leaves none of a path's 6 actions; set them lower."
     assert reason == (expected if refused else None)
 
 
@@ -468,6 +470,7 @@ def test_skipping_every_action_is_refused(mixture, skip_last, refused):
         ({"reward_weight": 0.0}, "reward_weight must be positive, got 0.0"),
         ({"kl_weight": -1.0}, "kl_weight must not be negative, got -1.0"),
         ({"eta": 0.0}, r"eta must lie in \(0, 1\], got 0.0"),
+        ({"skip_first": -1}, "skip_first must not be negative, got -1"),
         ({"skip_last": -1}, "skip_last must not be negative, got -1"),
     ],
 )
@@ -482,5 +485,5 @@ def test_the_defaults_are_those_of_the_authors_code():
     assert (d.samples_per_round, d.updates_per_round, d.moves_per_update) == (10, 5, 48)
     assert (d.value_learning_rate, d.value_updates, d.value_batch) == (1e-4, 5, 256)
     assert (d.eta, d.rank, d.tuning, d.reduction, d.kl) == (1.0, 4, "lora", "mean", "gaussian")
-    assert (d.future_kl, d.lookahead) == (False, False)
+    assert (d.future_kl, d.lookahead, d.skip_first, d.skip_last) == (False, False, 0, 0)
     assert d.rounds * d.samples_per_round == 20_000

@@ -107,6 +107,17 @@ def test_every_algorithm_changes_the_pictures_of_every_family(folders, cell, fam
         assert list((made.path.with_suffix("") / "adapter").rglob("*.safetensors"))
 
 
+def test_dpoks_lookahead_decodes_and_rewards_one_more_image_an_action(folders, cell):
+    own = random_models.SHORTEST["dpok"]
+    plain, ahead = (run_cell(cell("dpok", folders["sd"], set=own | more)) for more in ({}, {"lookahead": True}))
+    assert ahead.result.status == "complete", ahead.result.reason
+    assert plain.result.cost is not None
+    assert ahead.result.cost is not None
+    for spent, more in {"decode_forward": 8 * 3, "reward_forward": 8 * 3, "denoiser_forward": 0}.items():
+        assert ahead.result.cost.alignment[spent] == plain.result.cost.alignment[spent] + more
+    assert scores(ahead) != scores(plain)
+
+
 def test_a_run_that_does_not_fit_goes_on_with_half_as_many_images_and_says_so(folders, cell, monkeypatch, capsys):
     """Here ten rows are too many for the denoiser; guidance makes two of each image."""
     whole = run_cell(cell("ddpo", folders["sd"], name="roomy", set=random_models.SHORTEST["ddpo"] | {"batch": 8}))

@@ -80,7 +80,7 @@ def test_ddpo_runs_away_from_the_optimum_and_the_score_shows_it(groups):
 # The largest regret of any seed on the easy problem at the mixture's preset, as the header of each algorithm states it.
 STATED = {
     "diffusion_dpo": 0.12,
-    "dpok": 0.07,
+    "dpok": 0.09,
     "d3po": 0.06,
     "draft": 0.08,
     "refl": 0.1,

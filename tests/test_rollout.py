@@ -109,6 +109,17 @@ def test_the_x0_estimates_of_a_path_are_kept_where_they_are_asked_for(policy):
     torch.testing.assert_close(whole.x0, path.x0, atol=1e-5, rtol=1e-5)
 
 
+def test_parts_of_a_path_have_its_densities_and_add_up_to_its_divergence(policy):
+    path = rollout(policy, policy.condition(PROMPTS), KEYS, NOISY, keep_x0=True)
+    start, end = path.only(range(4)), path.only(range(4, 12))
+    assert (start.actions, end.actions) == (path.actions[:4], path.actions[4:])
+    assert torch.equal(end.log_prob, path.log_prob[:, 4:])
+    assert torch.equal(end.log_density(policy, 1).detach(), path.log_prob[:, 5])
+    assert torch.equal(end.x0, path.x0[4:])
+    parts = path_divergence(policy, start) + path_divergence(policy, end)
+    torch.testing.assert_close(parts, path_divergence(policy, path), atol=1e-5, rtol=1e-5)
+
+
 def test_path_divergence_is_the_mean_log_ratio_of_paths(policy):
     """E_p[log p(path) − log q(path)] over many paths, within four standard errors."""
     keys = [Key("many", i) for i in range(4000)]

@@ -146,6 +146,12 @@ class Trajectory:
             x0=None if self.x0 is None else self.x0[:, :n],
         )
 
+    def only(self, actions: range) -> Trajectory:
+        """The same paths, with these of their actions alone."""
+        kept = slice(actions.start, actions.stop)
+        x0 = None if self.x0 is None else self.x0[kept]
+        return replace(self, log_prob=self.log_prob[:, kept], actions=self.actions[kept], x0=x0)
+
     def transition(self, policy: Pipeline, action: int) -> Transition:
         """The step of action number `action` under a policy."""
         i = self.actions[action]
