@@ -53,14 +53,17 @@ def test_the_results_are_of_the_code_as_it_stands(files, reference_cells):
 
 
 def test_no_cell_took_more_than_three_minutes(files):
-    """Making the pairs comes before, once for all cells that learn from them. DPOK took a few seconds more."""
+    """Making the pairs comes before, once for all cells that learn from them."""
     for name, result in files.items():
         own = result.cost.alignment_seconds - result.cost.pairs_seconds
         seconds = own + len(result.rows) * result.cost.per_image_seconds
-        assert seconds <= (190 if result.configuration.algorithm == "dpok" else 180), (name, seconds)
+        assert seconds <= 180, (name, seconds)
 
 
-@pytest.mark.parametrize("method", ["ddpo reward=shapes_preference", "draft", "diffusion_dpo", "refl", "sft"])
+TRAINED = ["ddpo reward=shapes_preference", "dpok", "draft", "diffusion_dpo", "refl", "sft"]
+
+
+@pytest.mark.parametrize("method", TRAINED)
 def test_a_trained_method_beats_base_on_what_it_optimises_pooled_and_with_every_seed(method, versus):
     row = versus[method, "shapes_preference"]
     assert row.rate.low > 0.5
@@ -68,9 +71,9 @@ def test_a_trained_method_beats_base_on_what_it_optimises_pooled_and_with_every_
     assert all(rate > 0.5 for _, rate in row.seeds)
 
 
-def test_dpok_gains_over_its_seeds_together_and_moves_less_than_ddpo(files, versus):
-    """Not with every seed: README says so."""
-    assert versus["dpok", "shapes_preference"].rate.low > 0.5
+def test_dpok_wins_no_less_often_than_ddpo_and_moves_less(files, versus):
+    rates = [versus[method, "shapes_preference"].rate.rate for method in ("dpok", "ddpo reward=shapes_preference")]
+    assert rates[0] >= rates[1]
     moved = {
         algo: [
             result.curve[-1]["kl"]
