@@ -14,20 +14,21 @@ Departures  The authors clamp ρ without the max, so that their gradient vanishe
             would restore; here it is PPO's. KL_t is the exact Gaussian one; theirs, the mean squared difference of ε̂,
             lacks its factor per step and is kl="eps_mse". Rounds are on-policy instead of drawing on a buffer of the
             last 1000 moves (two to three rounds), and its updates together draw no move twice while there are others.
-            Each batch of the value network is a step; they add up five to one. V starts at the mean return of the first
-            round, theirs at zero: their reward is near it, others are not. `value_text_scale` makes V learn what
-            prompts earn before it learns single images by heart. `skip_first` leaves out actions that decide little
-            yet, and Σ_t of (1) then is over the others (the logged kl over all). `skip_last`, tuning "bias" and
+            Each batch of the value network is a step; they add up five to one. V starts at each action's mean return of
+            the first round, theirs at zero: their reward is near it, others are not. `value_text_scale` makes V learn
+            what prompts earn before it learns single images by heart. `skip_first` leaves out actions that may decide
+            little yet, and Σ_t of (1) then is over the others (the logged kl over all). `skip_last`, tuning "bias" and
             `anneal` are for budgets of minutes, as in ddpo.
-Lookahead   With `lookahead`, V starts from a line in r(x̂_0(x_t), c), fitted action by action to the first round's
-            returns. Whatever knows x_t, c and t alone is a fair baseline: (2) keeps its mean gradient and loses noise.
-            On the embedded model, six steps, dev: the returns of the last two actions lie 0.3 and 0.2 from that line,
-            those of the first four 1.3 from the network. An image more is decoded and rewarded for every action.
+Lookahead   With `lookahead`, a line in r(x̂_0(x_t), c) is part of V: one for each action, fitted to the first round's
+            returns and fixed from then on. A V that knows x_t, c and t, and not what came after, leaves the mean of the
+            gradient at ρ = 1 as it is and takes noise out of it. (Ours, as theirs, has been fitted to the same round.)
+            On the embedded model's dev prompts the line misses the returns of the last two of six actions by 0.3 and
+            0.2 (RMS), the network those of the first four by 1.3. One more image is decoded and rewarded per action.
 Optimum     Of the exact testbed: p* ∝ p_ref exp(r/β) is the optimum of (1), the path's bound being tight for it. At
             kl_weight = reward_weight (β = 1) it comes to a regret of 0.05 to 0.08 nats on gaussian, where base's fifty
-            DDIM steps alone cost 0.01, and stays: 0.07 after three times the rounds, where ddpo has run to hundreds. On
-            grid it reaches 0.43 to 0.65, with `future_kl` 0.17 to 0.50: what (2) leaves out seems to matter where paths
-            choose between modes. On overlap 0.18 to 0.46.
+            DDIM steps alone cost 0.01, and stays: 0.07 after three times the rounds (one seed), where ddpo has run to
+            hundreds. On grid it reaches 0.43 to 0.65, with `future_kl` 0.17 to 0.50: what (2) leaves out seems to
+            matter where paths choose between modes. On overlap 0.18 to 0.46.
 Units       log ρ and KL_t are both per latent element under reduction "mean", as the authors', and both in nats under
             "sum". Either way β is in reward per nat; only the clip range changes its meaning.
 Symbols     b moves of a batch, one image and one action (step with σ > 0) each.
@@ -97,7 +98,7 @@ class DPOK:
     value_batch: int = 256  # moves in each
     value_learning_rate: float = 1e-4
     value_text_scale: float = 1.0  # of the text embedding where it enters the value network, beside the latents
-    lookahead: bool = False  # V knows what the image that x_t seems to become would earn
+    lookahead: bool = False  # V also gets r(x̂_0(x_t), c), which is one more decode and reward per action
     tuning: Tuned = "lora"
     rank: int = 4  # of the LoRA
 
@@ -133,13 +134,12 @@ class DPOK:
             prompts = drawn(problem.prompts, current.key("prompts"), self.samples_per_round, self.samples_per_prompt)
             places = current.shard(range(len(prompts)))
             keys, mine = [current.key("sample", i) for i in places], [prompts[i] for i in places]
-            episodes = collect_all(
-                problem, policy, mine, keys, sampling, self.batch, self.reduction, keep_x0=self.lookahead
-            )
-            divergence = path_divergence(policy, joined(episodes).path.first(WATCHED)).mean()
+            episodes = collect_all(problem, policy, mine, keys, sampling, self.batch, self.reduction, self.lookahead)
+            kl = path_divergence(policy, joined(episodes[:WATCHED]).path.first(WATCHED)).mean()
             data = self.data(problem, policy, episodes, mine)
             if current.index == 0:
-                value.begin(problem.gather(data.foreseen.flatten()), problem.gather(data.returns.flatten()))
+                tables = (data.foreseen, data.returns)
+                value.begin(*(torch.stack([problem.gather(column) for column in table.T], 1) for table in tables))
             for k in range(self.value_updates):
                 value_error = self.fit(problem, value, value_optimiser, data, current.key("value", k))
             rows = data.draw(self.updates_per_round * self.moves_per_update, current.key("updates"))
@@ -149,7 +149,7 @@ class DPOK:
             ]
             current.log(
                 reward=problem.gather(torch.cat([episode.rewards for episode in episodes])).mean(),
-                kl=divergence,
+                kl=kl,
                 value_error=value_error,
                 ratio_error=updates[0].ratio_error,
                 clip_fraction=updates[-1].clip_fraction,
@@ -189,7 +189,7 @@ class DPOK:
         kept = [Episode(path.only(trained), rewards) for path, rewards in episodes]
         asked = zip(kept, chunked(prompts, self.batch), strict=True)
         return Data(
-            joined(kept).path,
+            replace(joined(kept).path, x0=None),
             torch.cat([self.returns(policy, episode) for episode in kept]),
             torch.cat([self.foreseen(problem, policy, episode, own) for episode, own in asked]),
         )

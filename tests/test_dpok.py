@@ -55,7 +55,7 @@ class Line(dpok.Value):
 
     def __init__(self, foreseen, returns):
         super().__init__(3, returns.shape[1], KEY("line"))
-        self.begin(foreseen.flatten(), returns.flatten())
+        self.begin(foreseen, returns)
 
     def forward(self, moves, foreseen):
         return self.start[moves.actions] + self.slope[moves.actions] * foreseen
@@ -330,13 +330,14 @@ def test_the_value_network_starts_at_the_line_of_each_action_and_weighs_the_text
 
 
 def test_the_line_is_that_of_least_squares_and_flat_where_nothing_is_foreseen():
-    value = dpok.Value(3, 4, KEY("value"))
-    foreseen = torch.tensor([[0.0, 1.0, 0.0, 0.1], [1.0, 1.0, 0.0, 0.1000001], [2.0, 2.0, 0.0, 0.1]])
-    returns = torch.tensor([[1.0, 2.0, 4.0, 9.0], [3.0, 4.0, 5.0, -9.0], [5.0, 9.0, 6.0, 9.0]])
-    value.begin(foreseen.flatten(), returns.flatten())
+    """Nothing: zeros, a number but for its rounding, and rounding about zero where returns are of order one."""
+    value = dpok.Value(3, 5, KEY("value"))
+    foreseen = torch.tensor([[0.0, 1.0, 0.0, 0.1, 1e-8], [1.0, 1.0, 0.0, 0.1000001, -1e-8], [2.0, 2.0, 0.0, 0.1, 0.0]])
+    returns = torch.tensor([[1.0, 2.0, 4.0, 9.0, 1.0], [3.0, 4.0, 5.0, -9.0, 0.0], [5.0, 9.0, 6.0, 9.0, -1.0]])
+    value.begin(foreseen, returns)
     # the second: means 4/3 and 5, covariance (1 + 1/3 + 8/3)/3 = 4/3, variance (1/9 + 1/9 + 4/9)/3 = 2/9
-    torch.testing.assert_close(value.slope, torch.tensor([2.0, 6.0, 0.0, 0.0]))
-    torch.testing.assert_close(value.start, torch.tensor([1.0, -3.0, 5.0, 3.0]))
+    torch.testing.assert_close(value.slope, torch.tensor([2.0, 6.0, 0.0, 0.0, 0.0]))
+    torch.testing.assert_close(value.start, torch.tensor([1.0, -3.0, 5.0, 3.0, 0.0]))
 
 
 def test_what_is_foreseen_is_the_reward_of_the_x0_estimate_before_each_action(policy):
@@ -359,6 +360,15 @@ def test_what_is_foreseen_is_the_reward_of_the_x0_estimate_before_each_action(po
     assert torch.equal(foreseen, data.foreseen[[9, 0], [2, 1]])
     assert torch.equal(moves.latents, path.latents[[4, 3], [1, 0]])
     assert torch.equal(moves.log_prob, path.log_prob[[1, 0], [4, 3]])
+
+
+def test_the_actions_that_are_skipped_are_not_charged(policy):
+    problem, episode = Recorder(), episode_of(policy)
+    algorithm = dpok.DPOK(future_kl=True, reward_weight=2.0, kl_weight=6.0, reduction="sum", skip_first=1, skip_last=2)
+    data = algorithm.data(problem, policy, [episode], PROMPTS)
+    kl = [dpok.DPOK(reduction="sum").measure(policy, moves_of(episode.path, range(8), [a] * 8))[1] for a in (2, 3)]
+    charged = torch.stack([kl[0] + kl[1], kl[1], torch.zeros(8)], 1)
+    torch.testing.assert_close(data.returns, episode.rewards[:, None] - 3 * charged, atol=1e-5, rtol=1e-4)
 
 
 def test_the_lookahead_takes_noise_out_of_the_gradient_and_leaves_its_mean(policy):
@@ -417,12 +427,12 @@ class Killed(Exception):
     """Stands for the death of the process."""
 
 
-@pytest.mark.parametrize(("lookahead", "calls"), [(False, 3), (True, 1 + 2 * 7)])
-def test_a_run_killed_and_continued_ends_with_the_same_weights(mixture, tmp_path, lookahead, calls):
+@pytest.mark.parametrize(("lookahead", "skipped", "calls"), [(False, 0, 3), (True, 0, 1 + 2 * 7), (True, 1, 1 + 2 * 5)])
+def test_a_run_killed_and_continued_ends_with_the_same_weights(mixture, tmp_path, lookahead, skipped, calls):
     """The value network with its line and both optimisers are part of what is kept."""
     algorithm = dpok.DPOK(
         rounds=4, samples_per_round=8, updates_per_round=2, moves_per_update=16, value_batch=16, learning_rate=1e-2,
-        value_learning_rate=1e-2, kl_weight=1.0, clip=0.2, lookahead=lookahead,
+        value_learning_rate=1e-2, kl_weight=1.0, clip=0.2, lookahead=lookahead, skip_first=skipped, skip_last=skipped,
     )  # fmt: skip
 
     def run(name, last=99):

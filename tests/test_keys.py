@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignbench.keys import Key, normal
+from alignbench.keys import Key, epochs, normal
 
 
 def test_the_same_path_gives_the_same_draw_and_another_path_another():
@@ -65,6 +65,19 @@ def test_sample_repeats_nothing_while_items_last():
     assert sorted(Key("prompts").sample("abc", 6)) == list("aabbcc")
     with pytest.raises(ValueError, match="empty sequence"):
         Key("prompts").sample([], 1)
+
+
+def test_an_order_of_epochs_goes_through_everything_pass_by_pass_and_may_be_entered_anywhere():
+    key = Key("order")
+    whole = epochs(key, 5, 0, 20)
+    passes = [whole[i : i + 5] for i in range(0, 20, 5)]
+    assert all(sorted(part) == [0, 1, 2, 3, 4] for part in passes)
+    assert len({tuple(part) for part in passes}) > 1
+    for start in range(15):
+        assert epochs(key, 5, start, 5) == whole[start : start + 5]
+    assert epochs(key, 5, 3, 11) == epochs(key, 5, 3, 2) + epochs(key, 5, 5, 9)
+    with pytest.raises(ValueError, match="no order of nothing"):
+        epochs(key, 0, 0, 1)
 
 
 def test_values_are_pinned_so_that_committed_results_stay_reproducible():

@@ -214,7 +214,7 @@ class Moves(NamedTuple):
 
     latents: Float[Tensor, b * latent]  # x_t
     next_latents: Float[Tensor, b * latent]  # x_s
-    actions: Sequence[int]  # the number of each step among those with σ > 0
+    actions: Sequence[int]  # the number of each step among the path's actions
     steps: Steps
     condition: Condition
     log_prob: Float[Tensor, " b"]  # of x_s under the policy that drew the path

@@ -15,8 +15,9 @@ WIDTH = 256
 
 
 class Value(nn.Module):
-    """V(x_t, c, t): a line in what was foreseen at x_t, plus three layers, each scaled element by element by the
-    embedding of the step, and one. `text_scale` multiplies the text embedding where it stands beside the latents."""
+    """V(x_t, c, t): a line in what was foreseen at x_t, one per action and fixed once it is fitted, plus three layers,
+    each scaled element by element by the embedding of the step, and one. `text_scale` multiplies the text embedding
+    where it stands beside the latents."""
 
     start: Tensor
     slope: Tensor
@@ -35,12 +36,14 @@ class Value(nn.Module):
             else:  # Glorot and Bengio 2010
                 parameter.data.copy_(key(name).normal(*parameter.shape) * (2 / sum(parameter.shape)) ** 0.5)
 
-    def begin(self, foreseen: Float[Tensor, " n"], returns: Float[Tensor, " n"]) -> None:
-        """Fit the line of each action by least squares, over all moves of a round, image by image. It is flat where
-        what was foreseen differs by no more than rounding."""
-        x, y = (values.double().cpu().reshape(-1, len(self.start)) for values in (foreseen, returns))
-        covariance, variance = ((x - x.mean(0)) * (y - y.mean(0))).mean(0), x.var(0, correction=0)
-        slope = torch.where(variance > (1e-6 * x.mean(0)).square(), covariance / variance, 0)
+    def begin(self, foreseen: Float[Tensor, "n actions"], returns: Float[Tensor, "n actions"]) -> None:
+        """Fit the line of each action by least squares. It is flat where what was foreseen differs by no more than
+        rounding, on the scale of either."""
+        x, y = foreseen.cpu().double(), returns.cpu().double()
+        centred, deviation = x - x.mean(0), y - y.mean(0)
+        scale = torch.maximum(x.abs().amax(0), deviation.abs().amax(0))
+        variance, covariance = centred.square().mean(0), (centred * deviation).mean(0)
+        slope = torch.where(variance > (1e-6 * scale).square(), covariance / variance, 0)
         self.slope.copy_(slope)
         self.start.copy_(y.mean(0) - slope * x.mean(0))
 

@@ -36,6 +36,7 @@ from alignbench.preferences.cache import TensorCache
 from alignbench.preferences.choosing import choose
 from alignbench.preferences.encoded import EncodedPairs, fitted
 from alignbench.preferences.source import open_pairs
+from alignbench.quantities import Condition
 from alignbench.shapes.render import render, sample_scene
 from alignbench.shapes.scene import sample_caption
 
@@ -88,7 +89,7 @@ class TwoCopies:
         self.chosen = choose(open_pairs(folder), "drop", None, ())
 
     @torch.no_grad()
-    def encoded(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def encoded(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor, Condition]:
         found = dict(self.chosen.images(indices))
         winners, losers = [], []
         for i in indices:
@@ -96,18 +97,17 @@ class TwoCopies:
             won = self.chosen.pair(i).label == 1
             winners.append(first if won else second)
             losers.append(second if won else first)
-        text = self.pipeline.condition([self.chosen.pair(i).prompt for i in indices]).tensors["text"]
-        return self.pipeline.encode(torch.stack(winners)), self.pipeline.encode(torch.stack(losers)), text
+        condition = self.pipeline.condition([self.chosen.pair(i).prompt for i in indices])
+        return self.pipeline.encode(torch.stack(winners)), self.pipeline.encode(torch.stack(losers)), condition
 
     def gradient(self, indices: list[int], update: int) -> list[torch.Tensor]:
-        winner, loser, text = self.encoded(indices)
-        condition = self.pipeline.condition([self.chosen.pair(i).prompt for i in indices])
+        winner, loser, condition = self.encoded(indices)
         drawn = noising(keys_of(indices, update), winner, condition, self.pipeline.train_timesteps)
         self.pipeline.components.switch(self.policy.adapter)
 
         def error(unet: torch.nn.Module, x0: torch.Tensor) -> torch.Tensor:
             noisy = self.pipeline.add_noise(x0, drawn.noise, drawn.t)
-            eps = unet(noisy, drawn.t, encoder_hidden_states=text).sample
+            eps = unet(noisy, drawn.t, encoder_hidden_states=condition.tensors["text"]).sample
             return (eps - drawn.noise).square().flatten(1).mean(1)
 
         own = error(self.pipeline.unet, winner) - error(self.pipeline.unet, loser)
