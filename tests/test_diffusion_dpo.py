@@ -15,6 +15,7 @@ from alignbench.diffusion.models import PRESETS, load
 from alignbench.diffusion.training import denoising_error, first_batch, noising, optimiser_of, warmed_up
 from alignbench.errors import RunError
 from alignbench.keys import epochs
+from alignbench.quantities import Prediction
 from alignbench.testbed.pairs import MixturePairs
 from alignbench.testbed.toys import grid
 
@@ -127,25 +128,24 @@ def test_the_reference_is_the_policy_before_training_and_not_after(policy, mixtu
     assert not torch.equal(dpo.pair_errors(policy, batch, drawn), frozen)
 
 
-def test_the_gradient_is_that_of_finite_differences(policy, batch):
+@pytest.mark.parametrize(("kind", "fields"), [(dpo.DiffusionDPO, {"beta": 3.0}), (sft.SFT, {})])
+def test_the_gradient_is_that_of_finite_differences(kind, fields, policy, pairs):
     """In float64, along one direction in weight space."""
     policy.network.double()
-    algorithm = dpo.DiffusionDPO(beta=3.0, caption_dropout=0.0)
     moved(policy)
-    double = PairBatch(batch.winner.double(), batch.loser.double(), batch.condition, batch.label.double(), batch.rows)
+    algorithm = kind(caption_dropout=0.0, batch=5, **fields)
+
+    class Double:
+        def __len__(self):
+            return len(pairs)
+
+        def batch(self, indices):
+            found = pairs.batch(indices)
+            doubled = (found.winner.double(), found.loser.double(), found.condition, found.label.double())
+            return PairBatch(*doubled, found.rows)
 
     def value():
-        drawn = noising(KEYS, double.winner, double.condition, 1000)
-        drawn = drawn._replace(noise=drawn.noise.double())
-        reference = dpo.pair_errors(policy.reference, double, drawn).double()
-        return dpo.dpo_loss(exact_errors(policy, double, drawn), reference, double.label, algorithm.beta)[0].mean()
-
-    def exact_errors(policy, batch, drawn):  # denoising_error without its float32
-        x0 = torch.cat([batch.winner, batch.loser])
-        noise, t = torch.cat([drawn.noise] * 2), torch.cat([drawn.t] * 2)
-        condition = Condition.cat([drawn.condition] * 2)
-        eps = policy.predict(policy.add_noise(x0, noise, t), t, condition).eps
-        return (eps - noise).square().flatten(1).mean(1).reshape(2, -1)
+        return torch.stack(list(algorithm.losses(policy, Double(), range(8), range(8), Key("update"), []))).sum()
 
     direction = [Key("direction", i).normal(*p.shape).double() for i, p in enumerate(policy.parameters())]
     slopes = torch.autograd.grad(value(), policy.parameters())
@@ -157,6 +157,21 @@ def test_the_gradient_is_that_of_finite_differences(policy, batch):
                 parameter.add_(step * d)
         ends.append(value().item())
     assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(exact.item(), rel=1e-5)
+
+
+def test_the_denoising_error_by_hand(mixture, monkeypatch):
+    """ᾱ = 0.64: x_t = 0.8 x_0 + 0.6 ε; ε̂ = x_t here, so that ε − ε̂ = 0.4 ε − 0.8 x_0."""
+
+    def echo(latents, t, condition, guidance):
+        return Prediction(latents, latents, torch.full((len(latents),), 0.64, dtype=torch.float64), "epsilon")
+
+    monkeypatch.setattr(mixture, "add_noise", lambda x0, noise, t: 0.8 * x0 + 0.6 * noise)
+    monkeypatch.setattr(mixture, "predict", echo)
+    condition = mixture.condition([Prompt("p0", "point 0"), Prompt("p1", "point 1")])
+    x0, noise = torch.tensor([[1.0, 0.0], [0.5, -1.0]]), torch.tensor([[2.0, 1.0], [1.0, 0.0]])
+    found = denoising_error(mixture, x0, noise, torch.tensor([5, 6]), condition)
+    # ((0.8 - 0.8)² + 0.4²)/2 and (0² + 0.8²)/2
+    torch.testing.assert_close(found, torch.tensor([0.08, 0.32]))
 
 
 @pytest.mark.parametrize(("kind", "fields"), [(dpo.DiffusionDPO, {"beta": 5.0}), (sft.SFT, {})])

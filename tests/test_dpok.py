@@ -234,6 +234,28 @@ def test_batches_and_accumulation_leave_the_gradient(policy, batch, sizes, futur
     torch.testing.assert_close(gradient(policy, losses), expected, atol=1e-5, rtol=1e-3)
 
 
+def test_the_gradient_is_that_of_finite_differences(policy):
+    """In float64, along one direction in weight space, penalty included."""
+    algorithm = dpok.DPOK(reward_weight=3.0, kl_weight=5.0, clip=0.5, batch=7)
+    data = data_of(algorithm, policy, [episode_of(policy)])
+    policy.network.double()
+    data = data._replace(path=replace(data.path, latents=data.path.latents.double()))
+
+    def value():
+        return torch.stack(list(algorithm.losses(policy, Baseline(torch.ones(6)), data, range(48), []))).sum()
+
+    direction = [KEY("direction", i).normal(*p.shape).double() for i, p in enumerate(policy.parameters())]
+    slopes = torch.autograd.grad(value(), policy.parameters())
+    exact = sum((g * d).sum() for g, d in zip(slopes, direction, strict=True))
+    ends = []
+    for step in (1e-6, -2e-6):
+        with torch.no_grad():
+            for parameter, d in zip(policy.parameters(), direction, strict=True):
+                parameter.add_(step * d)
+        ends.append(value().item())
+    assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(exact.item(), rel=1e-5)
+
+
 def test_at_the_reference_the_gradient_is_that_of_the_reward_alone(mixture):
     policy = mixture.adapt(LoRA(), KEY("adapter"))
     episode = episode_of(policy)

@@ -383,7 +383,7 @@ def test_the_step_that_refl_differentiates_lies_in_the_last_quarter():
 
 
 def test_the_prior_is_the_denoising_error_of_the_references_images(policy, mixture):
-    """Whatever the policy has become; and for the reference, the best denoiser, its gradient averages out."""
+    """Whatever the policy has become."""
     algorithm = refl.ReFL(margin="none", steps=6, batch=8)
     fresh = [key("prior") for key in KEYS]
     x0 = rollout(mixture, mixture.condition(PROMPTS), fresh, PATH).final

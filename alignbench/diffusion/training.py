@@ -107,9 +107,9 @@ def denoising_error(
     condition: Condition,
     guidance: float = 1.0,
 ) -> Float[Tensor, " b"]:
-    """‖ε − ε̂(x_t, t, c)‖² averaged over the elements of a latent, in float32 whatever the denoiser computes in."""
-    prediction = pipeline.predict(pipeline.add_noise(x0, noise, t), t, condition, guidance)
-    return (prediction.eps.float() - noise).square().flatten(1).mean(1)
+    """‖ε − ε̂(x_t, t, c)‖² averaged over the elements of a latent, in float32 where the denoiser computes in less."""
+    eps = pipeline.predict(pipeline.add_noise(x0, noise, t), t, condition, guidance).eps
+    return (eps.to(torch.promote_types(eps.dtype, torch.float32)) - noise).square().flatten(1).mean(1)
 
 
 def pair_errors(pipeline: Pipeline, batch: PairBatch, drawn: Noising) -> Float[Tensor, "2 b"]:
