@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from differences import slopes
 
 from alignbench import Key, LoRA, Prompt, Prompts, Sampling, plugins
 from alignbench.diffusion.training import chunked, moves_of
@@ -97,6 +98,20 @@ def test_a_step_outside_the_range_gets_no_gradient_and_its_twin_still_does(value
 def test_the_loss_by_finite_differences():
     ratios = [(0.05 * KEY("difference", i).normal(6).double()).requires_grad_() for i in range(2)]
     assert torch.autograd.gradcheck(lambda *pair: d3po.preference_loss(*pair, 4.0, 0.1), ratios)
+
+
+def test_the_gradient_is_that_of_finite_differences(problem, policy):
+    """In float64, along one direction in weight space, off the policy that drew the paths."""
+    path, _ = twins_of(problem(), policy)
+    policy.network.double()
+    path = replace(path, latents=path.latents.double())
+    with torch.no_grad():
+        for i, parameter in enumerate(policy.parameters()):
+            parameter.add_(0.002 * KEY("further", i).normal(*parameter.shape))
+    algorithm = d3po.D3PO(beta=2.0, clip=0.9, batch=3)
+    pairs = [(2 * i + i % 2, 2 * i + 1 - i % 2) for i in range(8)]
+    exact, found = slopes(lambda: sum(algorithm.losses(policy, path, pairs, [])), policy.parameters(), 1e-6)
+    assert found == pytest.approx(exact, rel=1e-5)
 
 
 def test_both_paths_share_x_T_and_nothing_else(problem, policy):
