@@ -189,7 +189,7 @@ class DPOK:
         kept = [Episode(path.only(trained), rewards) for path, rewards in episodes]
         asked = zip(kept, chunked(prompts, self.batch), strict=True)
         return Data(
-            replace(joined(kept).path, x0=None),
+            joined(kept).path,
             torch.cat([self.returns(policy, episode) for episode in kept]),
             torch.cat([self.foreseen(problem, policy, episode, own) for episode, own in asked]),
         )

@@ -196,15 +196,14 @@ def collect_all(
 
 
 def joined(episodes: Sequence[Episode]) -> Episode:
-    """Episodes of one sampling as one."""
+    """Episodes of one sampling as one, without their x0 estimates."""
     paths = [episode.path for episode in episodes]
-    x0 = [path.x0 for path in paths if path.x0 is not None]
     whole = replace(
         paths[0],
         latents=torch.cat([path.latents for path in paths], 1),
         log_prob=torch.cat([path.log_prob for path in paths]),
         condition=Condition.cat([path.condition for path in paths]),
-        x0=torch.cat(x0, 1) if x0 else None,
+        x0=None,
     )
     return Episode(whole, torch.cat([episode.rewards for episode in episodes]))
 
