@@ -107,6 +107,17 @@ def test_every_algorithm_changes_the_pictures_of_every_family(folders, cell, fam
         assert list((made.path.with_suffix("") / "adapter").rglob("*.safetensors"))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+@pytest.mark.parametrize("algo", sorted(random_models.SHORTEST))
+def test_every_algorithm_runs_in_half_precision_on_a_gpu(folders, cell, algo, family, dtype):
+    made = run_cell(cell(algo, folders[family], device="cuda", dtype=dtype), quiet=True)
+    assert made.result.status == "complete", made.result.reason
+    assert made.result.environment["device"] == torch.cuda.get_device_name()
+    assert all(0 < score < 1 for score in scores(made))
+
+
 def test_dpoks_lookahead_decodes_and_rewards_one_more_image_an_action(folders, cell):
     own = random_models.SHORTEST["dpok"]
     plain, ahead = (run_cell(cell("dpok", folders["sd"], set=own | more)) for more in ({}, {"lookahead": True}))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from alignbench.diffusion import memory
 from alignbench.errors import InputError, RunError
 from alignbench.experiment import result as results
 from alignbench.experiment.run import run_cell
@@ -219,6 +220,17 @@ def test_training_on_the_evaluated_prompts_is_refused(toy_cell):
     options = toy_cell("ddpo")
     with pytest.raises(InputError, match="12 prompts would be both trained on and evaluated, such as 'point 0'"):
         resolve(RunSpec(**(options | {"train_prompts": options["prompts"]})))
+
+
+@pytest.mark.skipif(not memory.CLEAR.exists(), reason="elsewhere the peak is that of the process")
+def test_the_peak_of_memory_is_that_since_it_was_reset():
+    """One process may run several cells."""
+    held = torch.ones(2**27)  # 512 MiB
+    memory.reset_peak("cpu")
+    before = memory.peak("cpu")
+    del held
+    memory.reset_peak("cpu")
+    assert before - memory.peak("cpu") > 2**28
 
 
 def test_a_folder_in_use_is_refused(toy_cell):

@@ -1,9 +1,13 @@
-"""What to do when the memory is full: know it from other errors, let go of what is held, and do less at once."""
+"""How much memory was used, and what to do when it is full: know it from other errors, let go, and do less at once."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import resource
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -13,6 +17,7 @@ from alignbench.errors import AlignbenchError, RunError
 
 T = TypeVar("T")
 R = TypeVar("R")
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 SAID = ("out of memory", "DefaultCPUAllocator")  # the latter: the processor's, which raises a plain RuntimeError
 ADVICE = "try --dtype bfloat16, --vae-slicing, --vae-tiling or a smaller --resolution."
 
@@ -29,6 +34,28 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def reset_peak(device: str) -> None:
+    """Begin to look for the peak anew: one process may run several cells."""
+    if device.startswith("cuda"):
+        if torch.cuda.is_initialized():  # before, nothing can have been held
+            torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):  # no Linux; the peak is then that of the process
+            CLEAR.write_text("5", encoding="ascii")
+
+
+def peak(device: str) -> int:
+    """The most bytes that were held since: of a GPU by tensors, else by the whole process."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        lines = STATUS.read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return used if sys.platform == "darwin" else used * 1024
 
 
 class Fitting:

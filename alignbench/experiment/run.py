@@ -8,10 +8,8 @@ import hashlib
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -75,10 +73,12 @@ def run_cell(cell: Cell, force: bool = False, quiet: bool = False) -> Outcome:
     if done is not None:
         return Outcome(done, cell.path, was_complete=True)
     check_ready(cell.spec, cell.model, cell.algorithm.trains and cell.spec.pairs is None)
+    device = "cpu" if cell.model.source == "exact" else models.device_of(cell.spec.device)
     with exclusive(cell.folder):
         attempts = _begin(cell, force)
+        memory.reset_peak(device)
         with Progress(quiet) as progress:
-            return _run(cell, attempts, progress)
+            return _run(cell, attempts, progress, device)
 
 
 def _finished(cell: Cell, force: bool) -> Result | None:
@@ -136,9 +136,8 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
+def _run(cell: Cell, attempts: int, progress: Progress, device: str) -> Outcome:
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    device = "cpu" if cell.model.source == "exact" else models.device_of(cell.spec.device)
     meter = Meter()
     pipeline, aligned = _pipeline(cell, meter, device)
     _check_scorers(cell, pipeline)
@@ -199,7 +198,7 @@ def _run(cell: Cell, attempts: int, progress: Progress) -> Outcome:
         pairs_seconds=round(made.seconds if made else 0, 2),
         per_image={name: value / len(wanted) for name, value in cost.as_dict().items()},
         per_image_seconds=round(seconds / len(wanted), 5),
-        peak_memory_bytes=_peak_memory(device),
+        peak_memory_bytes=memory.peak(device),
         forward_batch=fewer,
     )
     final = draft.result(
@@ -479,7 +478,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": versions,
         "commit": _commit(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else _processor(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
         "threads": torch.get_num_threads(),
     }
 
@@ -506,10 +505,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip()
-
-
-def _peak_memory(device: str) -> int:
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated())
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
