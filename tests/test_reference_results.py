@@ -53,11 +53,11 @@ def test_the_results_are_of_the_code_as_it_stands(files, reference_cells):
 
 
 def test_no_cell_took_more_than_three_minutes(files):
-    """Making the pairs comes before, once for all cells that learn from them. DPOK's first took four seconds more."""
+    """Making the pairs comes before, once for all cells that learn from them."""
     for name, result in files.items():
         own = result.cost.alignment_seconds - result.cost.pairs_seconds
         seconds = own + len(result.rows) * result.cost.per_image_seconds
-        assert seconds <= (185 if result.configuration.algorithm == "dpok" else 180), (name, seconds)
+        assert seconds <= 180, (name, seconds)
 
 
 TRAINED = ["ddpo reward=shapes_preference", "dpok", "draft", "diffusion_dpo", "refl", "sft"]
