@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from colours import Brightness
 from differences import slopes
 
 from alignbench import Condition, Key, LoRA, PairBatch, Prompt
@@ -320,6 +321,16 @@ def test_in_half_precision_policy_and_reference_still_start_equal(tuning):
     assert all(torch.equal(p, q) for p, q in zip(policy.reference.unet.parameters(), frozen, strict=True)) or (
         tuning == "lora"  # whose reference shares the network that holds the adapter, switched off
     )
+
+
+def test_the_plan_names_the_batch_the_rate_and_beta_in_both_conventions(make_problem, pairs, monkeypatch):
+    """Points have two elements: β over sums is a quarter of β over means."""
+    problem, plans = make_problem(Brightness()), []  # the reward is not asked for
+    problem.pairs = pairs
+    monkeypatch.setattr(problem, "check", lambda policy, plan, probe: plans.append(plan))
+    dpo.DiffusionDPO(rounds=1, updates_per_round=2, pairs_per_update=8, batch=8, beta=20.0, warmup=0).align(problem)
+    expected = {"pairs": 40, "pairs an update": 8, "updates a round": 2, "learning rate": 2.048e-5}
+    assert plans == [expected | {"beta": 20.0, "beta over sums": 5.0}]
 
 
 def test_a_start_is_checked_on_the_first_pairs_that_can_be_read(pairs):
