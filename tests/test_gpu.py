@@ -109,7 +109,7 @@ def test_checkpointed_gradients_are_those_of_kept_activations(plain_float32):
 
 
 def test_a_batch_that_does_not_fit_the_devices_memory_is_halved(tmp_path, capsys):
-    """Of the pictures' 200, as many at once as a two-hundredth of the memory holds."""
+    """Where half of what all 200 pictures at once take is there."""
     spec = RunSpec(algo="base", device="cuda", output=tmp_path, limit=200, batch_size=200, scorers=("shapes_truth",))
     torch.cuda.empty_cache()
     whole = run_cell(resolve(spec.model_copy(update={"name": "roomy"})), quiet=True)
