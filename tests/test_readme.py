@@ -90,8 +90,7 @@ def test_what_real_models_took_is_what_the_files_say():
 
 
 def test_an_update_against_the_plain_way_is_what_the_file_says():
-    (content,) = json.loads((ROOT / "results/benchmarks/dpo_step.json").read_text())
-    assert content["model"] == "tiny"
+    content = json.loads((ROOT / "results/benchmarks/dpo_step.json").read_text())
     assert content["gradients_differ_by"] < 1e-4
     for road, found in content["roads"].items():
         expected = [f"`{road}`", f"{content['pairs_an_update'] / found['seconds']:.0f}", f"{found['peak']:.0f}"]

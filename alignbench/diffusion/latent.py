@@ -140,8 +140,8 @@ class LatentPipeline:
         dtype, n = self.unet.dtype, len(latents)
         if self.device.type == "cpu" and n % 4:
             # The processor's matrix kernels round a row otherwise where the number of rows is no multiple of four, and
-            # sampling amplifies that. With rows added to make it one, an image depends on its batch by 1e-6 (by 3e-5 on
-            # a single thread, where the kernels are others).
+            # sampling amplifies that. With rows added to make it one, an image depends on its batch by 1e-6 to 1e-5,
+            # as the processor is (by 3e-5 on a single thread, where the kernels are others).
             rows = torch.arange(n + -n % 4).clamp(max=n - 1)
             latents, t, tensors = latents[rows], t[rows], {name: value[rows] for name, value in tensors.items()}
         text = tensors["text"].to(dtype)

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from torch.nn import functional
 
 from alignbench import Key, LoRA
 from alignbench.algorithms.diffusion_dpo import DiffusionDPO
+from alignbench.diffusion import memory
 from alignbench.diffusion.checkpoints import Options
 from alignbench.diffusion.latent import LatentPipeline
 from alignbench.diffusion.meter import Meter
@@ -50,7 +51,9 @@ from alignbench.shapes.render import render, sample_scene
 from alignbench.shapes.scene import sample_caption
 
 ROADS = ("two copies, no caches", "ours, no caches", "ours, with caches")
+ALGORITHM = DiffusionDPO(beta=2500.0, caption_dropout=0.0, rank=8)
 PASSES = 4  # updates in which every pair is seen once
+COMPARED = 8  # pairs whose gradients are compared
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,6 @@ class Work:
     dtype: str
     pairs: int  # an update
     updates: int  # that count
-
-    @property
-    def algorithm(self) -> DiffusionDPO:
-        """On random weights, whose errors are large, the authors' own β would leave no gradient to compare."""
-        return DiffusionDPO(beta=2500.0 if self.model == "tiny" else 50.0, caption_dropout=0.0, rank=8)
 
     def pipeline(self) -> LatentPipeline:
         size = (self.resolution, self.resolution) if self.resolution else None
@@ -105,14 +103,13 @@ class Ours:
         cache = TensorCache(work.folder / f"{work.dtype}.sqlite") if cached else None
         chosen = choose(open_pairs(work.folder), "drop", None, ())
         self.pairs = EncodedPairs(chosen, pipeline, cache, "centre", Key(), print)
-        self.policy = pipeline.adapt(LoRA(work.algorithm.rank), Key("bench", "adapter"))
-        self.algorithm = work.algorithm
+        self.policy = pipeline.adapt(LoRA(ALGORITHM.rank), Key("bench", "adapter"))
 
     def batch(self, indices: list[int]) -> PairBatch:
         return self.pairs.batch(indices)
 
     def gradient(self, indices: list[int], update: int) -> list[torch.Tensor]:
-        loss, _ = self.algorithm.loss(self.policy, self.batch(indices), keys_of(indices, update))
+        loss, _ = ALGORITHM.loss(self.policy, self.batch(indices), keys_of(indices, update))
         return list(torch.autograd.grad(loss.mean(), self.policy.parameters()))
 
 
@@ -122,9 +119,8 @@ class TwoCopies:
     def __init__(self, work: Work) -> None:
         self.pipeline = work.pipeline()
         self.frozen = copy.deepcopy(self.pipeline.unet)
-        self.policy = self.pipeline.adapt(LoRA(work.algorithm.rank), Key("bench", "adapter"))
+        self.policy = self.pipeline.adapt(LoRA(ALGORITHM.rank), Key("bench", "adapter"))
         self.chosen = choose(open_pairs(work.folder), "drop", None, ())
-        self.beta = work.algorithm.beta
 
     @torch.no_grad()
     def encoded(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor, Condition]:
@@ -154,7 +150,7 @@ class TwoCopies:
         own = error(self.pipeline.unet, winner) - error(self.pipeline.unet, loser)
         with torch.no_grad():
             reference = error(self.frozen, winner) - error(self.frozen, loser)
-        loss = -functional.logsigmoid(-self.beta / 2 * (own - reference)).mean()
+        loss = -functional.logsigmoid(-ALGORITHM.beta / 2 * (own - reference)).mean()
         return list(torch.autograd.grad(loss, self.policy.parameters()))
 
 
@@ -173,9 +169,10 @@ def moved(road: Ours | TwoCopies) -> Ours | TwoCopies:
 def compare_gradients(work: Work) -> float:
     """The largest difference of the gradients of the three roads, relative to the largest entry."""
     torch.backends.cudnn.allow_tf32 = False  # which rounds to 1e-3
-    found = [[g.cpu() for g in moved(made(road, work)).gradient(list(range(work.pairs)), 0)] for road in ROADS]
-    plain, *others = found
+    indices = list(range(min(work.pairs, COMPARED)))
+    plain, *others = ([g.cpu() for g in moved(made(road, work)).gradient(indices, 0)] for road in ROADS)
     scale = max(float(g.abs().max()) for g in plain)
+    assert scale > 0, "there is no gradient to compare"
     return max(float((a - b).abs().max()) / scale for other in others for a, b in zip(plain, other, strict=True))
 
 
@@ -185,9 +182,8 @@ def measure(road: str, work: Work) -> None:
     optimiser = torch.optim.AdamW(maker.policy.parameters(), lr=1e-4)
     count = work.pairs * PASSES
     orders = [[(update * work.pairs + k) % count for k in range(work.pairs)] for update in range(PASSES + work.updates)]
-    if device() == "cpu":
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of importing the libraries
-    loaded = resident("VmRSS")
+    memory.reset_peak(device())  # it was that of importing the libraries, or of loading
+    loaded = memory.peak(device())
     times = []
     for update, indices in enumerate(orders):
         started = time.perf_counter()
@@ -198,15 +194,7 @@ def measure(road: str, work: Work) -> None:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     seconds = statistics.median(times[-work.updates :])
-    print(json.dumps({"seconds": seconds, "peak": resident("VmHWM"), "loaded": loaded}))
-
-
-def resident(name: str) -> float:
-    """MiB of memory this process holds (VmRSS), or held at most (VmHWM); of the GPU's where there is one."""
-    if device() == "cuda":
-        return (torch.cuda.memory_allocated() if name == "VmRSS" else torch.cuda.max_memory_allocated()) / 2**20
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+    print(json.dumps({"seconds": seconds, "peak": memory.peak(device()) / 2**20, "loaded": loaded / 2**20}))
 
 
 def main() -> None:
@@ -216,8 +204,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--resolution", type=int)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--compared", type=int, help="pairs of the comparison of gradients, where all are too many")
-    parser.add_argument("--output", type=Path, help="a file; what it says of other models and dtypes stays")
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--measure", nargs=2, metavar=("ROAD", "FOLDER"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     own = (asked.model, asked.resolution, asked.dtype, asked.pairs, asked.updates)
@@ -227,11 +214,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pairs(folder, asked.pairs * PASSES, asked.resolution)
-        most = asked.compared or asked.pairs
-        difference = compare_gradients(Work(folder, asked.model, asked.resolution, "float32", most, 1))
+        difference = compare_gradients(replace(Work(folder, *own), dtype="float32"))
         assert difference < 1e-3, f"the gradients differ by {difference:.2g} of the largest"
         print(f"gradients of the three roads differ by at most {difference:.1e} of the largest entry")
-        torch.cuda.empty_cache()
+        memory.release()
         found = {}
         for road in ROADS:
             command = [sys.executable, __file__, *sys.argv[1:], "--measure", road, name]
@@ -240,17 +226,14 @@ def main() -> None:
                 raise SystemExit(f"{road}: {done.stderr.strip().splitlines()[-1]}")
             found[road] = json.load(io.StringIO(done.stdout.splitlines()[-1]))
     report = {"model": Path(asked.model).name, "resolution": asked.resolution, "dtype": asked.dtype}
-    report |= {"pairs_an_update": asked.pairs, "rank": Work(folder, *own).algorithm.rank}
+    report |= {"pairs_an_update": asked.pairs, "rank": ALGORITHM.rank}
     report |= {"gradients_differ_by": difference, "environment": environment(device())}
     report["roads"] = {
         road: {name: round(value, 4) for name, value in values.items()} for road, values in found.items()
     }
     print(table(report))
     if asked.output is not None:
-        about = ("model", "resolution", "dtype")
-        others = json.loads(asked.output.read_text()) if asked.output.exists() else []
-        kept = [other for other in others if [other[key] for key in about] != [report[key] for key in about]]
-        write_text(asked.output, json.dumps([*kept, report], indent=1) + "\n")
+        write_text(asked.output, json.dumps(report, indent=1) + "\n")
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -2,19 +2,15 @@
 
     python tests/random_models.py sd15 /tmp/sd15
     python tests/benchmarks/real_models.py /tmp/sd15 --resolution 64 --output results/benchmarks/sd15.json
-    python tests/benchmarks/real_models.py /tmp/sd15 --resolution 512 --dtype bfloat16 --steps 20 --images 16 --together
 
 One process per algorithm, as a user starts it: two training prompts, one evaluated, two or three steps. `--memory` also
 measures what each memory option is worth. Rows that the output has already are not measured again. On a machine with a
-GPU the runs are on it; `--together` has them in one process, whose first run, a `base` that is not kept, loads the
-libraries' kernels.
+GPU the runs are on it.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import subprocess
@@ -27,8 +23,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from random_models import SHORTEST
 
-from alignbench.cli import run_command_line
-from alignbench.diffusion.memory import release
 from alignbench.experiment.run import environment
 from alignbench.files import write_text
 
@@ -44,21 +38,15 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--algorithms", nargs="*", default=sorted(SHORTEST))
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--steps", type=int, help="of every sampler, in place of two or three")
-    parser.add_argument("--images", type=int, default=1, help="of the evaluated prompt, eight at once")
-    parser.add_argument("--together", action="store_true")
     parser.add_argument("--output", type=Path)
     asked = parser.parse_args()
     import torch
 
     common = ["--dtype", asked.dtype, "--resolution", asked.resolution, "--guidance", "2"]
-    common += ["--images-per-prompt", str(asked.images), "--batch-size", "8"] if asked.images > 1 else []
     wanted: list[tuple[str, str, list[str], Mapping[str, Any]]] = [("", algo, common, {}) for algo in asked.algorithms]
     if asked.memory:
         wanted += [(what, algo, ["--dtype", asked.dtype, *more], fields) for what, algo, more, fields in MEMORY]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if asked.together and device == "cpu":
-        parser.error("--together: the memory of one of several runs can be told on a GPU only.")
     report = {"model": asked.model.name, "resolution": asked.resolution, "dtype": asked.dtype}
     report |= {"environment": environment(device)}
     rows = json.loads(asked.output.read_text())["rows"] if asked.output and asked.output.exists() else []
@@ -68,13 +56,10 @@ def main() -> None:
         work = Path(folder)
         (work / "train.txt").write_text("a training prompt\nanother training prompt\n")
         (work / "test.txt").write_text("a red circle\n")
-        if asked.together:
-            run(asked.model, work, "base", common, {}, asked.steps, together=True)
         for what, algo, more, fields in wanted:
             if (what, algo) in done:
                 continue
-            found = run(asked.model, work, algo, more, fields, asked.steps, asked.together)
-            rows.append({"option": what} | found)
+            rows.append({"option": what} | run(asked.model, work, algo, more, fields))
             print(line(rows[-1]), flush=True)
             if asked.output is not None:
                 write_text(asked.output, json.dumps(report | {"rows": rows}, indent=1) + "\n")
@@ -100,19 +85,9 @@ MEMORY: Sequence[tuple[str, str, list[str], Mapping[str, Any]]] = (
 )
 
 
-def run(
-    model: Path,
-    work: Path,
-    algo: str,
-    more: Sequence[str],
-    fields: Mapping[str, Any],
-    steps: int | None,
-    together: bool = False,
-) -> dict[str, Any]:
-    """One cell, in a process of its own or in this one."""
+def run(model: Path, work: Path, algo: str, more: Sequence[str], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """One cell in a process of its own."""
     own = {**SHORTEST[algo], **fields}
-    if steps is not None and "steps" in own:
-        own["steps"] = steps
     command = [
         "run",
         "--algo",
@@ -128,18 +103,19 @@ def run(
     ]
     command += ["--prompts", str(work / "test.txt"), "--train-prompts", str(work / "train.txt")]
     command += ["--force", "--json", *more]
-    fewest = 3 if algo == "steering" else 1 if fields else 2  # it looks at its particles before the last
-    command += [] if algo in OWN_STEPS else ["--steps", str(steps or fewest)]
+    steps = "3" if algo == "steering" else "1" if fields else "2"  # it looks at its particles before the last
+    command += [] if algo in OWN_STEPS else ["--steps", steps]
     command += [] if algo in ("demon", "doodl") else ["--eta", "1"]
     if algo in ("diffusion_dpo", "sft"):
         command += ["--pair-count", "4"]
     for name, value in own.items():
         command += ["--set", f"{name}={value}"]
-    code, out, err = (here if together else in_a_process)(command, work / "cache")
-    if code:
-        said = err.strip().splitlines() or [f"killed by signal {-code}"]  # 9: out of memory
+    variables = os.environ | {"XDG_CACHE_HOME": str(work / "cache")}
+    done = subprocess.run([sys.executable, "-m", "alignbench", *command], capture_output=True, text=True, env=variables)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}"]  # 9: out of memory
         return {"algorithm": algo, "status": said[-1][:300]}
-    values = json.loads(out)
+    values = json.loads(done.stdout)
     content = json.loads(Path(values["path"]).read_text())
     cost = content["cost"]
     return {
@@ -150,23 +126,6 @@ def run(
         "image_seconds": round(cost["per_image_seconds"], 2),
         "peak_mib": round(cost["peak_memory_bytes"] / 2**20),
     }
-
-
-def in_a_process(command: Sequence[str], cache: Path) -> tuple[int, str, str]:
-    """Exit code and what was said, on stdout and stderr."""
-    variables = os.environ | {"XDG_CACHE_HOME": str(cache)}
-    done = subprocess.run([sys.executable, "-m", "alignbench", *command], capture_output=True, text=True, env=variables)
-    return done.returncode, done.stdout, done.stderr
-
-
-def here(command: Sequence[str], cache: Path) -> tuple[int, str, str]:
-    """The same in this process, the GPU's memory first emptied."""
-    os.environ["XDG_CACHE_HOME"] = str(cache)
-    release()
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run_command_line(list(command))
-    return code, out.getvalue(), err.getvalue()
 
 
 def plain(part: str, work: Path, model: Path) -> str:
