@@ -45,7 +45,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench import Key, Policy, Probe, Problem, Prompt, Sampler, Sampling
-from alignbench.diffusion.rollout import PipelineSampler, Trajectory, path_divergence
+from alignbench.diffusion.rollout import PipelineSampler, Trajectory, path_divergence, rollout
 from alignbench.diffusion.training import (
     Episode,
     Moves,
@@ -88,6 +88,7 @@ class DPOK:
     reduction: Reduction = "mean"  # over the elements of a latent
     eta: float = 1.0  # noise of the sampled paths
     steps: int | None = None  # of the sampled paths; None: as in evaluation
+    guided: bool = True  # sample and train paths under the evaluation's guidance; False: without any
     skip_first: int = 0  # actions at the start of each path that are never trained on, nor their KL charged
     skip_last: int = 0  # and at its end
     learning_rate: float = 1e-5
@@ -117,7 +118,8 @@ class DPOK:
     def align(self, problem: Problem) -> Sampler:
         policy = problem.pipeline.adapt(tuning_of(self.tuning, self.rank), problem.key("adapter"))
         optimiser = torch.optim.AdamW(policy.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        sampling = replace(problem.sampling, eta=self.eta, steps=self.steps or problem.sampling.steps)
+        evaluated = replace(problem.sampling, eta=self.eta, steps=self.steps or problem.sampling.steps)
+        sampling = evaluated if self.guided else replace(evaluated, guidance=1.0)
         value = self.value_network(problem, policy, sampling)
         value_optimiser = torch.optim.AdamW(value.parameters(), lr=self.value_learning_rate)
         plan = {
@@ -135,7 +137,7 @@ class DPOK:
             places = current.shard(range(len(prompts)))
             keys, mine = [current.key("sample", i) for i in places], [prompts[i] for i in places]
             episodes = collect_all(problem, policy, mine, keys, sampling, self.batch, self.reduction, self.lookahead)
-            kl = path_divergence(policy, joined(episodes[:WATCHED]).path.first(WATCHED)).mean()
+            kl = path_divergence(policy, self.watched(policy, mine, keys, evaluated, episodes)).mean()
             data = self.data(problem, policy, episodes, mine)
             if current.index == 0:
                 tables = (data.foreseen, data.returns)
@@ -182,6 +184,19 @@ class DPOK:
         else:
             kl = squared_difference(prediction.eps, reference.eps, self.reduction)
         return log_density(moves.next_latents, step, self.reduction), kl
+
+    def watched(
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        keys: Sequence[Key],
+        sampling: Sampling,
+        episodes: Sequence[Episode],
+    ) -> Trajectory:
+        """The paths whose divergence is logged: under the evaluation's guidance, that it compares with other methods'."""
+        if self.guided:
+            return joined(episodes[:WATCHED]).path.first(WATCHED)
+        return rollout(policy, policy.condition(prompts[:WATCHED]), keys[:WATCHED], sampling)
 
     def data(self, problem: Problem, policy: Policy, episodes: Sequence[Episode], prompts: Sequence[Prompt]) -> Data:
         """The moves that a round's episodes, which are `batch` prompts each, are trained on."""

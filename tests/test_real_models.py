@@ -11,6 +11,7 @@ import pytest
 import random_models
 import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file
 
 from alignbench import Key, plugins
 from alignbench.analysis import summary
@@ -127,6 +128,25 @@ def test_dpoks_lookahead_decodes_and_rewards_one_more_image_an_action(folders, c
     for spent, more in {"decode_forward": 8 * 3, "reward_forward": 8 * 3, "denoiser_forward": 0}.items():
         assert ahead.result.cost.alignment[spent] == plain.result.cost.alignment[spent] + more
     assert scores(ahead) != scores(plain)
+
+
+def test_dpok_without_guidance_trains_as_if_evaluation_had_none_and_watches_the_evaluations_paths(folders, cell):
+    own = random_models.SHORTEST["dpok"] | {"rounds": 2, "learning_rate": 1e-2}
+    outcomes = (
+        run_cell(cell("dpok", folders["sd"], name="without", guidance=2.0, set=own | {"guided": False})),
+        run_cell(cell("dpok", folders["sd"], name="none", guidance=1.0, set=own)),
+        run_cell(cell("dpok", folders["sd"], name="with", guidance=2.0, set=own)),
+    )
+    adapters = []
+    for outcome in outcomes:
+        assert outcome.result.status == "complete", outcome.result.reason
+        (file,) = (outcome.path.with_suffix("") / "adapter").rglob("*.safetensors")
+        adapters.append(load_file(file))
+    without, none, guided = adapters
+    assert all(torch.equal(without[name], none[name]) for name in none)
+    assert any(not torch.equal(without[name], guided[name]) for name in guided)
+    kl = [outcome.result.curve[1]["kl"] for outcome in outcomes]
+    assert kl[0] > 1.2 * kl[1] > 0
 
 
 def test_a_run_that_does_not_fit_goes_on_with_half_as_many_images_and_says_so(folders, cell, monkeypatch, capsys):
