@@ -73,7 +73,7 @@ def test_a_trained_method_beats_base_on_what_it_optimises_pooled_and_with_every_
 
 def test_dpok_wins_as_often_as_ddpo_and_moves_less(files, versus):
     rates = [versus[method, "shapes_preference"].rate.rate for method in ("dpok", "ddpo reward=shapes_preference")]
-    assert rates[0] >= rates[1] - 0.05
+    assert rates[0] >= rates[1]
     moved = {
         algo: [
             [line["kl"] for line in result.curve if line["round"] > 1]  # each before its round's updates
