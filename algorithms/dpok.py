@@ -16,24 +16,25 @@ Departures  The authors clamp ρ without the max, so that their gradient vanishe
             last 1000 moves (two to three rounds), and its updates together draw no move twice while there are others.
             Each batch of the value network is a step; they add up five to one. V starts at each action's mean return of
             the first round, theirs at zero: their reward is near it, others are not. `value_text_scale` makes V learn
-            what prompts earn before it learns single images by heart. `skip_first` leaves out actions whose gradient
-            would be noise, and Σ_t of (1) then is over the others (the logged kl over all). Theirs, and the defaults,
-            train under guidance; `guided` = false samples and trains paths without it, as (1) is written. The logged
-            reward is then of those images, the kl of paths under evaluation's guidance all the same. `skip_last`,
-            tuning "bias" and `anneal` are for budgets of minutes, as in ddpo.
+            what prompts earn before it learns single images by heart. `skip_first` leaves out actions at the start of
+            a path, and Σ_t of (1) then is over the others (the logged kl over all). Theirs, and the defaults, train
+            under guidance; `guided` = false samples and trains paths without it, though evaluation may have it: reward
+            and KL_t of (1) are then of those paths, and so is the logged reward; the logged kl is of paths under
+            evaluation's guidance. `skip_last`, tuning "bias" and `anneal` are for budgets of minutes, as in ddpo.
 Lookahead   With `lookahead`, a line in r(x̂_0(x_t), c) is part of V: one for each action, fitted to the first round's
             returns and fixed from then on. A V that knows x_t, c and t, and not what came after, leaves the mean of the
             gradient at ρ = 1 as it is and takes noise out of it. (Ours, as theirs, has been fitted to the same round.)
-            One more image is decoded and rewarded per action. Images after which the gradient of one action equals its
-            noise, for the last three of six on the embedded model (results/benchmarks/gradient_noise.json): 2, 2 and 6
-            thousand without guidance and with r(x̂_0) for V; 7, 270 and 2375 thousand with the mean of the prompt's
-            other images for V; 62, 23 and 87 thousand under guidance with r(x̂_0). Earlier actions: not seen in 2048.
+            One more image is decoded and rewarded per action. On the embedded model it makes the gradient of the fifth
+            and sixth of six actions stand out of its noise after a 27th to a 402nd of the images that the mean of the
+            prompt's other images for V needs, and without guidance after a 13th or 15th of those that it takes with
+            guidance (results/benchmarks/gradient_noise.json).
 Optimum     Of the exact testbed: p* ∝ p_ref exp(r/β) is the optimum of (1), the path's bound being tight for it. At
             kl_weight = reward_weight (β = 1) it comes to a regret of 0.05 to 0.08 nats on gaussian, where base's fifty
             DDIM steps alone cost 0.01, and stays: 0.07 after three times the rounds (one seed), where ddpo has run to
             hundreds. On grid it reaches 0.33 to 0.62, with `future_kl` 0.19 to 0.40: what (2) leaves out seems to
-            matter where paths choose between modes. On overlap 0.21, 0.32 and 1.1. There runs part by rounding alone:
-            on another processor the same seeds ended at 0.43 to 0.65, 0.17 to 0.50 and 0.18 to 0.46.
+            matter where paths choose between modes. On overlap 0.21, 0.32 and 1.1. Runs on these two part by rounding:
+            on another processor the same seeds came to 0.43 to 0.65, with `future_kl` 0.17 to 0.50, on overlap 0.18 to
+            0.46.
 Units       log ρ and KL_t are both per latent element under reduction "mean", as the authors', and both in nats under
             "sum". Either way β is in reward per nat; only the clip range changes its meaning.
 Symbols     b moves of a batch, one image and one action (step with σ > 0) each.
@@ -72,8 +73,7 @@ from alignbench.diffusion.value import Value
 
 __all__ = ["DPOK"]
 
-WATCHED = 32  # images of a round whose divergence from the reference is logged: two evaluations an action, and a third
-# where training has no guidance, under which they are drawn again
+WATCHED = 32  # images of a round whose divergence from the reference is logged: it costs two evaluations an action
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,8 +199,9 @@ class DPOK:
         sampling: Sampling,
         episodes: Sequence[Episode],
     ) -> Trajectory:
-        """Paths whose divergence is logged, under evaluation's guidance, so that it compares with other methods'."""
-        if self.guided:
+        """Paths whose divergence is logged, under evaluation's guidance, so that it compares with other methods'; drawn
+        again where training has none."""
+        if episodes[0].path.sampling == sampling:
             return joined(episodes[:WATCHED]).path.first(WATCHED)
         return rollout(policy, policy.condition(prompts[:WATCHED]), keys[:WATCHED], sampling)
 

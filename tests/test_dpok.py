@@ -510,5 +510,5 @@ def test_the_defaults_are_those_of_the_authors_code():
     assert (d.samples_per_round, d.updates_per_round, d.moves_per_update) == (10, 5, 48)
     assert (d.value_learning_rate, d.value_updates, d.value_batch) == (1e-4, 5, 256)
     assert (d.eta, d.rank, d.tuning, d.reduction, d.kl) == (1.0, 4, "lora", "mean", "gaussian")
-    assert (d.future_kl, d.lookahead, d.skip_first, d.skip_last) == (False, False, 0, 0)
+    assert (d.future_kl, d.lookahead, d.guided, d.skip_first, d.skip_last) == (False, False, True, 0, 0)
     assert d.rounds * d.samples_per_round == 20_000

@@ -109,11 +109,11 @@ def test_dpok_stays_where_ddpo_and_draft_run_away(groups):
 
 
 def test_dpok_earns_its_reward_with_a_smaller_divergence_of_paths_than_ddpo(groups):
-    """On the grid, where sixty rounds of ddpo earn no more, but for a tenth."""
+    """On the grid, where it earns more than sixty rounds of ddpo as well."""
     grid = {s.method: s.metrics for s in standings(groups["grid"], "quadratic", "d")}
     own = grid["dpok future_kl=True"]
     other = grid["ddpo rounds=60 samples_per_round=1024 reward=quadratic"]
-    assert own["reward"].value > other["reward"].value - 0.1
+    assert own["reward"].value > other["reward"].value
     assert own["regret"].high < other["regret"].low
     assert own["path_kl"].high < other["path_kl"].low
     assert own["excess_kl"].high < other["excess_kl"].low

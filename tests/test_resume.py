@@ -163,7 +163,7 @@ def test_the_same_on_the_embedded_model(pictures, moment):
 ROUNDS_OF = {
     "ddpo": {"samples_per_round": 32, "batch": 16},
     "diffusion_dpo": {"updates_per_round": 2, "pairs_per_update": 16},
-    "dpok": {"samples_per_round": 16, "updates_per_round": 2, "moves_per_update": 32},
+    "dpok": {"samples_per_round": 16, "updates_per_round": 2, "moves_per_update": 32, "lookahead": True},
     "d3po": {"samples_per_round": 16},
     "draft": {"samples_per_update": 8},
     "refl": {"samples_per_update": 8},
