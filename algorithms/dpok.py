@@ -18,23 +18,17 @@ Departures  The authors clamp ρ without the max, so that their gradient vanishe
             the first round, theirs at zero: their reward is near it, others are not. `value_text_scale` makes V learn
             what prompts earn before it learns single images by heart. `skip_first` leaves out actions at the start of
             a path, and Σ_t of (1) then is over the others (the logged kl over all). Theirs, and the defaults, train
-            under guidance; `guided` = false samples and trains paths without it, though evaluation may have it: reward
-            and KL_t of (1) are then of those paths, and so is the logged reward; the logged kl is of paths under
-            evaluation's guidance. `skip_last`, tuning "bias" and `anneal` are for budgets of minutes, as in ddpo.
+            under guidance; with `guided` = false all of (1), and the logged reward, is of paths without it, and only
+            the logged kl of evaluation's. `skip_last`, "bias" and `anneal` are for budgets of minutes, as in ddpo.
 Lookahead   With `lookahead`, a line in r(x̂_0(x_t), c) is part of V: one for each action, fitted to the first round's
             returns and fixed from then on. A V that knows x_t, c and t, and not what came after, leaves the mean of the
             gradient at ρ = 1 as it is and takes noise out of it. (Ours, as theirs, has been fitted to the same round.)
-            One more image is decoded and rewarded per action. On the embedded model it makes the gradient of the fifth
-            and sixth of six actions stand out of its noise after a 27th to a 402nd of the images that the mean of the
-            prompt's other images for V needs, and without guidance after a 13th or 15th of those that it takes with
-            guidance (results/benchmarks/gradient_noise.json).
+            One more image is decoded and rewarded per action. See README for what it and `guided` are worth.
 Optimum     Of the exact testbed: p* ∝ p_ref exp(r/β) is the optimum of (1), the path's bound being tight for it. At
             kl_weight = reward_weight (β = 1) it comes to a regret of 0.05 to 0.08 nats on gaussian, where base's fifty
             DDIM steps alone cost 0.01, and stays: 0.07 after three times the rounds (one seed), where ddpo has run to
             hundreds. On grid it reaches 0.33 to 0.62, with `future_kl` 0.19 to 0.40: what (2) leaves out seems to
-            matter where paths choose between modes. On overlap 0.21, 0.32 and 1.1. Runs on these two part by rounding:
-            on another processor the same seeds came to 0.43 to 0.65, with `future_kl` 0.17 to 0.50, on overlap 0.18 to
-            0.46.
+            matter where paths choose between modes. On overlap 0.21 to 1.1. Rounding alone moves these by as much.
 Units       log ρ and KL_t are both per latent element under reduction "mean", as the authors', and both in nats under
             "sum". Either way β is in reward per nat; only the clip range changes its meaning.
 Symbols     b moves of a batch, one image and one action (step with σ > 0) each.
@@ -49,6 +43,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.optim import Optimizer
 
 from alignbench import Key, Policy, Probe, Problem, Prompt, Sampler, Sampling
 from alignbench.diffusion.rollout import PipelineSampler, Trajectory, path_divergence, rollout
@@ -143,7 +138,10 @@ class DPOK:
             places = current.shard(range(len(prompts)))
             keys, mine = [current.key("sample", i) for i in places], [prompts[i] for i in places]
             episodes = collect_all(problem, policy, mine, keys, sampling, self.batch, self.reduction, self.lookahead)
-            kl = path_divergence(policy, self.watched(policy, mine, keys, evaluated, episodes)).mean()
+            watched = joined(episodes[:WATCHED]).path.first(WATCHED)
+            if not self.guided:  # other methods' are logged under evaluation's guidance
+                watched = rollout(policy, watched.condition, keys[:WATCHED], evaluated)
+            kl = path_divergence(policy, watched).mean()
             data = self.data(problem, policy, episodes, mine)
             if current.index == 0:
                 tables = (data.foreseen, data.returns)
@@ -191,20 +189,6 @@ class DPOK:
             kl = squared_difference(prediction.eps, reference.eps, self.reduction)
         return log_density(moves.next_latents, step, self.reduction), kl
 
-    def watched(
-        self,
-        policy: Policy,
-        prompts: Sequence[Prompt],
-        keys: Sequence[Key],
-        sampling: Sampling,
-        episodes: Sequence[Episode],
-    ) -> Trajectory:
-        """Paths whose divergence is logged, under evaluation's guidance, so that it compares with other methods'; drawn
-        again where training has none."""
-        if episodes[0].path.sampling == sampling:
-            return joined(episodes[:WATCHED]).path.first(WATCHED)
-        return rollout(policy, policy.condition(prompts[:WATCHED]), keys[:WATCHED], sampling)
-
     def data(self, problem: Problem, policy: Policy, episodes: Sequence[Episode], prompts: Sequence[Prompt]) -> Data:
         """The moves that a round's episodes, which are `batch` prompts each, are trained on."""
         trained = range(self.skip_first, len(episodes[0].path.actions) - self.skip_last)
@@ -236,9 +220,7 @@ class DPOK:
             rewards = [problem.reward(policy.decode(x0), prompts) for x0 in episode.path.x0]
         return torch.stack(rewards, 1).to(episode.path.latents.device)
 
-    def fit(
-        self, problem: Problem, value: Value, optimiser: torch.optim.Optimizer, data: Data, key: Key
-    ) -> Float[Tensor, ""]:
+    def fit(self, problem: Problem, value: Value, optimiser: Optimizer, data: Data, key: Key) -> Float[Tensor, ""]:
         """One step on V of (3); the mean squared error before it."""
         moves, returns, foreseen = data.pick(data.draw(self.value_batch, key))
         error = (value(moves, foreseen) - returns).square().mean()
@@ -246,13 +228,7 @@ class DPOK:
         return error.detach()
 
     def update(
-        self,
-        problem: Problem,
-        policy: Policy,
-        value: Value,
-        optimiser: torch.optim.Optimizer,
-        data: Data,
-        rows: Sequence[int],
+        self, problem: Problem, policy: Policy, value: Value, optimiser: Optimizer, data: Data, rows: Sequence[int]
     ) -> Update:
         """One step on (2)."""
         seen: list[tuple[Tensor, Tensor]] = []

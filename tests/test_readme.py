@@ -100,14 +100,15 @@ def test_an_update_against_the_plain_way_is_what_the_file_says():
 def test_what_a_policy_gradient_needs_is_what_the_file_says():
     content = json.loads((ROOT / "results/benchmarks/gradient_noise.json").read_text())
     assert content["baselines"] == ["the prompt's other images", "lookahead"]
+    assert [case["guidance"] for case in content["cases"]] == [3, 1]
+    printed = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines()]
     for case in content["cases"]:
         earlier, last = case["rows"][:3], case["rows"][3:]
         assert not any(row["signal"] > 2 * row["signal_error"] for row in earlier)
         assert all(row["signal"] > 2 * row["signal_error"] for row in last)
-        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines()]
         for k, baseline in enumerate(("the mean of the prompt's other pictures", "that of the picture predicted")):
-            needed = [f"{row['noise'][k] / row['signal']:,.0f}" for row in last]
-            assert [f"{case['guidance']:g}", baseline, *needed] in rows
+            needed = [f"{float(f'{images:.2g}'):,.0f}" for images in (row["noise"][k] / row["signal"] for row in last)]
+            assert [f"{case['guidance']:g}", baseline, *needed] in printed
 
 
 def test_what_the_audit_found_is_what_the_file_says():
