@@ -109,6 +109,8 @@ def test_what_a_policy_gradient_needs_is_what_the_file_says():
         for k, baseline in enumerate(("the mean of the prompt's other pictures", "that of the picture predicted")):
             needed = [f"{float(f'{images:.2g}'):,.0f}" for images in (row["noise"][k] / row["signal"] for row in last)]
             assert [f"{case['guidance']:g}", baseline, *needed] in printed
+    fifth, sixth = content["cosines"]["6"][4:]
+    assert f"the last two have a cosine of {fifth:.2f} and {sixth:.2f}" in README
 
 
 def test_what_the_audit_found_is_what_the_file_says():
