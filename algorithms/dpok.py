@@ -28,7 +28,7 @@ Optimum     Of the exact testbed: p* ∝ p_ref exp(r/β) is the optimum of (1), 
             kl_weight = reward_weight (β = 1) it comes to a regret of 0.05 to 0.08 nats on gaussian, where base's fifty
             DDIM steps alone cost 0.01, and stays: 0.07 after three times the rounds (one seed), where ddpo has run to
             hundreds. On grid it reaches 0.33 to 0.62, with `future_kl` 0.19 to 0.40: what (2) leaves out seems to
-            matter where paths choose between modes. On overlap 0.21 to 1.1. Rounding alone moves these by as much.
+            matter where paths choose between modes. On overlap 0.21 to 1.1. Rounding moves these as far as seeds do.
 Units       log ρ and KL_t are both per latent element under reduction "mean", as the authors', and both in nats under
             "sum". Either way β is in reward per nat; only the clip range changes its meaning.
 Symbols     b moves of a batch, one image and one action (step with σ > 0) each.
