@@ -138,9 +138,9 @@ class DPOK:
             places = current.shard(range(len(prompts)))
             keys, mine = [current.key("sample", i) for i in places], [prompts[i] for i in places]
             episodes = collect_all(problem, policy, mine, keys, sampling, self.batch, self.reduction, self.lookahead)
-            watched = joined(episodes[:WATCHED]).path.first(WATCHED)
+            watched = episodes[0].path.first(WATCHED)
             if not self.guided:  # other methods' are logged under evaluation's guidance
-                watched = rollout(policy, watched.condition, keys[:WATCHED], evaluated)
+                watched = rollout(policy, watched.condition, keys[: len(watched.log_prob)], evaluated)
             kl = path_divergence(policy, watched).mean()
             data = self.data(problem, policy, episodes, mine)
             if current.index == 0:
