@@ -25,9 +25,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from alignbench import Key, Problem, Prompt, Reward, Sampler, Samples, Start
-from alignbench.diffusion.budget import largest
-from alignbench.diffusion.meter import Cost
+from alignbench.diffusion.affordable import largest
 from alignbench.diffusion.rollout import PipelineSampler
+from alignbench.meter import Cost
 
 __all__ = ["BestOfN"]
 

@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench import Key, Problem, Prompt, Sampler, Samples, Sampling, Start
-from alignbench.diffusion.budget import largest
+from alignbench.diffusion.affordable import largest
 from alignbench.diffusion.lookahead import (
     KEPT,
     Jacobian,
@@ -43,10 +43,10 @@ from alignbench.diffusion.lookahead import (
     without_gradient,
     without_signal,
 )
-from alignbench.diffusion.meter import Cost
 from alignbench.diffusion.rollout import TestTimeSampler, begin, drawn, transition
-from alignbench.diffusion.training import positive
 from alignbench.diffusion.transition import Transition, ddim
+from alignbench.fields import positive
+from alignbench.meter import Cost
 from alignbench.quantities import Condition, Steps, expand
 
 __all__ = ["ClassifierGuidance"]

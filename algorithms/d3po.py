@@ -31,21 +31,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from alignbench import Key, Policy, Probe, Problem, Prompt, Sampler, Sampling
+from alignbench.devices import chunked
+from alignbench.diffusion.episodes import Episode, Moves, collect, joined, moves_of, repeated
+from alignbench.diffusion.optimisers import Tuned, tuning_of
 from alignbench.diffusion.rollout import PipelineSampler, Trajectory, path_divergence
-from alignbench.diffusion.training import (
-    Episode,
-    Moves,
-    Tuned,
-    at_least_one,
-    chunked,
-    collect,
-    joined,
-    moves_of,
-    positive,
-    repeated,
-    tuning_of,
-)
 from alignbench.diffusion.transition import log_density
+from alignbench.fields import at_least_one, positive
 
 __all__ = ["D3PO"]
 

@@ -40,21 +40,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench import Key, Policy, Probe, Problem, Sampler, Sampling
+from alignbench.devices import chunked
+from alignbench.diffusion.episodes import Episode, clipped_loss, collect, collect_all, drawn
+from alignbench.diffusion.optimisers import Tuned, set_rate, tuning_of
 from alignbench.diffusion.rollout import PipelineSampler, path_divergence
-from alignbench.diffusion.training import (
-    Episode,
-    Tuned,
-    at_least_one,
-    chunked,
-    clipped_loss,
-    collect,
-    collect_all,
-    drawn,
-    positive,
-    set_rate,
-    tuning_of,
-)
 from alignbench.diffusion.transition import Reduction, std_of
+from alignbench.fields import at_least_one, positive
 
 __all__ = ["DDPO"]
 

@@ -32,13 +32,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench import Key, Problem, Prompt, Sampler, Samples, Start
-from alignbench.diffusion.budget import largest
+from alignbench.diffusion.affordable import largest
 from alignbench.diffusion.lookahead import without_gaussian_steps, without_signal
-from alignbench.diffusion.meter import Cost
 from alignbench.diffusion.particles import for_particles, particle_keys
 from alignbench.diffusion.rollout import TestTimeSampler, begin, step_noise
-from alignbench.diffusion.training import at_least_one, positive
 from alignbench.diffusion.variance_exploding import Flow, spread
+from alignbench.fields import at_least_one, positive
+from alignbench.meter import Cost
 from alignbench.quantities import expand
 
 __all__ = ["Demon"]

@@ -45,21 +45,10 @@ from alignbench import (
     Sampler,
     Unsupported,
 )
+from alignbench.diffusion.objectives import first_batch, keyed_batches, noising, pair_errors
+from alignbench.diffusion.optimisers import OptimiserName, Tuned, optimiser_of, set_rate, tuning_of, warmed_up
 from alignbench.diffusion.rollout import PipelineSampler
-from alignbench.diffusion.training import (
-    OptimiserName,
-    Tuned,
-    at_least_one,
-    first_batch,
-    keyed_batches,
-    noising,
-    optimiser_of,
-    pair_errors,
-    positive,
-    set_rate,
-    tuning_of,
-    warmed_up,
-)
+from alignbench.fields import at_least_one, positive
 from alignbench.keys import epochs
 
 __all__ = ["DiffusionDPO"]

@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench import Key, Problem, Prompt, Sampler, Samples, Sampling, Start
-from alignbench.diffusion.budget import largest
+from alignbench.diffusion.affordable import largest
 from alignbench.diffusion.edict import MIXING, Edict
 from alignbench.diffusion.lookahead import (
     KEPT,
@@ -40,11 +40,11 @@ from alignbench.diffusion.lookahead import (
     without_gradient,
     without_signal,
 )
-from alignbench.diffusion.meter import Cost
 from alignbench.diffusion.recompute import sweep
 from alignbench.diffusion.rollout import Chain, TestTimeSampler, begin, transition
-from alignbench.diffusion.training import at_least_one, positive
+from alignbench.fields import at_least_one, positive
 from alignbench.keys import normal
+from alignbench.meter import Cost
 from alignbench.quantities import expand
 
 __all__ = ["DOODL"]

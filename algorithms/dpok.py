@@ -46,25 +46,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from alignbench import Key, Policy, Probe, Problem, Prompt, Sampler, Sampling
+from alignbench.devices import chunked
+from alignbench.diffusion.episodes import Episode, Moves, clipped_loss, collect, collect_all, drawn, joined, moves_of
+from alignbench.diffusion.optimisers import Tuned, set_rate, tuning_of
 from alignbench.diffusion.rollout import PipelineSampler, Trajectory, path_divergence, rollout
-from alignbench.diffusion.training import (
-    Episode,
-    Moves,
-    Tuned,
-    at_least_one,
-    chunked,
-    clipped_loss,
-    collect,
-    collect_all,
-    drawn,
-    joined,
-    moves_of,
-    positive,
-    set_rate,
-    tuning_of,
-)
 from alignbench.diffusion.transition import Reduction, divergence, log_density, std_of
 from alignbench.diffusion.value import Value
+from alignbench.fields import at_least_one, positive
 
 __all__ = ["DPOK"]
 

@@ -35,6 +35,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench import Key, Policy, Probe, Problem, Prompt, Sampler, Sampling
+from alignbench.devices import chunked
 from alignbench.diffusion.backprop import (
     before_steps,
     sample_through,
@@ -42,8 +43,9 @@ from alignbench.diffusion.backprop import (
     watched_divergence,
 )
 from alignbench.diffusion.lookahead import rewards_of
+from alignbench.diffusion.optimisers import Tuned, set_rate, tuning_of
 from alignbench.diffusion.rollout import PipelineSampler, denoise
-from alignbench.diffusion.training import Tuned, at_least_one, chunked, positive, set_rate, tuning_of
+from alignbench.fields import at_least_one, positive
 from alignbench.keys import normal
 
 __all__ = ["DRaFT"]

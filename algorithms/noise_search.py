@@ -26,12 +26,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench import Key, Pipeline, Problem, Prompt, Sampler, Samples, Sampling, Start
-from alignbench.diffusion.budget import largest
+from alignbench.diffusion.affordable import largest
 from alignbench.diffusion.lookahead import without_gaussian_steps
-from alignbench.diffusion.meter import Cost
 from alignbench.diffusion.rollout import TestTimeSampler, begin, step_noise, transition
-from alignbench.diffusion.training import at_least_one
 from alignbench.diffusion.transition import std_of
+from alignbench.fields import at_least_one
+from alignbench.meter import Cost
 from alignbench.quantities import expand
 
 __all__ = ["NoiseSearch"]

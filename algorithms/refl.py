@@ -34,19 +34,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench import InputError, Key, Pipeline, Policy, Probe, Problem, Prompt, Sampler, Sampling
+from alignbench.devices import chunked
 from alignbench.diffusion.backprop import before_steps, untrainable, watched_divergence
 from alignbench.diffusion.lookahead import rewards_of
+from alignbench.diffusion.objectives import denoising_error, noising
+from alignbench.diffusion.optimisers import Tuned, set_rate, tuning_of
 from alignbench.diffusion.rollout import PipelineSampler
-from alignbench.diffusion.training import (
-    Tuned,
-    at_least_one,
-    chunked,
-    denoising_error,
-    noising,
-    positive,
-    set_rate,
-    tuning_of,
-)
+from alignbench.fields import at_least_one, positive
 
 __all__ = ["ReFL"]
 

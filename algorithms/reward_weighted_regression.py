@@ -27,17 +27,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench import Key, Pipeline, Policy, Probe, Problem, Prompt, Sampler
+from alignbench.devices import chunked
+from alignbench.diffusion.episodes import drawn
+from alignbench.diffusion.objectives import denoising_error, noising
+from alignbench.diffusion.optimisers import Tuned, tuning_of
 from alignbench.diffusion.rollout import PipelineSampler
-from alignbench.diffusion.training import (
-    Tuned,
-    at_least_one,
-    chunked,
-    denoising_error,
-    drawn,
-    noising,
-    positive,
-    tuning_of,
-)
+from alignbench.fields import at_least_one, positive
 
 __all__ = ["RewardWeightedRegression"]
 

@@ -20,22 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench import Key, PairBatch, Pairs, Policy, Probe, Problem, Sampler, Unsupported
+from alignbench.diffusion.objectives import Noising, denoising_error, first_batch, keyed_batches, noising
+from alignbench.diffusion.optimisers import OptimiserName, Tuned, optimiser_of, set_rate, tuning_of, warmed_up
 from alignbench.diffusion.rollout import PipelineSampler
-from alignbench.diffusion.training import (
-    Noising,
-    OptimiserName,
-    Tuned,
-    at_least_one,
-    denoising_error,
-    first_batch,
-    keyed_batches,
-    noising,
-    optimiser_of,
-    positive,
-    set_rate,
-    tuning_of,
-    warmed_up,
-)
+from alignbench.fields import at_least_one, positive
 from alignbench.keys import epochs
 
 __all__ = ["SFT"]

@@ -32,9 +32,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from alignbench import Key, Problem, Prompt, Sampler, Samples, Sampling, Start
-from alignbench.diffusion.budget import largest
+from alignbench.diffusion.affordable import largest
 from alignbench.diffusion.lookahead import without_gaussian_steps
-from alignbench.diffusion.meter import Cost
 from alignbench.diffusion.particles import (
     categorical,
     effective_size,
@@ -45,8 +44,9 @@ from alignbench.diffusion.particles import (
     systematic,
 )
 from alignbench.diffusion.rollout import TestTimeSampler, begin, drawn
-from alignbench.diffusion.training import at_least_one, positive
 from alignbench.diffusion.transition import ddim
+from alignbench.fields import at_least_one, positive
+from alignbench.meter import Cost
 
 __all__ = ["Steering"]
 

@@ -27,13 +27,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from alignbench import Key, Problem, Prompt, Sampler, Samples, Sampling, Start
-from alignbench.diffusion.budget import largest
+from alignbench.diffusion.affordable import largest
 from alignbench.diffusion.lookahead import without_gaussian_steps
-from alignbench.diffusion.meter import Cost
 from alignbench.diffusion.particles import categorical, for_particles, particle_keys, rows_of
 from alignbench.diffusion.rollout import TestTimeSampler, begin, drawn
-from alignbench.diffusion.training import at_least_one, positive
 from alignbench.diffusion.transition import Transition, ddim
+from alignbench.fields import at_least_one, positive
+from alignbench.meter import Cost
 
 __all__ = ["SVDD"]
 

@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench import Key, Prediction, Problem, Prompt, Sampler, Samples, Sampling, Start
-from alignbench.diffusion.budget import largest
+from alignbench.diffusion.affordable import largest
 from alignbench.diffusion.lookahead import (
     KEPT,
     rewards_of,
@@ -41,11 +41,11 @@ from alignbench.diffusion.lookahead import (
     without_gradient,
     without_signal,
 )
-from alignbench.diffusion.meter import Cost
 from alignbench.diffusion.rollout import TestTimeSampler, begin, drawn
-from alignbench.diffusion.training import at_least_one, positive
 from alignbench.diffusion.transition import Transition, ddim, std_of
+from alignbench.fields import at_least_one, positive
 from alignbench.keys import normal
+from alignbench.meter import Cost
 from alignbench.quantities import Condition, Steps, expand
 
 __all__ = ["UniversalGuidance"]

@@ -8,7 +8,7 @@ import sys
 
 def main() -> None:
     """Run the command line; the exit code is 0, 1 for a failed run, 2 for wrong input, 130 when interrupted."""
-    from alignbench.cli import run_command_line
+    from alignbench.cli.app import run_command_line
 
     try:
         code = run_command_line(sys.argv[1:])

@@ -45,3 +45,9 @@ class Diverged(RunError):
 
 class Unsupported(AlignbenchError):
     """This algorithm cannot run on this problem; the reason becomes a row of the table, not a crash."""
+
+
+def shown(value: object) -> str:
+    """A wrong value in a message, of bounded length."""
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "…"

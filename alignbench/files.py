@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
+import stat
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from alignbench.errors import AlignbenchError, InputError, RunError
+from alignbench.errors import AlignbenchError, InputError, RunError, shown
 
 
 @contextlib.contextmanager
@@ -91,3 +95,67 @@ def _explained(path: Path, error: OSError) -> AlignbenchError:
     wrong_place = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
     kind = InputError if error.errno in wrong_place else RunError
     return kind(f"cannot write {path}: {reason}; choose another folder with --output.")
+
+
+def canonical_json(content: Any) -> str:
+    """JSON with sorted keys and no spaces: the form that digests are taken of."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process. Raises RunError while another process works in it."""
+    import fcntl
+
+    make_folder(folder)
+    with open(folder / ".lock", "w", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{folder} is in use by another alignbench process; wait for it or choose --name.") from None
+        yield
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Files of a folder by relative name. One that lies outside, be it through a link, is refused."""
+
+    root: Path
+    files: dict[str, tuple[int, int]] = field(default_factory=dict)  # size and time of what was found
+    _folders: dict[str, bool] = field(default_factory=dict)
+
+    def find(self, name: object, where: str) -> str:
+        """The name of a file that is there. Raises InputError, naming `where` it was named."""
+        if not isinstance(name, str) or not name:
+            raise InputError(f"{where}: an image is {shown(name)}; expected a path relative to {self.root}.")
+        if name not in self.files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts:
+                raise InputError(f"{where}: the image path {name!r} leaves {self.root}; expected one inside of it.")
+            try:
+                if not self._inside(path):
+                    raise InputError(f"{where}: the image {name!r} is a link out of {self.root}; copy the file there.")
+                found = (self.root / name).stat()
+            except (OSError, ValueError) as error:
+                if isinstance(error, InputError):
+                    raise
+                reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+                raise InputError(f"{where}: the image {name!r} is not in {self.root} ({reason}).") from None
+            if not stat.S_ISREG(found.st_mode):
+                raise InputError(f"{where}: the image {name!r} in {self.root} is not a file.")
+            self.files[name] = (found.st_size, found.st_mtime_ns)
+        return name
+
+    def read(self, name: str, where: str) -> bytes:
+        try:
+            return (self.root / name).read_bytes()
+        except OSError as error:
+            raise InputError(f"{where}: the image {self.root / name} can no longer be read ({error}).") from error
+
+    def _inside(self, path: PurePosixPath) -> bool:
+        """Whether a path stays below the root once links are followed; a folder of many files is looked at once."""
+        parent = str(path.parent)
+        if parent not in self._folders:
+            self._folders[parent] = (self.root / parent).resolve().is_relative_to(self.root.resolve())
+        whole = self.root / path
+        return self._folders[parent] and (not whole.is_symlink() or whole.resolve().is_relative_to(self.root.resolve()))

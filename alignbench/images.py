@@ -48,3 +48,40 @@ def jpeg_info(name: str, range_: str) -> RewardInfo:
 
     versions = {"pillow": PIL.__version__, "libjpeg_turbo": str(features.version("libjpeg_turbo"))}
     return RewardInfo(id=name, preprocessing="8 bit, JPEG quality 95, 4:2:0", range=range_, versions=versions)
+
+
+FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow would also start Ghostscript for an EPS
+LARGEST = 2**26  # pixels of an image, as stored and as resized; more is a decompression bomb
+Offset = tuple[float, float] | None  # of a crop: which share of the places down and across; None is the centre
+
+
+def fitted(content: bytes, size: tuple[int, int], offset: Offset) -> Float[Tensor, "3 h w"]:
+    """An encoded image, resized until it covers `size` and cut to it. Raises whatever the decoder raises."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"{len(content)} bytes that are no {', '.join(FORMATS)}") from None
+    with image:
+        scaled = _covering(image.size, size)
+        if max(image.width * image.height, scaled[0] * scaled[1]) > LARGEST:
+            raise ValueError(f"{image.width} x {image.height} pixels; resized or not, at most {LARGEST} are decoded")
+        whole = image.convert("RGB").resize(scaled, Image.Resampling.BILINEAR)
+    down, across = offset or (None, None)
+    top, left = _place(whole.height - size[0], down), _place(whole.width - size[1], across)
+    pixels = np.array(whole.crop((left, top, left + size[1], top + size[0])))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def _covering(found: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of an image of this width and height, made as small as still covers height and width `size`."""
+    width, height = found
+    if width * size[0] <= height * size[1]:
+        return size[1], max(size[0], size[1] * height // width)
+    return max(size[1], size[0] * width // height), size[0]
+
+
+def _place(free: int, share: float | None) -> int:
+    """Where a crop begins among free pixels: in their middle, rounded as torchvision does, or at a share of them."""
+    return round(free / 2) if share is None else min(free, int(share * (free + 1)))

@@ -18,15 +18,22 @@ import inspect
 import re
 import sys
 import tomllib
-from importlib import metadata
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 from alignbench.errors import InputError, UnknownName
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from alignbench.interface import Reward
 
 Group = Literal["algorithms", "rewards", "benchmarks"]
 KINDS: dict[Group, str] = {"algorithms": "algorithm", "rewards": "reward", "benchmarks": "prompt set"}
 WEIGHTS = ".safetensors"
+REMOTE_SCORER = "alignbench.remote.client:RemoteScorer"  # the reward that a URL means
 READER = "alignbench.reward"  # in the metadata of a file of weights: the name of the reward that reads it
 
 
@@ -38,6 +45,12 @@ def folder_of(group: Group) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+def _entry_points(group: str) -> Iterable[EntryPoint]:
+    from importlib import metadata  # takes longer to import than all else here
+
+    return metadata.entry_points(group=f"alignbench.{group}")
+
+
 def own_names(group: Group) -> list[str]:
     """The names of the plug-ins that come with alignbench."""
     return sorted(path.stem for path in folder_of(group).glob("*.py") if not path.stem.startswith("_"))
@@ -45,7 +58,15 @@ def own_names(group: Group) -> list[str]:
 
 def names(group: Group) -> list[str]:
     """All installed names: our own and those of other packages."""
-    return sorted({*own_names(group), *(point.name for point in metadata.entry_points(group=f"alignbench.{group}"))})
+    return sorted({*own_names(group), *(point.name for point in _entry_points(group))})
+
+
+def families() -> list[Any]:
+    """The families of models: the `__all__` of every room's `families.py`, and other packages' entry points."""
+    rooms = sorted(path.parent.name for path in Path(__file__).parent.glob("*/families.py"))
+    modules = [importlib.import_module(f"alignbench.{room}.families") for room in rooms]
+    own = [getattr(module, name) for module in modules for name in module.__all__]
+    return [*own, *(point.load() for point in _entry_points("families"))]
 
 
 def aliases(group: Group) -> dict[str, str]:
@@ -54,7 +75,7 @@ def aliases(group: Group) -> dict[str, str]:
     return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def canonical(group: Group, name: str) -> str:
+def full_name(group: Group, name: str) -> str:
     """The one name under which a plug-in stands in configurations and results."""
     if group == "rewards" and served(name):
         return name
@@ -84,10 +105,8 @@ def summary(group: Group, name: str) -> str:
 def load(group: Group, name: str) -> Any:
     """The plug-in a name means. Raises UnknownName with near names, InputError when the file does not fit."""
     if group == "rewards" and (remote := served(name)):
-        from alignbench.remote.client import RemoteScorer
-
-        return functools.partial(RemoteScorer, remote[1])
-    name = canonical(group, name)
+        return functools.partial(_load_elsewhere(group, REMOTE_SCORER), remote[1])
+    name = full_name(group, name)
     plain, equals, weights = name.partition("=")
     if group == "rewards" and equals and plain in names(group):
         return _with_weights(plain, Path(weights))
@@ -101,7 +120,7 @@ def load(group: Group, name: str) -> Any:
         if len(exported) != 1:
             raise InputError(f"{group}/{name}.py must export exactly one name in __all__, has {list(exported)}.")
         return getattr(module, exported[0])
-    for point in metadata.entry_points(group=f"alignbench.{group}"):
+    for point in _entry_points(group):
         if point.name == name:
             return point.load()
     raise UnknownName(KINDS[group], name, [*names(group), *aliases(group)])
@@ -163,3 +182,27 @@ def _with_weights(name: str, path: Path) -> Any:
     if "weights" not in inspect.signature(kind).parameters:
         raise InputError(f"reward {name!r} reads no weights; expected its name alone, not '{name}={path}'.")
     return functools.partial(kind, weights=path)
+
+
+def label(name: str) -> str:
+    """A plug-in's name in columns and file names: of `path/file.py:Name`, the last part; of weights, the stem; of a
+    scorer that is served, its own or the host and port."""
+    if remote := served(name):
+        return remote[0]
+    plain, equals, weights = name.partition("=")
+    if equals and plain.isidentifier():
+        return f"{plain}-{Path(weights).stem}"
+    return Path(name).stem if name.endswith(WEIGHTS) else name.rpartition(":")[2]
+
+
+def reward_of(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> Reward:
+    """The reward a name means, with those of the options that it has (dtype, allow_unverified). Raises InputError where
+    it does not fit the interface."""
+    from alignbench.interface import Reward
+
+    kind = load("rewards", name)
+    known = inspect.signature(kind).parameters
+    reward = kind(**{option: value for option, value in options.items() if option in known})
+    if not isinstance(reward, Reward):
+        raise InputError(f"reward {name!r} lacks one of: differentiable, __call__, with_grad, info, unsupported.")
+    return reward

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from alignbench import Prompt
-from alignbench.testbed.problem import Known
+from alignbench.testbed.exact_problem import Known
 from alignbench.testbed.toys import grid
 
 __all__ = ["Grid"]

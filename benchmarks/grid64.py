@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 
 from alignbench import Key, Prompt
-from alignbench.testbed.problem import ExactProblem, Known
+from alignbench.testbed.exact_problem import ExactProblem, Known
 from alignbench.testbed.toys import grid
 
 __all__ = ["Grid64"]

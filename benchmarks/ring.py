@@ -15,8 +15,8 @@ from typing import ClassVar
 import torch
 
 from alignbench import Prompt
+from alignbench.testbed.exact_problem import ExactProblem, Known
 from alignbench.testbed.mixture import Mixture
-from alignbench.testbed.problem import ExactProblem, Known
 from alignbench.testbed.tilt import Quadratic
 
 __all__ = ["Ring"]

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from alignbench import Prompt, RewardInfo
 from alignbench.downloads import File
-from alignbench.scoring.checkpoints import Checkpoint, DType, describe, locate
 from alignbench.scoring.clip import OPENAI_VIT_L_14, VIT_L_14, ClipArchitecture, open_clip_features
 from alignbench.scoring.features import Features
 from alignbench.scoring.heads import LinearChain, applied, read_head
 from alignbench.scoring.preprocessing import Crop, unsuitable_shape
+from alignbench.scoring.weights import Checkpoint, DType, describe, locate
 
 __all__ = ["AestheticV2"]
 

@@ -24,9 +24,9 @@ from torch import Tensor
 from alignbench import Prompt, RewardInfo
 from alignbench.downloads import File, hub_file
 from alignbench.scoring.blip import BLIP_LARGE, BlipArchitecture, BlipScorer, blip_scorer
-from alignbench.scoring.checkpoints import Checkpoint, DType, describe, locate
 from alignbench.scoring.features import ahead
 from alignbench.scoring.preprocessing import Crop, prepared, unsuitable_shape
+from alignbench.scoring.weights import Checkpoint, DType, describe, locate
 
 __all__ = ["ImageReward"]
 

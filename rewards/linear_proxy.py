@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench import Prompt, RewardInfo
-from alignbench.testbed import problem
+from alignbench.testbed import exact_problem as problem
 
 __all__ = ["LinearProxy"]
 

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from alignbench import Prompt, RewardInfo
 from alignbench.downloads import File, hub_file
-from alignbench.scoring.checkpoints import Checkpoint, DType, describe, locate
 from alignbench.scoring.clip import VIT_H_14, ClipArchitecture, hugging_face_features
 from alignbench.scoring.features import Features, cosine
 from alignbench.scoring.preprocessing import Crop, unsuitable_shape
+from alignbench.scoring.weights import Checkpoint, DType, describe, locate
 
 __all__ = ["PickScore"]
 

@@ -14,15 +14,15 @@ import torch
 from parity import recipe
 
 from alignbench import Key, Prompts, Sampling
-from alignbench.diffusion.meter import Meter
-from alignbench.diffusion.mixture import MixturePipeline
+from alignbench.asking.resolve import Cell, resolve
+from alignbench.asking.suite import read_suite
 from alignbench.diffusion.schedule import Schedule
-from alignbench.experiment import result as results
+from alignbench.experiment.metered import MeteredReward
 from alignbench.experiment.problem import CellProblem
-from alignbench.experiment.progress import Progress
-from alignbench.experiment.rewarding import MeteredReward
-from alignbench.experiment.spec import Cell, resolve
-from alignbench.experiment.suite import read_suite
+from alignbench.meter import Meter
+from alignbench.progress import Progress
+from alignbench.record import result as results
+from alignbench.testbed.pipeline import MixturePipeline
 from alignbench.testbed.toys import grid
 
 TOY = Path(__file__).parent / "plugins" / "toy.py"

@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from alignbench import Key
-from alignbench.diffusion import models
+from alignbench.diffusion import registry as models
 from alignbench.shapes.autoencoder import initialise
 
 TINY = Path(models.__file__).parents[1] / "shapes" / "weights" / "tiny"

@@ -13,15 +13,17 @@ from PIL import Image
 
 from alignbench import FullFineTune, InputError, Key, LoRA
 from alignbench.analysis.statistics import win_rate
-from alignbench.cli import run_command_line
-from alignbench.diffusion import adapters, models
-from alignbench.diffusion.meter import Meter
-from alignbench.experiment import accuracy
-from alignbench.experiment.accuracy import AccuracySpec, as_values, measure
-from alignbench.experiment.progress import Progress
+from alignbench.cli.app import run_command_line
+from alignbench.diffusion import adapters
+from alignbench.diffusion import registry as models
+from alignbench.judging import accuracy, implicit
+from alignbench.judging.accuracy import as_values, measure
+from alignbench.judging.options import AccuracyOptions
+from alignbench.meter import Meter
 from alignbench.preferences.choosing import choose
 from alignbench.preferences.encoded import EncodedPairs
 from alignbench.preferences.source import open_pairs
+from alignbench.progress import Progress
 from alignbench.shapes.render import render, sample_scene
 from alignbench.shapes.scene import parse
 
@@ -83,7 +85,7 @@ def rates(report, name=None):
     ],
 )
 def test_three_definitions_by_hand(by_hand, ties, expected):
-    report = measure(AccuracySpec(pairs=by_hand, scorers=[RED], pair_ties=ties), quiet=True)
+    report = measure(AccuracyOptions(pairs=by_hand, scorers=[RED], pair_ties=ties), quiet=True)
     assert rates(report) == pytest.approx(expected)
     assert report.rows[0].ties == (2 if ties == "keep" else 1)
     assert report.pairs["ties"] == (2 if ties == "keep" else 0)
@@ -91,7 +93,7 @@ def test_three_definitions_by_hand(by_hand, ties, expected):
 
 
 def test_intervals_are_those_of_the_statistics_clustered_by_prompt(by_hand):
-    (row,) = measure(AccuracySpec(pairs=by_hand, scorers=[RED], pair_ties="keep"), quiet=True).rows
+    (row,) = measure(AccuracyOptions(pairs=by_hand, scorers=[RED], pair_ties="keep"), quiet=True).rows
     prompts = np.array([0, 0, 1, 1, 2, 2])
     assert row.rates["half"] == win_rate(np.array([1, 1, 0.5, 0, 0.5, 1]), prompts)
     assert row.rates["inversions"] == win_rate(np.array([1, 1, 1, 0, 1, 1.0]), prompts)
@@ -101,14 +103,14 @@ def test_intervals_are_those_of_the_statistics_clustered_by_prompt(by_hand):
 
 def test_strict_has_no_rate_where_every_label_is_a_tie(tmp_path):
     pairs = write(tmp_path / "tied", [("a", 0.5, 10, 20)])
-    report = measure(AccuracySpec(pairs=pairs, scorers=[RED], pair_ties="keep"), quiet=True)
+    report = measure(AccuracyOptions(pairs=pairs, scorers=[RED], pair_ties="keep"), quiet=True)
     assert rates(report) == {"half": 0.5, "inversions": 1, "strict": None}
     json.dumps(as_values(report), allow_nan=False)
     assert "–" in accuracy.text(report)
 
 
 def test_a_scorer_says_which_way_is_better_and_what_is_a_tie(by_hand):
-    report = measure(AccuracySpec(pairs=by_hand, scorers=[DARKNESS], pair_ties="keep"), quiet=True)
+    report = measure(AccuracyOptions(pairs=by_hand, scorers=[DARKNESS], pair_ties="keep"), quiet=True)
     # wrong; 50 and 60 tie; tie; right (lower is better); 30 and 40 tie; tie
     assert rates(report) == pytest.approx(
         {"half": (0 + 0.5 + 0.5 + 1 + 1 + 1) / 6, "inversions": 5 / 6, "strict": 1 / 4}
@@ -120,7 +122,7 @@ def test_a_scorer_says_which_way_is_better_and_what_is_a_tie(by_hand):
 
 def test_a_score_that_is_no_number_is_counted_and_its_pair_left_out(tmp_path):
     pairs = write(tmp_path / "p", [("a", 1, 9, 1), ("b", 1, plain(9, blue=255), 1), ("c", 0, 1, plain(9, blue=255))])
-    report = measure(AccuracySpec(pairs=pairs, scorers=[RED, DARKNESS]), quiet=True)
+    report = measure(AccuracyOptions(pairs=pairs, scorers=[RED, DARKNESS]), quiet=True)
     assert [(row.pairs, row.failed, row.reason) for row in report.rows] == [(1, 2, "the scorer returned nan")] * 2
     assert rates(report, "Red")["half"] == 1
     assert "Red fails on 2 pairs, first: the scorer returned nan" in accuracy.text(report)
@@ -128,7 +130,7 @@ def test_a_score_that_is_no_number_is_counted_and_its_pair_left_out(tmp_path):
 
 def test_a_scorer_that_cannot_judge_is_a_row_with_the_reason(tmp_path):
     pairs = write(tmp_path / "p", [("a", 1, plain(0, (8, 20)), 1), ("forbidden", 1, plain(0, (8, 41)), 9)])
-    report = measure(AccuracySpec(pairs=pairs, scorers=[RED, HEIGHT]), quiet=True)
+    report = measure(AccuracyOptions(pairs=pairs, scorers=[RED, HEIGHT]), quiet=True)
     red, height = report.rows
     assert (red.pairs, red.reason) == (0, "it may not see this.")
     assert set(red.rates.values()) == {None}
@@ -139,7 +141,7 @@ def test_a_scorer_that_cannot_judge_is_a_row_with_the_reason(tmp_path):
 
 def test_a_pair_with_a_broken_image_is_skipped_and_named(by_hand, capsys):
     (by_hand / "0b.png").write_bytes(b"no picture")
-    report = measure(AccuracySpec(pairs=by_hand, scorers=[RED]))
+    report = measure(AccuracyOptions(pairs=by_hand, scorers=[RED]))
     assert rates(report)["half"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert list(report.pairs["skipped"]) == ["pairs.jsonl, line 1"]
     assert "pair skipped: pairs.jsonl, line 1: ValueError: 10 bytes" in capsys.readouterr().err
@@ -149,9 +151,9 @@ def test_a_pair_with_a_broken_image_is_skipped_and_named(by_hand, capsys):
 def test_images_keep_their_size_until_a_model_names_one(tmp_path):
     sizes = [(8, 30), (20, 12), (8, 8)]
     pairs = write(tmp_path / "p", [(f"a {i} red circle", 1, plain(1, size), plain(1)) for i, size in enumerate(sizes)])
-    alone = measure(AccuracySpec(pairs=pairs, scorers=[HEIGHT]), quiet=True)
+    alone = measure(AccuracyOptions(pairs=pairs, scorers=[HEIGHT]), quiet=True)
     assert rates(alone)["half"] == pytest.approx((1 + 1 + 0.5) / 3)
-    sized = measure(AccuracySpec(pairs=pairs, scorers=[HEIGHT], model="tiny"), quiet=True)
+    sized = measure(AccuracyOptions(pairs=pairs, scorers=[HEIGHT], model="tiny"), quiet=True)
     assert sized.rows[0].ties == 3
     assert sized.model["image_shape"] == [3, 32, 32]
 
@@ -161,7 +163,7 @@ def test_images_keep_their_size_until_a_model_names_one(tmp_path):
 
 @pytest.fixture(scope="module")
 def tiny():
-    return models.load(models.PRESETS["tiny"], Meter())
+    return models.load(models.named()["tiny"], Meter())
 
 
 @pytest.fixture(scope="module")
@@ -195,14 +197,14 @@ def keys_of(pairs, seed=0):
 
 
 def measured(pipeline, pairs, batch=3, timesteps=3):
-    return accuracy.errors(pipeline, pairs, keys_of(pairs), batch, timesteps, Progress(quiet=True))
+    return implicit.errors(pipeline, pairs, keys_of(pairs), batch, timesteps, Progress(quiet=True))
 
 
 @pytest.mark.parametrize("beta", [2.0, 5000.0])
 def test_the_margin_is_diffusion_dpos_z_of_the_same_draws(tiny, shapes, policy, beta):
     pairs, draws = encoded(tiny, shapes), 3
     own, reference = (measured(part, pairs, batch=6, timesteps=draws) for part in (policy, tiny))
-    margins = torch.stack([accuracy.implicit_margin(own[i], reference[i]) for i in range(6)])
+    margins = torch.stack([implicit.implicit_margin(own[i], reference[i]) for i in range(6)])
     dpo = importlib.import_module("alignbench.algorithms.diffusion_dpo").DiffusionDPO(beta=beta, caption_dropout=0.0)
     batch = pairs.batch(range(6))
     with torch.no_grad():
@@ -217,7 +219,7 @@ def test_both_images_of_a_pair_meet_the_same_draws(tiny, tmp_path, shapes, polic
     pairs = encoded(tiny, write(tmp_path / "p", [("a red circle", 1, picture, picture)]))
     own, reference = measured(policy, pairs)[0], measured(tiny, pairs)[0]
     assert (own != reference).any()
-    torch.testing.assert_close(accuracy.implicit_margin(own, reference), torch.zeros((), dtype=torch.float64))
+    torch.testing.assert_close(implicit.implicit_margin(own, reference), torch.zeros((), dtype=torch.float64))
 
 
 def test_errors_do_not_depend_on_the_batch_or_on_which_pairs_are_chosen(tiny, shapes, policy):
@@ -241,11 +243,11 @@ def test_adapters_become_rows_whose_predictions_are_the_signs_of_their_margins(t
     policy.save(tmp_path / "moved" / "adapter")
     tiny.adapt(LoRA(), Key("b")).save(tmp_path / "fresh")
     folders = [tmp_path / "moved", tmp_path / "fresh"]
-    spec = AccuracySpec(pairs=shapes, model="tiny", adapters=folders, timesteps=3, batch_size=6)
+    spec = AccuracyOptions(pairs=shapes, model="tiny", adapter=folders, timesteps=3, batch_size=6)
     report = measure(spec, quiet=True)
     pairs = encoded(tiny, shapes)
     own, reference = measured(policy, pairs), measured(tiny, pairs)
-    right = np.mean([float(accuracy.implicit_margin(own[i], reference[i])) > 0 for i in range(6)])
+    right = np.mean([float(implicit.implicit_margin(own[i], reference[i])) > 0 for i in range(6)])
     assert 0 < right < 1
     assert rates(report, "moved") == pytest.approx(dict.fromkeys(accuracy.DEFINITIONS, right))
     # A policy equal to its reference prefers nothing.
@@ -262,7 +264,7 @@ def test_a_policy_that_computes_no_numbers_fails_pair_by_pair(tiny, shapes, tmp_
     with torch.no_grad():
         policy.parameters()[1].fill_(torch.nan)
     policy.save(tmp_path / "broken")
-    spec = AccuracySpec(pairs=shapes, model="tiny", adapters=[tmp_path / "broken"], timesteps=1, limit=2)
+    spec = AccuracyOptions(pairs=shapes, model="tiny", adapter=[tmp_path / "broken"], timesteps=1, limit=2)
     (row,) = measure(spec, quiet=True).rows
     assert (row.pairs, row.failed, row.reason) == (0, 2, "its implicit reward is nan")
 
@@ -307,13 +309,16 @@ def test_a_model_alone_brings_its_own_scorers_and_a_limit_the_first_pairs(shapes
         (["--pairs", "p"], "nothing to measure: pass --scorers NAME, or --model NAME"),
         (["--pairs", "p", "--adapter", "x"], "--adapter x: name the model it was trained on with --model"),
         (["--pairs", "p", "--model", "tiny", "--adapter", "x"], "--adapter x: there is no such file or folder"),
-        (["--pairs", "p", "--model", "tiny", "--adapter", "p"], "p holds none of pytorch_lora_weights.safetensors"),
+        (
+            ["--pairs", "p", "--model", "tiny", "--adapter", "p"],
+            "p holds no weights; expected one of pytorch_lora_weights.safetensors",
+        ),
         (["--pairs", "p", "--model", "tiny", "--adapter", "cell.json"], "there is no cell/adapter; only methods that"),
         (["--pairs", "p", "--model", "mixture", "--scorers", RED], "the model makes images of shape [2]"),
         (["--pairs", "p", "--scorers", "shapes_trut"], "no reward named 'shapes_trut'. Did you mean shapes_truth"),
         (["--pairs", "p", "--scorers", RED, "--timesteps", "0"], "--timesteps 0: expected at least 1"),
         (["--pairs", "p", "--scorers", RED, "--batch-size", "0"], "--batch-size 0: expected at least 1"),
-        (["--pairs", "p", "--scorers", RED, "--seed", "-1"], "--seed -1: expected 0 or more"),
+        (["--pairs", "p", "--scorers", RED, "--seed", "-1"], "--seed -1: expected at least 0"),
         (["--pairs", "p", "--scorers", RED, "--pair-crop", "random"], "without --model images keep their own size"),
         (["--pairs", "p", "--scorers", RED, "--output", "table.csv"], "--output table.csv: expected a .json file"),
         (["--scorers", RED], "--pairs"),
@@ -335,14 +340,14 @@ def test_an_adapter_is_found_by_its_cell_and_refused_on_another_model(tiny, shap
     path = make_result("cell", [1.0], seed=0, evaluation={"model": dict(tiny.info())})
     for given in (path, tmp_path / "cell", tmp_path / "cell" / "adapter"):
         assert accuracy.adapter_folder(given) == tmp_path / "cell" / "adapter"
-    measure(AccuracySpec(pairs=shapes, model="tiny", adapters=[path], timesteps=1, limit=1), quiet=True)
+    measure(AccuracyOptions(pairs=shapes, model="tiny", adapter=[path], timesteps=1, limit=1), quiet=True)
     make_result("cell", [1.0], seed=0, evaluation={"model": dict(tiny.info()) | {"sha256": "0" * 64}})
     with pytest.raises(InputError, match="was trained on model 'tiny' with sha256 0000"):
-        measure(AccuracySpec(pairs=shapes, model="tiny", adapters=[path]), quiet=True)
+        measure(AccuracyOptions(pairs=shapes, model="tiny", adapter=[path]), quiet=True)
 
 
 def test_short_names_are_told_apart(by_hand, tmp_path):
     other = tmp_path / "other.py"
     other.write_text(COLOURS.read_text())
-    report = measure(AccuracySpec(pairs=by_hand, scorers=[RED, DARKNESS, f"{other}:Red"]), quiet=True)
+    report = measure(AccuracyOptions(pairs=by_hand, scorers=[RED, DARKNESS, f"{other}:Red"]), quiet=True)
     assert [row.name for row in report.rows] == [RED, "Darkness", f"{other}:Red"]

@@ -11,9 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from alignbench import BiasFineTune, FullFineTune, Key, LoRA, Prompt
-from alignbench.diffusion import adapters, models
-from alignbench.diffusion.meter import Meter
+from alignbench.diffusion import adapters
+from alignbench.diffusion import registry as models
 from alignbench.errors import InputError, RunError
+from alignbench.meter import Meter
+from alignbench.testbed import residual
+from alignbench.testbed.pipeline import RESIDUAL
 
 DEFAULT, SCALED = LoRA(), LoRA(rank=3, alpha=6.0, targets=("to_q", "to_out.0"))
 PROMPTS = [Prompt(f"p{i}", text) for i, text in enumerate(("a red circle", "two small cyan rings"))]
@@ -24,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`") 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return models.load(models.PRESETS["tiny"], Meter())
+    return models.load(models.named()["tiny"], Meter())
 
 
 def trained(pipeline, tuning):
@@ -59,7 +62,7 @@ def test_an_opened_policy_predicts_what_the_saved_one_did(tiny, tmp_path, tuning
 
 
 def test_it_does_so_on_a_model_loaded_anew(tiny, tmp_path):
-    again = models.load(models.PRESETS["tiny"], Meter())
+    again = models.load(models.named()["tiny"], Meter())
     for name, tuning in (("lora", SCALED), ("full", FullFineTune())):
         policy = trained(tiny, tuning)
         opened = adapters.open_policy(again, saved(policy, tmp_path / name))
@@ -68,7 +71,7 @@ def test_it_does_so_on_a_model_loaded_anew(tiny, tmp_path):
 
 def test_the_mixtures_policy_opens_with_its_width(mixture, tmp_path):
     policy = trained(mixture, LoRA(rank=2))
-    opened = adapters.open_policy(mixture, saved(policy, tmp_path))
+    opened = residual.open_policy(mixture, saved(policy, tmp_path))
     assert torch.equal(predicted(opened), predicted(policy))
 
 
@@ -159,31 +162,31 @@ def test_a_denoiser_of_another_model_is_refused(tiny, tmp_path):
 def test_the_files_of_points_and_of_pictures_are_told_apart(tiny, mixture, tmp_path):
     points = saved(trained(mixture, DEFAULT), tmp_path / "points")
     pictures = saved(trained(tiny, DEFAULT), tmp_path / "pictures")
-    with pytest.raises(RunError, match=r"residual.safetensors does not belong to model 'tiny'"):
+    with pytest.raises(InputError, match=r"holds residual.safetensors; expected one of pytorch_lora_weights"):
         adapters.open_policy(tiny, points)
-    with pytest.raises(RunError, match=r"lora_weights.safetensors does not belong to model 'mixture'"):
-        adapters.open_policy(mixture, pictures)
-    rewrite_residual = load_file(points / adapters.RESIDUAL) | {"2.weight": torch.zeros(24, 24)}
-    save_file(rewrite_residual, points / adapters.RESIDUAL)
+    with pytest.raises(InputError, match=r"holds pytorch_lora_weights.safetensors; expected residual.safetensors"):
+        residual.open_policy(mixture, pictures)
+    rewrite_residual = load_file(points / RESIDUAL) | {"2.weight": torch.zeros(24, 24)}
+    save_file(rewrite_residual, points / RESIDUAL)
     with pytest.raises(RunError, match=r"2.weight must be square, a multiple of 16 wide"):
-        adapters.open_policy(mixture, points)
+        residual.open_policy(mixture, points)
 
 
 def test_a_residual_network_of_a_problem_with_other_axes_is_refused(mixture, tmp_path):
     folder = saved(trained(mixture, DEFAULT), tmp_path)
-    save_file(load_file(folder / adapters.RESIDUAL) | {"0.weight": torch.zeros(64, 9)}, folder / adapters.RESIDUAL)
+    save_file(load_file(folder / RESIDUAL) | {"0.weight": torch.zeros(64, 9)}, folder / RESIDUAL)
     with pytest.raises(RunError, match=r"0.weight has shape \(64, 9\), not \(64, 5\)"):
-        adapters.open_policy(mixture, folder)
+        residual.open_policy(mixture, folder)
 
 
 def test_a_folder_without_one_file_of_weights_is_wrong_input(tiny, tmp_path):
     with pytest.raises(InputError, match="there is no adapter folder"):
         adapters.open_policy(tiny, tmp_path / "missing")
-    with pytest.raises(InputError, match=r"holds none of pytorch_lora_weights.safetensors"):
+    with pytest.raises(InputError, match=r"holds no weights; expected one of pytorch_lora_weights.safetensors"):
         adapters.open_policy(tiny, tmp_path)
     tiny.adapt(DEFAULT, Key("a")).save(tmp_path)
     tiny.adapt(BiasFineTune(), Key("a")).save(tmp_path)
-    with pytest.raises(InputError, match=r"holds pytorch_lora_weights.safetensors and unet/\S+ of"):
+    with pytest.raises(InputError, match=r"holds pytorch_lora_weights.safetensors and unet/\S+; expected one of"):
         adapters.open_policy(tiny, tmp_path)
 
 

@@ -14,12 +14,13 @@ from PIL import Image
 from scipy import stats
 
 from alignbench import InputError, Key, Prompt
-from alignbench.analysis.audit import agreement, matrix, sensitivity
+from alignbench.analysis.agreement import agreement, matrix, sensitivity
 from alignbench.analysis.statistics import win_rate
-from alignbench.cli import run_command_line
-from alignbench.experiment import audit_report
-from alignbench.experiment.alterations import CHANGES, altered, jpeg, noise, shortened
-from alignbench.experiment.audit import AuditSpec, audit
+from alignbench.cli.app import run_command_line
+from alignbench.judging import audit_report
+from alignbench.judging.alterations import CHANGES, altered, jpeg, noise, shortened
+from alignbench.judging.audit import audit
+from alignbench.judging.options import AuditOptions
 
 COLOURS = Path(__file__).parent / "plugins" / "colours.py"
 RED, DARKNESS, HEIGHT = (f"{COLOURS}:{name}" for name in ("Red", "Darkness", "Height"))
@@ -176,7 +177,7 @@ def test_half_the_prompt_is_the_first_half_of_its_words():
 
 
 def test_an_audit_by_hand(pairs):
-    report = audit(AuditSpec(pairs=pairs, scorers=[RED, DARKNESS, HEIGHT]), quiet=True)
+    report = audit(AuditOptions(pairs=pairs, scorers=[RED, DARKNESS, HEIGHT]), quiet=True)
     red, height = report.scorers["Red"], report.scorers["Height"]
     assert red.accuracy.pairs == 3
     assert red.accuracy.failed == 1
@@ -201,7 +202,7 @@ def test_decisions_that_turn_are_counted(tmp_path):
     stripes[:, ::4, 0] = 255  # mean 63.75; cut off at 0 and 255, resampling changes the mean
     flat = [picture(64), picture(65), picture(66), picture(68)]
     pairs = write(tmp_path / "turning", [(f"p{i}", 0, Image.fromarray(stripes), other) for i, other in enumerate(flat)])
-    report = audit(AuditSpec(pairs=pairs, scorers=[RED]), quiet=True)
+    report = audit(AuditOptions(pairs=pairs, scorers=[RED]), quiet=True)
     found = report.scorers["Red"].sensitivity["bicubic"]
     image = Image.fromarray(stripes)
     again = image.resize((16, 16), Image.Resampling.BICUBIC).resize((8, 8), Image.Resampling.BICUBIC)
@@ -212,14 +213,14 @@ def test_decisions_that_turn_are_counted(tmp_path):
 
 def test_texts_a_scorer_does_not_read_are_said_and_the_rest_is_scored(tmp_path):
     rows = [("a b c d", 1, picture(9), picture(8)), ("a forbidden c d", 1, picture(9), picture(8))]
-    report = audit(AuditSpec(pairs=write(tmp_path / "some", rows), scorers=[RED]), quiet=True)
+    report = audit(AuditOptions(pairs=write(tmp_path / "some", rows), scorers=[RED]), quiet=True)
     red = report.scorers["Red"]
     assert red.accuracy.pairs == 1
     assert red.reasons[""] == "it may not see this."
     assert "Red did not score some of the pairs: it may not see this." in audit_report.text(report)
     late = [("a b c forbidden", 1, picture(9), picture(8))]
     assert (
-        audit(AuditSpec(pairs=write(tmp_path / "late", late), scorers=[RED]), quiet=True)
+        audit(AuditOptions(pairs=write(tmp_path / "late", late), scorers=[RED]), quiet=True)
         .scorers["Red"]
         .sensitivity["half the prompt"]
         is None
@@ -248,7 +249,7 @@ def test_the_command_prints_writes_and_draws(pairs, tmp_path, capsys):
 
 
 def test_the_figure_shows_the_numbers(pairs):
-    report = audit(AuditSpec(pairs=pairs, scorers=[RED, DARKNESS]), quiet=True)
+    report = audit(AuditOptions(pairs=pairs, scorers=[RED, DARKNESS]), quiet=True)
     first, second, third = audit_report.figure(report).axes
     assert first.lines[0].get_xdata()[0] == pytest.approx(100 * 2 / 3)
     assert [t.get_text() for t in second.get_xticklabels()] == ["labels", "Red", "Darkness"]
@@ -264,7 +265,7 @@ def test_the_figure_shows_the_numbers(pairs):
         (["--scorers", RED, "--limit", "0"], "--limit 0: expected at least 1"),
         (["--scorers", RED, "--output", "audit.txt"], "expected a .json file"),
         (["--scorers", RED, "--figure", "audit.gif"], "expected a .png, .pdf or .svg file"),
-        (["--scorers", RED, "--seed", "-1"], "--seed -1: expected 0 or more"),
+        (["--scorers", RED, "--seed", "-1"], "--seed -1: expected at least 0"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_scored(pairs, capsys, arguments, message):
@@ -274,4 +275,4 @@ def test_wrong_input_is_refused_before_anything_is_scored(pairs, capsys, argumen
 
 def test_nothing_to_audit_is_wrong_input(pairs):
     with pytest.raises(InputError, match="nothing to audit"):
-        AuditSpec(pairs=pairs, scorers=())
+        AuditOptions.parse({"pairs": pairs, "scorers": ()})

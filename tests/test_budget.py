@@ -10,12 +10,14 @@ from closed_form import Bowl
 from alignbench import Key, Prompt, Sampling, plugins
 from alignbench.analysis.compare import compare
 from alignbench.analysis.tables import render
-from alignbench.diffusion import models
-from alignbench.diffusion.budget import spent
-from alignbench.diffusion.meter import Cost, Meter
+from alignbench.asking.options import RunOptions
+from alignbench.asking.presets import build_algorithm
+from alignbench.asking.resolve import resolve
+from alignbench.diffusion import registry as models
+from alignbench.diffusion.affordable import spent
 from alignbench.errors import InputError, Unsupported
 from alignbench.experiment.run import run_cell
-from alignbench.experiment.spec import build_algorithm, parse_spec, resolve
+from alignbench.meter import Cost, Meter
 
 SETTINGS = {
     "best_of_n": [{"n": 3}],
@@ -50,7 +52,7 @@ def test_every_test_time_method_is_here():
 @pytest.mark.parametrize(("name", "fields"), CASES, ids=str)
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_the_counted_cost_is_the_closed_form(name, fields, guidance, make_problem):
-    pipeline = models.load(models.PRESETS["tiny"], Meter())
+    pipeline = models.load(models.named()["tiny"], Meter())
     reward = plugins.load("rewards", "shapes_preference")()
     problem = make_problem(reward, pipeline=pipeline, sampling=Sampling(5, guidance, 1.0))
     algorithm = built(name, fields)
@@ -85,17 +87,19 @@ def test_seconds_weigh_each_evaluation_by_what_it_takes():
 
 
 def test_a_run_with_a_budget_keeps_it_in_its_file_and_seconds_are_measured_once(toy_cell, tmp_path, monkeypatch):
-    outcome = run_cell(resolve(parse_spec(toy_cell("best_of_n", budget={"nfe": 33}), "test")), quiet=True)
+    outcome = run_cell(resolve(RunOptions.parse(toy_cell("best_of_n", budget={"nfe": 33}), "test")), quiet=True)
     assert outcome.result.budget == outcome.result.configuration.budget == {"nfe": 33}
     assert outcome.result.sampler["n"] == 4
     assert outcome.result.cost.per_image["denoiser_forward"] == 32
-    cell = resolve(parse_spec(toy_cell("best_of_n", budget={"seconds": 0.02}), "test"))
+    cell = resolve(RunOptions.parse(toy_cell("best_of_n", budget={"seconds": 0.02}), "test"))
     first = run_cell(cell, quiet=True).result
     assert first.budget["seconds_per_denoiser"] > 0
     (kept,) = cell.path.parent.glob(".seconds-*")
     assert {**json.loads(kept.read_text()), "seconds": 0.02} == first.budget
     assert cell.path != outcome.path
-    other = run_cell(resolve(parse_spec(toy_cell("noise_search", budget={"seconds": 0.02}), "test")), quiet=True).result
+    other = run_cell(
+        resolve(RunOptions.parse(toy_cell("noise_search", budget={"seconds": 0.02}), "test")), quiet=True
+    ).result
     assert other.budget == first.budget  # what a second comes to is the same for all methods
     assert len(compare([cell.path.parent]).groups) == 1  # what is kept beside results is none
 
@@ -111,7 +115,7 @@ def test_a_run_with_a_budget_keeps_it_in_its_file_and_seconds_are_measured_once(
 )
 def test_a_budget_that_cannot_be_kept_is_refused(algo, budget, message, toy_cell):
     with pytest.raises(InputError, match=message):
-        resolve(parse_spec(toy_cell(algo, budget=budget), "test"))
+        resolve(RunOptions.parse(toy_cell(algo, budget=budget), "test"))
 
 
 def test_methods_are_compared_by_budget_against_base_and_best_of_n(make_result):

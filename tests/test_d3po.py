@@ -12,10 +12,11 @@ import torch
 from differences import slopes
 
 from alignbench import Key, LoRA, Prompt, Prompts, Sampling, plugins
-from alignbench.diffusion.training import chunked, moves_of
+from alignbench.devices import chunked
+from alignbench.diffusion.episodes import moves_of
 from alignbench.diffusion.transition import log_density
 from alignbench.experiment.problem import CellProblem
-from alignbench.experiment.progress import Progress
+from alignbench.progress import Progress
 
 d3po = importlib.import_module("alignbench.algorithms.d3po")
 KEY = Key("test", "d3po")

@@ -11,14 +11,14 @@ from colours import Brightness
 from differences import slopes
 
 from alignbench import Condition, Key, LoRA, PairBatch, Prompt
-from alignbench.diffusion.checkpoints import Options
-from alignbench.diffusion.meter import Meter
-from alignbench.diffusion.models import PRESETS, load
-from alignbench.diffusion.training import denoising_error, first_batch, noising, optimiser_of, warmed_up
+from alignbench.diffusion.objectives import denoising_error, first_batch, noising
+from alignbench.diffusion.optimisers import optimiser_of, warmed_up
+from alignbench.diffusion.registry import Hold, load, named
 from alignbench.errors import RunError
 from alignbench.keys import epochs
+from alignbench.meter import Meter
 from alignbench.quantities import Prediction
-from alignbench.testbed.pairs import MixturePairs
+from alignbench.testbed.exact_pairs import MixturePairs
 from alignbench.testbed.toys import grid
 
 dpo = importlib.import_module("alignbench.algorithms.diffusion_dpo")
@@ -285,7 +285,7 @@ def test_adafactor_moves_by_the_learning_rate_whatever_the_weights_size():
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_on_a_real_denoiser_the_reference_is_exact_and_gradients_reach_every_b(tuning):
     """Stable Diffusion's layout: at θ = reference every loss is ln 2 in float32, adapter off or frozen copy."""
-    pipeline = load(PRESETS["tiny"], Meter())
+    pipeline = load(named()["tiny"], Meter())
     prompts = [Prompt("a", "a red circle"), Prompt("b", "a blue square")]
     latents = Key("latents").normal(4, *pipeline.latent_shape)
     batch = PairBatch(latents[:2], latents[2:], pipeline.condition(prompts), torch.ones(2), range(2))
@@ -306,7 +306,7 @@ def test_on_a_real_denoiser_the_reference_is_exact_and_gradients_reach_every_b(t
 @pytest.mark.parametrize("tuning", ["lora", "full", "bias"])
 def test_in_half_precision_policy_and_reference_still_start_equal(tuning):
     """A fine-tuned denoiser computes in float32, and so must its reference: its copy in bfloat16 rounds otherwise."""
-    pipeline = load(PRESETS["tiny"], Meter(), Options(dtype="bfloat16"))
+    pipeline = load(named()["tiny"], Meter(), Hold(dtype="bfloat16"))
     policy = pipeline.adapt(dpo.tuning_of(tuning, 2), Key("adapter"))
     latents = Key("latents").normal(4, *pipeline.latent_shape)
     condition = pipeline.condition([Prompt("a", "a red circle"), Prompt("b", "a blue square")])

@@ -12,12 +12,12 @@ from closed_form import Bowl, Constant, NoGradient
 
 from alignbench import Key, Prompt, Sampling
 from alignbench.diffusion.edict import Edict
-from alignbench.diffusion.meter import Meter
-from alignbench.diffusion.mixture import MixturePipeline
 from alignbench.diffusion.recompute import sweep
 from alignbench.diffusion.rollout import PipelineSampler, transition
 from alignbench.diffusion.schedule import Schedule
+from alignbench.meter import Meter
 from alignbench.quantities import Condition
+from alignbench.testbed.pipeline import MixturePipeline
 
 doodl = importlib.import_module("alignbench.algorithms.doodl")
 PROMPTS = [Prompt(f"p{i}", f"point {i}") for i in range(8)]

@@ -12,15 +12,15 @@ import torch
 from differences import slopes
 
 from alignbench import Key, LoRA, Prompt, Prompts, Sampling, plugins
-from alignbench.diffusion.meter import Meter
-from alignbench.diffusion.mixture import MixturePipeline
-from alignbench.diffusion.models import exact_schedule
+from alignbench.devices import chunked
+from alignbench.diffusion.episodes import Episode, clipped_loss, joined, moves_of
 from alignbench.diffusion.rollout import path_divergence, rollout, step_noise, transition
-from alignbench.diffusion.training import Episode, chunked, clipped_loss, joined, moves_of
 from alignbench.diffusion.transition import divergence, log_density
 from alignbench.experiment.problem import CellProblem
-from alignbench.experiment.progress import Progress
-from alignbench.testbed.problem import problem_of
+from alignbench.meter import Meter
+from alignbench.progress import Progress
+from alignbench.testbed.exact_problem import problem_of
+from alignbench.testbed.pipeline import MixturePipeline, exact_schedule
 
 dpok = importlib.import_module("alignbench.algorithms.dpok")
 KEY = Key("test", "dpok")

@@ -9,12 +9,14 @@ import torch
 from PIL import Image
 
 from alignbench import Key, Prompt, Sampling, Start, plugins
-from alignbench.diffusion import models
-from alignbench.diffusion.meter import Meter
+from alignbench.asking.options import RunOptions
+from alignbench.asking.presets import build_algorithm
+from alignbench.asking.resolve import resolve
+from alignbench.asking.sources import read_sources
+from alignbench.diffusion import registry as models
 from alignbench.errors import InputError
-from alignbench.experiment.editing import read_sources
 from alignbench.experiment.run import run_cell
-from alignbench.experiment.spec import build_algorithm, parse_spec, resolve
+from alignbench.meter import Meter
 
 SMALL = {
     "doodl": {"updates": 1, "steps": 4, "chain": "recompute"},
@@ -52,14 +54,14 @@ def cell(images, tmp_path):
             "steps": 4,
             "scorers": ["jpeg_compressibility"],
         }
-        return resolve(parse_spec(values | {"output": tmp_path / "results"} | changes, "test"))
+        return resolve(RunOptions.parse(values | {"output": tmp_path / "results"} | changes, "test"))
 
     return build
 
 
 @pytest.mark.parametrize("name", TEST_TIME)
 def test_every_test_time_method_edits_and_stays_near_its_source_at_a_small_strength(name, make_problem):
-    pipeline = models.load(models.PRESETS["tiny"], Meter())
+    pipeline = models.load(models.named()["tiny"], Meter())
     problem = make_problem(
         plugins.load("rewards", "shapes_preference")(), pipeline, Sampling(4, 1.0, 0.0 if name == "base" else 1.0)
     )
@@ -87,7 +89,7 @@ def test_an_edit_is_a_cell_with_its_own_evaluation(cell):
 
 def test_images_are_fitted_to_the_model_and_the_digest_is_of_their_content(images):
     sources = read_sources(images, 0.5)
-    start = sources.start(models.load(models.PRESETS["tiny"], Meter()), [2, 0])
+    start = sources.start(models.load(models.named()["tiny"], Meter()), [2, 0])
     assert start.images.shape == (2, 3, 32, 32)
     assert start.strength == 0.5
     assert start.images[1, 0].eq(1).all()

@@ -7,14 +7,15 @@ import torch
 from parity import recipe
 
 from alignbench import Key, LoRA, Prompt, Sampling
-from alignbench.diffusion import models
-from alignbench.diffusion.checkpoints import Options
-from alignbench.diffusion.meter import Meter
+from alignbench.asking.options import RunOptions
+from alignbench.asking.resolve import resolve
+from alignbench.diffusion import registry as models
+from alignbench.diffusion.objectives import denoising_error
+from alignbench.diffusion.registry import Hold
 from alignbench.diffusion.rollout import PipelineSampler, rollout
-from alignbench.diffusion.training import denoising_error
 from alignbench.experiment import problem
 from alignbench.experiment.run import run_cell
-from alignbench.experiment.spec import RunSpec, resolve
+from alignbench.meter import Meter
 
 pytestmark = pytest.mark.gpu
 PROMPTS = [Prompt(f"p{i}", "a red circle left of a blue star") for i in range(8)]
@@ -34,7 +35,7 @@ def plain_float32(monkeypatch):
 
 
 def load(device, dtype="float32", checkpointing=False):
-    return models.load(models.PRESETS["tiny"], Meter(), Options(device, dtype, checkpointing=checkpointing))
+    return models.load(models.named()["tiny"], Meter(), Hold(device, dtype, checkpointing=checkpointing))
 
 
 def test_the_pictures_are_those_of_the_cpu():
@@ -53,7 +54,9 @@ def test_importance_ratios_are_one_before_the_first_update(dtype):
 
 def test_a_run_trains_and_finishes_on_the_device(tmp_path):
     fields = {"rounds": 2, "samples_per_round": 16, "steps": 5}
-    outcome = run_cell(resolve(RunSpec(algo="ddpo", device="cuda", limit=8, output=tmp_path, set=fields)), quiet=True)
+    outcome = run_cell(
+        resolve(RunOptions(algo="ddpo", device="cuda", limit=8, output=tmp_path, set=fields)), quiet=True
+    )
     assert outcome.result.status == "complete"
     assert outcome.result.environment["device"] == torch.cuda.get_device_name()
     assert outcome.result.cost.peak_memory_bytes == torch.cuda.max_memory_allocated()
@@ -72,7 +75,7 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not_but_for_rounding(tm
     more = {"pair_count": 16} if algo == "diffusion_dpo" else {}
 
     def cell(name):
-        spec = RunSpec(algo=algo, device="cuda", limit=8, output=tmp_path, name=name, set=FIELDS[algo], **more)
+        spec = RunOptions(algo=algo, device="cuda", limit=8, output=tmp_path, name=name, set=FIELDS[algo], **more)
         return resolve(spec)
 
     whole = run_cell(cell("whole"), quiet=True)
@@ -110,7 +113,7 @@ def test_checkpointed_gradients_are_those_of_kept_activations(plain_float32):
 
 def test_a_batch_that_does_not_fit_the_devices_memory_is_halved(tmp_path, capsys):
     """Where half of what all 200 pictures at once take is there."""
-    spec = RunSpec(algo="base", device="cuda", output=tmp_path, limit=200, batch_size=200, scorers=("shapes_truth",))
+    spec = RunOptions(algo="base", device="cuda", output=tmp_path, limit=200, batch_size=200, scorers=("shapes_truth",))
     torch.cuda.empty_cache()
     whole = run_cell(resolve(spec.model_copy(update={"name": "roomy"})), quiet=True)
     torch.cuda.empty_cache()

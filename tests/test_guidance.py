@@ -10,12 +10,12 @@ from closed_form import Bowl, Constant, NoGradient, Slope
 
 from alignbench import Key, Prompt, Sampling
 from alignbench.diffusion.lookahead import clipped, shift_per_gradient, slope
-from alignbench.diffusion.meter import Meter
-from alignbench.diffusion.mixture import MixturePipeline
 from alignbench.diffusion.rollout import PipelineSampler, step_noise
 from alignbench.diffusion.schedule import Schedule
 from alignbench.diffusion.transition import ddim, std_of
+from alignbench.meter import Meter
 from alignbench.testbed.mixture import Mixture
+from alignbench.testbed.pipeline import MixturePipeline
 
 classifier = importlib.import_module("alignbench.algorithms.classifier_guidance")
 universal = importlib.import_module("alignbench.algorithms.universal_guidance")

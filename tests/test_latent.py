@@ -11,15 +11,15 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from random_models import drawn_by_plain_diffusers
 
 from alignbench import BiasFineTune, Condition, FullFineTune, LoRA, Pipeline, Policy, Prompt, Sampling
-from alignbench.diffusion import models
-from alignbench.diffusion.checkpoints import Options
-from alignbench.diffusion.meter import Cost, Meter
+from alignbench.diffusion import registry as models
+from alignbench.diffusion.registry import Hold
 from alignbench.diffusion.rollout import PipelineSampler, rollout
 from alignbench.keys import Key
+from alignbench.meter import Cost, Meter
 from alignbench.shapes.render import render, sample_scene
 from alignbench.shapes.scene import parse
 
-TINY = models.PRESETS["tiny"]
+TINY = models.named()["tiny"]
 FOLDER = Path(models.__file__).parents[1] / "shapes" / "weights" / "tiny"
 TEXTS = [
     "a red circle",
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`") 
 
 
 def load(dtype: str = "float32"):
-    return models.load(TINY, Meter(), Options(dtype=dtype))
+    return models.load(TINY, Meter(), Hold(dtype=dtype))
 
 
 @pytest.fixture(scope="module")

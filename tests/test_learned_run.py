@@ -10,13 +10,14 @@ from parity import recipe
 from PIL import Image
 
 from alignbench import Prompt, Unsupported, plugins
-from alignbench.cli import run_command_line
-from alignbench.experiment import result as results
-from alignbench.experiment.generate import Slot, score
-from alignbench.experiment.progress import Progress
-from alignbench.experiment.score_cache import ScoreCache
+from alignbench.cli.app import run_command_line
+from alignbench.experiment.evaluate import score
 from alignbench.images import as_tensor
+from alignbench.progress import Progress
+from alignbench.record import result as results
+from alignbench.record.pictures import Slot
 from alignbench.remote.client import RemoteScorer
+from alignbench.scoring.score_cache import ScoreCache
 
 CAPTIONS = ["a red circle", "a blue star on a white background", "two " + "very " * 90 + "green squares"]
 
@@ -131,7 +132,9 @@ def test_only_scorers_with_files_are_trusted_to_be_what_they_were(tmp_path, file
         for place in range(2):
             Image.new("RGB", (4, 4), (place, 0, 0)).save(tmp_path / cell / "images" / f"{place:05d}-0.png")
         reward = Counting(files)
-        values, _ = score({"it": reward}, prompts, wanted, 2, tmp_path / cell, Progress(True), kept=tmp_path / "kept")
+        values = score(
+            {"it": reward}, prompts, wanted, 2, tmp_path / cell, Progress(True), kept=tmp_path / "kept"
+        ).values
         assert values["it"][Slot(1, 0)] == pytest.approx(1 / 255 / 3)
         counts.append(reward.seen)
     assert counts == [2, again]

@@ -11,23 +11,22 @@ import pytest
 import torch
 
 from alignbench import plugins
-from alignbench.cli import run_command_line
-from alignbench.diffusion import models
-from alignbench.diffusion.meter import Cost, Meter
+from alignbench.cli.app import run_command_line
+from alignbench.diffusion import registry as models
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.errors import InputError, RunError
-from alignbench.experiment import making
-from alignbench.experiment.making import Made, make_pairs, preference
-from alignbench.experiment.problem import exclusive
-from alignbench.experiment.progress import Progress
-from alignbench.files import complete_lines
-from alignbench.images import to_bytes
+from alignbench.experiment import pairs as making
+from alignbench.experiment.pairs import Feedback, Made, make_pairs
+from alignbench.files import complete_lines, exclusive
+from alignbench.images import fitted, to_bytes
 from alignbench.interface import Prompt, RewardInfo, Sampling
 from alignbench.keys import Key
+from alignbench.meter import Cost, Meter
 from alignbench.preferences.cache import TensorCache
-from alignbench.preferences.choosing import choose
-from alignbench.preferences.encoded import EncodedPairs, fitted
+from alignbench.preferences.choosing import choose, preference
+from alignbench.preferences.encoded import EncodedPairs
 from alignbench.preferences.source import open_pairs
+from alignbench.progress import Progress
 
 COUNT = 6
 SAMPLING = Sampling(steps=3, guidance=3.0, eta=1.0)
@@ -68,12 +67,12 @@ def tiny():
 def make(tiny):
     def call(folder: Path, **changes) -> Made:
         METER.total = Cost()
+        batch = changes.pop("batch", 4)
         options = {
-            "pipeline": tiny, "reward": Redness(), "reward_name": "redness", "model_name": "tiny", "prompts": PROMPTS,
-            "count": COUNT, "folder": folder, "key": Key("pairs", 0), "sampling": SAMPLING, "batch": 4, "meter": METER,
-            "progress": Progress(quiet=True),
+            "pipeline": tiny, "reward": Redness(), "reward_name": "redness", "model": "tiny", "prompts": PROMPTS,
+            "count": COUNT, "key": Key("pairs", 0), "sampling": SAMPLING,
         }  # fmt: skip
-        return make_pairs(**(options | changes))
+        return make_pairs(Feedback(**(options | changes)), folder, batch, METER, Progress(quiet=True))
 
     return call
 
@@ -81,10 +80,11 @@ def make(tiny):
 def content(folder: Path) -> dict[str, bytes]:
     """Every file without what is measured: seconds."""
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    del found["making.json"]  # counts the attempts
     record = json.loads(found["made.json"])
     del record["seconds"]
     lines = [json.loads(line) for line in complete_lines(folder / "made.jsonl")]
-    for line in lines[1:]:
+    for line in lines:
         del line["seconds"]
     return found | {"made.json": json.dumps(record).encode(), "made.jsonl": json.dumps(lines).encode()}
 
@@ -95,7 +95,7 @@ def test_labels_agree_with_the_scores_of_the_stored_images(tmp_path, make, tiny)
     source = open_pairs(tmp_path)
     assert len(source) == made.pairs == COUNT
     asked = Key("pairs", 0)("prompts").sample(PROMPTS, COUNT)
-    rows = {row[0]: row for line in complete_lines(tmp_path / "made.jsonl")[1:] for row in json.loads(line)["pairs"]}
+    rows = {row[0]: row for line in complete_lines(tmp_path / "made.jsonl") for row in json.loads(line)["pairs"]}
     for i, contents in source.images(range(COUNT)):
         pair = source.pair(i)
         assert (pair.prompt.id, pair.prompt.text, pair.models) == (asked[i].id, asked[i].text, ("tiny", "tiny"))
@@ -130,7 +130,7 @@ def test_of_more_candidates_the_best_and_the_worst_are_the_pair(tmp_path, make, 
 
 
 def rows_of(folder: Path) -> list[list[float]]:
-    return [row for line in complete_lines(folder / "made.jsonl")[1:] for row in json.loads(line)["pairs"]]
+    return [row for line in complete_lines(folder / "made.jsonl") for row in json.loads(line)["pairs"]]
 
 
 def test_the_cost_is_what_was_sampled_and_scored(tmp_path, make):
@@ -216,7 +216,7 @@ def test_another_configuration_is_refused_by_field(tmp_path, make, finished):
         (tmp_path / "made.json").unlink()
     before = sorted(path.read_bytes() for path in tmp_path.rglob("*.*"))
     changes = {"count": 7, "sampling": Sampling(steps=4, guidance=3.0, eta=1.0)}
-    with pytest.raises(InputError, match=r"in count, reward\.higher_is_better, sampling\.steps\. Choose another"):
+    with pytest.raises(InputError, match=r"in count, reward\.higher_is_better, sampling\.steps\. Choose an empty"):
         make(tmp_path, reward=Redness(higher_is_better=False), **changes)
     with pytest.raises(InputError, match=r"differs in key, prompts_sha256\."):
         make(tmp_path, key=Key("pairs", 1), prompts=PROMPTS[:3])
@@ -307,11 +307,11 @@ def test_prompts_may_come_from_a_file_and_the_reward_by_name(tmp_path, capsys):
     [
         (["--model", "mixture"], "model 'mixture' makes its pairs in memory"),
         (["--prompts", "odd.txt", "--reward", "shapes_preference"], "'shapes_preference' cannot score these prompts"),
-        (["--prompts", "odd.txt"], "nothing would be scored (shapes_preference: "),
+        (["--prompts", "odd.txt"], "reward 'shapes_preference' cannot score these prompts: "),
         (["--split", "none"], "prompt set 'shapes' has no split 'none'"),
         (["--reward", "nothing"], "no reward named 'nothing'"),
         (["--count", "0"], "--count 0: expected at least 1"),
-        (["--seed", "-1"], "alignbench pairs: seed: Input should be greater than or equal to 0, got -1"),
+        (["--seed", "-1"], "--seed -1: expected at least 0."),
     ],
 )
 def test_the_command_refuses_in_one_line(tmp_path, capsys, monkeypatch, arguments, message):

@@ -19,13 +19,14 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from alignbench import Prompt, Sampling, downloads
-from alignbench.diffusion import models
-from alignbench.diffusion.meter import Meter
-from alignbench.diffusion.mixture import MixturePipeline
+from alignbench.diffusion import hub as model_hub
+from alignbench.diffusion import registry as models
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.errors import InputError, RunError, UnknownName
 from alignbench.keys import Key
+from alignbench.meter import Meter
 from alignbench.shapes.autoencoder import initialise
+from alignbench.testbed.pipeline import MixturePipeline
 
 TINY = Path(models.__file__).parents[1] / "shapes" / "weights" / "tiny"
 PROMPTS = [Prompt("a", "a red circle"), Prompt("b", "two small blue stars")]
@@ -131,7 +132,7 @@ def snapshot(cache: Path, repository: str = "org/name") -> Path:
 
 @pytest.mark.parametrize(("name", "source"), [("tiny", "embedded"), ("mixture", "exact")])
 def test_a_preset_is_found_by_name(name, source):
-    assert models.find(name) == models.PRESETS[name]
+    assert models.find(name) == models.named()[name]
     assert models.find(name).source == source
 
 
@@ -377,7 +378,7 @@ def offline(monkeypatch) -> None:
 
 
 def unreachable(monkeypatch) -> None:
-    monkeypatch.setattr(models, "reachable", lambda endpoint: False)
+    monkeypatch.setattr(model_hub, "reachable", lambda endpoint: False)
 
 
 @pytest.mark.parametrize("cut_off", [offline, unreachable])
@@ -539,5 +540,5 @@ def test_folders_of_one_name_are_different_models_and_take_no_preset(tmp_path):
     assert [model.name for model in found] == ["tiny", "tiny"]
     assert found[0].identity != found[1].identity
     assert {model.preset for model in found} == {"other"}
-    assert (models.PRESETS["tiny"].identity, models.PRESETS["tiny"].preset) == ("tiny", "tiny")
+    assert (models.named()["tiny"].identity, models.named()["tiny"].preset) == ("tiny", "tiny")
     assert models.find("org/name").identity == "org--name"

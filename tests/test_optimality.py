@@ -14,22 +14,22 @@ import torch
 
 from alignbench import Key, LoRA, Prompt, Sampling, plugins
 from alignbench.analysis.compare import compare
-from alignbench.analysis.optimality import panels, pooled, regrets
+from alignbench.analysis.frontier import panels, pooled, regrets
 from alignbench.analysis.plots import frontier_figure
-from alignbench.cli import run_command_line
-from alignbench.diffusion.meter import Meter
-from alignbench.diffusion.mixture import MixturePipeline
-from alignbench.diffusion.models import exact_schedule, find, load
+from alignbench.asking.options import RunOptions
+from alignbench.asking.resolve import resolve
+from alignbench.cli.app import run_command_line
+from alignbench.diffusion.registry import find, load
 from alignbench.diffusion.rollout import PipelineSampler, denoise, density_of_chain, rollout
 from alignbench.errors import InputError, UnknownName, Unsupported
-from alignbench.experiment import optimality
-from alignbench.experiment import result as results
 from alignbench.experiment.run import run_cell
-from alignbench.experiment.spec import RunSpec, resolve
 from alignbench.interface import Pairs
+from alignbench.meter import Meter
+from alignbench.record import result as results
 from alignbench.testbed import scores
+from alignbench.testbed.exact_problem import ExactProblem, problem_of
 from alignbench.testbed.mixture import Mixture
-from alignbench.testbed.problem import ExactProblem, problem_of
+from alignbench.testbed.pipeline import MixturePipeline, exact_schedule
 from alignbench.testbed.scores import measure
 from alignbench.testbed.tilt import Frontier, log_z, moments, tilted
 from alignbench.testbed.toys import grid
@@ -270,7 +270,7 @@ def test_a_model_is_of_the_problem_its_prompts_carry_and_refuses_others():
 
 
 def cell(tmp_path: Path, algo: str, prompts: str = "grid", **options) -> results.Result:
-    spec = RunSpec(algo=algo, model="mixture", prompts=prompts, output=tmp_path, **options)
+    spec = RunOptions(algo=algo, model="mixture", prompts=prompts, output=tmp_path, **options)
     outcome = run_cell(resolve(spec), quiet=True)
     return results.read(outcome.path)
 
@@ -462,10 +462,10 @@ def test_a_cell_has_preference_pairs_labelled_by_the_reward_it_optimises(tmp_pat
     """A method that learns from pairs finds them on the problem, as it would a file's."""
     found = {}
     for reward in ("quadratic", "quadratic_proxy"):
-        spec = RunSpec(algo="diffusion_dpo", model="mixture", prompts="overlap", reward=reward, output=tmp_path)
+        spec = RunOptions(algo="diffusion_dpo", model="mixture", prompts="overlap", reward=reward, output=tmp_path)
         resolved = resolve(spec)
         model = load(resolved.model, Meter(), prompts=resolved.evaluated)
-        pairs = optimality.pairs(resolved, model)
+        pairs = resolved.family.pairs(model, reward, resolved.training, Key("align", 0)("pairs"), 10_000)
         assert isinstance(pairs, Pairs)
         assert len(pairs) == 10_000
         batch = pairs.batch(range(500))
@@ -475,7 +475,7 @@ def test_a_cell_has_preference_pairs_labelled_by_the_reward_it_optimises(tmp_pat
 
 
 def test_prompts_without_a_problem_have_no_metrics(toy_cell):
-    result = run_cell(resolve(RunSpec(**toy_cell("base"))), quiet=True).result
+    result = run_cell(resolve(RunOptions(**toy_cell("base"))), quiet=True).result
     assert result.metrics == {}
     assert result.frontiers == {}
 

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from alignbench import Algorithm, Key, Prompt, Prompts, PromptSet, Sampler, Sampling, plugins
+from alignbench.asking.presets import build_algorithm
 from alignbench.errors import InputError, UnknownName, Unsupported
+from alignbench.experiment.metered import MeteredReward
 from alignbench.experiment.problem import CellProblem
-from alignbench.experiment.progress import Progress
-from alignbench.experiment.rewarding import MeteredReward
-from alignbench.experiment.spec import build_algorithm
 from alignbench.interface import TestTimeAlgorithm as ForBudget
-from alignbench.testbed.pairs import MixturePairs
+from alignbench.progress import Progress
+from alignbench.testbed.exact_pairs import MixturePairs
 from alignbench.testbed.tilt import Quadratic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -221,7 +221,7 @@ def test_a_file_and_a_module_work_as_plugins(monkeypatch):
 
 def test_another_packages_entry_point_is_found_and_listed(monkeypatch):
     point = metadata.EntryPoint("theirs", "collections:OrderedDict", "alignbench.rewards")
-    monkeypatch.setattr(plugins.metadata, "entry_points", lambda group: [point] if group == point.group else [])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [point] if group == point.group else [])
     assert "theirs" in plugins.names("rewards")
     assert plugins.load("rewards", "theirs").__name__ == "OrderedDict"
 

@@ -22,11 +22,12 @@ import torch
 from PIL import Image
 
 from alignbench.errors import InputError, RunError
+from alignbench.images import fitted
 from alignbench.interface import Pairs
 from alignbench.keys import Key
 from alignbench.preferences.cache import TensorCache
 from alignbench.preferences.choosing import choose
-from alignbench.preferences.encoded import EncodedPairs, fitted
+from alignbench.preferences.encoded import EncodedPairs
 from alignbench.preferences.source import ROWS, ParquetPairs, open_pairs
 from alignbench.quantities import Condition
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from alignbench import downloads, plugins
-from alignbench.cli import run_command_line
+from alignbench.asking import prompts as prompt_sets
+from alignbench.asking.options import RunOptions
+from alignbench.asking.resolve import resolve
+from alignbench.asking.suite import read_suite
+from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError, RunError
-from alignbench.experiment import prompts as prompt_sets
-from alignbench.experiment.spec import RunSpec, resolve
-from alignbench.experiment.suite import read_suite
 
 SUITES = sorted((Path(__file__).resolve().parents[1] / "benchmarks" / "suites").glob("*.yaml"))
 PUBLISHED = ("ddpo_animals dpok drawbench geneval hpsv2 imagenet_animals parti pickapic pickapic_train").split()
@@ -154,7 +155,7 @@ def test_a_real_model_trains_on_its_default_set_without_what_is_evaluated(captio
         "prompts": str(prompt_files / "mine.txt"),
         "reward": "jpeg_compressibility",
     }
-    cell = resolve(RunSpec(**options, scorers=()))
+    cell = resolve(RunOptions(**options, scorers=()))
     assert cell.configuration.train_prompts == "pickapic_train"
     assert len(cell.training) == TRAIN - 1
     assert prompt_sets.overlap(cell.training, cell.evaluated) == []
@@ -168,9 +169,9 @@ def test_what_trains_nothing_does_not_look_for_training_prompts(offline, tmp_pat
         "prompts": str(tmp_path / "mine.txt"),
         "scorers": ("jpeg_compressibility",),
     }
-    assert resolve(RunSpec(**options)).configuration.train_prompts is None
+    assert resolve(RunOptions(**options)).configuration.train_prompts is None
     with pytest.raises(RunError, match="not on this machine: sd15, pickapic_train"):
-        resolve(RunSpec(**(options | {"algo": "ddpo", "reward": "jpeg_compressibility"})))
+        resolve(RunOptions(**(options | {"algo": "ddpo", "reward": "jpeg_compressibility"})))
 
 
 @pytest.mark.parametrize("name", ["diffusion_dpo_sd15", "diffusion_dpo_sdxl", "pickapic_500", "ddpo", "dpok"])

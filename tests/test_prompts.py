@@ -7,9 +7,10 @@ from collections import Counter
 import pytest
 
 from alignbench import downloads
+from alignbench.asking import prompts as prompt_sets
+from alignbench.asking.options import RunOptions
+from alignbench.asking.resolve import resolve
 from alignbench.errors import InputError, RunError
-from alignbench.experiment import prompts as prompt_sets
-from alignbench.experiment.spec import RunSpec, resolve
 from alignbench.shapes.scene import parse
 
 
@@ -166,7 +167,7 @@ def test_a_missing_file_and_a_doubled_id_are_refused(tmp_path):
 
 def test_dpoks_prompts_may_be_trained_on_and_evaluated_and_no_others(tmp_path):
     own = {"model": "tiny", "algo": "ddpo", "output": tmp_path}
-    cell = resolve(RunSpec(**own, prompts="alignbench.benchmarks.dpok:Place", reward="jpeg_compressibility"))
+    cell = resolve(RunOptions(**own, prompts="alignbench.benchmarks.dpok:Place", reward="jpeg_compressibility"))
     assert (
         [prompt.text for prompt in cell.training]
         == [prompt.text for prompt in cell.evaluated]
@@ -175,11 +176,13 @@ def test_dpoks_prompts_may_be_trained_on_and_evaluated_and_no_others(tmp_path):
     assert len(prompt_sets.take("dpok", "test")) == 4
     (tmp_path / "mine.txt").write_text("A dog on the moon.\n")
     with pytest.raises(InputError, match="1 prompts would be both trained on and evaluated"):
-        resolve(RunSpec(**own, prompts=str(tmp_path / "mine.txt"), train_prompts="dpok", reward="jpeg_compressibility"))
+        resolve(
+            RunOptions(**own, prompts=str(tmp_path / "mine.txt"), train_prompts="dpok", reward="jpeg_compressibility")
+        )
 
 
 def test_of_a_models_own_training_prompts_those_that_are_evaluated_are_left_out(tmp_path):
     (tmp_path / "mine.txt").write_text(prompt_sets.take("shapes", "train")[5].text.upper() + "\n")
-    cell = resolve(RunSpec(algo="ddpo", model="tiny", prompts=str(tmp_path / "mine.txt"), output=tmp_path))
+    cell = resolve(RunOptions(algo="ddpo", model="tiny", prompts=str(tmp_path / "mine.txt"), output=tmp_path))
     assert len(cell.training) == 599
     assert cell.configuration.train_prompts == "shapes"

@@ -13,9 +13,9 @@ from alignbench import plugins
 from alignbench.analysis import published
 from alignbench.analysis.compare import compare
 from alignbench.analysis.tables import render
-from alignbench.diffusion import models
-from alignbench.experiment.spec import build_algorithm
-from alignbench.experiment.suite import read_suite
+from alignbench.asking.presets import build_algorithm
+from alignbench.asking.suite import read_suite
+from alignbench.diffusion import registry as models
 
 SUITES = sorted((Path(__file__).resolve().parents[1] / "benchmarks" / "suites").glob("*.yaml"))
 KNOWN = list(published.numbers(published.content()))
@@ -41,7 +41,7 @@ def test_every_published_number_is_about_something_of_ours_and_says_where_it_was
         assert "https://arxiv.org/abs/" in number.source
         assert models.find(number.model).name == number.model
         assert number.algorithm in plugins.own_names("algorithms")
-        assert number.released is None or models.PRESETS[number.released].like == number.model
+        assert number.released is None or models.named()[number.released].like == number.model
         name, split = number.prompts.split("/")
         known = name if name in plugins.own_names("benchmarks") else f"alignbench.benchmarks.dpok:{name}"
         assert split in plugins.load("benchmarks", known).splits

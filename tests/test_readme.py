@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alignbench import plugins
-from alignbench.cli import run_command_line
+from alignbench.cli.app import run_command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -16,12 +16,14 @@ from safetensors.torch import load_file
 from alignbench import Key, plugins
 from alignbench.analysis import summary
 from alignbench.analysis.compare import compare
-from alignbench.cli import run_command_line
-from alignbench.diffusion import latent, models
-from alignbench.experiment import result as results
+from alignbench.asking.options import RunOptions
+from alignbench.asking.resolve import resolve
+from alignbench.cli.app import run_command_line
+from alignbench.diffusion import hub, latent
+from alignbench.diffusion import registry as models
 from alignbench.experiment import run
 from alignbench.experiment.run import run_cell
-from alignbench.experiment.spec import RunSpec, resolve
+from alignbench.record import result as results
 
 REWARD = f"{Path(__file__).parent / 'plugins' / 'colours.py'}:Brightness"
 WITH_DEV = """
@@ -75,7 +77,7 @@ def cell(tmp_path, monkeypatch):
             del values["eta"]
         if algo in ("diffusion_dpo", "sft"):
             values["pair_count"] = 4
-        return resolve(RunSpec(**{"algo": algo, "model": str(folder), "set": own, **values, **changes}))
+        return resolve(RunOptions(**{"algo": algo, "model": str(folder), "set": own, **values, **changes}))
 
     return build
 
@@ -230,9 +232,9 @@ def test_an_adapter_of_another_model_is_refused(folders, cell):
         run_cell(cell("base", folders["sdxl"], adapter=trained.path), quiet=True)
 
 
-def in_cache(cache: Path, weights: models.Weights | models.Model, folder: Path) -> None:
+def in_cache(cache: Path, weights: hub.Repository | models.Model, folder: Path) -> None:
     """A folder as the hub's cache keeps a download."""
-    repository = weights.source if isinstance(weights, models.Model) else weights.repository
+    repository = weights.source if isinstance(weights, models.Model) else weights.name
     commit = weights.revision or "0123456789abcdef0123456789abcdef01234567"
     home = cache / f"models--{repository.replace('/', '--')}"
     (home / "refs").mkdir(parents=True)
@@ -249,17 +251,17 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def test_sd15_runs_from_a_cache_without_network(folders, cell, cache):
-    in_cache(cache, models.PRESETS["sd15"], folders["sd"])
+    in_cache(cache, models.named()["sd15"], folders["sd"])
     made = run_cell(cell("diffusion_dpo", Path("sd15"), resolution="16"), quiet=True)
     assert made.result.status == "complete"
-    assert made.result.evaluation.model["revision"] == models.PRESETS["sd15"].revision
+    assert made.result.evaluation.model["revision"] == models.named()["sd15"].revision
     assert made.path.name.startswith("sd15-test-diffusion_dpo-")
 
 
 def test_a_released_model_and_its_base_stand_in_one_table(folders, cell, cache, tmp_path, capsys):
-    preset = models.PRESETS["sdxl_dpo"]
+    preset = models.named()["sdxl_dpo"]
     assert preset.denoiser is not None
-    in_cache(cache, models.PRESETS["sdxl"], folders["sdxl"])
+    in_cache(cache, models.named()["sdxl"], folders["sdxl"])
     released = random_models.UNet2DConditionModel.from_pretrained(folders["sdxl"] / "unet")
     with torch.no_grad():
         released.conv_out.bias.add_(0.3)
@@ -277,14 +279,14 @@ def test_a_released_model_and_its_base_stand_in_one_table(folders, cell, cache, 
 
 
 def test_the_refined_model_runs_from_a_cache(tmp_path, folders, cell, cache):
-    preset = models.PRESETS["sdxl_refiner"]
+    preset = models.named()["sdxl_refiner"]
     assert preset.refiner is not None
-    in_cache(cache, models.PRESETS["sdxl"], folders["sdxl"])
+    in_cache(cache, models.named()["sdxl"], folders["sdxl"])
     with pytest.raises(RuntimeError, match=r"model 'sdxl_refiner' is not on this machine: stabilityai/.*-refiner-1\.0"):
         run_cell(cell("base", Path("sdxl_refiner"), resolution="16"), quiet=True)
     in_cache(cache, preset.refiner, random_models.small_refiner(tmp_path / "refiner"))
     made = run_cell(cell("base", Path("sdxl_refiner"), resolution="16"), quiet=True)
-    assert made.result.sampler["refiner"] == f"{preset.refiner.repository}@{preset.refiner.revision}"
+    assert made.result.sampler["refiner"] == f"{preset.refiner.name}@{preset.refiner.revision}"
 
 
 def test_another_autoencoder_stands_in_the_result_and_is_no_peer_of_the_models_own(tmp_path, folders, cell):
@@ -301,7 +303,7 @@ def test_another_autoencoder_stands_in_the_result_and_is_no_peer_of_the_models_o
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--resolution", "large"], "resolution: Value error, expected pixels such as 512, or HEIGHTxWIDTH"),
+        (["--resolution", "large"], "--resolution large: expected pixels such as 512, or HEIGHTxWIDTH"),
         (["--model", "mixture", "--resolution", "16"], "--resolution: model 'mixture' makes points, not pictures"),
         (["--model", "mixture", "--vae-tiling"], "--vae-tiling: model 'mixture' makes points, not pictures"),
         (["--adapter", "nowhere"], "--adapter nowhere: there is no such file or folder"),
@@ -409,7 +411,7 @@ def test_a_continued_run_keeps_the_batch_that_fitted(folders, cell, monkeypatch)
     limited(monkeypatch, "_denoise", 10)
     asked = cell("ddpo", folders["sd"], set=random_models.SHORTEST["ddpo"] | {"batch": 8})
     with monkeypatch.context() as killed:
-        killed.setattr(run.generation, "generate", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr(run.evaluate, "generate", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_cell(asked, quiet=True)
     made = run_cell(asked, quiet=True)

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from alignbench.analysis.compare import compare
-from alignbench.experiment import result as results
-from alignbench.experiment.run import environment, run_cell
-from alignbench.experiment.spec import RunSpec, resolve
+from alignbench.asking.options import RunOptions
+from alignbench.asking.resolve import resolve
+from alignbench.experiment.run import run_cell
+from alignbench.record import result as results
+from alignbench.record.environment import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = Path(__file__).parent / "golden" / "tiny-shapes-ddpo-short-seed0.json"
@@ -142,7 +144,7 @@ def scores(result: results.Result) -> np.ndarray:
 def test_a_rerun_of_base_gives_the_committed_rows(tmp_path):
     stored = results.read(ROOT / "results" / "tiny-shapes-base.json")
     torch.set_num_threads(stored.environment["threads"])
-    again = run_cell(resolve(RunSpec(algo="base", output=tmp_path)), quiet=True).result
+    again = run_cell(resolve(RunOptions(algo="base", output=tmp_path)), quiet=True).result
     if same_machine(stored):
         assert again.rows == stored.rows
     difference = np.abs(scores(again) - scores(stored))
@@ -153,7 +155,7 @@ def test_a_rerun_of_base_gives_the_committed_rows(tmp_path):
 def test_a_rerun_of_a_short_trained_cell_gives_the_committed_rows(tmp_path):
     stored = results.read(SHORT)
     torch.set_num_threads(stored.environment["threads"])
-    again = run_cell(resolve(RunSpec(**SHORT_SPEC, output=tmp_path)), quiet=True).result
+    again = run_cell(resolve(RunOptions(**SHORT_SPEC, output=tmp_path)), quiet=True).result
     if same_machine(stored):
         assert again.rows == stored.rows
         assert [line["reward"] for line in again.curve[1:]] == [line["reward"] for line in stored.curve[1:]]

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from alignbench.analysis.compare import Group, compare
-from alignbench.analysis.optimality import Standing
-from alignbench.experiment import result as results
+from alignbench.analysis.frontier import Standing
+from alignbench.asking.options import RunOptions
+from alignbench.asking.resolve import resolve
+from alignbench.asking.suite import read_suite
 from alignbench.experiment.run import run_cell
-from alignbench.experiment.spec import RunSpec, resolve
-from alignbench.experiment.suite import read_suite
+from alignbench.record import result as results
 
 ROOT = Path(__file__).resolve().parents[1]
 SPECS = read_suite(ROOT / "benchmarks" / "suites" / "testbed.yaml")
@@ -269,6 +270,6 @@ def test_a_rerun_of_a_trained_cell_gives_the_committed_metrics(files, tmp_path):
     spec = next(s for s in SPECS if s.algo == "ddpo" and s.prompts == "gaussian" and s.seed == 1)
     stored = files[resolve(spec).path.name]
     torch.set_num_threads(stored.environment["threads"])
-    again = run_cell(resolve(RunSpec(**{**spec.model_dump(), "output": tmp_path})), quiet=True).result
+    again = run_cell(resolve(RunOptions(**{**spec.model_dump(), "output": tmp_path})), quiet=True).result
     assert again.metrics["linear.regret"].value == pytest.approx(stored.metrics["linear.regret"].value, abs=0.02)
     assert again.metrics["linear.reward"].value == pytest.approx(stored.metrics["linear.reward"].value, abs=0.02)

@@ -23,11 +23,11 @@ from parity import recipe
 from PIL import Image
 
 from alignbench import Key, Prompt, RewardInfo, plugins
-from alignbench.cli import run_command_line
+from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError, RunError, Unsupported
-from alignbench.experiment import result as results
-from alignbench.experiment.serving import server_of
-from alignbench.experiment.spec import label, reward_of
+from alignbench.judging.serving import server_of
+from alignbench.plugins import label, reward_of
+from alignbench.record import result as results
 from alignbench.remote import client, official_packages, server
 from alignbench.remote.client import RemoteScorer
 
@@ -284,7 +284,7 @@ def test_there_is_no_gradient_and_points_are_no_pictures():
 )
 def test_a_served_scorer_is_called_by_its_place_or_by_a_name_of_ones_own(name, shown):
     assert label(name) == shown
-    assert plugins.canonical("rewards", name) == name
+    assert plugins.full_name("rewards", name) == name
     assert reward_of(name) == RemoteScorer(name.partition("=")[2] if "=http" in name else name)
 
 
@@ -362,7 +362,7 @@ def test_a_request_or_a_picture_of_too_many_bytes_is_refused_unread(truth, monke
     monkeypatch.setattr(server, "LARGEST", 100)
     assert post(truth, {"images": [PNG], "prompts": ["a red circle"]})[0] == 413
     monkeypatch.undo()
-    monkeypatch.setattr("alignbench.experiment.serving.LARGEST", 1000)
+    monkeypatch.setattr("alignbench.judging.serving.LARGEST", 1000)
     status, answer = post(truth, {"images": [PNG], "prompts": ["a red circle"]})
     assert status == 422
     assert "32 x 32 pixels, expected at most 1000" in answer["error"]

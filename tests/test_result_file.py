@@ -7,8 +7,8 @@ import json
 import pytest
 
 from alignbench.errors import ResultFileError
-from alignbench.experiment import result as results
-from alignbench.experiment.result import Configuration, Costs, Evaluation, PromptRow, Result, Row, Scorer
+from alignbench.record import result as results
+from alignbench.record.result import Configuration, Costs, Evaluation, PromptRow, Result, Row, Scorer
 
 
 def configuration(**changes) -> Configuration:

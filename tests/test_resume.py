@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from alignbench import plugins
-from alignbench.experiment import result as results
+from alignbench.record import result as results
 
 TOY = Path(__file__).parent / "plugins" / "toy.py"
 ROUNDS = 4
@@ -34,7 +34,7 @@ def deadly(*arguments, **named):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments, **named)
 setattr(holder, last, deadly)
-from alignbench.cli import run_command_line
+from alignbench.cli.app import run_command_line
 sys.exit(run_command_line(sys.argv[4:]))
 """
 
@@ -45,11 +45,11 @@ MOMENTS = {
     "before the curve's line": ("alignbench.experiment.problem", "append_line", 2, 1),
     "while the checkpoint is written": ("torch", "save", 3, 2),
     "between temporary file and rename": ("os", "replace", 6, 3),
-    "after the last round": ("alignbench.experiment.generate", "generate", 1, 4),
-    "in generation": ("alignbench.experiment.generate", "_generate_chunk", 2, 4),
-    "between an image and its log": ("alignbench.experiment.generate", "append_line", 2, 4),
-    "in scoring": ("alignbench.experiment.generate", "score_images", 3, 4),
-    "before the result is renamed": ("alignbench.experiment.result", "write_text", 2, 4),
+    "after the last round": ("alignbench.experiment.evaluate", "generate", 1, 4),
+    "in generation": ("alignbench.experiment.evaluate", "_generate_chunk", 2, 4),
+    "between an image and its log": ("alignbench.experiment.evaluate", "append_line", 2, 4),
+    "in scoring": ("alignbench.experiment.evaluate", "score_images", 3, 4),
+    "before the result is renamed": ("alignbench.record.result", "write_text", 2, 4),
 }
 # The embedded model has held-out prompts: its curve begins with a line before training.
 ON_PICTURES = MOMENTS | {"before the curve's line": ("alignbench.experiment.problem", "append_line", 3, 1)}
@@ -207,7 +207,7 @@ def test_pairs_that_a_run_makes_survive_a_kill_as_well(tmp_path, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / folder / "cache"))
         command = ["run", "--algo", "diffusion_dpo", "--output", str(tmp_path / folder), *options]
         kills = [
-            ("alignbench.experiment.making", "append_line", 2),
+            ("alignbench.experiment.pairs", "append_line", 2),
             ("alignbench.preferences.cache", "TensorCache.put_many", 2),
             ("alignbench.experiment.problem", "CellProblem._save", 2),
         ]

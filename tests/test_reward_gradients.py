@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from alignbench import Key, LoRA, Prompt, Prompts, RewardInfo, Sampling, plugins
-from alignbench.diffusion import models
+from alignbench.diffusion import registry as models
 from alignbench.diffusion.backprop import before_steps, sample_through
-from alignbench.diffusion.checkpoints import Options
-from alignbench.diffusion.meter import Cost, Meter
-from alignbench.diffusion.mixture import MixturePipeline
+from alignbench.diffusion.registry import Hold
 from alignbench.diffusion.rollout import initial_noise, rollout, step_noise
 from alignbench.diffusion.transition import ddim
 from alignbench.errors import InputError, RunError
+from alignbench.experiment.metered import MeteredReward
 from alignbench.experiment.problem import CellProblem
-from alignbench.experiment.progress import Progress
-from alignbench.experiment.rewarding import MeteredReward
+from alignbench.meter import Cost, Meter
+from alignbench.progress import Progress
+from alignbench.testbed.pipeline import MixturePipeline, exact_schedule
 from alignbench.testbed.toys import grid
 
 draft = importlib.import_module("alignbench.algorithms.draft")
@@ -210,7 +210,7 @@ def test_low_variance_draft_averages_the_last_step_over_the_image_and_its_resamp
 
 def test_low_variance_draft_deserves_its_name():
     """Variance over thirty images. This schedule's last of two steps starts from so much noise that draws differ."""
-    policy = moved(MixturePipeline(grid().mixture, models.exact_schedule(), Meter()).adapt(LoRA(1), Key("adapter")))
+    policy = moved(MixturePipeline(grid().mixture, exact_schedule(), Meter()).adapt(LoRA(1), Key("adapter")))
 
     def variance(resamples):
         algorithm, once = draft.DRaFT(resamples=resamples, batch=1), Sampling(2, 1.0, 1.0)
@@ -445,7 +445,7 @@ def test_checkpointed_gradients_on_the_embedded_model_are_those_of_kept_activati
     reward = plugins.load("rewards", "shapes_preference")()
     found = []
     for checkpointing in (False, True):
-        policy = models.load(models.find("tiny"), Meter(), Options(checkpointing=checkpointing)).adapt(
+        policy = models.load(models.find("tiny"), Meter(), Hold(checkpointing=checkpointing)).adapt(
             LoRA(2), Key("adapter")
         )
         policy = moved(policy)

@@ -12,9 +12,9 @@ import torch
 from differences import slopes
 
 from alignbench import Key, LoRA, Prompt, Prompts, Sampling, plugins
-from alignbench.diffusion.training import denoising_error, noising
+from alignbench.diffusion.objectives import denoising_error, noising
 from alignbench.experiment.problem import CellProblem
-from alignbench.experiment.progress import Progress
+from alignbench.progress import Progress
 
 rwr = importlib.import_module("alignbench.algorithms.reward_weighted_regression")
 KEY = Key("test", "rwr")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from alignbench import LoRA, Prompt, Sampling, Start
+from alignbench.diffusion.episodes import Episode, joined
 from alignbench.diffusion.rollout import PipelineSampler, path_divergence, rollout
-from alignbench.diffusion.training import Episode, joined
 from alignbench.errors import Unsupported
 from alignbench.keys import Key
 

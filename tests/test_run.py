@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from alignbench.diffusion import memory
+from alignbench import devices as memory
+from alignbench.asking.options import RunOptions
+from alignbench.asking.resolve import resolve
 from alignbench.errors import InputError, RunError
-from alignbench.experiment import result as results
 from alignbench.experiment.run import run_cell
-from alignbench.experiment.spec import RunSpec, parse_spec, resolve
+from alignbench.record import result as results
 
 TOY = Path(__file__).parent / "plugins" / "toy.py"
 
 
 def run(options, **arguments):
-    return run_cell(resolve(RunSpec(**options)), quiet=True, **arguments)
+    return run_cell(resolve(RunOptions(**options)), quiet=True, **arguments)
 
 
 def test_a_cell_leaves_a_result_and_a_folder_beside_it(toy_cell):
@@ -83,7 +84,7 @@ def test_another_configuration_under_the_same_name_is_refused_by_field(toy_cell)
     before = outcome.path.read_bytes()
     changed = toy_cell("ddpo", name="mine", limit=5)
     changed["set"] = {**changed["set"], "clip": 0.3}
-    with pytest.raises(InputError, match=r"differs in limit, fields.clip\. Choose --name") as caught:
+    with pytest.raises(InputError, match=r"differs in fields.clip, limit\. Choose --name") as caught:
         run(changed)
     assert caught.value.exit_code == 2
     assert outcome.path.read_bytes() == before
@@ -94,16 +95,16 @@ def test_another_configuration_under_the_same_name_is_refused_by_field(toy_cell)
 
 def test_file_names_tell_configurations_apart(toy_cell):
     def name(**changes):
-        return resolve(RunSpec(**toy_cell("ddpo", **changes))).path.name
+        return resolve(RunOptions(**toy_cell("ddpo", **changes))).path.name
 
-    plain = resolve(RunSpec(algo="ddpo", output="results")).path
+    plain = resolve(RunOptions(algo="ddpo", output="results")).path
     assert plain == Path("results/tiny-shapes-ddpo-seed0.json")
-    truth = resolve(RunSpec(algo="ddpo", reward="shapes_truth", seed=3)).path
+    truth = resolve(RunOptions(algo="ddpo", reward="shapes_truth", seed=3)).path
     assert truth.name == "tiny-shapes-ddpo-shapes_truth-seed3.json"
-    assert resolve(RunSpec(algo="best_of_n", name="n=4")).path.name == "tiny-shapes-best_of_n-n=4.json"
+    assert resolve(RunOptions(algo="best_of_n", name="n=4")).path.name == "tiny-shapes-best_of_n-n=4.json"
     assert len({name(), name(limit=3), name(steps=9), name(eval_seed=1), name(images_per_prompt=2)}) == 5
     text, typed = (toy_cell("best_of_n", set={"n": n}) for n in ("4", 4))
-    assert resolve(RunSpec(**text)).path == resolve(RunSpec(**typed)).path
+    assert resolve(RunOptions(**text)).path == resolve(RunOptions(**typed)).path
 
 
 def test_the_training_seed_changes_the_policy_and_not_the_evaluation(toy_cell):
@@ -174,7 +175,7 @@ def test_a_reward_of_the_wrong_shape_stops_the_run(toy_cell, odd_reward, body, m
     options = toy_cell("base", reward=odd_reward(body))
     with pytest.raises(RunError, match=message):
         run(options)
-    result = results.read(resolve(RunSpec(**options)).path)
+    result = results.read(resolve(RunOptions(**options)).path)
     assert result.status == "failed"
     assert "expected a tensor" in result.reason
 
@@ -219,7 +220,7 @@ def test_an_unsupported_problem_is_a_row_and_not_a_crash(toy_cell):
 def test_training_on_the_evaluated_prompts_is_refused(toy_cell):
     options = toy_cell("ddpo")
     with pytest.raises(InputError, match="12 prompts would be both trained on and evaluated, such as 'point 0'"):
-        resolve(RunSpec(**(options | {"train_prompts": options["prompts"]})))
+        resolve(RunOptions(**(options | {"train_prompts": options["prompts"]})))
 
 
 @pytest.mark.skipif(not memory.CLEAR.exists(), reason="elsewhere the peak is that of the process")
@@ -234,9 +235,9 @@ def test_the_peak_of_memory_is_that_since_it_was_reset():
 
 
 def test_a_folder_in_use_is_refused(toy_cell):
-    from alignbench.experiment.problem import exclusive
+    from alignbench.files import exclusive
 
-    cell = resolve(RunSpec(**toy_cell("base")))
+    cell = resolve(RunOptions(**toy_cell("base")))
     with exclusive(cell.folder), pytest.raises(RunError, match="is in use by another alignbench process"):
         run_cell(cell, quiet=True)
 
@@ -251,14 +252,13 @@ def test_several_processes_are_refused_until_they_work(toy_cell, monkeypatch):
     ("values", "message"),
     [
         ({"algo": "base", "modle": "tiny"}, "no option named 'modle'. Did you mean model"),
-        ({"algo": "base", "limit": 0}, "limit: Input should be greater than or equal to 1, got 0"),
-        ({"algo": "base", "seed": "x"}, "seed: Input should be a valid integer"),
-        ({}, "algo: Field required"),
+        ({"algo": "base", "limit": 0}, "run.yaml: limit 0: expected at least 1"),
+        ({"algo": "base", "seed": "x"}, "seed x: expected a valid integer"),
     ],
 )
 def test_wrong_options_are_refused_by_name(values, message):
     with pytest.raises(InputError, match=message):
-        parse_spec(values, "run.yaml")
+        RunOptions.parse(values, "run.yaml")
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_wrong_options_are_refused_by_name(values, message):
 def test_wrong_names_and_values_are_refused_before_anything_runs(toy_cell, tmp_path, changes, message):
     options = toy_cell("ddpo") | {"algo": "ddpo"} | changes
     with pytest.raises(InputError, match=message):
-        resolve(RunSpec(**options))
+        resolve(RunOptions(**options))
     assert not (tmp_path / "results").exists()
 
 
@@ -323,19 +323,19 @@ def test_a_full_disk_is_one_clear_error_and_the_run_can_go_on(toy_cell, monkeypa
 
 
 def test_a_damaged_checkpoint_says_what_to_do(toy_cell, monkeypatch):
-    from alignbench.experiment import generate
+    from alignbench.experiment import evaluate
 
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(generate, "generate", interrupt)
+        patched.setattr(evaluate, "generate", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(toy_cell("ddpo"))
-    cell = resolve(RunSpec(**toy_cell("ddpo")))
+    cell = resolve(RunOptions(**toy_cell("ddpo")))
     assert results.read(cell.path).status == "partial"
     (cell.folder / "checkpoint.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(RunError, match=r"cannot be continued .* use --force"):
+    with pytest.raises(RunError, match=r"cannot be continued .* delete \S+ to start again"):
         run(toy_cell("ddpo"))
 
 

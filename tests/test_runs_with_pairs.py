@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from alignbench import plugins
-from alignbench.cli import run_command_line
+from alignbench.asking.options import RunOptions
+from alignbench.asking.resolve import resolve
+from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError
-from alignbench.experiment import result as results
 from alignbench.experiment.run import run_cell
-from alignbench.experiment.spec import RunSpec, resolve
+from alignbench.record import result as results
 
 SHORT = {"rounds": 1, "updates_per_round": 2, "pairs_per_update": 4, "batch": 2, "rank": 2}
 SHAPES = plugins.load("benchmarks", "shapes")()
@@ -46,9 +47,9 @@ def pairs(tmp_path) -> Path:
     return folder
 
 
-def spec(tmp_path: Path, algo: str = "diffusion_dpo", **options) -> RunSpec:
+def spec(tmp_path: Path, algo: str = "diffusion_dpo", **options) -> RunOptions:
     options = {"limit": 2, "steps": 2, "output": tmp_path / "results", "set": SHORT, **options}
-    return RunSpec(algo=algo, **options)
+    return RunOptions(algo=algo, **options)
 
 
 def test_a_file_of_pairs_is_chosen_from_counted_and_recorded(tmp_path, cache, pairs, capfd):
@@ -132,7 +133,7 @@ def test_options_of_pairs_that_would_do_nothing_are_refused(algo, options, messa
 @pytest.mark.parametrize("algo", ["base", "best_of_n"])
 def test_checkpointing_without_training_is_refused(algo, tmp_path):
     with pytest.raises(InputError, match=f"--checkpointing: '{algo}' trains nothing and keeps no activations"):
-        resolve(RunSpec(algo=algo, output=tmp_path, checkpointing=True))
+        resolve(RunOptions(algo=algo, output=tmp_path, checkpointing=True))
 
 
 def test_a_count_beside_a_file_is_refused(tmp_path, pairs):

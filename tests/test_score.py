@@ -9,11 +9,11 @@ from parity import recipe
 from PIL import Image
 
 from alignbench import plugins
-from alignbench.cli import run_command_line
+from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError
-from alignbench.experiment.progress import Progress
-from alignbench.experiment.score import items_of, score_items, summary
 from alignbench.images import as_tensor
+from alignbench.judging.score import items_of, score_items, summary
+from alignbench.progress import Progress
 
 MODES = ("RGB", "RGBA", "L", "P")
 

@@ -11,12 +11,14 @@ import pytest
 import torch
 from parity import recipe
 
-from alignbench import Prompt, cli, downloads, plugins
+from alignbench import Prompt, downloads, plugins
+from alignbench.asking import needs as fetching
+from alignbench.asking.options import RunOptions
+from alignbench.cli import app as cli
 from alignbench.downloads import File, content_of, obtain
 from alignbench.errors import InputError, RunError, UnknownName
-from alignbench.experiment import fetching
-from alignbench.experiment.spec import RunSpec, label, reward_of
-from alignbench.scoring.checkpoints import locate, tensors_of
+from alignbench.plugins import label, reward_of
+from alignbench.scoring.weights import locate, tensors_of
 
 PUBLISHED = "3f0cf1c6e533f478534404cb3ca6938103becbfe4312c6affc077c274a757972"
 LEARNED = tuple(recipe.ARCHITECTURES)
@@ -187,8 +189,8 @@ def test_a_name_without_a_version_means_one_version_and_says_which(capsys):
     assert plugins.aliases("rewards") == {"hpsv2": "hpsv2_1", "clip": "clip_l14", "aesthetic": "aesthetic_v2"}
     for short, name in plugins.aliases("rewards").items():
         assert plugins.load("rewards", short) is plugins.load("rewards", name)
-        assert plugins.canonical("rewards", f"{short}=x.pt") == f"{name}=x.pt"
-    spec = RunSpec(algo="base", reward="clip", scorers=("hpsv2", "hpsv2_1", "shapes_truth"))
+        assert plugins.full_name("rewards", f"{short}=x.pt") == f"{name}=x.pt"
+    spec = RunOptions(algo="base", reward="clip", scorers=("hpsv2", "hpsv2_1", "shapes_truth"))
     assert (spec.reward, spec.scorers) == ("clip_l14", ("hpsv2_1", "hpsv2_1", "shapes_truth"))
     assert cli.run_command_line(["list", "rewards"]) == 0
     assert "means hpsv2_1." in capsys.readouterr().out
@@ -197,13 +199,13 @@ def test_a_name_without_a_version_means_one_version_and_says_which(capsys):
 
 
 def test_options_reach_the_rewards_that_have_them():
-    options = RunSpec(algo="base", scorer_dtype="bfloat16", allow_unverified=True).scoring
+    options = RunOptions(algo="base", scorer_dtype="bfloat16", allow_unverified=True).scoring
     assert options == {"dtype": "bfloat16", "allow_unverified": True}
     assert reward_of("pickscore", options) == plugins.load("rewards", "pickscore")(
         dtype="bfloat16", allow_unverified=True
     )
     reward_of("shapes_truth", options)
-    assert RunSpec(algo="base").scoring == {}
+    assert RunOptions(algo="base").scoring == {}
 
 
 def test_a_reward_with_weights_of_ones_own_has_a_name_of_its_own():

@@ -11,7 +11,7 @@ import torch
 from parity import recipe
 
 from alignbench import Key, Prompt
-from alignbench.experiment import prompts as prompt_sets
+from alignbench.asking import prompts as prompt_sets
 from alignbench.rewards import aesthetic_v2, pickscore
 from alignbench.scoring import blip, clip, features
 from alignbench.scoring.heads import LinearChain, LinearMap, applied, read_head
@@ -389,7 +389,7 @@ V2 = [1.6555, 2.3593, 3.0698, 3.6725, 4.2380, 4.7010, 5.0731, 5.3654, 5.5767, 5.
 )
 def test_the_real_heads_rate_real_embeddings_as_published(real_data, monkeypatch, name, kind, expected, bounds):
     from alignbench import plugins
-    from alignbench.scoring.checkpoints import locate
+    from alignbench.scoring.weights import locate
 
     monkeypatch.setenv("ALIGNBENCH_DATA", str(real_data))
     head = read_head(kind, locate(plugins.load("rewards", name).files[1]))

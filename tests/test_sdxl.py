@@ -11,14 +11,16 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 
 from alignbench import FullFineTune, Key, LoRA, Prompt, Sampling
-from alignbench.diffusion import checkpoints, models
+from alignbench.asking.options import Options
+from alignbench.diffusion import loading as checkpoints
+from alignbench.diffusion import registry as models
 from alignbench.diffusion.adapters import open_policy
-from alignbench.diffusion.checkpoints import Options
 from alignbench.diffusion.experts import RefinedPipeline
 from alignbench.diffusion.latent import LatentPipeline
-from alignbench.diffusion.meter import Meter
+from alignbench.diffusion.registry import Hold
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.errors import InputError, RunError, Unsupported
+from alignbench.meter import Meter
 
 TEXTS = ["a red circle", "two small blue stars"]
 PROMPTS = [Prompt(str(i), text) for i, text in enumerate(TEXTS)]
@@ -96,7 +98,7 @@ def test_where_the_index_says_so_no_prompt_is_the_empty_text(folder, tmp_path):
 
 @pytest.mark.parametrize(("size", "latents"), [((24, 16), (4, 12, 8)), ((32, 32), (4, 16, 16))])
 def test_another_resolution_changes_the_latents_and_the_sizes_the_model_is_told(folder, size, latents):
-    pipeline = load(folder, Options(resolution=size))
+    pipeline = load(folder, Hold(resolution=size))
     assert pipeline.latent_shape == latents == models.latent_shape(models.find(str(folder)), (), size)
     assert pipeline.info()["image_shape"] == [3, *size]
     assert pipeline.condition(PROMPTS).tensors["size"].tolist() == [[*size, 0, 0, *size]] * 2
@@ -110,7 +112,7 @@ def test_another_resolution_changes_the_latents_and_the_sizes_the_model_is_told(
 
 def test_a_resolution_the_autoencoder_cannot_make_is_refused(folder):
     with pytest.raises(InputError, match=r"--resolution 17x16: expected multiples of 2 pixels"):
-        load(folder, Options(resolution=(17, 16)))
+        load(folder, Hold(resolution=(17, 16)))
 
 
 def test_a_saved_lora_gives_the_same_picture_in_plain_diffusers_in_a_fresh_process(pipeline, folder, tmp_path):
@@ -140,7 +142,7 @@ def test_a_saved_policy_is_opened_again_to_the_bit(pipeline, folder, tmp_path, t
 def test_the_released_denoiser_of_another_repository_takes_the_place_of_the_models_own(folder, tmp_path):
     policy = move(load(folder).adapt(FullFineTune(), Key("a")), 0.1)
     policy.save(tmp_path)
-    components = checkpoints.load_components(folder, "both", {}, Meter(), Options(), denoiser=tmp_path)
+    components = checkpoints.load_components(folder, "both", {}, Meter(), Hold(), denoiser=tmp_path)
     latents, condition = policy.initial_noise(KEYS), policy.condition(PROMPTS)
     with torch.no_grad():
         base, own, theirs = (
@@ -152,7 +154,7 @@ def test_the_released_denoiser_of_another_repository_takes_the_place_of_the_mode
 
 def refined(folder: Path, refiner: Path) -> RefinedPipeline:
     base = load(folder)
-    experts = checkpoints.load_refiner(refiner, base.components, Options())
+    experts = checkpoints.load_refiner(refiner, base.components, Hold())
     return RefinedPipeline(base, LatentPipeline(experts), {"refiner": "r"})
 
 
@@ -211,7 +213,7 @@ def test_a_missing_file_of_the_second_encoder_is_named(folder, tmp_path, name):
 
 
 def test_sliced_decoding_makes_the_same_pixels_one_image_after_another(folder):
-    plain, sliced = load(folder), load(folder, Options(slicing=True))
+    plain, sliced = load(folder), load(folder, Hold(slicing=True))
     latents, seen = plain.initial_noise(KEYS), []
     sliced.components.autoencoder.decoder.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     torch.testing.assert_close(sliced.decode(latents), plain.decode(latents), atol=1e-6, rtol=0)
@@ -220,7 +222,7 @@ def test_sliced_decoding_makes_the_same_pixels_one_image_after_another(folder):
 
 def test_tiled_decoding_works_on_tiles(folder):
     large = (64, 64)
-    plain, tiled = load(folder, Options(resolution=large)), load(folder, Options(resolution=large, tiling=True))
+    plain, tiled = load(folder, Hold(resolution=large)), load(folder, Hold(resolution=large, tiling=True))
     latents, seen = plain.initial_noise(KEYS[:1]), []
     tiled.components.autoencoder.decoder.register_forward_hook(
         lambda _, inputs, __: seen.append(tuple(inputs[0].shape[2:]))

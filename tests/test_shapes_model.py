@@ -14,10 +14,10 @@ from safetensors import safe_open
 from transformers import CLIPTokenizer
 
 from alignbench import Key, Prompt, Sampling
-from alignbench.diffusion import models
-from alignbench.diffusion.meter import Meter
+from alignbench.asking import prompts as prompt_sets
+from alignbench.diffusion import registry as models
 from alignbench.diffusion.rollout import PipelineSampler
-from alignbench.experiment import prompts as prompt_sets
+from alignbench.meter import Meter
 from alignbench.shapes.autoencoder import reconstruct
 from alignbench.shapes.render import render_batch, sample_scene
 from alignbench.shapes.scene import sample_caption
@@ -35,7 +35,7 @@ def tokenizer() -> CLIPTokenizer:
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return models.load(models.PRESETS["tiny"], Meter())
+    return models.load(models.named()["tiny"], Meter())
 
 
 def test_the_weights_fit_into_twelve_megabytes():
@@ -145,7 +145,7 @@ def test_the_autoencoder_keeps_what_a_picture_shows():
 def test_pictures_of_unseen_captions_are_often_but_not_always_right(pipeline):
     """Alignment needs room on both sides: a model that is always or never right shows no difference of algorithms."""
     torch.set_num_threads(1)  # the model is too small for more
-    tiny = models.PRESETS["tiny"]
+    tiny = models.named()["tiny"]
     prompts = prompt_sets.take("shapes", "test")[:100]
     sampler = PipelineSampler(pipeline, Sampling(tiny.steps, tiny.guidance, tiny.eta))
     images = sampler(prompts, [KEY("picture", prompt.id) for prompt in prompts]).images

@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn import functional
 
 from alignbench import Key
-from alignbench.diffusion import models
-from alignbench.diffusion.meter import Meter
+from alignbench.diffusion import registry as models
 from alignbench.diffusion.schedule import Schedule
 from alignbench.errors import Diverged
+from alignbench.meter import Meter
 from alignbench.shapes import autoencoder as autoencoding
 from alignbench.shapes import denoiser as denoising
 from alignbench.shapes import preference, train

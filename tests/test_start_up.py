@@ -10,16 +10,15 @@ import torch
 
 from alignbench import FullFineTune, Key, LoRA, Probe, Prompt, plugins
 from alignbench.diffusion.checkpointing import Recomputation
-from alignbench.diffusion.checkpoints import Options
-from alignbench.diffusion.meter import Cost, Meter
-from alignbench.diffusion.models import PRESETS, load
+from alignbench.diffusion.registry import Hold, load, named
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.errors import Diverged, RunError
 from alignbench.experiment import start_up
+from alignbench.experiment.align import align
 from alignbench.experiment.problem import ROLLBACK, CellProblem
-from alignbench.experiment.progress import Progress
-from alignbench.experiment.run import _align
 from alignbench.interface import Prompts, Sampling
+from alignbench.meter import Cost, Meter
+from alignbench.progress import Progress
 
 TOY = Path(__file__).parent / "plugins" / "toy.py"
 PROMPTS = [Prompt("a", "a red circle"), Prompt("b", "a blue square")]
@@ -53,14 +52,14 @@ def test_a_loss_that_reaches_no_trained_weight_is_refused(policy):
 
 
 def test_a_gradient_on_a_frozen_weight_is_named():
-    policy = load(PRESETS["tiny"], Meter()).adapt(LoRA(2), Key("adapter"))
+    policy = load(named()["tiny"], Meter()).adapt(LoRA(2), Key("adapter"))
     policy.unet.conv_out.bias.requires_grad_(True)
     with pytest.raises(RunError, match=r"the frozen weight conv_out\.bias receives a gradient"):
         start_up.check(policy, probe_of(policy))
 
 
 def test_a_lora_part_that_the_loss_does_not_reach_is_named():
-    policy = load(PRESETS["tiny"], Meter()).adapt(LoRA(2), Key("adapter"))
+    policy = load(named()["tiny"], Meter()).adapt(LoRA(2), Key("adapter"))
     name, dead = next((n, p) for n, p in policy.unet.named_parameters() if "lora_B" in n)
     dead.register_hook(torch.zeros_like)
     with pytest.raises(RunError, match=rf"1 of \d+ trained weights have no gradient, such as {name}"):
@@ -77,7 +76,7 @@ def test_checkpointing_gives_the_same_gradients_with_the_reference_used_in_betwe
     """The reference's forward pass switches the adapter off before the policy's activations are computed again."""
     found = []
     for checkpointing in (False, True):
-        pipeline = load(PRESETS["tiny"], Meter(), Options(checkpointing=checkpointing))
+        pipeline = load(named()["tiny"], Meter(), Hold(checkpointing=checkpointing))
         policy = pipeline.adapt(tuning, Key("adapter"))
         with torch.no_grad():
             for i, parameter in enumerate(policy.parameters()):
@@ -111,7 +110,7 @@ def test_checkpointing_keeps_fewer_activations():
     """Bytes that autograd saves for one forward pass of the embedded denoiser."""
 
     def saved(checkpointing: bool) -> int:
-        policy = load(PRESETS["tiny"], Meter(), Options(checkpointing=checkpointing)).adapt(LoRA(2), Key("adapter"))
+        policy = load(named()["tiny"], Meter(), Hold(checkpointing=checkpointing)).adapt(LoRA(2), Key("adapter"))
         total = 0
 
         def pack(tensor):
@@ -187,7 +186,7 @@ def spiking(at: dict[int, float], anew: float):
 def test_a_run_that_diverges_once_goes_back_a_round_and_draws_it_anew(slope, reason, mixture, tmp_path):
     problem = problem_in(tmp_path / "run", mixture)
     algorithm = Steps(spiking({25: slope}, 2.0))
-    _align(algorithm, problem)
+    align(algorithm, problem)
     assert algorithm.weight == -(29 + 2)  # 29 rounds of slope 1, the one drawn anew of slope 2
     assert [k for k in algorithm.keys if "again" in k] == [("align", "round", 25, "again")]
     (line,) = [line for line in problem.curve() if "rolled_back" in line]
@@ -200,13 +199,13 @@ def test_a_run_that_diverges_once_goes_back_a_round_and_draws_it_anew(slope, rea
 def test_the_second_time_the_run_stops(mixture, tmp_path):
     problem = problem_in(tmp_path / "run", mixture)
     with pytest.raises(Diverged, match="the loss is nan"):
-        _align(Steps(spiking({5: math.nan}, math.nan)), problem)
+        align(Steps(spiking({5: math.nan}, math.nan)), problem)
     assert len(problem.curve()) == 5
 
 
 def test_a_run_killed_after_it_went_back_ends_like_one_never_killed(mixture, tmp_path):
     whole = problem_in(tmp_path / "whole", mixture)
-    _align(Steps(spiking({3: math.nan}, 2.0)), whole)
+    align(Steps(spiking({3: math.nan}, 2.0)), whole)
 
     class Killed(Exception):
         pass
@@ -217,9 +216,9 @@ def test_a_run_killed_after_it_went_back_ends_like_one_never_killed(mixture, tmp
         return spiking({3: math.nan}, 2.0)(current, weight)
 
     with pytest.raises(Killed):
-        _align(Steps(deadly), problem_in(tmp_path / "killed", mixture))
+        align(Steps(deadly), problem_in(tmp_path / "killed", mixture))
     again = problem_in(tmp_path / "killed", mixture)
-    _align(Steps(spiking({3: math.nan}, 2.0)), again)
+    align(Steps(spiking({3: math.nan}, 2.0)), again)
     one, other = ([{k: v for k, v in line.items() if k != "seconds"} for line in p.curve()] for p in (whole, again))
     assert one == other
     assert one[-1]["weight"] == -31
@@ -233,14 +232,14 @@ def test_going_back_forgets_what_the_failed_round_cost(mixture, tmp_path):
         problem.meter.forward("denoiser", 7)
         return failing(current, weight)
 
-    _align(Steps(costly), problem)
+    align(Steps(costly), problem)
     assert problem.meter.total == Cost(denoiser_forward=30 * 7)
 
 
 def test_a_gradient_is_only_a_spike_against_twenty_others(mixture, tmp_path):
     """The first rounds of a run may differ by any factor; and norms are kept over a restart."""
     problem = problem_in(tmp_path / "run", mixture)
-    _align(Steps(spiking({3: 1e6}, 0.0)), problem)
+    align(Steps(spiking({3: 1e6}, 0.0)), problem)
     assert not (problem.folder / ROLLBACK).exists()
     saved = torch.load(problem.folder / "checkpoint.pt", weights_only=True)["norms"]
     assert saved == {"optimiser": [1.0] * 3 + [1e6] + [1.0] * 26}

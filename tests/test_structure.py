@@ -1,37 +1,44 @@
-"""Rules of the house that a reader should be able to rely on, checked over every file."""
+"""Rules of the house that a reader should be able to rely on. A rule is one test, which names all that break it."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from alignbench.asking.options import Role, RunOptions, option_of
+
 ROOT = Path(__file__).resolve().parents[1]
 CORE = sorted((ROOT / "alignbench").rglob("*.py"))
-PLUGINS = sorted(path for group in ("algorithms", "rewards", "benchmarks") for path in (ROOT / group).glob("*.py"))
+GROUPS = ("algorithms", "rewards", "benchmarks")
+PLUGINS = sorted(path for group in GROUPS for path in (ROOT / group).glob("*.py"))
 
-# A module may import from its own layer and from those after it.
-LAYERS = [
-    {"__main__"},
-    {"cli"},
-    {"experiment", "analysis", "plugins"},
-    {"diffusion", "preferences", "shapes", "testbed", "scoring", "remote", "images", "downloads"},
-    {"interface"},
-    {"quantities"},
-    {"keys", "errors", "files"},
-]
-
-
-def layer(room: str) -> int:
-    return next(i for i, rooms in enumerate(LAYERS) if room in rooms)
+# Rooms and single files of the core, from the ground up. Each may import from itself and from those before it.
+FLOORS = (
+    "errors choices keys files quantities interface meter devices images downloads progress processes quiet fields "
+    "plugins record diffusion testbed shapes scoring remote preferences analysis asking experiment judging cli __main__"
+).split()
+# What a plug-in may use of the core.
+FOR_PLUGINS = {
+    "diffusion", "shapes", "testbed", "scoring", "images", "downloads", "files", "keys", "quantities", "fields",
+    "devices", "meter",
+}  # fmt: skip
+DOORS = {"alignbench/downloads.py", "alignbench/processes.py", "alignbench/__main__.py", "alignbench/cli/app.py"}
 
 
-def imported_modules(path: Path) -> set[str]:
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(module: ast.Module) -> set[str]:
+    """Dotted names of everything that a module imports, whole or from somewhere."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(module):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -39,65 +46,142 @@ def imported_modules(path: Path) -> set[str]:
     return found
 
 
-def rooms_imported(path: Path) -> set[str]:
-    parts = [name.split(".") for name in imported_modules(path)]
-    known = set().union(*LAYERS)
+def rooms(module: ast.Module) -> set[str]:
+    """The rooms of the core that a module imports."""
+    parts = [name.split(".") for name in imported(module)]
+    known = {path.relative_to(ROOT / "alignbench").parts[0].removesuffix(".py") for path in CORE}
     return {p[1] for p in parts if p[0] == "alignbench" and len(p) > 1 and p[1] in known}
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_downwards(path):
-    own = path.relative_to(ROOT / "alignbench").parts[0].removesuffix(".py")
-    if own == "__init__":
-        return
-    for room in rooms_imported(path):
-        assert layer(room) >= layer(own), f"{path} imports alignbench.{room}, which stands above it"
+def above(own: str, module: ast.Module) -> set[str]:
+    """The rooms that a module of a room imports though they stand above it."""
+    return {room for room in rooms(module) if FLOORS.index(room) > FLOORS.index(own)}
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_core_names_no_plugin(path):
-    names = imported_modules(path)
-    assert not [
-        n for n in names if n.startswith(("alignbench.algorithms", "alignbench.rewards", "alignbench.benchmarks"))
+def shown(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_imports_go_down_and_never_up():
+    wrong = []
+    for path in CORE:
+        own = path.relative_to(ROOT / "alignbench").parts[0].removesuffix(".py")
+        if own != "__init__":
+            wrong += [f"{shown(path)} imports alignbench.{room}" for room in sorted(above(own, tree(path)))]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("own", "line", "room"),
+    [
+        ("record", "from alignbench.analysis.tables import Table", "analysis"),
+        ("analysis", "import alignbench.experiment.run", "experiment"),
+        ("asking", "def f():\n    from alignbench.judging import audit", "judging"),
+        ("experiment", "from alignbench import cli", "cli"),
+        ("diffusion", "from alignbench.testbed.mixture import Mixture", "testbed"),
+        ("files", "from alignbench.plugins import label", "plugins"),
+    ],
+)
+def test_a_planted_import_upwards_is_found(own, line, room):
+    assert above(own, ast.parse(line)) == {room}
+
+
+def test_every_room_has_its_floor():
+    own = {path.relative_to(ROOT / "alignbench").parts[0].removesuffix(".py") for path in CORE} - {"__init__"}
+    assert own == set(FLOORS)
+    assert len(FLOORS) == len(set(FLOORS))
+
+
+def test_the_core_names_no_plugin():
+    theirs = tuple(f"alignbench.{group}." for group in GROUPS)
+    wrong = [f"{shown(path)}: {name}" for path in CORE for name in imported(tree(path)) if name.startswith(theirs)]
+    assert not wrong
+
+
+def test_plugins_import_the_core_and_never_each_other():
+    wrong = []
+    for path in PLUGINS:
+        wrong += [f"{shown(path)} imports alignbench.{room}" for room in rooms(tree(path)) - FOR_PLUGINS]
+        names = [name.split(".") for name in imported(tree(path))]
+        wrong += [f"{shown(path)} imports {'.'.join(n)}" for n in names if n[0] in GROUPS]
+        wrong += [
+            f"{shown(path)} imports {'.'.join(n)}"
+            for n in names
+            if n[:2] in (["alignbench", "algorithms"], ["alignbench", "rewards"])
+        ]
+    assert not wrong
+
+
+FORBIDDEN = {
+    "manual_seed", "randn", "randn_like", "rand", "rand_like", "randint", "randperm", "multinomial", "bernoulli",
+    "normal_", "uniform_", "default_rng", "seed_all", "Philox", "PCG64",
+}  # fmt: skip
+
+
+def random_numbers(module: ast.Module) -> set[str]:
+    """Names by which a module could make random numbers of its own."""
+    used = {ast.unparse(node) for node in ast.walk(module) if isinstance(node, ast.Attribute)}
+    found = {name for name in used if name.split(".")[-1] in FORBIDDEN and not name.startswith("nn.")}
+    found |= {name for name in used if name.startswith(("random.", "np.random.", "numpy.random.", "torch.random."))}
+    names = imported(module)
+    found |= {name for name in names if name.split(".")[-1] in FORBIDDEN}
+    found |= {
+        name for name in names if name.split(".")[0] == "random" or name.startswith(("numpy.random", "torch.random"))
+    }
+    return found - {"np.random.Generator"}  # in annotations
+
+
+def test_nothing_outside_keys_makes_random_numbers():
+    keys = ROOT / "alignbench" / "keys.py"
+    wrong = {shown(p): found for p in (*CORE, *PLUGINS) if p != keys and (found := random_numbers(tree(p)))}
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from torch import randn",
+        "import random",
+        "from random import shuffle",
+        "x = torch.randn(3)",
+        "torch.manual_seed(0)",
+        "from numpy.random import default_rng",
+        "x.normal_()",
+        "np.random.seed(0)",
+    ],
+)
+def test_a_planted_source_of_randomness_is_found(line):
+    assert random_numbers(ast.parse(line))
+
+
+def environment(module: ast.Module) -> set[str]:
+    """Names by which a module reads the environment."""
+    used = {ast.unparse(node) for node in ast.walk(module) if isinstance(node, ast.Attribute)}
+    return {n for n in used | imported(module) if n in ("os.environ", "os.getenv", "os.environb")}
+
+
+def test_no_environment_is_read_outside_the_doors():
+    wrong = {shown(p): e for p in (*CORE, *PLUGINS) if shown(p) not in DOORS and (e := environment(tree(p)))}
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "line", ["os.environ['X']", "os.getenv('X')", "from os import environ", "from os import getenv"]
+)
+def test_a_planted_look_at_the_environment_is_found(line):
+    assert environment(ast.parse(line))
+
+
+def test_no_function_and_no_file_outgrows_its_reader():
+    long_files = [shown(p) for p in CORE if len(p.read_text(encoding="utf-8").splitlines()) > 460]
+    long_functions = [
+        f"{shown(path)}: {node.name}"
+        for path in (*CORE, *PLUGINS)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 75
     ]
-
-
-@pytest.mark.parametrize("path", PLUGINS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_plugins_import_the_core_and_never_each_other(path):
-    allowed = {"diffusion", "shapes", "testbed", "scoring", "images", "downloads", "files", "keys", "quantities"}
-    assert rooms_imported(path) <= allowed
-    assert not [n for n in imported_modules(path) if n.split(".")[0] in ("algorithms", "rewards", "benchmarks")]
-    assert not [
-        n for n in imported_modules(path) if n.split(".")[:2] in (["alignbench", g] for g in ("algorithms", "rewards"))
-    ]
-
-
-def calls(tree: ast.AST) -> set[str]:
-    """Dotted names of everything that is called or used as an attribute."""
-    return {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-
-
-@pytest.mark.parametrize("path", [*CORE, *PLUGINS], ids=lambda p: str(p.relative_to(ROOT)))
-def test_nothing_outside_keys_makes_random_numbers(path):
-    if path == ROOT / "alignbench" / "keys.py":
-        return
-    forbidden = {"manual_seed", "randn", "randn_like", "rand", "rand_like", "randint", "randperm", "multinomial"}
-    forbidden |= {"bernoulli", "normal_", "uniform_", "default_rng", "seed_all", "Philox", "PCG64"}
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    used = {name for name in calls(tree) if name.split(".")[-1] in forbidden and not name.startswith("nn.")}
-    used |= {name for name in calls(tree) if name.startswith(("random.", "np.random.", "torch.random."))}
-    annotations = {"np.random.Generator"}
-    assert not used - annotations, f"{path} makes random numbers by {used - annotations}; use a Key"
-    assert "random" not in imported_modules(path)
-
-
-@pytest.mark.parametrize("path", [*CORE, *PLUGINS], ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_environment_is_read_outside_the_doors(path):
-    doors = {"downloads.py", "run.py", "__main__.py"}
-    if path.name not in doors:
-        assert not {
-            name for name in calls(ast.parse(path.read_text(encoding="utf-8"))) if name.startswith("os.environ")
-        }
+    assert not long_files
+    assert not long_functions
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -110,17 +194,22 @@ def loaded_by(statement: str) -> set[str]:
     "statement",
     [
         "import alignbench",
-        "import alignbench.cli",
-        "import alignbench.analysis.compare, alignbench.analysis.tables, alignbench.analysis.plots",
-        "import alignbench.experiment.result",
-        "import alignbench.analysis.summary",
+        "import alignbench.cli.app, alignbench.asking.options, alignbench.judging.options",
+        "import alignbench.analysis.compare, alignbench.analysis.tables, alignbench.analysis.plots, "
+        "alignbench.analysis.summary, alignbench.record.result",
+        "import alignbench.diffusion.registry as r; r.named()",
     ],
 )
 def test_importing_it_loads_no_torch(statement):
     assert "torch" not in loaded_by(statement)
 
 
-@pytest.mark.parametrize("group", ["algorithms", "rewards", "benchmarks"])
+def test_every_option_of_a_cell_says_what_it_is_to_the_cells_identity():
+    undeclared = [name for name in RunOptions.model_fields if not isinstance(option_of(RunOptions, name).role, Role)]
+    assert not undeclared
+
+
+@pytest.mark.parametrize("group", GROUPS)
 def test_a_bare_import_of_a_plugin_folder_says_what_to_import(group):
     done = subprocess.run([sys.executable, "-c", f"import {group}"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode != 0
@@ -137,9 +226,12 @@ def test_every_public_name_can_be_imported():
 
 
 def test_algorithm_files_have_the_header_of_the_house():
+    wrong = []
     for path in sorted((ROOT / "algorithms").glob("[!_]*.py")):
-        header = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        assert "Objective" in header, path
-        assert "Departures" in header, path
-        assert "\nOptimum " in header, f"{path}: does it reach the optimum of the exact testbed, and if not, why?"
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, path
+        header = ast.get_docstring(tree(path)) or ""
+        wrong += [
+            f"{shown(path)}: no {part}" for part in ("Objective", "Departures", "\nOptimum ") if part not in header
+        ]
+        if len(path.read_text(encoding="utf-8").splitlines()) > 300:
+            wrong.append(f"{shown(path)}: over 300 lines")
+    assert not wrong

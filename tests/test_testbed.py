@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from alignbench import Key, Prompt, plugins
-from alignbench.diffusion.models import exact_schedule
 from alignbench.errors import InputError
+from alignbench.testbed.exact_pairs import MixturePairs
+from alignbench.testbed.exact_problem import ExactProblem, problem_of
 from alignbench.testbed.mixture import Mixture
-from alignbench.testbed.pairs import MixturePairs
-from alignbench.testbed.problem import ExactProblem, problem_of
+from alignbench.testbed.pipeline import exact_schedule
 from alignbench.testbed.tilt import (
     Frontier,
     Quadratic,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import math
@@ -17,17 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from alignbench import Key, Prompt, plugins
-from alignbench.cli import run_command_line
+from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError
-from alignbench.experiment import result as results
-from alignbench.experiment import reward_training
-from alignbench.experiment.progress import Progress
-from alignbench.experiment.reward_training import Training, read_pairs, train_reward
-from alignbench.experiment.spec import label
 from alignbench.files import sha256_of
+from alignbench.images import fitted
+from alignbench.judging import reward_training
+from alignbench.judging.options import TrainRewardOptions
+from alignbench.judging.reward_training import read_pairs, train_reward
+from alignbench.plugins import label
 from alignbench.preferences.choosing import choose
-from alignbench.preferences.encoded import fitted
 from alignbench.preferences.source import open_pairs
+from alignbench.progress import Progress
+from alignbench.record import result as results
 from alignbench.shapes import bradley_terry
 from alignbench.shapes.bradley_terry import (
     Judged,
@@ -338,7 +338,7 @@ class Stopped(Exception):
 
 def test_a_training_that_was_killed_and_continued_writes_the_same_file(folder, tmp_path, monkeypatch, capsys):
     options = {"pairs": folder, "steps": 6, "batch_size": 8, "held_out": 0.3}
-    train_reward(Training(output=tmp_path / "whole.safetensors", **options), quiet=True)
+    train_reward(TrainRewardOptions(output=tmp_path / "whole.safetensors", **options), quiet=True)
 
     steps, real = [], bradley_terry.bradley_terry_loss
 
@@ -351,12 +351,12 @@ def test_a_training_that_was_killed_and_continued_writes_the_same_file(folder, t
     output = tmp_path / "parts.safetensors"
     monkeypatch.setattr(bradley_terry, "bradley_terry_loss", loss)
     with pytest.raises(Stopped):
-        train_reward(Training(output=output, **options), quiet=True)
+        train_reward(TrainRewardOptions(output=output, **options), quiet=True)
     assert not output.exists()
     assert (tmp_path / "parts.training").is_dir()
     monkeypatch.setattr(bradley_terry, "bradley_terry_loss", real)
     capsys.readouterr()
-    train_reward(Training(output=output, **options))
+    train_reward(TrainRewardOptions(output=output, **options))
     assert "continued at step 4 of 6" in capsys.readouterr().err
     assert output.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs", "parts.safetensors", "whole.safetensors"]
@@ -372,21 +372,21 @@ def test_a_checkpoint_of_another_configuration_needs_force(folder, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(bradley_terry, "save", stop)
         with pytest.raises(Stopped):
-            train_reward(Training(**asked), quiet=True)
-    other = Training(**asked | {"learning_rate": 1e-3})
+            train_reward(TrainRewardOptions(**asked), quiet=True)
+    other = TrainRewardOptions(**asked | {"learning_rate": 1e-3})
     with pytest.raises(
-        InputError, match=r"r\.training holds the checkpoint of .* differs in learning_rate\. .*--force"
+        InputError, match=r"r\.training holds another configuration; it differs in learning_rate\. .*--force"
     ):
         train_reward(other, quiet=True)
     forced = train_reward(other, force=True, quiet=True)
-    straight = train_reward(dataclasses.replace(other, output=tmp_path / "s.safetensors"), quiet=True)
+    straight = train_reward(other.model_copy(update={"output": tmp_path / "s.safetensors"}), quiet=True)
     assert forced.path.read_bytes() == straight.path.read_bytes()
 
 
 def test_files_of_somebody_else_where_the_checkpoint_goes_are_left_alone(folder, tmp_path):
     (tmp_path / "r.training").mkdir()
     (tmp_path / "r.training" / "thesis.txt").write_text("mine")
-    asked = Training(pairs=folder, output=tmp_path / "r.safetensors", steps=1, held_out=0.3)
+    asked = TrainRewardOptions(pairs=folder, output=tmp_path / "r.safetensors", steps=1, held_out=0.3)
     for force in (False, True):
         with pytest.raises(InputError, match=r"holds other files \(thesis\.txt\); choose another --output"):
             train_reward(asked, force=force, quiet=True)
@@ -443,7 +443,9 @@ def test_pairs_of_one_prompt_widen_the_interval(red_pairs):
 
 
 def test_without_steps_the_pairs_are_seen_three_times(folder, tmp_path):
-    trained = train_reward(Training(pairs=folder, output=tmp_path / "r.safetensors", held_out=0.3), quiet=True)
+    trained = train_reward(
+        TrainRewardOptions(pairs=folder, output=tmp_path / "r.safetensors", held_out=0.3), quiet=True
+    )
     assert trained.report["steps"] == math.ceil(3 * trained.report["pairs"]["training"] / 64)
 
 
@@ -454,8 +456,8 @@ def test_an_output_of_another_configuration_needs_force_and_a_foreign_file_too(f
     capsys.readouterr()
     assert run_command_line(command(folder, output, *SHORT, "--seed", "5", "--pair-ties", "keep")) == 2
     assert message(capsys).endswith(
-        "r.safetensors comes from another configuration; it differs in pair_ties, seed. "
-        "Choose another --output, or --force to replace it."
+        "r.safetensors holds another configuration; it differs in pair_ties, seed. "
+        "Choose another --output, or use --force to replace it."
     )
     assert sha256_of(output) == before
     assert run_command_line(command(folder, output, *SHORT, "--seed", "5", "--force")) == 0
@@ -485,10 +487,10 @@ def test_a_trained_reward_can_be_trained_on(folder, tmp_path, capsys):
     ("more", "reason"),
     [
         (("--output", "r.pt"), "--output r.pt: expected a file name that ends in .safetensors."),
-        (("--steps", "0"), "--steps 0: expected 1 or more."),
-        (("--batch-size", "-2"), "--batch-size -2: expected 1 or more."),
-        (("--learning-rate", "0"), "--learning-rate 0.0: expected a number above 0, such as 1e-4."),
-        (("--held-out", "1"), "--held-out 1.0: expected a share of the prompts between 0 and 1."),
+        (("--steps", "0"), "--steps 0: expected at least 1."),
+        (("--batch-size", "-2"), "--batch-size -2: expected at least 1."),
+        (("--learning-rate", "0"), "--learning-rate 0.0: expected more than 0.0."),
+        (("--held-out", "1"), "--held-out 1.0: expected less than 1.0."),
         (("--held-out", "1e-9"), "of 40 prompts none is held out; give pairs of more prompts, or a larger share."),
         (("--start", "shapes_style"), "--start shapes_style: this reward has no network to train; expected shapes_p"),
         (("--start", "shapes_prefer"), "no reward named 'shapes_prefer'. Did you mean shapes_preference"),
@@ -604,7 +606,9 @@ def test_two_rewards_of_one_name_are_refused_instead_of_one_hiding_the_other(tmp
 
 
 def test_the_file_holds_the_networks_tensors_and_nothing_else(folder, tmp_path):
-    trained = train_reward(Training(pairs=folder, output=tmp_path / "r.safetensors", steps=1, held_out=0.3), quiet=True)
+    trained = train_reward(
+        TrainRewardOptions(pairs=folder, output=tmp_path / "r.safetensors", steps=1, held_out=0.3), quiet=True
+    )
     tensors = load_file(trained.path)
     assert tensors.keys() == bradley_terry.PreferenceNet().state_dict().keys()
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}

@@ -15,13 +15,14 @@ from nbclient import NotebookClient
 from parity import recipe
 
 from alignbench import Prompt, Sampling, plugins
-from alignbench.cli import run_command_line
-from alignbench.diffusion import models
+from alignbench.cli.app import run_command_line
+from alignbench.diffusion import registry as models
 from alignbench.diffusion.adapters import open_policy
-from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.rollout import PipelineSampler
-from alignbench.experiment import result as results
-from alignbench.experiment.generate import ImageStore, Slot, evaluation_key
+from alignbench.experiment.evaluate import evaluation_key
+from alignbench.meter import Meter
+from alignbench.record import result as results
+from alignbench.record.pictures import ImageStore, Slot
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "results" / "reward_curves.ipynb"
 PARTI = """Prompt\tCategory\tChallenge\tNote
@@ -52,7 +53,7 @@ def small_scorers(scorer_files, monkeypatch) -> None:
 
     def small(group, name):
         plugin = load(group, name)
-        architecture = recipe.ARCHITECTURES.get(plugins.canonical(group, name)) if group == "rewards" else None
+        architecture = recipe.ARCHITECTURES.get(plugins.full_name(group, name)) if group == "rewards" else None
         if architecture is None:
             return plugin
         return make_dataclass(plugin.__name__, [("architecture", object, architecture)], bases=(plugin,), frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignbench.analysis.costs import CostRow, cost_of
+from alignbench.analysis.frontier import Standing, Target, standings, targets
 from alignbench.analysis.load import (
     Array,
     Loaded,
@@ -30,7 +31,6 @@ from alignbench.analysis.load import (
     no_garbage_collection,
     table,
 )
-from alignbench.analysis.optimality import Standing, Target, standings, targets
 from alignbench.analysis.published import Beside, beside
 from alignbench.analysis.statistics import (
     Differences,
@@ -43,8 +43,8 @@ from alignbench.analysis.statistics import (
     win_rate,
 )
 from alignbench.errors import InputError, UnknownName
-from alignbench.experiment.result import Evaluation
 from alignbench.keys import Key
+from alignbench.record.result import Evaluation
 
 SIGNIFICANT = 0.05
 DEFAULT_BASELINE = "base"

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignbench.errors import InputError, ResultFileError
-from alignbench.experiment.result import Result, Scorer, canonical, read
+from alignbench.files import canonical_json
+from alignbench.record.result import Result, Scorer, read
 
 Array = NDArray[np.float64]
 IN_EVALUATION = {"model", "prompts", "vae", "vae_tiling", "resolution"}
@@ -33,7 +34,7 @@ class Run:
         evaluation's: here they are as somebody typed them, such as a path. The order of scorers is of no account."""
         configuration = self.result.configuration.model_dump(exclude=IN_EVALUATION | {"seed"})
         configuration["scorers"] = sorted(configuration["scorers"])
-        return canonical([configuration, self.result.sampler])
+        return canonical_json([configuration, self.result.sampler])
 
 
 @dataclass(frozen=True)

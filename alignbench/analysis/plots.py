@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from alignbench.analysis.audit import Agreement, Sensitivity, matrix
+from alignbench.analysis.agreement import Agreement, Sensitivity, matrix
+from alignbench.analysis.frontier import MARKED, Panel, Pooled
 from alignbench.analysis.load import Array, load, methods_of
-from alignbench.analysis.optimality import MARKED, Panel, Pooled
 from alignbench.analysis.statistics import WinRate
 from alignbench.errors import InputError, UnknownName
-from alignbench.experiment.result import Result
+from alignbench.record.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

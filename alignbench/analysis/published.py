@@ -10,7 +10,7 @@ from typing import Any
 
 from alignbench import plugins
 from alignbench.analysis.load import Method
-from alignbench.experiment.result import Evaluation, Result
+from alignbench.record.result import Evaluation, Result
 
 FILE = "published.toml"
 

@@ -12,7 +12,7 @@ from alignbench.analysis.compare import compare
 from alignbench.analysis.load import is_aligned
 from alignbench.analysis.tables import number, p_value, percent
 from alignbench.errors import AlignbenchError
-from alignbench.experiment.result import Metric, Result, read
+from alignbench.record.result import Metric, Result, read
 
 
 def means(result: Result) -> dict[str, float | None]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from alignbench.analysis.compare import Comparison, Group, Versus
-from alignbench.analysis.optimality import Pooled
+from alignbench.analysis.frontier import Pooled
 
 Format = Literal["table", "markdown", "csv", "latex", "json"]
 WIDEST_MATRIX = 12  # methods; larger pairwise matrices are only in the JSON

@@ -1,9 +1,8 @@
-"""Trained policies from disk: what `Policy.save` wrote, on the pipeline it was trained on.
+"""Trained policies of latent models from disk: what `Policy.save` wrote, on the pipeline it was trained on.
 
 A LoRA names its rank, alpha and targets in the file; a fine-tuned denoiser is a diffusers `unet` folder, which holds
-every weight also where only the biases were trained, and opens as a full fine-tune; the mixture has its residual
-network. Files are safetensors and nothing in them is trusted: every tensor must have the name and shape of one of the
-policy's, and the other way round.
+every weight also where only the biases were trained, and opens as a full fine-tune. Files are safetensors and nothing
+in them is trusted: every tensor must have the name and shape of one of the policy's, and the other way round.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from alignbench.diffusion.latent import LatentPipeline
-from alignbench.diffusion.mixture import WIDTH_PER_RANK, MixturePipeline
 from alignbench.errors import InputError, RunError
 from alignbench.files import sha256_of
 from alignbench.interface import FullFineTune, LoRA, Pipeline, Policy, Tuning
@@ -31,7 +29,7 @@ from alignbench.keys import Key
 LORA = "pytorch_lora_weights.safetensors"
 DENOISER = "unet/diffusion_pytorch_model.safetensors"
 CONFIG = "unet/config.json"
-RESIDUAL = "residual.safetensors"
+FILES = (LORA, DENOISER)
 LAYER = re.compile(r"unet\.(.+)\.lora\.(down|up)\.weight")  # a key of `load_lora_weights`
 PEFT_NAMES = {"down": "lora_A", "up": "lora_B"}
 NOT_OURS = ("alpha_pattern", "use_rslora")  # change what a LoRA computes, but neither its keys nor their shapes
@@ -44,16 +42,12 @@ def open_policy(pipeline: Pipeline, folder: Path) -> Policy:
 
     Raises InputError where nothing was saved, RunError where it is damaged or of another model.
     """
-    path = weights_file(folder)
-    if (path.name == RESIDUAL) != isinstance(pipeline, MixturePipeline):
-        raise RunError(f"{path} does not belong to model {_name(pipeline)!r}: {path.name} is of another kind of model.")
-    state, metadata = _read(path)
-    if path.name == RESIDUAL:
-        tuning: Tuning = _residual_tuning(path, state)
-    elif path.name == LORA:
+    path = weights_file(folder, FILES)
+    state, metadata = read_state(path)
+    if path.name == LORA:
         lora, state = _lora_tuning(path, state, metadata), _renamed(state)
         _check_targets(pipeline, path, lora)
-        tuning = lora
+        tuning: Tuning = lora
     else:
         tuning = FullFineTune()
         _check_config(pipeline, folder / CONFIG)
@@ -63,42 +57,46 @@ def open_policy(pipeline: Pipeline, folder: Path) -> Policy:
             policy = pipeline.adapt(tuning, Key("open"))
     except ValueError as error:  # peft knows no LoRA of such a layer
         raise RunError(f"{path} does not fit model {_name(pipeline)!r}: {' '.join(str(error).split())}") from error
-    _check_state(path, policy, state)
-    policy.load_state_dict(state)
-    return policy
+    return filled(policy, path, state)
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 over what `open_policy` reads: tensors by name, metadata, configuration. Not over the file, whose header
-    safetensors writes in random order."""
-    path = weights_file(folder)
-    state, metadata = _read(path)
+    """SHA-256 over what `open_policy` reads."""
     config = sha256_of(folder / CONFIG) if (folder / CONFIG).is_file() else ""
+    return state_digest(weights_file(folder, FILES), config)
+
+
+def weights_file(folder: Path, names: Sequence[str]) -> Path:
+    """The one file of weights in a folder that has one of these names. Raises InputError where there is none."""
+    if not folder.is_dir():
+        raise InputError(f"there is no adapter folder {folder}; a run of a method that trains leaves one.")
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if len(found) != 1:
+        held = " and ".join(str(path.relative_to(folder)) for path in found or sorted(folder.rglob("*.safetensors")))
+        expected = f"expected {'one of ' if len(names) > 1 else ''}{', '.join(names)}, as this model's runs leave"
+        raise InputError(f"{folder} holds {held or 'no weights'}; {expected}.")
+    return found[0]
+
+
+def read_state(path: Path) -> tuple[State, Mapping[str, str]]:
+    """Tensors and metadata of a file of weights. Raises RunError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path} cannot be read as safetensors ({error}); copy it again.") from error
+
+
+def state_digest(path: Path, config: str = "") -> str:
+    """SHA-256 over tensors by name, metadata and configuration. Not over the file, whose header safetensors writes in
+    random order."""
+    state, metadata = read_state(path)
     found = hashlib.sha256(json.dumps([path.name, sorted(metadata.items()), config]).encode())
     for name in sorted(state):
         tensor = state[name].contiguous()
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def weights_file(folder: Path) -> Path:
-    """The one file of weights in a folder. Raises InputError where there is none."""
-    if not folder.is_dir():
-        raise InputError(f"there is no adapter folder {folder}; a run of a method that trains leaves one.")
-    found = [folder / name for name in (LORA, DENOISER, RESIDUAL) if (folder / name).is_file()]
-    if len(found) != 1:
-        held = " and ".join(str(path.relative_to(folder)) for path in found) or "none"
-        raise InputError(f"{folder} holds {held} of {LORA}, {DENOISER}, {RESIDUAL}; expected one of them.")
-    return found[0]
-
-
-def _read(path: Path) -> tuple[State, Mapping[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise RunError(f"{path} cannot be read as safetensors ({error}); copy it again.") from error
 
 
 def _lora_tuning(path: Path, state: State, metadata: Mapping[str, str]) -> LoRA:
@@ -134,14 +132,6 @@ def _renamed(state: State) -> State:
     }
 
 
-def _residual_tuning(path: Path, state: State) -> LoRA:
-    square = state.get("2.weight")
-    width = 0 if square is None or square.dim() != 2 or square.shape[0] != square.shape[1] else len(square)
-    if not width or width % WIDTH_PER_RANK:
-        raise RunError(f"{path} is no residual network: 2.weight must be square, a multiple of {WIDTH_PER_RANK} wide.")
-    return LoRA(width // WIDTH_PER_RANK)
-
-
 def _check_targets(pipeline: Pipeline, path: Path, lora: LoRA) -> None:
     """Raise RunError where no layer has one of the names: peft would refuse too, but with the adapter half made."""
     assert isinstance(pipeline, LatentPipeline)
@@ -170,8 +160,9 @@ def _check_config(pipeline: Pipeline, path: Path) -> None:
         )
 
 
-def _check_state(path: Path, policy: Policy, state: State) -> None:
-    """Raise RunError naming the first tensor that is missing, unexpected, or of another shape."""
+def filled(policy: Policy, path: Path, state: State) -> Policy:
+    """The policy with the weights of a file. Raises RunError naming the first tensor that is missing, unexpected, or of
+    another shape."""
     own = {name: tuple(value.shape) for name, value in policy.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     problems = [
@@ -188,6 +179,8 @@ def _check_state(path: Path, policy: Policy, state: State) -> None:
         raise RunError(
             f"{path} does not fit model {_name(policy)!r}: {problems[0]}{more}; was it trained on another model?"
         )
+    policy.load_state_dict(state)
+    return policy
 
 
 def _name(pipeline: Pipeline) -> str:

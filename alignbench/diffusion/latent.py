@@ -18,13 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from alignbench.diffusion.checkpointing import Recomputation
-from alignbench.diffusion.meter import Meter
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
 from alignbench.diffusion.text import TextEncoder, added
 from alignbench.errors import Unsupported
 from alignbench.interface import FullFineTune, LoRA, Prompt, Tuning
 from alignbench.keys import Key
+from alignbench.meter import Meter
 from alignbench.quantities import Condition, Prediction, Steps
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignbench.diffusion.training import Moves
+from alignbench.diffusion.episodes import Moves
 from alignbench.keys import Key
 
 WIDTH = 256

@@ -12,8 +12,7 @@ import torch
 
 from alignbench.errors import RunError
 from alignbench.experiment.problem import CellProblem
-from alignbench.experiment.result import canonical
-from alignbench.files import write_text
+from alignbench.files import canonical_json, write_text
 from alignbench.interface import Prompt
 from alignbench.keys import Key
 
@@ -30,7 +29,7 @@ def resolve_budget(
         return dict(budget)
     device = str(problem.pipeline.initial_noise([Key("budget", 0)]).device)
     about = [dict(problem.pipeline.info()), problem.reward.info().id, dtype, device, torch.get_num_threads()]
-    digest = hashlib.sha256(canonical(about).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(canonical_json(about).encode()).hexdigest()[:12]
     path = folder / f".seconds-{digest}"  # without .json: those are results
     if not path.exists():
         write_text(path, json.dumps(_measured(problem, prompts)) + "\n")

@@ -15,13 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignbench.diffusion import models
-from alignbench.diffusion.meter import Cost, Meter
+from alignbench.asking.resolve import Cell
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
+from alignbench.experiment.metered import MeteredReward
 from alignbench.experiment.problem import TrainingRound
-from alignbench.experiment.rewarding import MeteredReward
-from alignbench.experiment.spec import Cell
 from alignbench.interface import (
     Algorithm,
     PairBatch,
@@ -36,6 +34,7 @@ from alignbench.interface import (
     Tuning,
 )
 from alignbench.keys import Key
+from alignbench.meter import Cost, Meter
 from alignbench.quantities import Condition, Prediction, Steps
 
 IMAGES = 2  # sampled to count the cost per image
@@ -195,13 +194,11 @@ class _OneRound:
 def estimate(cell: Cell) -> Estimate | None:
     """The cost of a cell, or None where it depends on what a run has to find out: the model's shapes before they are
     downloaded, or what a second of a budget comes to. Raises Unsupported where a budget does not pay for one image."""
-    shape = models.latent_shape(cell.model, cell.evaluated, cell.spec.resolution)
+    shape = cell.family.latent_shape(cell.model, cell.evaluated, cell.options.resolution)
     if shape is None:
         return None
     meter = Meter()
-    levels = Schedule.scaled_linear()
-    typical = Schedule(levels, float(levels[0]), steps_offset=1)
-    stand_in = StandIn(models.exact_schedule() if cell.model.source == "exact" else typical, shape, meter)
+    stand_in = StandIn(cell.family.typical_schedule(), shape, meter)
     problem = _OneRound(
         stand_in, MeteredReward("stand-in", _MeanReward(), meter), cell.training, cell.sampling, meter, Key("estimate")
     )
@@ -223,17 +220,17 @@ def estimate(cell: Cell) -> Estimate | None:
     sampling = cell.sampling
     steps = sampling.steps * (1 if sampling.guidance == 1 else 2)
     alignment = trained + Cost(denoiser_forward=made * steps, decode_forward=made, reward_forward=made)
-    images = len(cell.evaluated) * cell.spec.images_per_prompt
+    images = len(cell.evaluated) * cell.options.images_per_prompt
     evaluation = Cost(**{name: value * images // IMAGES for name, value in one.as_dict().items()})
     return Estimate(algorithm, alignment, evaluation, _seconds(cell, alignment + evaluation))
 
 
 def _seconds(cell: Cell, cost: Cost) -> float | None:
     """Denoiser evaluations times the measured time of one, a backward pass counted as two forward ones."""
-    if cell.model.source not in ("embedded", "exact"):
+    if not cell.family.at_hand:
         return None
     meter = Meter()
-    pipeline = models.load(cell.model, meter, cell.options("cpu"), cell.evaluated, cell.spec.vae)
+    pipeline = cell.family.load(cell.model, meter, cell.hold("cpu"), cell.evaluated)
     condition = pipeline.condition(list(cell.evaluated[:1]) * 32)
     latents = initial_noise([Key("estimate", i) for i in range(32)], pipeline.latent_shape)
     timed = []

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from alignbench.diffusion.mixture import MixturePipeline
+from alignbench.asking.resolve import Cell
 from alignbench.diffusion.rollout import PipelineSampler, density_of_chain, path_divergence, rollout
 from alignbench.diffusion.transition import std_of
-from alignbench.experiment.generate import ImageStore, Slot, evaluation_key
-from alignbench.experiment.result import FrontierCurve, Metric
-from alignbench.experiment.spec import Cell
+from alignbench.experiment.evaluate import evaluation_key
 from alignbench.interface import KnownDivergence, Pipeline, Policy, Prompt, Sampler
 from alignbench.keys import Key
+from alignbench.record.pictures import ImageStore, Slot
+from alignbench.record.result import FrontierCurve, Metric
 from alignbench.testbed import scores
-from alignbench.testbed.pairs import MixturePairs
-from alignbench.testbed.problem import ExactProblem
-from alignbench.testbed.problem import info as reward_info
+from alignbench.testbed.exact_problem import ExactProblem
+from alignbench.testbed.exact_problem import info as reward_info
+from alignbench.testbed.pipeline import MixturePipeline
 from alignbench.testbed.tilt import Frontier, rates
 
 MANTISSAS = (10.0, 8.0, 6.5, 5.0, 4.0, 3.0, 2.5, 2.0, 1.6, 1.3)
@@ -30,15 +30,6 @@ WIDEST_CHAIN = 4  # dimensions up to which a chain's Jacobians are worth their c
 def problem_of(pipeline: Pipeline) -> ExactProblem | None:
     """The exact problem a pipeline is of, or None for every real model."""
     return pipeline.problem if isinstance(pipeline, MixturePipeline) else None
-
-
-def pairs(cell: Cell, pipeline: Pipeline) -> MixturePairs | None:
-    """Preference pairs of the exact problem, labelled by the reward to optimise; None without one."""
-    problem, name, wanted = problem_of(pipeline), cell.configuration.reward, cell.configuration.pairs
-    if wanted is None or problem is None or name is None or name not in problem.rewards or not cell.training:
-        return None
-    key = Key("align", cell.spec.seed)("pairs")
-    return MixturePairs(problem.mixture, problem.rewards[name], pipeline, cell.training, key, int(wanted["count"] or 0))
 
 
 def frontiers(cell: Cell, pipeline: Pipeline) -> dict[str, FrontierCurve]:
@@ -68,7 +59,7 @@ def metrics(
         return {}
     names = _rewards(cell, problem)
     prompts = [cell.evaluated[slot.place] for slot in wanted]
-    keys = [evaluation_key(cell.spec.eval_seed, p, slot.sample) for p, slot in zip(prompts, wanted, strict=True)]
+    keys = [evaluation_key(cell.options.eval_seed, p, slot.sample) for p, slot in zip(prompts, wanted, strict=True)]
     known = _known_divergence(cell, sampler, problem)
     density = None if known is not None else _density(sampler, prompts, keys)
     places = torch.tensor([slot.place for slot in wanted])

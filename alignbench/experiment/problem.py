@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import statistics
@@ -16,13 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench.diffusion.meter import Cost, Meter
 from alignbench.errors import Diverged, RunError
 from alignbench.experiment import start_up
-from alignbench.experiment.progress import Progress
-from alignbench.files import append_line, complete_lines, make_folder, replace_file, write_text
+from alignbench.files import append_line, complete_lines, replace_file, write_text
 from alignbench.interface import Pairs, Pipeline, Policy, Probe, Prompts, Reward, Sampling
 from alignbench.keys import Key
+from alignbench.meter import Cost, Meter
+from alignbench.progress import Progress
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
@@ -191,7 +190,8 @@ class CellProblem:
                     item.load_state_dict(saved["state"][name])
             except Exception as error:
                 raise RunError(
-                    f"{path} cannot be continued ({' '.join(str(error).split())[:200]}); use --force to start again."
+                    f"{path} cannot be continued ({' '.join(str(error).split())[:200]}); "
+                    f"delete {self.folder} to start again."
                 ) from error
             done = int(saved["done"])
             self.seconds = float(saved["seconds"])
@@ -217,17 +217,3 @@ def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return {name: plain(value) for name, value in record.items()}
-
-
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process. Raises RunError while another process works in it."""
-    import fcntl
-
-    make_folder(folder)
-    with open(folder / ".lock", "w", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{folder} is in use by another alignbench process; wait for it or choose --name.") from None
-        yield

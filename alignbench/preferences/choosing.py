@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alignbench.errors import InputError
+from alignbench.interface import RewardInfo
 from alignbench.preferences.source import Encoded, Pair, PairSource
 
 Ties = Literal["drop", "keep"]
@@ -96,3 +97,10 @@ def _plain(text: str) -> str:
 def _rest(counts: Mapping[str, int]) -> str:
     parts = [f"{counts[name]} {words}" for name, words in WORDS.items() if counts[name]]
     return f" ({', '.join(parts)})" if parts else ""
+
+
+def preference(first: float, second: float, info: RewardInfo) -> float:
+    """P(first preferred) by a reward: 1, 0, or 0.5 where the scores tie."""
+    if abs(first - second) <= info.tie_epsilon:
+        return 0.5
+    return float((first > second) == info.higher_is_better)

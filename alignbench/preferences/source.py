@@ -12,18 +12,17 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import re
-import stat
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, combinations, islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from alignbench.errors import InputError
+from alignbench.errors import InputError, shown
+from alignbench.files import Folder
 from alignbench.interface import Prompt
 
 Encoded = tuple[bytes, bytes]  # the two images of a pair, as JPEG, PNG or WebP
@@ -113,17 +112,17 @@ class Columns:
     def append(self, text: object, label: object, models: Models, where: str, identifier: object = None) -> None:
         """Add a pair. Raises InputError saying what is wrong with it."""
         if isinstance(label, bool) or not isinstance(label, int | float) or label not in (0, 0.5, 1):
-            raise InputError(f"{where}: the label is {_shown(label)}; expected 1, 0 or 0.5 (P(first preferred)).")
+            raise InputError(f"{where}: the label is {shown(label)}; expected 1, 0 or 0.5 (P(first preferred)).")
         if not isinstance(text, str):
-            raise InputError(f"{where}: the prompt is {_shown(text)}; expected text.")
+            raise InputError(f"{where}: the prompt is {shown(text)}; expected text.")
         if identifier is not None and not isinstance(identifier, str):
-            raise InputError(f"{where}: the id is {_shown(identifier)}; expected text.")
+            raise InputError(f"{where}: the id is {shown(identifier)}; expected text.")
         prompt = self._prompts.get((text, identifier))
         if prompt is None:
             try:
                 hashed = hashlib.sha256(text.encode()).hexdigest()[:16]
             except UnicodeEncodeError:  # JSON can hold halves of characters
-                raise InputError(f"{where}: the prompt is {_shown(text)}; expected text.") from None
+                raise InputError(f"{where}: the prompt is {shown(text)}; expected text.") from None
             prompt = self._prompts[text, identifier] = Prompt(hashed if identifier is None else identifier, text)
         self.prompts.append(prompt)
         self.labels.append(label)
@@ -247,51 +246,6 @@ class FilePairs:
             yield i, (self.folder.read(first, self.places[i]), self.folder.read(second, self.places[i]))
 
 
-@dataclass(frozen=True)
-class Folder:
-    """Files of a folder by relative name. One that lies outside, be it through a link, is refused."""
-
-    root: Path
-    files: dict[str, tuple[int, int]] = field(default_factory=dict)  # size and time of what was found
-    _folders: dict[str, bool] = field(default_factory=dict)
-
-    def find(self, name: object, where: str) -> str:
-        """The name of a file that is there. Raises InputError, naming `where` it was named."""
-        if not isinstance(name, str) or not name:
-            raise InputError(f"{where}: an image is {_shown(name)}; expected a path relative to {self.root}.")
-        if name not in self.files:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts:
-                raise InputError(f"{where}: the image path {name!r} leaves {self.root}; expected one inside of it.")
-            try:
-                if not self._inside(path):
-                    raise InputError(f"{where}: the image {name!r} is a link out of {self.root}; copy the file there.")
-                found = (self.root / name).stat()
-            except (OSError, ValueError) as error:
-                if isinstance(error, InputError):
-                    raise
-                reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-                raise InputError(f"{where}: the image {name!r} is not in {self.root} ({reason}).") from None
-            if not stat.S_ISREG(found.st_mode):
-                raise InputError(f"{where}: the image {name!r} in {self.root} is not a file.")
-            self.files[name] = (found.st_size, found.st_mtime_ns)
-        return name
-
-    def read(self, name: str, where: str) -> bytes:
-        try:
-            return (self.root / name).read_bytes()
-        except OSError as error:
-            raise InputError(f"{where}: the image {self.root / name} can no longer be read ({error}).") from error
-
-    def _inside(self, path: PurePosixPath) -> bool:
-        """Whether a path stays below the root once links are followed; a folder of many files is looked at once."""
-        parent = str(path.parent)
-        if parent not in self._folders:
-            self._folders[parent] = (self.root / parent).resolve().is_relative_to(self.root.resolve())
-        whole = self.root / path
-        return self._folders[parent] and (not whole.is_symlink() or whole.resolve().is_relative_to(self.root.resolve()))
-
-
 def _read_folder(path: Path) -> FilePairs:
     """Our own layout: a line {"prompt": …, "images": [path, path], "label": …}, perhaps with "models" and "id"."""
     source = path / FOLDER_FILE
@@ -310,9 +264,9 @@ def _read_folder(path: Path) -> FilePairs:
             raise InputError(f"{where}: no {' and no '.join(missing)}; expected prompt, images and label.")
         models = row.get("models")
         if models is not None and not (_is_list(models, 2) and all(isinstance(name, str) for name in models)):
-            raise InputError(f"{where}: models is {_shown(models)}; expected two names.")
+            raise InputError(f"{where}: models is {shown(models)}; expected two names.")
         if not _is_list(row["images"], 2):
-            raise InputError(f"{where}: images is {_shown(row['images'])}; expected two paths.")
+            raise InputError(f"{where}: images is {shown(row['images'])}; expected two paths.")
         columns.append(row["prompt"], row["label"], models and (models[0], models[1]), where, row.get("id"))
         first, second = (folder.find(name, where) for name in row["images"])
         images.append((first, second))
@@ -335,7 +289,7 @@ def _read_hpd(path: Path) -> FilePairs:
             raise InputError(f"{where}: expected an object with prompt, image_path and human_preference or rank.")
         names = entry.get("image_path", entry.get("file_path"))
         if not isinstance(names, list) or len(names) < 2:
-            raise InputError(f"{where}: image_path is {_shown(names)}; expected the paths of two images or more.")
+            raise InputError(f"{where}: image_path is {shown(names)}; expected the paths of two images or more.")
         folder = folder or _image_folder(path, names)
         found = [folder.find(name, where) for name in names]
         for (a, b), label in _comparisons(entry, len(names), where):
@@ -352,11 +306,11 @@ def _comparisons(entry: dict[str, Any], n: int, where: str) -> Iterator[tuple[tu
     preference, rank = entry.get("human_preference"), entry.get("rank")
     if preference is not None:
         if n != 2 or preference not in ([1, 0], [0, 1]):
-            raise InputError(f"{where}: human_preference is {_shown(preference)}; expected [1, 0] or [0, 1].")
+            raise InputError(f"{where}: human_preference is {shown(preference)}; expected [1, 0] or [0, 1].")
         yield (0, 1), float(preference[0])
         return
     if not isinstance(rank, list) or len(rank) != n or not all(isinstance(r, int | float) and r == r for r in rank):
-        raise InputError(f"{where}: rank is {_shown(rank)}; expected {n} numbers, one per image, the best lowest.")
+        raise InputError(f"{where}: rank is {shown(rank)}; expected {n} numbers, one per image, the best lowest.")
     for a, b in combinations(range(n), 2):
         yield (a, b), 0.5 if rank[a] == rank[b] else float(rank[a] < rank[b])
 
@@ -433,12 +387,6 @@ def _json(text: str, where: str) -> Any:
 
 def _is_list(value: object, length: int) -> bool:
     return isinstance(value, list) and len(value) == length
-
-
-def _shown(value: object) -> str:
-    """A wrong value in a message, of bounded length."""
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def _digest(*parts: Iterable[Any]) -> str:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from alignbench.errors import RunError
 from alignbench.interface import Prompt
-from alignbench.scoring.checkpoints import Checkpoint, DType, fill, frozen, tensors_of
 from alignbench.scoring.clip import number_positions
 from alignbench.scoring.features import wide
 from alignbench.scoring.heads import LinearChain, applied
 from alignbench.scoring.preprocessing import SIDE
+from alignbench.scoring.weights import Checkpoint, DType, fill, frozen, tensors_of
 
 CONTEXT = 35  # tokens, with those at start and end, as BLIP was trained
 UNUSED = ("blip.vision_proj.", "blip.text_proj.")  # of the contrastive loss

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from alignbench.downloads import hub_file
 from alignbench.errors import RunError
-from alignbench.scoring.checkpoints import Checkpoint, DType, fill, frozen, tensors_of
 from alignbench.scoring.features import Features
 from alignbench.scoring.preprocessing import SIDE
+from alignbench.scoring.weights import Checkpoint, DType, fill, frozen, tensors_of
 
 CONTEXT = 77  # tokens, with those at start and end
 VOCABULARY = 49_408

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignbench.scoring.checkpoints import Checkpoint, fill, frozen, tensors_of
+from alignbench.scoring.weights import Checkpoint, fill, frozen, tensors_of
 
 WIDTHS = (768, 1024, 128, 64, 16, 1)
 PLACES = (0, 2, 4, 6, 7)  # of the linear layers in the published checkpoints; dropout stood between them

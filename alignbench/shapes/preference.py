@@ -22,12 +22,12 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from alignbench.diffusion import models
-from alignbench.diffusion.meter import Meter
+from alignbench.diffusion import registry as models
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.files import replace_file
 from alignbench.interface import Prompt, Sampling
 from alignbench.keys import Key
+from alignbench.meter import Meter
 from alignbench.shapes.autoencoder import initialise
 from alignbench.shapes.fit import Fit, fit
 from alignbench.shapes.judge import read

@@ -28,8 +28,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from alignbench.keys import Key, resample_counts
+from alignbench.testbed.exact_problem import ExactProblem
 from alignbench.testbed.mixture import Mixture
-from alignbench.testbed.problem import ExactProblem
 from alignbench.testbed.tilt import Frontier, Quadratic, moments, tilted
 
 NEIGHBOURS = 5

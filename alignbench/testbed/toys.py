@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from alignbench.testbed.exact_problem import ExactProblem
 from alignbench.testbed.mixture import Mixture
-from alignbench.testbed.problem import ExactProblem
 from alignbench.testbed.tilt import Quadratic
 
 

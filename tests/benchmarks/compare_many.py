@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alignbench.experiment import result as results
-from alignbench.experiment.result import Configuration, Costs, Evaluation, PromptRow, Result, Row, Scorer
 from alignbench.keys import Key
+from alignbench.record import result as results
+from alignbench.record.result import Configuration, Costs, Evaluation, PromptRow, Result, Row, Scorer
 
 PROMPTS, IMAGES = 800, 4
 SCORERS = ("truth", "style", "preference", "sharpness", "jpeg")

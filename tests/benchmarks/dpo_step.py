@@ -31,22 +31,22 @@ from PIL import Image
 from torch.nn import functional
 
 from alignbench import Key, LoRA
+from alignbench import devices as memory
 from alignbench.algorithms.diffusion_dpo import DiffusionDPO
-from alignbench.diffusion import memory
-from alignbench.diffusion.checkpoints import Options
 from alignbench.diffusion.latent import LatentPipeline
-from alignbench.diffusion.meter import Meter
-from alignbench.diffusion.models import find, load
+from alignbench.diffusion.objectives import noising
+from alignbench.diffusion.registry import Hold, find, load
 from alignbench.diffusion.text import added
-from alignbench.diffusion.training import noising
-from alignbench.experiment.run import environment
 from alignbench.files import write_text
+from alignbench.images import fitted
 from alignbench.interface import PairBatch
+from alignbench.meter import Meter
 from alignbench.preferences.cache import TensorCache
 from alignbench.preferences.choosing import choose
-from alignbench.preferences.encoded import EncodedPairs, fitted
+from alignbench.preferences.encoded import EncodedPairs
 from alignbench.preferences.source import open_pairs
 from alignbench.quantities import Condition
+from alignbench.record.environment import environment
 from alignbench.shapes.render import render, sample_scene
 from alignbench.shapes.scene import sample_caption
 
@@ -69,7 +69,7 @@ class Work:
 
     def pipeline(self) -> LatentPipeline:
         size = (self.resolution, self.resolution) if self.resolution else None
-        found = load(find(self.model), Meter(), Options(device(), self.dtype, size))
+        found = load(find(self.model), Meter(), Hold(device(), self.dtype, size))
         assert isinstance(found, LatentPipeline)
         return found
 

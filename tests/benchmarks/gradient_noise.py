@@ -25,13 +25,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench import Key, Policy, Prompt, Prompts, Sampling, plugins
-from alignbench.diffusion.meter import Meter
-from alignbench.diffusion.models import find, load
+from alignbench.diffusion.episodes import drawn, moves_of
+from alignbench.diffusion.optimisers import tuning_of
+from alignbench.diffusion.registry import find, load
 from alignbench.diffusion.rollout import rollout
-from alignbench.diffusion.training import drawn, moves_of, tuning_of
 from alignbench.diffusion.transition import log_density
-from alignbench.experiment.run import environment
 from alignbench.files import write_text
+from alignbench.meter import Meter
+from alignbench.record.environment import environment
 
 PER_PROMPT = 8  # images
 BATCH = 32

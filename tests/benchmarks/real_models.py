@@ -23,8 +23,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from random_models import SHORTEST
 
-from alignbench.experiment.run import environment
 from alignbench.files import write_text
+from alignbench.record.environment import environment
 
 REWARD = f"{Path(__file__).resolve().parents[1] / 'plugins' / 'colours.py'}:Brightness"
 SHORT_REWARD = "tests/plugins/colours.py:Brightness"

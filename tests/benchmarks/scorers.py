@@ -203,8 +203,8 @@ def main() -> None:
             line += f"{a['peak_mib'] - a['loaded_mib']:.0f} / {b['peak_mib'] - b['loaded_mib']:.0f}".rjust(18)
             print(f"{line}{difference:9.0e}", flush=True)
     if options.output:
-        from alignbench.experiment.run import environment as own_environment
         from alignbench.files import write_text
+        from alignbench.record.environment import environment as own_environment
 
         content = {
             "schema": 1, "images": IMAGES, "per_prompt": PER_PROMPT, "side": SIDE, "threads": 1,

@@ -1,0 +1,202 @@
+"""How far methods are from a known optimum: the cell-level metrics of exact problems, pooled over seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignbench.analysis.costs import cost_of
+from alignbench.analysis.load import Method, load, methods_of
+from alignbench.errors import InputError, UnknownName
+from alignbench.record.result import FrontierCurve, Metric, Result
+
+OF_REWARD = ("reward", "regret", "excess_kl", "mode_tv", "covariance")
+OF_IMAGES = ("kl", "path_kl", "nuisance")
+MARKED = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03)  # β that are looked at beside the problem's own
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A metric over the training seeds of a method. The interval is the mean of the runs' own: they share their
+    evaluation noise, so it does not shrink with their number. How much seeds differ is left to their own values."""
+
+    value: float
+    low: float | None
+    high: float | None
+    floor: float | None
+    kind: str
+    seeds: list[float]  # each run's value
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One method against the optimum of one scorer."""
+
+    method: str
+    algorithm: str
+    scorer: str
+    metrics: dict[str, Pooled]
+    missing: dict[str, str]  # metrics that a run could not give, and its reason
+    alignment_nfe: float
+    image_nfe: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """The optimum and the frontier of one scorer."""
+
+    beta: float
+    reward: float
+    kl: float
+    points: list[tuple[float, float, float]]  # λ, mean reward, KL
+
+
+def pooled(runs: Sequence[Result], name: str) -> Pooled | None:
+    """A metric's mean over runs; None where one of them lacks it."""
+    found = [run.metrics.get(name) for run in runs]
+    values = [metric.value for metric in found if metric is not None and metric.value is not None]
+    if not values or len(values) < len(found):
+        return None
+    metrics = [metric for metric in found if metric is not None]
+
+    def mean(of: Callable[[Metric], float | None]) -> float | None:
+        numbers = [number for metric in metrics if (number := of(metric)) is not None]
+        return sum(numbers) / len(metrics) if len(numbers) == len(metrics) else None
+
+    return Pooled(
+        value=sum(values) / len(values),
+        low=mean(lambda m: m.low),
+        high=mean(lambda m: m.high),
+        floor=mean(lambda m: m.floor),
+        kind=metrics[0].kind,
+        seeds=values,
+    )
+
+
+def _why_missing(runs: Sequence[Result], name: str) -> str:
+    """The first run's reason for having no number, or ''."""
+    return next((m.about for run in runs if (m := run.metrics.get(name)) is not None and m.value is None), "")
+
+
+def standings(methods: Sequence[Method], scorers: Sequence[str]) -> list[Standing]:
+    """Every method on every scorer whose optimum is known; none for real models."""
+    found = []
+    for scorer in scorers:
+        for method in methods:
+            runs = [run.result for run in method.runs]
+            names = {name: f"{scorer}.{name}" for name in OF_REWARD} | {name: name for name in OF_IMAGES}
+            metrics = {short: metric for short, name in names.items() if (metric := pooled(runs, name)) is not None}
+            if not any(name.startswith(f"{scorer}.") for run in runs for name in run.metrics):
+                continue
+            cost = cost_of(method)
+            found.append(
+                Standing(
+                    method=method.label,
+                    algorithm=method.first.configuration.algorithm,
+                    scorer=scorer,
+                    metrics=metrics,
+                    missing={short: why for short, name in names.items() if (why := _why_missing(runs, name))},
+                    alignment_nfe=cost.alignment_denoiser,
+                    image_nfe=cost.image_denoiser,
+                )
+            )
+    return found
+
+
+def targets(methods: Sequence[Method], scorers: Sequence[str]) -> dict[str, Target]:
+    """The optimum of each scorer that has one."""
+    found: dict[str, Target] = {}
+    for method in methods:
+        for name, curve in method.first.frontiers.items():
+            if name in scorers and name not in found:
+                found[name] = _target(curve)
+    return found
+
+
+def _target(curve: FrontierCurve) -> Target:
+    _, reward, kl = min(curve.points, key=lambda point: abs(point[0] - 1 / curve.beta))
+    return Target(curve.beta, reward, kl, curve.points)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The frontier of one problem and scorer, with the methods on it."""
+
+    problem: str
+    fingerprint: str
+    scorer: str
+    target: Target
+    standings: list[Standing]
+
+
+def panels(paths: Sequence[Path], scorers: Sequence[str] = ()) -> list[Panel]:
+    """All panels that these files hold. Raises InputError where none of them is of an exact problem."""
+    found = []
+    for fingerprint, runs in load(paths).groups.items():
+        methods = methods_of(runs)
+        known = dict.fromkeys(name for method in methods for name in method.first.scorers)
+        placed = standings(methods, list(known))
+        found += [
+            Panel(
+                problem=str(runs[0].result.evaluation.model.get("problem", runs[0].result.evaluation.prompts)),
+                fingerprint=fingerprint,
+                scorer=name,
+                target=target,
+                standings=[s for s in placed if s.scorer == name],
+            )
+            for name, target in targets(methods, list(known)).items()
+        ]
+    if not found:
+        raise InputError("none of these files is of a problem with a known optimum; run --model mixture for one.")
+    names = list(dict.fromkeys(panel.scorer for panel in found))
+    for name in scorers:
+        if name not in names:
+            raise UnknownName("scorer with a frontier in these files", name, names)
+    return [panel for panel in found if not scorers or panel.scorer in scorers]
+
+
+COLUMNS = (
+    "evaluation", "problem", "scorer", "kind", "method", "beta", "reward", "reward_low", "reward_high", "kl", "kl_low",
+    "kl_high", "kl_kind", "regret", "excess_kl", "alignment_nfe", "image_nfe",
+)  # fmt: skip
+
+
+def as_csv(found: Sequence[Panel]) -> str:
+    """The data of the figure: a row per point of a frontier, and per method and β. Unknown numbers are empty."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for panel in found:
+        common = {"evaluation": panel.fingerprint, "problem": panel.problem, "scorer": panel.scorer}
+        for rate, reward, kl in panel.target.points:
+            at = {"beta": 1 / rate} if rate else {}
+            writer.writerow({**common, "kind": "frontier", **at, "reward": reward, "kl": kl})
+        for standing in panel.standings:
+            m = standing.metrics
+            row: dict[str, object] = {"kind": "method", "method": standing.method}
+            for name in ("reward", "kl"):
+                if (metric := m.get(name)) is not None:
+                    row |= {name: metric.value, f"{name}_low": metric.low, f"{name}_high": metric.high}
+            row |= {"excess_kl": m["excess_kl"].value} if "excess_kl" in m else {}
+            row |= {"kl_kind": m["kl"].kind} if "kl" in m else {}
+            row |= {"alignment_nfe": standing.alignment_nfe, "image_nfe": standing.image_nfe}
+            for beta, regret in regrets(panel.target, m).items():
+                writer.writerow({**common, **row, "beta": beta, "regret": regret})
+    return buffer.getvalue()
+
+
+def regrets(target: Target, metrics: dict[str, Pooled]) -> dict[float, float | None]:
+    """What a method misses of the best E r − β KL, at the β of MARKED that the frontier has; None where its divergence
+    is not known. At the problem's own β it is the measured regret, whose noise is smaller."""
+    found: dict[float, float | None] = {}
+    for rate, reward, kl in target.points:
+        beta = next((b for b in (target.beta, *MARKED) if rate and abs(rate * b - 1) < 1e-9), None)
+        if beta is not None:
+            best, spent = reward - beta * kl, metrics.get("kl")
+            found[beta] = None if spent is None else best - (metrics["reward"].value - beta * spent.value)
+            if abs(beta - target.beta) < 1e-9 and "regret" in metrics:
+                found[beta] = metrics["regret"].value
+    return found

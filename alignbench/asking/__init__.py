@@ -1,0 +1,1 @@
+"""What a cell is asked to be: options, presets, and what they resolve to."""

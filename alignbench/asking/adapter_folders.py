@@ -1,0 +1,52 @@
+"""Adapters that a user names: of a cell, of its result file, a folder of weights, or a repository of the hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from alignbench.diffusion import hub
+from alignbench.diffusion.hub import HUB_ID, Repository
+from alignbench.diffusion.layouts import DENOISER
+from alignbench.errors import AlignbenchError, InputError
+from alignbench.interface import Pipeline
+from alignbench.record import result as results
+
+
+def adapter_folder(path: Path) -> Path:
+    """The folder of weights a user means by it, by the folder of its cell, by the cell's result file, or by the hub id
+    of a fine-tuned denoiser."""
+    if not path.exists():
+        if HUB_ID.fullmatch(str(path)):
+            return hub.snapshot(hub.files_of(Repository(str(path)), DENOISER), str(path))
+        raise InputError(f"--adapter {path}: there is no such file or folder; expected a cell's adapter folder.")
+    folder = path.with_suffix("") if path.suffix == ".json" else path
+    if (folder / "adapter").is_dir():
+        return folder / "adapter"
+    if folder != path or (folder / "cell.json").is_file():
+        raise InputError(f"{path}: there is no {folder / 'adapter'}; only methods that train weights leave one.")
+    return folder
+
+
+def name_of(folder: Path) -> str:
+    """The name of an adapter's cell, of a repository of the hub, else of its folder."""
+    path = folder.absolute()
+    if path.parent.name == "snapshots":  # of the hub's cache
+        return f"{path.parents[1].name.removeprefix('models--').replace('--', '/')}@{path.name[:12]}"
+    return path.parent.name if path.name == "adapter" else path.name
+
+
+def check_model(folder: Path, pipeline: Pipeline) -> None:
+    """Refuse an adapter whose result says that it was trained on other weights, which its own file does not know."""
+    path = folder.parent.with_name(f"{folder.parent.name}.json")
+    try:
+        trained_on = results.read(path).evaluation.model if folder.name == "adapter" and path.is_file() else None
+    except AlignbenchError:
+        return
+    own = json.loads(json.dumps(dict(pipeline.info())))
+    for name in ("sha256", "revision"):
+        if trained_on is not None and trained_on.get(name) != own.get(name):
+            raise InputError(
+                f"{folder} was trained on model {trained_on['name']!r} with {name} {trained_on.get(name)}, but "
+                f"--model is {own['name']!r} with {own.get(name)} (see {path}); name the model it was trained on."
+            )

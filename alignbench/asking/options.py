@@ -1,0 +1,343 @@
+"""What can be asked of alignbench, each option written once. Imports no torch.
+
+A model per command. A field is the flag, the key of a `--config` file and of a suite, the environment variable
+(`ALIGNBENCH_RUN_MODEL`) and, by its description, the help text. Its `Option` says under which heading it stands and
+what it is to a cell's identity.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from alignbench import plugins
+from alignbench.choices import BudgetKind, Crop, DType, Kernel, ScorerDType, Ties
+from alignbench.errors import InputError, UnknownName
+
+Asked = TypeVar("Asked", bound="Options")
+
+WHAT, DATA, TRAINING, EVALUATION, MEMORY, FILES = HEADINGS = (
+    "What", "Data", "Training", "Evaluation", "Memory and device", "Files"
+)  # fmt: skip
+
+
+class Role(enum.Enum):
+    """What an option is to the identity of a cell."""
+
+    NAMED = "part of the identity, with a place of its own in the result's file name"
+    HASHED = "part of the identity; where it is not at its default, it changes the hash in the file name"
+    RUNTIME = "how a cell is computed, not what: it may change when the cell is continued"
+    PLACE = "where the result is written"
+
+
+NAMED, HASHED, RUNTIME, PLACE = Role
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is said of a field besides its type, default and description."""
+
+    heading: str
+    role: Role | None = None  # every option of `run` has one
+    typed: Any = None  # its type on the command line, where that is not the field's
+    metavar: str | None = None
+
+
+def _assignments(value: Any) -> Any:
+    """`name=value` strings as a dictionary; a dictionary as it is."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return value
+    found = {}
+    for text in value:
+        name, equals, rest = str(text).partition("=")
+        if not equals or not name:
+            raise ValueError("expected NAME=VALUE such as clip=1e-4 or nfe=800")
+        found[name] = rest
+    return found
+
+
+def _pixels(value: Any) -> Any:
+    """512 or 768x512 (height and width) as a pair."""
+    if not isinstance(value, int | str):
+        return value
+    found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", str(value))
+    if not found:
+        raise ValueError("expected pixels such as 512, or HEIGHTxWIDTH such as 768x512")
+    return (int(found[1]), int(found[2] or found[1]))
+
+
+def _reward_name(value: str) -> str:
+    """A scorer under the name that results use, whichever the user typed."""
+    return plugins.full_name("rewards", value)
+
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fields = Annotated[dict[str, Any], BeforeValidator(_assignments)]
+Budget = Annotated[dict[BudgetKind, Positive] | None, BeforeValidator(_assignments)]
+Pixels = Annotated[tuple[int, int] | None, BeforeValidator(_pixels)]
+
+
+class Options(BaseModel):
+    """Options of a command. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    @classmethod
+    def parse(cls: type[Asked], values: Mapping[str, Any], where: str | None = None) -> Asked:
+        """From plain values. Raises InputError naming the key as it stands in the file `where`, or the flag."""
+        for key in values:
+            if key not in cls.model_fields:
+                place = f"{where}: " if where else ""
+                raise InputError(f"{place}{UnknownName('option', str(key), cls.model_fields)}")
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            own = error.errors()[0].get("ctx", {}).get("error")
+            raise (own if isinstance(own, InputError) else InputError(explained(error, where))) from None
+
+
+BOUNDS = {
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+}
+
+
+def explained(error: ValidationError, where: str | None) -> str:
+    """The first problem in a sentence: the key in a file, or the flag; its value; and what was expected."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    name = f"{where}: {name}" if where else f"--{name.replace('_', '-')}"
+    reason = first["msg"].removeprefix("Value error, ").rstrip(".").replace("Input should be ", "expected ")
+    if bound := BOUNDS.get(first["type"]):
+        reason = f"expected {bound.format(**first['ctx'])}"
+    value = ", ".join(map(str, first["input"])) if isinstance(first["input"], list | tuple) else first["input"]
+    return f"{name} {value}: {reason}."
+
+
+def option_of(model: type[Options], name: str) -> Option:
+    """What a field's `Option` says. Raises TypeError where it has none."""
+    for mark in model.model_fields[name].metadata:
+        if isinstance(mark, Option):
+            return mark
+    raise TypeError(f"{model.__name__}.{name} has no Option: give it a heading and, if it is of a cell, a role.")
+
+
+class ScoringOptions(Options):
+    """How learned rewards and scorers are made, where that is not as usual."""
+
+    scorer_dtype: Annotated[ScorerDType, Option(MEMORY, HASHED)] = Field(
+        "float32", description="Precision of learned rewards and scorers."
+    )
+    allow_unverified: Annotated[bool, Option(DATA, HASHED)] = Field(
+        False,
+        description="Use weights of learned rewards and scorers that are not the published ones; results name them.",
+    )
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """What a reward is made with: only what differs from its own defaults."""
+        chosen = {"dtype": self.scorer_dtype, "allow_unverified": self.allow_unverified}
+        return {name: value for name, value in chosen.items() if value not in ("float32", False)}
+
+
+class PairChoice(Options):
+    """Which pairs of a source are used."""
+
+    pair_ties: Annotated[Ties, Option(DATA, HASHED)] = Field("drop", description="Ties among preference pairs.")
+    pair_models: Annotated[str | None, Option(DATA, HASHED)] = Field(
+        None, description="Only pairs both of whose source models contain this, such as dream."
+    )
+
+
+class SamplingOptions(Options):
+    """How images are sampled; each is by default the model's own."""
+
+    steps: Annotated[int | None, Option(EVALUATION, HASHED)] = Field(None, description="Sampling steps.")
+    guidance: Annotated[float | None, Option(EVALUATION, HASHED)] = Field(
+        None, description="Classifier-free guidance scale; 1 is none."
+    )
+    eta: Annotated[float | None, Option(EVALUATION, HASHED)] = Field(
+        None, description="Noise of DDIM sampling: 0 is deterministic, 1 ancestral."
+    )
+
+
+class DeviceOptions(Options):
+    """How a model is held."""
+
+    device: Annotated[str, Option(MEMORY, RUNTIME)] = Field("auto", description="auto, cpu, cuda, or cuda:1.")
+    dtype: Annotated[DType, Option(MEMORY, HASHED)] = Field("float32", description="Precision of the model.")
+    batch_size: Annotated[Count | None, Option(MEMORY, RUNTIME)] = Field(
+        None, description="Images at once; by default as many as the model's kind usually fits."
+    )
+
+
+class RunOptions(ScoringOptions, PairChoice, SamplingOptions, DeviceOptions):
+    """The options of `alignbench run`."""
+
+    algo: Annotated[str | None, Option(WHAT, NAMED)] = Field(
+        None, description="Algorithm: a name from `alignbench list`, package.module:Name, or path/file.py:Name."
+    )
+    model: Annotated[str, Option(WHAT, NAMED)] = Field(
+        "tiny",
+        description="tiny, mixture, sd15, sdxl, another name of `alignbench list models`, a diffusers folder, or a hub "
+        "id.",
+    )
+    reward: Annotated[str | None, Option(WHAT, NAMED)] = Field(
+        None,
+        description="Reward to optimise: a name, package.module:Name, or path/file.py:Name; a learned one with weights "
+        "of your own as NAME=FILE; a served one (alignbench serve) by its URL, or NAME=URL. By default the model's.",
+    )
+    set: Annotated[Fields, Option(WHAT, HASHED, list[str], "NAME=VALUE")] = Field(
+        {}, description="A hyper-parameter, such as --set clip=1e-4; may be repeated."
+    )
+    adapter: Annotated[Path | None, Option(WHAT, HASHED)] = Field(
+        None,
+        description="A trained adapter (a cell's folder or result file, a LoRA, a folder or hub id with a fine-tuned "
+        "unet) that the model has from the start; for methods that do not train.",
+    )
+    vae: Annotated[str | None, Option(WHAT, HASHED)] = Field(
+        None,
+        description="An autoencoder in the place of the model's own, such as madebyollin/sdxl-vae-fp16-fix: a folder "
+        "or a hub id.",
+    )
+    resolution: Annotated[Pixels, Option(WHAT, HASHED, str, "PIXELS")] = Field(
+        None, description="Pixels of the images, such as 512, or HEIGHTxWIDTH; by default the model's own."
+    )
+
+    prompts: Annotated[str | None, Option(DATA, NAMED)] = Field(
+        None, description="Prompts to evaluate on: a name, or a .txt, .tsv, .csv or .jsonl file."
+    )
+    split: Annotated[str, Option(DATA, HASHED)] = Field(
+        "test", description="Split of the prompts; tune on dev, report on test."
+    )
+    train_prompts: Annotated[str | None, Option(DATA, HASHED)] = Field(
+        None,
+        description="Prompts to train on; by default the train split of --prompts, else the model's own.",
+    )
+    pairs: Annotated[Path | None, Option(DATA, HASHED)] = Field(
+        None,
+        description="Preference pairs to learn from: a Pick-a-Pic parquet file or folder, an HPDv2 .json, or a folder "
+        "with pairs.jsonl. By default the base model makes pairs on --train-prompts and --reward labels them.",
+    )
+    pair_count: Annotated[Annotated[int, Field(ge=2)] | None, Option(DATA, HASHED)] = Field(
+        None, description="How many pairs are made where none are given (2000 unless the model's preset says more)."
+    )
+    pair_candidates: Annotated[Annotated[int, Field(ge=2)] | None, Option(DATA, HASHED)] = Field(
+        None,
+        description="How many images are drawn for each of them (2); of more, the reward's best and worst are kept.",
+    )
+    pair_crop: Annotated[Crop, Option(DATA, HASHED)] = Field(
+        "centre", description="How a pair's images are cropped to the model's size."
+    )
+
+    seed: Annotated[Seed, Option(TRAINING, NAMED)] = Field(0, description="Seed of the alignment only.")
+    checkpointing: Annotated[bool, Option(TRAINING, RUNTIME)] = Field(
+        False,
+        description="Keep no activations while training but compute them again: less memory, a third more time.",
+    )
+    budget: Annotated[Budget, Option(TRAINING, HASHED, list[str], "KIND=LIMIT")] = Field(
+        None,
+        description="What a test-time method may spend on an image, such as nfe=800 (denoiser evaluations, backward "
+        "ones and guidance included), reward_evals=20, or seconds=2 (turned into counts once); it chooses its free "
+        "parameter.",
+    )
+
+    scorers: Annotated[tuple[str, ...] | None, Option(EVALUATION, HASHED)] = Field(
+        None,
+        description="Held-out scorers, besides the reward. They replace the model's default scorers; to keep those, "
+        "name them too.",
+    )
+    limit: Annotated[Count | None, Option(EVALUATION, HASHED)] = Field(
+        None, description="Evaluate the first prompts only."
+    )
+    images_per_prompt: Annotated[Count, Option(EVALUATION, HASHED)] = Field(
+        1, description="Images evaluated per prompt."
+    )
+    eval_seed: Annotated[Seed, Option(EVALUATION, HASHED)] = Field(
+        0, description="Seed of the evaluation's noise, the same for every algorithm."
+    )
+    kernel: Annotated[Kernel, Option(EVALUATION, HASHED)] = Field(
+        "ddim", description="Reverse steps: ddim, or exact, which only mixture has."
+    )
+    task: Annotated[Literal["generate", "sdedit"], Option(EVALUATION, HASHED)] = Field(
+        "generate", description="generate, or sdedit: edit the images of --images."
+    )
+    images: Annotated[Path | None, Option(EVALUATION, NAMED)] = Field(
+        None, description="A .jsonl file with a prompt and an image a line, for --task sdedit."
+    )
+    strength: Annotated[Annotated[float, Field(gt=0, le=1)] | None, Option(EVALUATION, HASHED)] = Field(
+        None, description="Share of the steps that an edit runs, in (0, 1]."
+    )
+
+    vae_slicing: Annotated[bool, Option(MEMORY, RUNTIME)] = Field(
+        False, description="Decode one image after another: less memory."
+    )
+    vae_tiling: Annotated[bool, Option(MEMORY, HASHED)] = Field(
+        False, description="Decode large images in tiles: less memory, other pixels near the seams."
+    )
+
+    output: Annotated[Path, Option(FILES, PLACE)] = Field(
+        Path("results"), description="Folder for the result and its files."
+    )
+    name: Annotated[str | None, Option(FILES, PLACE)] = Field(
+        None, description="A name in the result's file name, instead of a hash of what is not default."
+    )
+
+    @field_validator("reward", "scorers")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        return tuple(map(_reward_name, value)) if isinstance(value, tuple) else value and _reward_name(value)
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm's name. Raises InputError where none was given."""
+        if self.algo is None:
+            raise InputError("name an algorithm: alignbench run --algo NAME (see `alignbench list`).")
+        return self.algo
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The options of the identity that have no place of their own in the file name and are not at their default."""
+        return {
+            name: value
+            for name, field in type(self).model_fields.items()
+            if option_of(type(self), name).role is HASHED and (value := getattr(self, name)) != field.default
+        }
+
+
+class PairsOptions(SamplingOptions, DeviceOptions):
+    """The options of `alignbench pairs`."""
+
+    model: Annotated[str, Option(WHAT)] = Field(
+        "tiny", description="tiny, another name of `alignbench list models`, a diffusers folder, or a hub id."
+    )
+    reward: Annotated[str | None, Option(WHAT)] = Field(
+        None, description="Reward that says which image is preferred; by default the model's own."
+    )
+    prompts: Annotated[str | None, Option(DATA)] = Field(
+        None, description="Prompts of the pairs: a name or a file, by default what the model is trained on."
+    )
+    split: Annotated[str | None, Option(DATA)] = Field(
+        None, description="Split of the prompts (train where there is one)."
+    )
+    count: Annotated[Count, Option(DATA)] = Field(2000, description="How many pairs.")
+    candidates: Annotated[int, Field(ge=2), Option(DATA)] = Field(
+        2, description="Images drawn per pair; of more, the reward's best and worst are kept."
+    )
+    seed: Annotated[Seed, Option(DATA)] = Field(0, description="Seed of prompts and images.")
+    output: Annotated[Path, Option(FILES)] = Field(Path("pairs"), description="Folder for images and pairs.jsonl.")
+
+    @field_validator("reward")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        return value and _reward_name(value)

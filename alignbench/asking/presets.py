@@ -1,0 +1,97 @@
+"""What a model is evaluated on and aligned with by default, and an algorithm's fields on it.
+
+`algorithms/presets/<model>.toml` holds a `[model]` table and one per algorithm; models without one take `other.toml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, get_args, get_type_hints
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+
+from alignbench import plugins
+from alignbench.diffusion.registry import Model
+from alignbench.errors import InputError, UnknownName
+from alignbench.interface import Algorithm, Prompt
+
+
+class Defaults(BaseModel):
+    """The `[model]` table of a preset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompts: str
+    train_prompts: str | None = None
+    rewards: tuple[str, ...] = ()  # the first that can score the prompts is optimised
+    scorers: tuple[str, ...] = ()
+    pair_count: int = 2000  # made where none are given
+    pair_candidates: int = 2
+
+    def reward(self, evaluated: Sequence[Prompt]) -> str | None:
+        """The reward to optimise where none is named."""
+        if len(self.rewards) < 2:
+            return next(iter(self.rewards), None)
+        usable = (name for name in self.rewards if plugins.reward_of(name).unsupported(evaluated, ()) is None)
+        return next(usable, self.rewards[0])
+
+
+def defaults_of(model: Model) -> Defaults:
+    """The `[model]` table of a model's preset."""
+    return Defaults(**_preset(model.preset)["model"])
+
+
+def build_algorithm(
+    name: str, kind: type[Any], preset_name: str, overrides: Mapping[str, Any]
+) -> tuple[Algorithm, str | None]:
+    """An algorithm with the model's preset and then the user's overrides applied, and the preset's name.
+
+    Raises InputError naming the field.
+    """
+    if not (dataclasses.is_dataclass(kind) and hasattr(kind, "align")):
+        raise InputError(f"algorithm {name!r} is not a dataclass with an `align` method.")
+    types = get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind)]
+    preset = _preset(preset_name).get(name, {})
+    values: dict[str, Any] = {}
+    for source in (preset, overrides):
+        for field, value in source.items():
+            if field not in known:
+                raise InputError(f"{name}: {UnknownName('field', field, known)}")
+            try:
+                values[field] = TypeAdapter(_written(types[field])).validate_python(value)
+            except ValidationError as error:
+                raise InputError(f"{name}: {field}={value!r}: {error.errors()[0]['msg']}.") from None
+    try:
+        algorithm = kind(**values)
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from None
+    assert isinstance(algorithm, Algorithm)
+    return algorithm, preset_name if preset else None
+
+
+def differences(paper: Algorithm, chosen: Algorithm) -> dict[str, Any]:
+    """The fields that are not at the algorithm's own defaults."""
+    fields = dataclasses.fields(chosen)  # type: ignore[arg-type]
+    pairs = {f.name: (getattr(chosen, f.name), getattr(paper, f.name)) for f in fields}
+    return {name: {"value": own, "paper": other} for name, (own, other) in pairs.items() if own != other}
+
+
+def _written(kind: Any) -> Any:
+    """A field's type as it is written: neither command lines nor TOML have a None, so a field that may be one takes
+    "none"."""
+    return Annotated[kind, BeforeValidator(_none)] if type(None) in get_args(kind) else kind
+
+
+def _none(value: Any) -> Any:
+    return None if value == "none" else value
+
+
+@functools.cache
+def _preset(name: str) -> Mapping[str, Mapping[str, Any]]:
+    folder = plugins.folder_of("algorithms") / "presets"
+    own = folder / f"{name}.toml"
+    return tomllib.loads((own if own.is_file() else folder / "other.toml").read_text(encoding="utf-8"))

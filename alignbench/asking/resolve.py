@@ -1,0 +1,197 @@
+"""What options resolve to: a cell, with everything loaded but the model's weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignbench import plugins
+from alignbench.asking import data, naming
+from alignbench.asking import prompts as prompt_sets
+from alignbench.asking.adapter_folders import adapter_folder
+from alignbench.asking.needs import Needs
+from alignbench.asking.options import RunOptions, SamplingOptions
+from alignbench.asking.presets import Defaults, build_algorithm, defaults_of, differences
+from alignbench.asking.sources import Sources
+from alignbench.diffusion import registry
+from alignbench.diffusion.registry import Family, Hold, Model
+from alignbench.errors import InputError
+from alignbench.interface import (
+    Algorithm,
+    Prompt,
+    Prompts,
+    Reward,
+    Sampling,
+    TestTimeAlgorithm,
+)
+from alignbench.plugins import label, reward_of
+from alignbench.preferences.choosing import Chosen
+from alignbench.record.result import Configuration
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A resolved run: everything loaded but the model's weights."""
+
+    options: RunOptions
+    algorithm: Algorithm
+    model: Model
+    family: Family
+    needs: Needs  # what is not on this machine
+    configuration: Configuration
+    sampling: Sampling
+    preset: str | None
+    differs_from_paper: dict[str, Any]
+    evaluated: Sequence[Prompt]
+    prompts_sha256: str
+    training: Prompts
+    held_out: Sequence[Prompt]  # the dev split, for probes while training
+    chosen: Chosen | None  # preference pairs of a file, for algorithms that learn from them
+    sources: Sources | None  # images to start from, for an editing task
+    reward: Reward | None
+    scorers: dict[str, Reward]
+    adapter: Path | None  # the folder of weights that the model has from the start
+    path: Path
+
+    def hold(self, device: str) -> Hold:
+        """How the model is to be held on a device."""
+        o = self.options
+        return Hold(device, o.dtype, o.resolution, o.checkpointing, o.vae_slicing, o.vae_tiling, o.vae)
+
+    @property
+    def folder(self) -> Path:
+        """Where images, adapter, checkpoint and curve go: beside the result, with its stem."""
+        return self.path.with_suffix("")
+
+
+def resolve(options: RunOptions) -> Cell:
+    """Load the named plug-ins, apply preset and overrides, check what can be checked without the model's weights."""
+    model = registry.find(options.model)
+    family = registry.family_of(model)
+    defaults = defaults_of(model)
+    kind = plugins.load("algorithms", options.algorithm)
+    algorithm, preset = build_algorithm(options.algorithm, kind, model.preset, options.set)
+    _check_algorithm(options, model, algorithm)
+    sampling = sampling_of(model, options)
+    family.refuse(model, options, options.algorithm, algorithm.trains)
+    adapter = adapter_folder(options.adapter) if options.adapter is not None else None
+    adapter_digest = family.adapter_digest(adapter) if adapter is not None else None
+    asked = data.prompts_of(options, model, family, defaults, algorithm)
+    reward_name = options.reward or defaults.reward(asked.evaluated)
+    reward = reward_of(reward_name, options.scoring) if reward_name else None
+    chosen, pairs = data.pairs_of(options, defaults, algorithm, family, asked, reward_name)
+    scorers = _scorers(options, defaults, reward_name, asked.evaluated)
+    configuration = Configuration(
+        algorithm=options.algorithm,
+        fields=dataclasses.asdict(algorithm),  # type: ignore[call-overload]
+        model=model.identity,
+        prompts=asked.name,
+        split=options.split,
+        limit=options.limit,
+        images_per_prompt=options.images_per_prompt,
+        reward=reward_name,
+        train_prompts=asked.train_name if algorithm.trains and chosen is None else None,
+        pairs=pairs,
+        scorers=list(scorers),
+        sampling=sampling.as_dict(),
+        dtype=options.dtype,
+        eval_seed=options.eval_seed,
+        seed=options.seed if algorithm.trains else None,
+        budget={str(kind): limit for kind, limit in options.budget.items()} if options.budget else None,
+        task=asked.sources.task if asked.sources else None,
+        adapter=adapter_digest,
+        vae=_vae(options),
+        vae_tiling=options.vae_tiling,
+        resolution="x".join(map(str, options.resolution)) if options.resolution else None,
+    )
+    stem = naming.stem(options, model.name, defaults.reward(asked.evaluated), configuration)
+    return Cell(
+        options=options,
+        algorithm=algorithm,
+        model=model,
+        family=family,
+        needs=asked.needs,
+        configuration=configuration,
+        sampling=sampling,
+        preset=preset,
+        differs_from_paper=differences(kind(), algorithm),
+        evaluated=asked.evaluated,
+        prompts_sha256=prompt_sets.digest(asked.whole),
+        training=asked.training,
+        held_out=asked.held_out,
+        chosen=chosen,
+        sources=asked.sources,
+        reward=reward,
+        scorers=scorers,
+        adapter=adapter,
+        path=options.output / f"{stem}.json",
+    )
+
+
+def _check_algorithm(options: RunOptions, model: Model, algorithm: Algorithm) -> None:
+    """Refuse options that this algorithm would have to ignore, and training what is trained already."""
+    if options.checkpointing and not algorithm.trains:
+        raise InputError(f"--checkpointing: {options.algo!r} trains nothing and keeps no activations; leave it out.")
+    if algorithm.trains and (options.adapter is not None or not model.trainable):
+        what = f"--model {model.name}" if options.adapter is None else f"--adapter {options.adapter}"
+        raise InputError(
+            f"{what} is for evaluation, and {options.algo!r} trains; choose --algo base or a test-time method."
+        )
+    if options.adapter is not None and model.refiner is not None:
+        raise InputError(
+            f"--adapter: {model.name!r} is two models, and an adapter is of one; use --model {model.like}."
+        )
+    if options.budget and not isinstance(algorithm, TestTimeAlgorithm):
+        why = f"{options.algo!r} {'trains' if algorithm.trains else 'has nothing to choose'}"
+        raise InputError(f"--budget: {why}: what an image costs is the model's sampling; leave it out.")
+
+
+def sampling_of(model: Model, options: SamplingOptions) -> Sampling:
+    """How a model is sampled: as asked, else in its own way. Raises InputError."""
+    kernel = options.kernel if isinstance(options, RunOptions) else "ddim"
+    if kernel == "exact" and options.eta is not None:
+        raise InputError("--kernel exact draws from p(x_s | x_t) itself; --eta has no place in it.")
+    try:
+        return Sampling(
+            kernel=kernel,
+            steps=model.steps if options.steps is None else options.steps,
+            guidance=model.guidance if options.guidance is None else options.guidance,
+            eta=model.eta if options.eta is None else options.eta,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _scorers(
+    options: RunOptions, defaults: Defaults, reward_name: str | None, evaluated: Sequence[Prompt]
+) -> dict[str, Reward]:
+    """The reward and the held-out scorers that can score these prompts, by label. Raises InputError for one that was
+    named and cannot."""
+    named = {name for name in (options.reward, *(options.scorers or ())) if name}
+    others = defaults.scorers if options.scorers is None else options.scorers
+    chosen, why = {}, ""
+    for name in dict.fromkeys([*([reward_name] if reward_name else []), *others]):
+        reward = reward_of(name, options.scoring)
+        reason = reward.unsupported(evaluated, ())
+        if reason is None and label(name) in chosen:
+            raise InputError(f"two scorers would be called {label(name)!r}, one of them {name!r}; rename a file.")
+        if reason is None:
+            chosen[label(name)] = reward
+        elif name in named:
+            raise InputError(f"scorer {name!r} cannot score these prompts: {reason}")
+        why = why or (f" ({name}: {reason.rstrip('.')})" if reason else "")
+    if not chosen:
+        raise InputError(f"nothing would be scored{why}; pass --reward NAME or --scorers NAME (see `alignbench list`).")
+    return chosen
+
+
+def _vae(options: RunOptions) -> str | None:
+    """What the configuration keeps of --vae: of a folder what it holds, of the hub's its name."""
+    if options.vae is None or not Path(options.vae).is_dir():
+        return options.vae
+    from alignbench.diffusion.loading import autoencoder_digest, find_autoencoder
+
+    return autoencoder_digest(find_autoencoder(options.vae))

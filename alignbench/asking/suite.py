@@ -1,0 +1,111 @@
+"""Suites: grids of cells as data, run one after another, each resumable, failures isolated.
+
+A suite file holds `defaults` and `cells`, both with the options of `alignbench run` as keys. A list as the value of an
+option that takes one value spans a grid:
+
+    defaults: {model: tiny, output: results}
+    cells:
+      - {algo: base}
+      - {algo: best_of_n, set: {n: [2, 4, 8]}}
+      - {algo: ddpo, seed: [1, 2, 3]}
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignbench.asking.options import RunOptions
+from alignbench.errors import AlignbenchError, InputError
+
+
+@dataclass(frozen=True)
+class CellReport:
+    """How one cell of a suite went."""
+
+    options: RunOptions
+    status: str
+    message: str
+
+
+def read_suite(path: Path) -> list[RunOptions]:
+    """The cells of a suite file in order. Raises InputError naming the file and the key."""
+    content = read_yaml(path)
+    for name in content:
+        if name not in ("defaults", "cells"):
+            raise InputError(f"{path}: unknown key {name!r}; expected 'defaults' and 'cells'.")
+    cells, defaults = content.get("cells"), content.get("defaults") or {}
+    if not isinstance(cells, list) or not cells or not all(isinstance(cell, dict) for cell in cells):
+        raise InputError(f"{path}: 'cells' must be a list of cells such as {{algo: base}}.")
+    if not isinstance(defaults, dict):
+        raise InputError(f"{path}: 'defaults' must hold options such as {{model: tiny}}.")
+    asked = []
+    for i, cell in enumerate(cells):
+        where = f"{path}, cell {i + 1}"
+        asked += [RunOptions.parse(values, where) for values in _grid({**defaults, **cell})]
+        if asked[-1].algo is None:
+            raise InputError(f"{where}: names no algorithm; expected a key such as algo: ddpo.")
+    return asked
+
+
+def _grid(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One dictionary per combination of list-valued options and fields; `scorers` is a list in itself."""
+    axes: list[list[tuple[str | None, str, Any]]] = []
+    for name, value in cell.items():
+        if name == "set" and isinstance(value, dict):
+            axes += [[("set", k, x) for x in (v if isinstance(v, list) else [v])] for k, v in value.items()]
+        else:
+            axes.append(
+                [(None, name, x) for x in (value if isinstance(value, list) and name != "scorers" else [value])]
+            )
+    combinations = []
+    for choice in itertools.product(*axes):
+        values: dict[str, Any] = {name: value for parent, name, value in choice if parent is None}
+        fields = {name: value for parent, name, value in choice if parent == "set"}
+        combinations.append(values | ({"set": fields} if fields else {}))
+    return combinations
+
+
+def run_suite(
+    cells: list[RunOptions], run: Callable[[RunOptions], str], say: Callable[[str], None]
+) -> list[CellReport]:
+    """Run every cell; one that fails does not stop the others. `run` returns the cell's status."""
+    reports = []
+    for i, options in enumerate(cells):
+        say(f"[{i + 1}/{len(cells)}] {describe(options)}")
+        try:
+            reports.append(CellReport(options, run(options), ""))
+        except AlignbenchError as error:
+            reports.append(CellReport(options, "failed", str(error)))
+            say(f"  failed: {error}")
+        except Exception as error:  # a defect in one plug-in must not cost the night's other cells
+            message = f"{type(error).__name__}: {error}"
+            reports.append(CellReport(options, "failed", message))
+            say(f"  failed: {message}")
+    return reports
+
+
+def describe(options: RunOptions) -> str:
+    """A cell in one line."""
+    fields = " ".join(f"{k}={v}" for k, v in options.set.items())
+    reward = f" reward={options.reward}" if options.reward else ""
+    return f"{options.algo} on {options.model}{reward} {fields} seed={options.seed}".replace("  ", " ")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping. Raises InputError."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}).") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold options such as 'algo: ddpo'.")
+    # YAML reads 1e-4 as text because it lacks a dot; options of numbers parse such text themselves.
+    return content

@@ -1,0 +1,180 @@
+"""Commands that run cells: `run` and `suite`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignbench.asking.options import RunOptions
+from alignbench.cli.flags import Flag, takes
+from alignbench.cli.output import as_json
+from alignbench.errors import InputError
+
+if TYPE_CHECKING:
+    from alignbench.asking.resolve import Cell
+    from alignbench.experiment.run import Outcome
+
+
+@takes(RunOptions)
+def run(
+    given: dict[str, Any],
+    *,
+    config: Path | None = None,
+    force: Flag = False,
+    dry_run: Flag = False,
+    json: Flag = False,
+) -> int:
+    """Run one cell: align, generate, score, write results/*.json. Typed again, the same command continues.
+
+    A cell is one model, prompt set, algorithm, reward and seed.
+
+    alignbench run --algo best_of_n --model tiny
+
+    alignbench run --algo diffusion_dpo --model sd15 --set beta=2000 --scorers pickscore hpsv2
+
+    Parameters
+    ----------
+    config: Path
+        YAML file with these options as keys; the command line and the environment win.
+    force: bool
+        Replace a result, or a half-finished one, of this path.
+    dry_run: bool
+        Print what would run, what differs from the paper, and what it would cost.
+    json: bool
+        Print the outcome as JSON.
+    """
+    from alignbench.asking.suite import read_yaml
+
+    options = RunOptions.parse(given)
+    if config is not None:
+        values = read_yaml(config)
+        both = {"set": {**values["set"], **options.set}} if isinstance(values.get("set"), dict) else {}
+        options = RunOptions.parse({**values, **given, **both}, str(config))
+    cell = _resolve(options)
+    if dry_run:
+        print(_description(cell))
+        return 0
+    return _run(cell, force, json)
+
+
+def suite(file: Path, *, dry_run: Flag = False) -> int:
+    """Run the cells of a suite one after another; finished ones are not run again.
+
+    Parameters
+    ----------
+    file: Path
+        YAML with `defaults` and `cells`, whose keys are the options of `alignbench run`.
+    dry_run: bool
+        Only list the cells and their result files.
+    """
+    from alignbench.asking.suite import describe, read_suite, run_suite
+
+    asked = read_suite(file)
+    if dry_run:
+        for options in asked:
+            print(f"{describe(options)}  ->  {_resolve(options).path}")
+        return 0
+    from alignbench.experiment.run import run_cell
+
+    def one(options: RunOptions) -> str:
+        outcome = run_cell(_resolve(options))
+        result = outcome.result
+        reason = f" ({result.reason})" if result.reason else ""
+        return f"{result.status}{' before' if outcome.was_complete else ''}{reason}  {outcome.path}"
+
+    reports = run_suite(asked, one, say=lambda line: print(line, file=sys.stderr, flush=True))
+    for report in reports:
+        print(f"{describe(report.options):60} {report.status}{': ' + report.message if report.message else ''}")
+    return 1 if any(report.status.startswith(("failed", "diverged")) for report in reports) else 0
+
+
+def _resolve(options: RunOptions) -> Cell:
+    from alignbench.asking.resolve import resolve
+
+    return resolve(options)
+
+
+def _run(cell: Cell, force: bool, print_json: bool) -> int:
+    from alignbench.experiment.run import run_cell
+
+    outcome = run_cell(cell, force=force, quiet=print_json)
+    if print_json:
+        from alignbench.analysis import summary
+
+        values = summary.as_values(outcome.result, outcome.path) | {"was_complete": outcome.was_complete}
+        print(as_json(values), end="")
+    else:
+        _show(outcome)
+    if outcome.result.status == "unsupported":
+        raise InputError(outcome.result.reason or "this is unsupported")
+    return 1 if outcome.result.status == "diverged" else 0
+
+
+def _show(outcome: Outcome) -> None:
+    """The result, how it stands against `base` where that is beside it, and what to type next."""
+    from alignbench.analysis import summary
+
+    if outcome.was_complete:
+        print("already complete; --force runs it again")
+    print(summary.text(outcome.result, outcome.path), end="")
+    if outcome.result.status != "complete" or outcome.result.configuration.algorithm == "base":
+        return
+    lines, base = summary.against_base(outcome.path)
+    print("\n".join(lines or ["  no complete `base` with this evaluation beside it yet"]))
+    both = f"{base} {outcome.path}" if base else f"{outcome.path.parent}/*.json"
+    print(f"compare with: alignbench compare {both}")
+
+
+def _description(cell: Cell) -> str:
+    """What a cell would do, and what is known of its cost."""
+    from alignbench.analysis.load import budget_text
+    from alignbench.experiment.estimate import estimate
+
+    c = cell.configuration
+    data = f"{c.prompts}/{c.split}, {len(cell.evaluated)} prompts x {c.images_per_prompt}, seed {c.eval_seed}"
+    training = f"{c.train_prompts}, {len(cell.training)} prompts, seed {c.seed}" if c.train_prompts else "nothing"
+    rows = [
+        ("evaluate on", data),
+        ("train on", training),
+        ("pairs", _listed({k: v for k, v in (c.pairs or {}).items() if v is not None}) or "none"),
+        ("reward", c.reward or "none"),
+        ("task", _listed(c.task or {}) or "generate"),
+        ("budget", budget_text(c.budget) if c.budget else "none"),
+        ("scorers", ", ".join(c.scorers)),
+        ("sampling", _listed(c.sampling)),
+    ]
+    cost = estimate(cell)
+    for name, value in c.fields.items():
+        paper = cell.differs_from_paper.get(name)
+        used = getattr(cost.algorithm, name) if cost else value
+        note = "   (what the budget pays for)" if used != value else f"   (paper: {paper['paper']})" if paper else ""
+        rows.append(("field", f"{name} = {used}{note}"))
+    if cell.preset:
+        rows.append(("preset", cell.preset))
+    lines = [f"{c.algorithm} on {cell.model.name} ({cell.model.source}), would write {cell.path}"]
+    return "\n".join([*lines, *(f"  {label:12} {value}" for label, value in [*rows, *_cost_rows(cell, cost)])])
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def _cost_rows(cell: Cell, cost: Any) -> list[tuple[str, str]]:
+    from alignbench.analysis.tables import number
+
+    if cost is None:
+        budget = cell.configuration.budget
+        unknown = "a second is measured" if budget and "seconds" in budget else "the model is on this machine"
+        return [("cost", f"not known before {unknown}")]
+    rows = [
+        (
+            label,
+            f"{number(part.denoiser_forward)} denoiser evaluations forward, "
+            f"{number(part.denoiser_backward)} backward, {number(part.reward_forward)} reward evaluations",
+        )
+        for label, part in (("alignment", cost.alignment), ("evaluation", cost.evaluation))
+    ]
+    if cost.seconds is not None:
+        rows.append(("time", f"about {cost.seconds / 60:.1f} minutes on this machine"))
+    return rows

@@ -1,0 +1,115 @@
+"""Commands about what is here: `list`, `fetch` and `env`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from alignbench.cli.flags import Flag
+from alignbench.errors import InputError
+
+if TYPE_CHECKING:
+    from alignbench.plugins import Group as PluginGroup
+
+
+def list_(
+    group: Literal["algorithms", "rewards", "prompts", "models"] | None = None,
+    *,
+    scorers: Flag = False,
+    prompts: Flag = False,
+) -> int:
+    """List algorithms, rewards, prompt sets and models.
+
+    Parameters
+    ----------
+    group: str
+        Only one of them.
+    scorers: bool
+        Only the scorers whose weights are published files, and which of these are on this machine.
+    prompts: bool
+        Only the published prompt sets: source, licence, counts, and which are on this machine.
+    """
+    if scorers or prompts:
+        if group is not None or (scorers and prompts):
+            raise InputError("list takes one of GROUP, --scorers and --prompts at a time; leave the others out.")
+        return _list_scorers() if scorers else _list_prompts()
+    from alignbench import plugins
+
+    rooms: tuple[tuple[str, PluginGroup], ...] = (
+        ("algorithms", "algorithms"),
+        ("rewards", "rewards"),
+        ("prompts", "benchmarks"),
+    )
+    for title, room in rooms:
+        if group in (None, title):
+            print(title)
+            for name in plugins.names(room):
+                print(f"  {name:24} {plugins.summary(room, name)}")
+            for short, name in plugins.aliases(room).items():
+                print(f"  {short:24} means {name}.")
+    if group in (None, "models"):
+        _list_models()
+    return 0
+
+
+def _list_models() -> None:
+    from alignbench.diffusion.registry import named
+
+    print("models")
+    for model in named().values():
+        print(f"  {model.name:24} {model.note}")
+        if model.licence:
+            sampling = f"{model.prediction}-prediction, {model.steps} steps, guidance {model.guidance:g}"
+            others = [part.name for part in (model.denoiser, model.refiner) if part is not None]
+            print(f"  {'':24} {' and '.join([model.source, *others])}; {sampling}; {model.licence}")
+
+
+def _list_scorers() -> int:
+    from alignbench.asking.needs import present
+
+    for name, file, state in present():
+        print(f"{name:16} {file.place}\n{'':16} {state}")
+    return 0
+
+
+def _list_prompts() -> int:
+    from alignbench.asking.needs import prompt_sets
+
+    for name, lines in prompt_sets():
+        print(name)
+        for line in lines.splitlines():
+            print(f"  {line}")
+    return 0
+
+
+def fetch(kind: Literal["scorers", "prompts", "models"], *names: str, to: Path | None = None) -> int:
+    """Download what runs without network need later: verified, and continued where it was interrupted.
+
+    Parameters
+    ----------
+    kind: str
+        scorers, prompts or models.
+    names: str
+        Which of them; by default all that are published files.
+    to: Path
+        Folder to put them in, for another machine: ALIGNBENCH_DATA names it there. By default the local caches.
+    """
+    from alignbench.asking.needs import fetch as fetch_files
+
+    paths = fetch_files(kind, names, to, say=lambda line: print(line, flush=True))
+    if to is not None and kind != "models":
+        print(f"{len(paths)} files; use them with ALIGNBENCH_DATA={to}")
+    return 0
+
+
+def env() -> int:
+    """Print versions and hardware, for bug reports."""
+    from alignbench.record.environment import environment
+
+    for name, value in environment().items():
+        if isinstance(value, dict):
+            for package, version in value.items():
+                print(f"{package:12} {version}")
+        else:
+            print(f"{name:12} {value}")
+    return 0

@@ -1,0 +1,145 @@
+"""Commands that read result files: `compare`, `show`, `plot` and `frontier`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from alignbench.cli.flags import Flag, Names
+from alignbench.cli.output import PICTURES, as_json, check_ending, draw
+from alignbench.errors import InputError
+
+
+def compare(
+    *files: Path,
+    baseline: str = "base",
+    by: Literal["category", "challenge", "budget"] | None = None,
+    scorer: Names = None,
+    skip_bad: Flag = False,
+    published: Flag = False,
+    format: Literal["table", "markdown", "csv", "latex", "json"] = "table",
+    output: Path | None = None,
+) -> int:
+    """Compare result files: paired win rates with intervals, ranks and costs.
+
+    Parameters
+    ----------
+    files: Path
+        Result files, or folders of them (default: results).
+    baseline: str
+        Algorithm or method the others are compared with.
+    by: str
+        Also break win rates down by category or challenge, or group methods by their --budget.
+    scorer: str
+        Only these scorers.
+    skip_bad: bool
+        Leave unreadable files out, and say so, instead of stopping.
+    published: bool
+        Also show what papers report about these methods on these prompts, with who judged.
+    format: str
+        table, markdown, csv, latex or json.
+    output: Path
+        Write to this file instead of the terminal.
+    """
+    from alignbench.analysis.compare import compare as compare_files
+    from alignbench.analysis.tables import render
+    from alignbench.files import write_text
+
+    comparison = compare_files(files or (Path("results"),), baseline, by, scorer or (), skip_bad, published)
+    text = render(comparison, format)
+    if output is None:
+        print(text, end="")
+    else:
+        write_text(output, text)
+        print(f"written to {output}")
+    return 0
+
+
+def show(file: Path, *, json: Flag = False) -> int:
+    """Show one result file.
+
+    Parameters
+    ----------
+    file: Path
+        A result file.
+    json: bool
+        As JSON.
+    """
+    from alignbench.analysis import summary
+    from alignbench.record.result import read
+
+    result = read(file)
+    print(as_json(summary.as_values(result, file)) if json else summary.text(result, file, details=True), end="")
+    return 0
+
+
+def plot(
+    *files: Path,
+    against: Literal["rounds", "denoiser", "seconds"] = "rounds",
+    scorer: Names = None,
+    output: Path = Path("curves.png"),
+) -> int:
+    """Draw the reward curves of trained methods, with bands over seeds.
+
+    Parameters
+    ----------
+    files: Path
+        Result files, or folders of them (default: results).
+    against: str
+        The horizontal axis: training rounds, denoiser evaluations, or seconds.
+    scorer: str
+        Only these scorers.
+    output: Path
+        Picture to write: .png, .pdf or .svg.
+    """
+    from alignbench.analysis.plots import reward_curves
+
+    check_ending("--output", output, PICTURES)
+    draw(reward_curves(files or (Path("results"),), against, scorer or ()), output)
+    print(f"written to {output}")
+    return 0
+
+
+def frontier(
+    *files: Path,
+    scorer: Names = None,
+    format: Literal["figure", "csv"] = "figure",
+    output: Path | None = None,
+) -> int:
+    """Draw methods on the exact reward-KL frontier of the problems whose optimum is known.
+
+    Parameters
+    ----------
+    files: Path
+        Result files of --model mixture, or folders of them (default: results/testbed).
+    scorer: str
+        Only these scorers.
+    format: str
+        figure, or csv for its data.
+    output: Path
+        File to write: .png (default frontier.png), .pdf or .svg for a figure; csv goes to the terminal without it.
+    """
+    from alignbench.analysis.frontier import as_csv, panels
+    from alignbench.analysis.plots import frontier_figure
+    from alignbench.files import write_text
+
+    if format == "figure":
+        output = output or Path("frontier.png")
+        check_ending("--output", output, PICTURES)
+    elif output is not None and output.suffix in PICTURES:
+        raise InputError(f"--output {output}: --format csv is text; name a .csv file.")
+    found = panels(files or (Path("results/testbed"),), scorer or ())
+    if output is None:
+        print(as_csv(found), end="")
+        return 0
+    if format == "csv":
+        write_text(output, as_csv(found))
+    else:
+        draw(frontier_figure(found), output)
+        lacking = {
+            (p.problem, s.method): s.missing.get("kl", "") for p in found for s in p.standings if "kl" not in s.metrics
+        }
+        for (problem, method), why in lacking.items():
+            print(f"not drawn on {problem}: {method} ({why or 'it has no KL'})")
+    print(f"written to {output}")
+    return 0

@@ -1,0 +1,111 @@
+"""How much memory was used, and what to do when it is full: know it from other errors, let go, and do less at once."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from alignbench.errors import AlignbenchError, InputError, RunError
+from alignbench.meter import Meter
+
+T = TypeVar("T")
+R = TypeVar("R")
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+SAID = ("out of memory", "DefaultCPUAllocator")  # the latter: the processor's, which raises a plain RuntimeError
+ADVICE = "try --dtype bfloat16, --vae-slicing, --vae-tiling or a smaller --resolution."
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice; never one of our own, which say what they mean."""
+    if isinstance(error, AlignbenchError):
+        return False
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in SAID)
+
+
+def release() -> None:
+    """Give back what no tensor holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def reset_peak(device: str) -> None:
+    """Begin to look for the peak anew: one process may run several cells."""
+    if device.startswith("cuda"):
+        if torch.cuda.is_initialized():  # before, nothing can have been held
+            torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):  # no Linux; the peak is then that of the process
+            CLEAR.write_text("5", encoding="ascii")
+
+
+def peak(device: str) -> int:
+    """The most bytes that were held since: of a GPU by tensors, else by the whole process."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        lines = STATUS.read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return used if sys.platform == "darwin" else used * 1024
+
+
+class Fitting:
+    """Work on as many items at once as memory holds, which is learned by trying.
+
+    An attempt that failed leaves nothing on the meter: a result says what its images cost.
+    """
+
+    def __init__(self, meter: Meter, say: Callable[[str], None]) -> None:
+        self._meter, self._say = meter, say
+        self._largest: int | None = None
+
+    def __call__(self, work: Callable[[Sequence[T]], R], items: Sequence[T]) -> list[R]:
+        """What `work` gives for the items, part after part. Raises RunError where one alone does not fit."""
+        done, left = list[R](), list(items)
+        while left:
+            part, before = left[: self._largest], self._meter.total
+            try:
+                done.append(work(part))
+                del left[: len(part)]
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_full(error):
+                    raise
+                if len(part) == 1:
+                    raise RunError(f"out of memory with one image; {ADVICE}") from error
+            release()  # outside of the handler, whose error holds what did not fit
+            self._meter.total, self._largest = before, len(part) // 2
+            self._say(f"out of memory: going on with {self._largest} images at once")
+        return done
+
+
+BATCH = {3: 32, 1: 512}  # images at once by default, for pictures and for points
+
+
+def device_of(name: str) -> str:
+    """The device a user's word means. Raises InputError where it is not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name!r}: expected auto, cpu, cuda or cuda:<number>.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name!r}: this machine has no CUDA device; use cpu.")
+    return name
+
+
+def chunked(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """The items in runs of `size`; the last may be shorter."""
+    return [items[i : i + size] for i in range(0, len(items), size)]

@@ -1,0 +1,140 @@
+"""What training algorithms share: what is tuned and how, the denoising error, and episodes that earn a reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alignbench.devices import chunked
+from alignbench.diffusion.rollout import Trajectory, rollout
+from alignbench.diffusion.transition import Reduction, Transition, ddim
+from alignbench.interface import (
+    Pipeline,
+    Policy,
+    Problem,
+    Prompt,
+    Prompts,
+    Sampling,
+)
+from alignbench.keys import Key
+from alignbench.quantities import Condition, Prediction, Steps
+
+T = TypeVar("T")
+
+
+class Episode(NamedTuple):
+    """Sampled paths and what their images earned."""
+
+    path: Trajectory
+    rewards: Float[Tensor, " b"]
+
+
+def collect(
+    problem: Problem,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    keys: Sequence[Key],
+    sampling: Sampling,
+    reduction: Reduction = "mean",
+    initial: Float[Tensor, b * latent] | None = None,
+    keep_x0: bool = False,
+) -> Episode:
+    """Sample one path per prompt and have its image rewarded. `initial` is x_T where it is not the keys', `keep_x0`
+    stores the path's x0 estimates."""
+    path = rollout(policy, policy.condition(prompts), keys, sampling, reduction, initial=initial, keep_x0=keep_x0)
+    with torch.no_grad():
+        images = policy.decode(path.final)
+    return Episode(path, problem.reward(images, prompts).cpu())
+
+
+def collect_all(
+    problem: Problem,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    keys: Sequence[Key],
+    sampling: Sampling,
+    batch: int,
+    reduction: Reduction = "mean",
+    keep_x0: bool = False,
+) -> list[Episode]:
+    """`collect`, `batch` prompts at a time."""
+    return [
+        collect(
+            problem, policy, [prompts[i] for i in part], [keys[i] for i in part], sampling, reduction, keep_x0=keep_x0
+        )
+        for part in chunked(range(len(prompts)), batch)
+    ]
+
+
+def joined(episodes: Sequence[Episode]) -> Episode:
+    """Episodes of one sampling as one, without their x0 estimates."""
+    paths = [episode.path for episode in episodes]
+    whole = replace(
+        paths[0],
+        latents=torch.cat([path.latents for path in paths], 1),
+        log_prob=torch.cat([path.log_prob for path in paths]),
+        condition=Condition.cat([path.condition for path in paths]),
+        x0=None,
+    )
+    return Episode(whole, torch.cat([episode.rewards for episode in episodes]))
+
+
+class Moves(NamedTuple):
+    """Moves x_t → x_s of stored paths, each row with its own image and step."""
+
+    latents: Float[Tensor, b * latent]  # x_t
+    next_latents: Float[Tensor, b * latent]  # x_s
+    actions: Sequence[int]  # the number of each step among the path's actions
+    steps: Steps
+    condition: Condition
+    log_prob: Float[Tensor, " b"]  # of x_s under the policy that drew the path
+    sampling: Sampling
+
+    def predict(self, pipeline: Pipeline) -> Prediction:
+        """A pipeline's prediction at every x_t, in one forward pass."""
+        return pipeline.predict(self.latents, self.steps.t, self.condition, self.sampling.guidance)
+
+    def under(self, prediction: Prediction) -> Transition:
+        """The Gaussians of x_s that a prediction makes."""
+        return ddim(prediction, self.steps, self.sampling.eta)
+
+
+def moves_of(path: Trajectory, images: Sequence[int], actions: Sequence[int]) -> Moves:
+    """The moves of these images, each at the action of the same row."""
+    chosen, numbers = list(images), list(actions)
+    steps = [path.actions[number] for number in numbers]
+    return Moves(
+        path.latents[steps, chosen],
+        path.latents[[step + 1 for step in steps], chosen],
+        numbers,
+        path.steps[steps],
+        path.condition[chosen],
+        path.log_prob[chosen, numbers],
+        path.sampling,
+    )
+
+
+def repeated(prompts: Sequence[Any], times: int, count: int) -> list[Any]:
+    """Every prompt `times` times in a row, cut to `count`."""
+    return [prompt for prompt in prompts for _ in range(times)][:count]
+
+
+def drawn(prompts: Prompts, key: Key, count: int, times: int = 1) -> list[Prompt]:
+    """`count` prompts drawn from those to train on, each `times` times in a row."""
+    return repeated(prompts.sample(key, -(-count // times)), times, count)
+
+
+def clipped_loss(
+    log_prob: Float[Tensor, " b"],  # log p_θ of an action; carries the gradient
+    old_log_prob: Float[Tensor, " b"],  # the same under the weights that drew it
+    advantage: Float[Tensor, " b"],
+    clip: float,
+) -> Float[Tensor, " b"]:
+    """max(−A ρ, −A clip(ρ, 1 − ε, 1 + ε)) with ρ = p_θ / p_old (PPO, Schulman et al. 2017)."""
+    ratio = (log_prob - old_log_prob).exp()
+    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))

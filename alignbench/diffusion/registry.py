@@ -1,0 +1,235 @@
+"""Models by name, and the families that know how to load them. Imports no torch.
+
+A family is declared by being there: it is named in the `__all__` of a room's `families.py`. The Stable Diffusion family
+stands in alignbench/diffusion, the toy worlds' in their own rooms, and those of other packages are found by the entry
+point group `alignbench.families`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from alignbench import plugins
+from alignbench.diffusion.hub import HUB_ID, Part, Repository, local
+from alignbench.errors import InputError, UnknownName
+
+if TYPE_CHECKING:
+    from alignbench.diffusion.schedule import Schedule
+    from alignbench.interface import Pairs, Pipeline, Policy, Prompt, Prompts
+    from alignbench.keys import Key
+    from alignbench.meter import Meter
+
+USUAL = "stable_diffusion"  # the family of folders and hub ids that no family says it reads
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model by name. `source` is a folder or a hub id; steps, guidance and eta are how it is sampled by default.
+
+    A model whose `denoiser` or `refiner` comes from elsewhere is the model `like` with something done to it: results of
+    both pair in a table. It is for evaluation only.
+    """
+
+    name: str
+    source: str
+    family: str = USUAL
+    revision: str | None = None
+    steps: int = 50
+    guidance: float = 7.5
+    eta: float = 0.0
+    resolution: int | None = None  # native, in pixels; None: what the weights' configuration says
+    prediction: str = ""  # what the denoiser predicts; the scheduler's configuration decides
+    licence: str = ""
+    denoiser: Repository | None = None
+    refiner: Repository | None = None
+    like: str | None = None
+    note: str = ""
+
+    @property
+    def preset(self) -> str:
+        """The preset of algorithms that serves this model; `other` for folders and hub ids, whatever their name."""
+        return self.name if named().get(self.name) == self else "other"
+
+    @property
+    def identity(self) -> str:
+        """What tells this model from others in a configuration: its name, of a folder its path."""
+        return self.source if Path(self.source).is_absolute() else self.name
+
+    @property
+    def trainable(self) -> bool:
+        """Whether it is a plain model, and not one that somebody has aligned or put together."""
+        return self.denoiser is None and self.refiner is None
+
+
+@dataclass(frozen=True)
+class Hold:
+    """How a model is held and computed with."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    resolution: tuple[int, int] | None = None  # height and width in pixels; None: the model's own
+    checkpointing: bool = False  # policies compute activations again in the backward pass instead of keeping them
+    slicing: bool = False  # decode one image after another
+    tiling: bool = False  # decode large images in overlapping tiles, which changes pixels near the seams
+    autoencoder: str | None = None  # a folder or hub id whose autoencoder takes the place of the model's own
+
+
+@runtime_checkable
+class Wishes(Protocol):
+    """What is asked of a model, as far as a family may have to refuse it: options of `alignbench run`."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def resolution(self) -> tuple[int, int] | None: ...
+    @property
+    def vae(self) -> str | None: ...
+    @property
+    def vae_slicing(self) -> bool: ...
+    @property
+    def vae_tiling(self) -> bool: ...
+    @property
+    def guidance(self) -> float | None: ...
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+
+
+@runtime_checkable
+class Family(Protocol):
+    """A kind of model: what it needs, how it is loaded, and what it refuses."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def models(self) -> Sequence[Model]:
+        """Those with a name of their own."""
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether its models come with alignbench, so that a dry run may load one to time it."""
+
+    @property
+    def own_pairs(self) -> int | None:
+        """How many preference pairs it draws by itself by default; None where images have to be made and labelled."""
+
+    def reads(self, pipeline_class: str) -> bool:
+        """Whether it loads folders whose model_index.json names this class."""
+
+    def needs(self, model: Model) -> Sequence[Part]:
+        """What of the hub a model is made of; nothing where it lies in a folder or comes with alignbench."""
+
+    def fetch(self, model: Model, folder: Path | None = None) -> Path:
+        """Download what the model needs, into the folder where one is named. Returns where it lies."""
+
+    def device(self, wanted: str) -> str:
+        """The device a user's word means. Raises InputError where it is not there."""
+
+    def refuse(self, model: Model, wishes: Wishes, algorithm: str, trains: bool) -> None:
+        """Raise InputError naming an option that a model of this family would have to ignore."""
+
+    def refuse_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raise InputError where one model cannot serve all of these prompts."""
+
+    def latent_shape(
+        self, model: Model, prompts: Sequence[Prompt] = (), resolution: tuple[int, int] | None = None
+    ) -> tuple[int, ...] | None:
+        """The shape of one latent where it is known without loading or downloading, else None."""
+
+    def typical_schedule(self) -> Schedule:
+        """A noise schedule like those of its models, for counting what a run would cost."""
+
+    def load(self, model: Model, meter: Meter, hold: Hold, prompts: Sequence[Prompt] = ()) -> Pipeline:
+        """The pipeline of a model, frozen. Raises RunError where files are missing, InputError where they do not fit.
+        `prompts` are those it will meet: what a model of an exact problem is depends on them."""
+
+    def open_policy(self, pipeline: Pipeline, folder: Path) -> Policy:
+        """The policy that was saved in a folder. Raises InputError where there is none, RunError where it is damaged or
+        of another model."""
+
+    def adapter_digest(self, folder: Path) -> str:
+        """SHA-256 over what `open_policy` reads. Raises as it does."""
+
+    def pairs(self, pipeline: Pipeline, reward: str, prompts: Prompts, key: Key, count: int) -> Pairs | None:
+        """Its own preference pairs, labelled by a reward; None where it has none."""
+
+
+@functools.cache
+def families() -> Mapping[str, Family]:
+    """All families by name."""
+    found = {family.name: family for family in plugins.families()}
+    for name, family in found.items():
+        if not isinstance(family, Family):
+            raise TypeError(f"model family {name!r} lacks a part of alignbench.diffusion.registry.Family.")
+    return found
+
+
+def family_of(model: Model) -> Family:
+    """The family of a model."""
+    return families()[model.family]
+
+
+@functools.cache
+def named() -> Mapping[str, Model]:
+    """The models that have a name, those of the worlds first."""
+    models = [model for family in families().values() for model in family.models]
+    return {model.name: model for model in sorted(models, key=lambda model: not family_of(model).at_hand)}
+
+
+def find(name: str) -> Model:
+    """The model a name, folder or hub id means. Raises UnknownName; loads nothing."""
+    if name in named():
+        return named()[name]
+    folder = Path(name)
+    if name and folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise InputError(f"{name!r} is a folder without model_index.json; expected a saved diffusers pipeline.")
+        return Model(folder.resolve().name, source=str(folder.resolve()), family=_reader(folder))
+    if HUB_ID.fullmatch(name) and not name.startswith("."):
+        return Model(name.replace("/", "--"), source=name)
+    raise UnknownName("model", name, [*named(), "a diffusers folder", "a hub id such as org/name"])
+
+
+def _reader(folder: Path) -> str:
+    """The family that reads a folder; the usual one, which says what it expected, where none does."""
+    kind = read_json(folder / "model_index.json").get("_class_name")
+    return next((name for name, family in families().items() if family.reads(str(kind))), USUAL)
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object of a pipeline's folder. Raises InputError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; expected a saved diffusers pipeline.") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} does not hold a JSON object.")
+    return content
+
+
+def load(model: Model, meter: Meter, hold: Hold | None = None, prompts: Sequence[Prompt] = ()) -> Pipeline:
+    """The pipeline of a model; see `Family.load`."""
+    return family_of(model).load(model, meter, hold or Hold(), prompts)
+
+
+def latent_shape(
+    model: Model, prompts: Sequence[Prompt] = (), resolution: tuple[int, int] | None = None
+) -> tuple[int, ...] | None:
+    """See `Family.latent_shape`."""
+    return family_of(model).latent_shape(model, prompts, resolution)
+
+
+def missing(model: Model) -> list[str]:
+    """The repositories of a model that are not on this machine."""
+    return [part.repository.name for part in family_of(model).needs(model) if local(part) is None]

@@ -1,0 +1,165 @@
+"""Aligning a cell's model: the algorithm meets its problem, and goes on after it diverged or memory was full."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from alignbench import devices
+from alignbench.asking import prompts as prompt_sets
+from alignbench.asking.resolve import Cell
+from alignbench.devices import Fitting, chunked
+from alignbench.diffusion.rollout import PipelineSampler
+from alignbench.downloads import cache_folder
+from alignbench.errors import Diverged, InputError, RunError
+from alignbench.experiment.metered import MeteredReward
+from alignbench.experiment.pairs import Feedback, Made, make_pairs
+from alignbench.experiment.problem import CellProblem
+from alignbench.files import canonical_json, write_text
+from alignbench.interface import Algorithm, Pipeline, Prompt, Sampler
+from alignbench.keys import Key
+from alignbench.meter import Meter
+from alignbench.preferences.cache import TensorCache
+from alignbench.preferences.choosing import Chosen, choose
+from alignbench.preferences.encoded import EncodedPairs
+from alignbench.preferences.source import open_pairs
+from alignbench.progress import Progress
+
+FORWARD_BATCH = "forward_batch.json"
+HELD_OUT_PROMPTS = 24
+
+
+def problem_of(cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progress: Progress) -> CellProblem:
+    """The problem that the algorithm will meet, without pairs."""
+    return CellProblem(
+        pipeline=pipeline,
+        reward=MeteredReward(cell.configuration.reward or "none", cell.reward or _NoReward(), meter),
+        prompts=cell.training,
+        sampling=cell.sampling,
+        key=Key("align", cell.options.seed),
+        meter=meter,
+        folder=cell.folder,
+        progress=progress,
+        probe=_probe(cell, batch, Fitting(meter, progress.say)) if cell.held_out else None,
+    )
+
+
+def add_pairs(cell: Cell, problem: CellProblem, batch: int) -> Made | None:
+    """Give the problem its preference pairs and say what they are: the family's own, of a file, or made now and kept
+    for later."""
+    wanted, reward = cell.configuration.pairs, cell.configuration.reward
+    if wanted is None:
+        return None
+    if cell.family.own_pairs is not None:
+        if reward is not None:
+            key, count = problem.key("pairs"), int(wanted["count"] or 0)
+            problem.pairs = cell.family.pairs(problem.pipeline, reward, cell.training, key, count)
+        return None
+    made, chosen = None, cell.chosen
+    if chosen is None:
+        made, chosen = _make_pairs(cell, problem, int(wanted["count"] or 0), int(wanted["candidates"] or 0), batch)
+    say = problem.progress.say
+    say(chosen.summary())
+    cache = TensorCache(cache_folder() / "tensors.sqlite", say=say)
+    problem.pairs = EncodedPairs(chosen, problem.pipeline, cache, cell.options.pair_crop, Key("pairs", "crop"), say)
+    return made
+
+
+def _make_pairs(cell: Cell, problem: CellProblem, count: int, candidates: int, batch: int) -> tuple[Made, Chosen]:
+    """Pairs of the base model on the training prompts, labelled by the reward: one set for all seeds."""
+    reward, name = cell.reward, cell.configuration.reward
+    assert reward is not None
+    assert name is not None
+    asked = [dict(problem.pipeline.info()), asdict(reward.info()), prompt_sets.digest(cell.training)]
+    content = canonical_json([*asked, count, candidates, cell.sampling.as_dict()])
+    folder = cache_folder() / "pairs" / hashlib.sha256(content.encode()).hexdigest()[:16]
+    problem.progress.say(
+        f"no --pairs: {count} pairs of {cell.model.name} on {cell.configuration.train_prompts}/train, "
+        f"labelled by {name}, are made or found in {folder}"
+    )
+    feedback = Feedback(
+        pipeline=problem.pipeline,
+        model=cell.model.name,
+        reward=reward,
+        reward_name=name,
+        prompts=cell.training,
+        sampling=cell.sampling,
+        key=Key("pairs", 0),
+        count=count,
+        candidates=candidates,
+    )
+    before = problem.meter.total
+    made = make_pairs(feedback, folder, batch, problem.meter, problem.progress)
+    problem.meter.total = before  # what they cost stands in their folder, whoever made them
+    return made, choose(open_pairs(made.folder), cell.options.pair_ties, None, ())
+
+
+def align(algorithm: Algorithm, problem: CellProblem) -> tuple[Sampler, int | None]:
+    """The sampler of the aligned model, and how many images a forward pass had if they were fewer than asked for.
+
+    A run that diverges once goes on from its last good round; one whose forward passes do not fit into memory, with
+    half as many images in each, which changes no gradient but for rounding.
+    """
+    kept = problem.folder / FORWARD_BATCH  # a run that is continued does not try the larger ones again
+    batch: int | None = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
+    while True:
+        fitting = algorithm if batch is None else dataclasses.replace(algorithm, batch=batch)  # type: ignore[type-var]
+        try:
+            return fitting.align(problem), batch
+        except Diverged as error:
+            if not problem.roll_back(error):
+                raise
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if not devices.is_full(error):
+                raise
+            batch = getattr(fitting, "batch", 1) // 2
+            if batch < 1:
+                raise RunError(
+                    "out of memory with one image in a forward pass; try --checkpointing, --dtype bfloat16, a smaller "
+                    "--resolution, or --set tuning=lora where there is a choice."
+                ) from error
+        devices.release()  # outside of the handler, whose error holds what did not fit
+        problem.start_again()
+        write_text(kept, json.dumps(batch))
+        problem.progress.say(f"out of memory: going on with {batch} images in a forward pass")
+
+
+class _NoReward:
+    """Stands where no reward was named; an algorithm that needs one is told so."""
+
+    differentiable = False
+
+    def __call__(self, images: Any, prompts: Any) -> Any:
+        raise InputError("this algorithm optimises a reward; pass --reward NAME (see `alignbench list`).")
+
+    with_grad = __call__
+
+    def info(self) -> Any:
+        return self(None, None)
+
+    def unsupported(self, prompts: Any, image_shape: Any) -> str | None:
+        return None
+
+
+def _probe(cell: Cell, batch: int, fitting: Fitting) -> Any:
+    """Mean held-out scores of a policy on the first prompts of the dev split, with the same noise each time."""
+    prompts = Key("probe", "prompts").sample(cell.held_out, min(HELD_OUT_PROMPTS, len(cell.held_out)))
+    usable = {name: s for name, s in cell.scorers.items() if s.unsupported(prompts, ()) is None}
+
+    def probe(policy: Pipeline) -> Mapping[str, float]:
+        sampler = PipelineSampler(policy, cell.sampling)
+
+        def make(part: Sequence[Prompt]) -> torch.Tensor:
+            return sampler(part, [Key("probe")(p.id) for p in part]).images
+
+        images = torch.cat([image for part in chunked(prompts, batch) for image in fitting(make, part)])
+        return {name: float(scorer(images, prompts).nanmean()) for name, scorer in usable.items()}
+
+    return probe

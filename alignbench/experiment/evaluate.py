@@ -1,0 +1,167 @@
+"""Generation and scoring of a cell's images, chunk by chunk, each chunk kept as soon as it is done."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignbench.devices import Fitting, chunked
+from alignbench.errors import RunError
+from alignbench.files import append_line, complete_lines, sha256_of
+from alignbench.interface import Prompt, Reward, Sampler, Start
+from alignbench.keys import Key
+from alignbench.meter import Cost, Meter
+from alignbench.progress import Progress
+from alignbench.record.pictures import ImageStore, Slot
+from alignbench.scoring.score_cache import ScoreCache
+from alignbench.scoring.values import score_images
+
+GENERATED = "generated.jsonl"
+SCORED = "scored.jsonl"
+
+
+def evaluation_key(eval_seed: int, prompt: Prompt, sample: int) -> Key:
+    """The key of an evaluation image: every algorithm and every training seed meets the same one."""
+    return Key("eval", eval_seed)(prompt.id)(sample)
+
+
+def generate(
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    wanted: Sequence[Slot],
+    eval_seed: int,
+    batch: int,
+    meter: Meter,
+    folder: Path,
+    progress: Progress,
+    start: Callable[[Sequence[int]], Start] | None = None,
+) -> tuple[Cost, float]:
+    """Make every image that is not there yet; `start` gives the images that those of some prompts start from. Returns
+    the cost and the seconds of all of them, over all attempts. A batch that does not fit into memory is halved."""
+    store, log = ImageStore(folder / "images"), folder / GENERATED
+    known = {tuple(map(tuple, line["slots"])): line for line in map(json.loads, complete_lines(log))}
+    size = max(1, batch // sampler.particles)
+    total, seconds = Cost(), 0.0
+    fitting = Fitting(meter, progress.say)
+    progress.stage("generate", len(wanted))
+    for chunk in chunked(wanted, size):
+        line = known.get(tuple((slot.place, slot.sample) for slot in chunk))
+        if line is None or not store.holds(chunk):
+            line = _generate_chunk(sampler, prompts, chunk, eval_seed, meter, store, start, fitting)
+            append_line(log, json.dumps(line))
+        total, seconds = total + Cost(**line["cost"]), seconds + line["seconds"]
+        progress.advance(len(chunk))
+    return total, seconds
+
+
+def _generate_chunk(
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    chunk: Sequence[Slot],
+    eval_seed: int,
+    meter: Meter,
+    store: ImageStore,
+    start: Callable[[Sequence[int]], Start] | None,
+    fitting: Fitting,
+) -> dict[str, Any]:
+    before = meter.total
+
+    def make(slots: Sequence[Slot]) -> float:
+        """The seconds that it took."""
+        started = time.monotonic()
+        chosen = [prompts[slot.place] for slot in slots]
+        keys = [evaluation_key(eval_seed, prompt, slot.sample) for prompt, slot in zip(chosen, slots, strict=True)]
+        images = sampler(chosen, keys, start([slot.place for slot in slots]) if start else None).images
+        if not torch.isfinite(images).all():
+            raise RunError(f"the sampler made images that are not finite, first for prompt {chosen[0].text!r}.")
+        store.write(slots, images)
+        return time.monotonic() - started
+
+    seconds = sum(fitting(make, chunk))
+    return {
+        "slots": [[slot.place, slot.sample] for slot in chunk],
+        "cost": (meter.total - before).as_dict(),
+        "seconds": round(seconds, 4),
+    }
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores, and reasons of failed ones, by scorer and image."""
+
+    values: dict[str, dict[Slot, float]]
+    failures: dict[str, dict[Slot, str]]
+
+
+def score(
+    scorers: Mapping[str, Reward],
+    prompts: Sequence[Prompt],
+    wanted: Sequence[Slot],
+    batch: int,
+    folder: Path,
+    progress: Progress,
+    device: str = "cpu",
+    kept: Path | None = None,
+) -> Scores:
+    """The scores of every image.
+
+    With `kept`, scores of scorers that read files of weights are looked for there and kept there: those are the
+    expensive ones, and their files say that they are what they were. The code of others may have changed.
+    """
+    store, log = ImageStore(folder / "images"), folder / SCORED
+    values: dict[str, dict[Slot, float]] = {name: {} for name in scorers}
+    failures: dict[str, dict[Slot, str]] = {name: {} for name in scorers}
+    for line in map(json.loads, complete_lines(log)):
+        for place, sample, value, reason in line["scores"] if line["scorer"] in scorers else []:
+            known = values if reason is None else failures
+            known[line["scorer"]][Slot(place, sample)] = value if reason is None else reason
+    progress.stage("score", len(scorers) * len(wanted))
+    for name, reward in scorers.items():
+        cache = ScoreCache(kept, reward) if kept is not None and reward.info().files else None
+        for chunk in chunked(wanted, batch):
+            missing = [slot for slot in chunk if slot not in values[name] and slot not in failures[name]]
+            if missing:
+                texts = [prompts[slot.place] for slot in missing]
+                scored = _scored(name, reward, store, missing, texts, cache, device)
+                rows = []
+                for slot, (value, reason) in zip(missing, scored, strict=True):
+                    if reason is None:
+                        values[name][slot] = value
+                    else:
+                        failures[name][slot] = reason
+                    rows.append([slot.place, slot.sample, value if reason is None else None, reason])
+                append_line(log, json.dumps({"scorer": name, "scores": rows}, allow_nan=False))
+            progress.advance(len(chunk))
+    return Scores(values, failures)
+
+
+def _scored(
+    name: str,
+    reward: Reward,
+    store: ImageStore,
+    chunk: Sequence[Slot],
+    prompts: Sequence[Prompt],
+    cache: ScoreCache | None,
+    device: str,
+) -> list[tuple[float, str | None]]:
+    """A value, or a reason why there is none, per stored image; those that were scored before are not scored again."""
+    if cache is None:
+        return score_images(name, reward, store.read(chunk).to(device), prompts)
+    hashes = [sha256_of(store.path(slot, picture=True)) for slot in chunk]
+    known = [cache.get(digest, prompt.text) for digest, prompt in zip(hashes, prompts, strict=True)]
+    fresh = [place for place, value in enumerate(known) if value is None]
+    found: list[tuple[float, str | None]] = [(math.nan if value is None else value, None) for value in known]
+    if fresh:
+        images = store.read([chunk[place] for place in fresh]).to(device)
+        scored = score_images(name, reward, images, [prompts[place] for place in fresh])
+        for place, row in zip(fresh, scored, strict=True):
+            found[place] = row
+        cache.put([(hashes[p], prompts[p].text, found[p][0]) for p in fresh if found[p][1] is None])
+    return found

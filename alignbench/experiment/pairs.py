@@ -1,0 +1,237 @@
+"""AI feedback: preference pairs that a model makes and a reward labels, kept in a folder that `open_pairs` reads.
+
+Pair i is about prompt i of key("prompts").sample(prompts, count), and its images start from key("image", i, 0) and
+key("image", i, 1); of more candidates, the reward's best and worst are the pair: they differ more. The reward sees the
+8-bit images that are stored. Every chunk is kept as soon as it is done: a killed call, made again, ends with the same
+files.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignbench.asking import prompts as prompt_sets
+from alignbench.asking.options import PairsOptions
+from alignbench.asking.presets import defaults_of
+from alignbench.asking.resolve import sampling_of
+from alignbench.devices import BATCH, Fitting, chunked
+from alignbench.diffusion import registry
+from alignbench.diffusion.registry import Hold
+from alignbench.diffusion.rollout import PipelineSampler
+from alignbench.errors import InputError, RunError
+from alignbench.experiment.metered import MeteredReward
+from alignbench.files import append_line, complete_lines, write_text
+from alignbench.interface import Pipeline, Prompt, Reward, Sampling
+from alignbench.keys import Key
+from alignbench.meter import Cost, Meter
+from alignbench.plugins import reward_of
+from alignbench.preferences.choosing import preference
+from alignbench.preferences.source import FOLDER_FILE
+from alignbench.progress import Progress
+from alignbench.record.pictures import ImageStore, Slot
+from alignbench.record.result import identity
+from alignbench.record.resumable import Resumable
+
+MADE = "made.json"  # what made the pairs; there once they are complete
+JOURNAL = "made.jsonl"  # what is done, a chunk a line
+STATE = "making.json"
+IMAGES = "images"
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feedback:
+    """Whose images are compared, by whom, and how many."""
+
+    pipeline: Pipeline
+    model: str
+    reward: Reward
+    reward_name: str
+    prompts: Sequence[Prompt]
+    sampling: Sampling
+    key: Key
+    count: int
+    candidates: int = 2
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """All that the pairs depend on, as JSON holds it."""
+        content = {
+            "model": dict(self.pipeline.info()),
+            "model_name": self.model,
+            "reward": identity(self.reward.info()).model_dump(),
+            "prompts_sha256": prompt_sets.digest(self.prompts),
+            "count": self.count,
+            "candidates": self.candidates,
+            "sampling": self.sampling.as_dict(),
+            "key": list(self.key.path),
+        }
+        normal: dict[str, Any] = json.loads(json.dumps(content))
+        return normal
+
+
+@dataclass(frozen=True)
+class Made:
+    """A folder of pairs, and what they cost over all attempts."""
+
+    folder: Path
+    cost: Cost
+    seconds: float
+    pairs: int
+    ties: int
+
+
+def make_for(options: PairsOptions, quiet: bool = False) -> tuple[str, Made]:
+    """What `alignbench pairs` does: a line on whose pairs they are, and the folder of them."""
+    model = registry.find(options.model)
+    family = registry.family_of(model)
+    if family.own_pairs is not None:
+        raise InputError(
+            f"model {model.name!r} makes its pairs in memory, as many as a run asks for (--pair-count); no folder is "
+            "needed."
+        )
+    defaults = defaults_of(model)
+    name = options.prompts or defaults.train_prompts or defaults.prompts
+    splits = prompt_sets.find(name).splits
+    split = options.split or ("train" if "train" in splits else splits[0])
+    prompts = prompt_sets.take(name, split)
+    reward_name = options.reward or defaults.reward(prompts)
+    if reward_name is None:
+        raise InputError("name the reward that says which image is preferred: --reward NAME (see `alignbench list`).")
+    reward = reward_of(reward_name)
+    if reason := reward.unsupported(prompts, ()):
+        raise InputError(f"reward {reward_name!r} cannot score these prompts: {reason}")
+    meter = Meter()
+    pipeline = family.load(model, meter, Hold(family.device(options.device), options.dtype), prompts)
+    if reason := reward.unsupported(prompts, pipeline.info()["image_shape"]):
+        raise InputError(f"reward {reward_name!r} cannot score images of {model.name!r}: {reason}")
+    feedback = Feedback(
+        pipeline=pipeline,
+        model=model.name,
+        reward=reward,
+        reward_name=reward_name,
+        prompts=prompts,
+        sampling=sampling_of(model, options),
+        key=Key("pairs", options.seed),
+        count=options.count,
+        candidates=options.candidates,
+    )
+    with Progress(quiet) as progress:
+        made = make_pairs(feedback, options.output, options.batch_size or BATCH[3], meter, progress)
+    return f"{model.name} on {name}/{split}, labelled by {reward_name}", made
+
+
+def make_pairs(feedback: Feedback, folder: Path, batch: int, meter: Meter, progress: Progress) -> Made:
+    """Make pairs, or go on making them; a finished folder of this configuration is returned as it is.
+
+    Raises InputError where the folder holds anything else, RunError where an image or a reward is not finite.
+    """
+    if len(feedback.pipeline.info()["image_shape"]) != 3:
+        raise InputError(f"model {feedback.model!r} makes points; pairs in a folder are of pictures.")
+    work = Resumable(
+        folder,
+        feedback.configuration,
+        STATE,
+        elsewhere="choose an empty or a new folder",
+        replace="delete this one",
+        own=(MADE, JOURNAL, FOLDER_FILE, IMAGES),
+    )
+    if done := _finished(work):
+        return done
+    with work.held():
+        maker = _Maker(feedback, MeteredReward(feedback.reward_name, feedback.reward, meter), folder)
+        lines = _resumed(folder / JOURNAL, maker.store)
+        known = {row[0] for line in lines for row in line["pairs"]}
+        missing = [i for i in range(feedback.count) if i not in known]
+        progress.stage("pairs", feedback.count, len(known))
+        fitting = Fitting(meter, progress.say)
+        for part in chunked(missing, max(1, batch // feedback.candidates)):
+            before, started = meter.total, time.monotonic()
+            made = fitting(lambda numbers: list(maker.make(numbers)), part)
+            rows = [row for some in made for row in some]
+            spent = {"cost": (meter.total - before).as_dict(), "seconds": round(time.monotonic() - started, 4)}
+            lines.append({"pairs": rows, **spent})
+            append_line(folder / JOURNAL, json.dumps(lines[-1], allow_nan=False))
+            progress.advance(len(rows))
+        return _finish(work, maker, lines)
+
+
+class _Maker:
+    """Makes and labels the images of pairs."""
+
+    def __init__(self, feedback: Feedback, reward: MeteredReward, folder: Path) -> None:
+        self.feedback, self.reward = feedback, reward
+        self.sampler = PipelineSampler(feedback.pipeline, feedback.sampling)
+        self.prompts = feedback.key("prompts").sample(feedback.prompts, feedback.count)  # of each pair
+        self.store = ImageStore(folder / IMAGES)
+
+    def make(self, numbers: Sequence[int]) -> Iterator[tuple[int, float, float, float, int, int]]:
+        """Make the images of some pairs; of each the number, the label, both scores, and which candidates they are."""
+        key, candidates = self.feedback.key, self.feedback.candidates
+        wanted = [Slot(i, which) for i in numbers for which in range(candidates)]
+        prompts = [self.prompts[slot.place] for slot in wanted]
+        images = self.sampler(prompts, [key("image", slot.place, slot.sample) for slot in wanted]).images
+        if not torch.isfinite(images).all():
+            raise RunError(f"the model made images that are not finite, first for prompt {prompts[0].text!r}.")
+        self.store.write(wanted, images)
+        scores = self.reward(self.store.read(wanted).to(images.device), prompts).double().tolist()
+        info = self.reward.info()
+        for i, own in zip(numbers, chunked(scores, candidates), strict=True):
+            ranked = sorted(range(candidates), key=lambda which: own[which])
+            a, b = sorted((ranked[0], ranked[-1]))
+            yield i, preference(own[a], own[b], info), own[a], own[b], a, b
+
+
+def _finished(work: Resumable) -> Made | None:
+    """What a complete folder says of itself. Raises InputError where it is of another configuration."""
+    path = work.folder / MADE
+    if not path.exists() or not (work.folder / FOLDER_FILE).exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        cost, seconds = Cost(**content["cost"]), float(content["seconds"])
+        made = Made(work.folder, cost, seconds, int(content["configuration"]["count"]), int(content["ties"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); delete {work.folder}, or choose another folder.") from error
+    work.check_same(content["configuration"], work.folder)
+    return made
+
+
+def _resumed(journal: Path, store: ImageStore) -> list[dict[str, Any]]:
+    """What was done before, without chunks whose images are gone; the journal then says just that."""
+    try:
+        lines = [json.loads(line) for line in complete_lines(journal)]
+    except ValueError as error:
+        raise RunError(f"{journal} cannot be continued ({error}); delete {journal.parent} to start again.") from error
+    kept = [line for line in lines if store.holds([Slot(row[0], k) for row in line["pairs"] for k in row[4:]])]
+    write_text(journal, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
+    return kept
+
+
+def _finish(work: Resumable, maker: _Maker, lines: Sequence[Mapping[str, Any]]) -> Made:
+    rows = sorted(row for line in lines for row in map(tuple, line["pairs"]))
+    model = maker.feedback.model
+    content = [
+        {
+            "prompt": maker.prompts[i].text,
+            "images": [str(maker.store.path(Slot(i, k), True).relative_to(work.folder)) for k in which],
+            "label": label,
+            "models": [model, model],
+            "id": maker.prompts[i].id,
+        }
+        for i, label, _, _, *which in rows
+    ]
+    write_text(work.folder / FOLDER_FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content))
+    cost = sum((Cost(**line["cost"]) for line in lines), Cost())
+    seconds, ties = round(sum(line["seconds"] for line in lines), 3), sum(row[1] == 0.5 for row in rows)
+    spent = {"cost": cost.as_dict(), "seconds": seconds}
+    record = {"schema": SCHEMA, "configuration": work.configuration, "ties": ties, **spent}
+    write_text(work.folder / MADE, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return Made(work.folder, cost, seconds, len(rows), ties)

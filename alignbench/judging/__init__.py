@@ -1,0 +1,1 @@
+"""What scorers, aligned models and reward training are worth on preference pairs and pictures."""

@@ -1,0 +1,13 @@
+"""Keeping the model libraries' progress bars and advice off the terminal."""
+
+from __future__ import annotations
+
+import importlib
+
+
+def quieten(*libraries: str) -> None:
+    """Silence libraries that are about to be used, by name; importing them takes seconds, so not before."""
+    for library in libraries:
+        logging = importlib.import_module(f"{library}.utils.logging")
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()

@@ -1,0 +1,233 @@
+"""The result file: one cell's configuration, protocol, rows, curve and cost. Imports no torch.
+
+Written atomically as JSON without NaN; read back with unknown keys refused and the digest checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from alignbench.errors import ResultFileError
+from alignbench.files import canonical_json, write_text
+
+if TYPE_CHECKING:
+    from alignbench.interface import RewardInfo
+
+SCHEMA: Final = 1
+
+SPARSE: Final = frozenset({"category", "challenge", "failures"})  # left out of a row where they are empty
+
+Status = Literal["complete", "partial", "diverged", "unsupported", "failed"]
+Scalar = str | int | float | bool | None
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Configuration(_Record):
+    """What was asked for. Equal configurations that differ in the seed alone are pooled by `compare`."""
+
+    algorithm: str
+    fields: dict[str, Any]  # every hyper-parameter
+    model: str
+    prompts: str
+    split: str
+    limit: int | None
+    images_per_prompt: int
+    reward: str | None
+    train_prompts: str | None
+    pairs: dict[str, Scalar] | None = None  # what they are, where the algorithm learns from preference pairs
+    scorers: list[str]
+    sampling: dict[str, Scalar]  # steps, guidance, eta
+    dtype: str
+    eval_seed: int
+    seed: int | None  # None where the algorithm does not train
+    budget: dict[str, float] | None = None  # per image, from which a test-time method chooses its free parameter
+    task: dict[str, Scalar] | None = None  # None: images from noise
+    adapter: str | None = None  # digest of the adapter that the model had from the start
+    vae: str | None = None  # an autoencoder in the place of the model's own
+    vae_tiling: bool = False
+    resolution: str | None = None  # in pixels; None: the model's own
+
+    def differences(self, other: Configuration) -> list[str]:
+        """The names of the entries in which two configurations differ; hyper-parameters as `fields.<name>`."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        names = [name for name in mine if name != "fields" and mine[name] != theirs[name]]
+        own, others = self.fields, other.fields
+        return names + [f"fields.{k}" for k in sorted({*own, *others}) if own.get(k) != others.get(k)]
+
+
+class Evaluation(_Record):
+    """The frozen protocol. Rows pair only between files whose evaluations are equal."""
+
+    model: dict[str, Any]
+    prompts: str
+    split: str
+    prompts_sha256: str
+    eval_seed: int
+    task: dict[str, Scalar] | None = None  # None: images from noise
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that name the protocol: for images from noise, those of before there were tasks."""
+        content = self.model_dump(exclude={"task"} if self.task is None else None)
+        return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:12]
+
+
+class PromptRow(_Record):
+    """One evaluated prompt."""
+
+    id: str
+    text: str
+    category: str = ""
+    challenge: str = ""
+
+
+class Row(_Record):
+    """One image: its prompt, its number among the prompt's images, its scores. A failed score is null with a reason."""
+
+    prompt: str
+    sample: Count
+    scores: dict[str, float | None]
+    failures: dict[str, str] = {}
+
+
+class Scorer(_Record):
+    """The identity of a column of scores."""
+
+    id: str
+    files: dict[str, str]
+    preprocessing: str
+    tie_epsilon: float
+    range: str
+    higher_is_better: bool
+    versions: dict[str, str]
+
+
+class Metric(_Record):
+    """A number about the whole cell with its 95 % interval. A bound is not an estimate. `value` is None where the
+    number is infinite or could not be told; `floor` is what an exact optimum stays below in 95 of 100 cases."""
+
+    value: float | None
+    kind: Literal["exact", "estimate", "upper bound"]
+    about: str
+    low: float | None = None
+    high: float | None = None
+    floor: float | None = None
+
+
+class FrontierCurve(_Record):
+    """The best mean reward at every divergence from the reference, of a problem whose optimum is known."""
+
+    beta: float  # at which regret is measured
+    points: list[tuple[float, float, float]]  # λ = 1/β, mean reward, KL in nats
+
+
+class Costs(_Record):
+    """What alignment cost in all, and what one image costs afterwards."""
+
+    alignment: dict[str, Count]
+    alignment_seconds: float
+    per_image: dict[str, float]
+    per_image_seconds: float
+    peak_memory_bytes: int
+    forward_batch: int | None = None  # of images while training, where memory allowed fewer than asked for
+    pairs_seconds: float = 0.0  # of alignment_seconds, spent on making preference pairs: once for all that use them
+
+
+class Result(_Record):
+    """One cell."""
+
+    schema_: Literal[1] = Field(SCHEMA, alias="schema")
+    status: Status
+    reason: str | None = None
+    trains: bool
+    configuration: Configuration
+    preset: str | None
+    differs_from_paper: dict[str, Any]  # hyper-parameters that are not the algorithm's own defaults
+    evaluation: Evaluation
+    sampler: dict[str, Any]
+    scorers: dict[str, Scorer]
+    prompts: list[PromptRow]
+    rows: list[Row]
+    truncated: dict[str, Count] = {}  # evaluated prompts longer than a scorer reads, of those that read so many words
+    metrics: dict[str, Metric]
+    frontiers: dict[str, FrontierCurve] = {}  # by scorer
+    curve: list[dict[str, Any]]
+    budget: dict[str, float] | None  # as it was resolved: seconds with what an evaluation takes
+    cost: Costs | None
+    environment: dict[str, Any]
+    attempts: int
+    started: str
+    finished: str | None
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json({k: v for k, v in content.items() if k != "digest"}).encode()).hexdigest()
+
+
+def write(path: Path, result: Result) -> None:
+    """Write a result atomically, one row a line so that files can be compared by eye."""
+    content = result.model_dump(mode="json", by_alias=True)
+    for name in ("prompts", "rows"):
+        content[name] = [{k: v for k, v in item.items() if k not in SPARSE or v} for item in content[name]]
+    content["digest"] = _digest(content)
+    long = {"prompts", "rows", "curve"}
+    parts = []
+    for name, value in content.items():
+        if name in long and value:
+            body = ",\n".join(f"  {json.dumps(item, ensure_ascii=False, allow_nan=False)}" for item in value)
+            parts.append(f"{json.dumps(name)}: [\n{body}\n ]")
+        else:
+            parts.append(f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}")
+    write_text(path, "{\n " + ",\n ".join(parts) + "\n}\n")
+
+
+def read(path: Path) -> Result:
+    """Read a result file. Raises ResultFileError naming the file, what is wrong with it and what to do."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ResultFileError(f"{path}: there is no such file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultFileError(f"{path}: cannot be read as text ({error}).") from None
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except ResultFileError as error:
+        raise ResultFileError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise ResultFileError(f"{path}: not valid JSON ({error}); truncated, or not a result file.") from None
+    if not isinstance(content, dict) or "schema" not in content:
+        raise ResultFileError(f"{path}: not an alignbench result (no 'schema').")
+    if content["schema"] != SCHEMA:
+        newer = isinstance(content["schema"], int) and content["schema"] > SCHEMA
+        advice = "it was written by a newer alignbench; upgrade to read it" if newer else "the file is damaged"
+        raise ResultFileError(f"{path}: schema {content['schema']!r}, this version reads {SCHEMA}: {advice}.")
+    if content.get("digest") != _digest(content):
+        raise ResultFileError(f"{path}: the digest does not match: the file was edited or damaged; run the cell again.")
+    del content["digest"]
+    try:
+        return Result.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ResultFileError(f"{path}: {where}: {first['msg']} ({error.error_count()} problems in all).") from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ResultFileError(f"holds {name}, which no result file may; run the cell again.")
+
+
+def identity(info: RewardInfo) -> Scorer:
+    """What the result file keeps of a reward."""
+    content = asdict(info)
+    content["files"], content["versions"] = dict(info.files), dict(info.versions)
+    return Scorer(**content)

@@ -1,0 +1,118 @@
+"""The one protocol of work that a folder keeps until it is done: cells, preference pairs, trained rewards.
+
+A folder belongs to a configuration, which stands in its state file. The same call, made again, goes on with the work;
+one of another configuration is refused, with the names of what differs, unless it may replace what is there. Files that
+are not the work's own are never touched, and one process works in a folder at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignbench.errors import InputError
+from alignbench.files import exclusive, remove_leftovers, write_text
+
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """Work in a folder, below a configuration that JSON can hold."""
+
+    folder: Path
+    configuration: Mapping[str, Any]
+    state: str  # name of the state file
+    elsewhere: str  # where else it could go, such as "choose another --output"
+    replace: str  # how what is there gives way, such as "use --force to replace it"
+    own: Collection[str] | None = None  # names that the work makes; None: the folder is the work's alone
+
+    @property
+    def _remedy(self) -> str:
+        return f"{self.elsewhere[0].upper()}{self.elsewhere[1:]}, or {self.replace}."
+
+    def check_same(self, found: Mapping[str, Any], where: Path) -> None:
+        """Raise InputError where a configuration that was found is not this one."""
+        if different := list(differences(found, self.configuration)):
+            raise InputError(
+                f"{where} holds another configuration; it differs in {', '.join(different)}. {self._remedy}"
+            )
+
+    @contextlib.contextmanager
+    def held(self, force: bool = False) -> Iterator[int]:
+        """Hold the folder for this process and yield the number of this attempt.
+
+        Raises RunError while another process works in it, InputError where it is of another configuration, which
+        `force` replaces, or holds files of somebody else.
+        """
+        self._check_foreign()
+        with exclusive(self.folder):
+            attempt = self._begin(force)
+            remove_leftovers(self.folder)
+            self._mark(attempt, running=True)
+            yield attempt
+
+    def finish(self, attempt: int) -> None:
+        """Say that the work is done and what is here belongs to it: a call that finds no result begins anew."""
+        self._mark(attempt, running=False)
+
+    def clear(self) -> None:
+        """Remove what the work made."""
+        for path in self.folder.iterdir():
+            if path.name == LOCK or (self.own is not None and path.name not in {self.state, *self.own}):
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def remove(self) -> None:
+        """Remove the folder, once nothing is held and the work is elsewhere, unless somebody keeps something in it."""
+        (self.folder / LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _check_foreign(self) -> None:
+        """Refuse a folder of something else: what it holds would be overwritten."""
+        if not self.folder.is_dir() or (self.folder / self.state).exists():
+            return
+        if others := sorted(entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")):
+            raise InputError(
+                f"{self.folder} holds other files ({', '.join(others[:3])}); {self.elsewhere}, or delete it."
+            )
+
+    def _begin(self, force: bool) -> int:
+        path = self.folder / self.state
+        if not path.exists():
+            return 1
+        try:
+            saved = dict(json.loads(path.read_text(encoding="utf-8")))
+            found, attempts, running = dict(saved["configuration"]), int(saved["attempts"]), bool(saved["running"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not force:
+                raise InputError(
+                    f"{path} is damaged, or of an older alignbench ({type(error).__name__}: {error}). {self._remedy}"
+                ) from error
+            found, attempts, running = {}, 0, False
+        if found == dict(self.configuration) and running:
+            return attempts + 1
+        if not force:
+            self.check_same(found, self.folder)
+        self.clear()
+        return 1
+
+    def _mark(self, attempt: int, running: bool) -> None:
+        content = {"configuration": dict(self.configuration), "attempts": attempt, "running": running}
+        write_text(self.folder / self.state, json.dumps(content, indent=1) + "\n")
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """The names of the entries in which two configurations differ, nested ones as `outer.inner`."""
+    for name in sorted({*one, *other}):
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from differences(a, b, f"{above}{name}.")
+        elif a != b:
+            yield above + name

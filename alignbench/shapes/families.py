@@ -1,0 +1,36 @@
+"""The embedded model `tiny`: a Stable Diffusion pipeline of the shapes world, which comes with alignbench."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from alignbench.diffusion.families import LatentFamily, Place
+from alignbench.diffusion.registry import Model
+
+__all__ = ["SHAPES"]
+
+
+def _place(model: Model) -> Place:
+    return Place(Path(str(resources.files("alignbench.shapes") / "weights" / model.name)), model.source)
+
+
+SHAPES = LatentFamily(
+    "shapes",
+    (
+        Model(
+            "tiny",
+            source="embedded",
+            family="shapes",
+            steps=20,
+            guidance=3.0,
+            eta=1.0,
+            resolution=32,
+            prediction="epsilon",
+            note="the embedded 32-pixel model of the shapes world; works offline",
+        ),
+    ),
+    needs=lambda model: (),
+    place=_place,
+    at_hand=True,
+)
