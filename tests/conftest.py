@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from parity import recipe
+from places import ROOT, TOY
 
 from alignbench import Key, Prompts, Sampling
 from alignbench.asking.resolve import Cell, resolve
@@ -24,9 +25,6 @@ from alignbench.progress import Progress
 from alignbench.record import result as results
 from alignbench.testbed.pipeline import MixturePipeline
 from alignbench.testbed.toys import grid
-
-TOY = Path(__file__).parent / "plugins" / "toy.py"
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")

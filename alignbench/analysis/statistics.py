@@ -61,7 +61,7 @@ def win_rate(results: Array, prompts: NDArray[np.int64], level: float = LEVEL) -
     of m pairs a prompt whose outcomes correlate by ρ (analysis-of-variance estimate), and ties make outcomes vary
     less than decisions do. Where almost every pair is won, ρ rests on the few prompts with a loss and is often found
     too small, so three quarters of a prompt with ρ = 0.6 are added to them (without: 90 % coverage for 30 prompts,
-    strong prompt effects and a true rate of 0.95; with: 94 to 97 % in all settings of `tests/test_statistics.py`).
+    strong prompt effects and a true rate of 0.95; with: 94 to 97 % in all settings of its test).
     """
     from scipy import stats
 

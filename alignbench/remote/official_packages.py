@@ -4,8 +4,8 @@
     OTHER/bin/python alignbench/remote/official_packages.py image-reward --weights ImageReward.pt --port 8002 \\
         --med-config med_config.json --words vocab.txt
 
-How that environment is made stands in tests/parity/live.py. Files of weights are read as tensors alone. What is served
-is said by the packages' own `score`, one picture after the other.
+How that environment is made stands in tests/support/parity/live.py. Files of weights are read as tensors alone. What
+is served is said by the packages' own `score`, one picture after the other.
 """
 
 from __future__ import annotations

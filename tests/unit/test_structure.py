@@ -1,0 +1,237 @@
+"""Rules of the house that a reader should be able to rely on. A rule is one test, which names all that break it."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+from alignbench.asking.options import Role, RunOptions, option_of
+
+CORE = sorted((ROOT / "alignbench").rglob("*.py"))
+GROUPS = ("algorithms", "rewards", "benchmarks")
+PLUGINS = sorted(path for group in GROUPS for path in (ROOT / group).glob("*.py"))
+
+# Rooms and single files of the core, from the ground up. Each may import from itself and from those before it.
+FLOORS = (
+    "errors choices keys files quantities interface meter devices images downloads progress processes quiet fields "
+    "plugins record diffusion testbed shapes scoring remote preferences analysis asking experiment judging cli __main__"
+).split()
+# What a plug-in may use of the core.
+FOR_PLUGINS = {
+    "diffusion", "shapes", "testbed", "scoring", "images", "downloads", "files", "keys", "quantities", "fields",
+    "devices", "meter",
+}  # fmt: skip
+DOORS = {"alignbench/downloads.py", "alignbench/processes.py", "alignbench/__main__.py", "alignbench/cli/app.py"}
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(module: ast.Module) -> set[str]:
+    """Dotted names of everything that a module imports, whole or from somewhere."""
+    found = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def rooms(module: ast.Module) -> set[str]:
+    """The rooms of the core that a module imports."""
+    parts = [name.split(".") for name in imported(module)]
+    known = {path.relative_to(ROOT / "alignbench").parts[0].removesuffix(".py") for path in CORE}
+    return {p[1] for p in parts if p[0] == "alignbench" and len(p) > 1 and p[1] in known}
+
+
+def above(own: str, module: ast.Module) -> set[str]:
+    """The rooms that a module of a room imports though they stand above it."""
+    return {room for room in rooms(module) if FLOORS.index(room) > FLOORS.index(own)}
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_imports_go_down_and_never_up():
+    wrong = []
+    for path in CORE:
+        own = path.relative_to(ROOT / "alignbench").parts[0].removesuffix(".py")
+        if own != "__init__":
+            wrong += [f"{shown(path)} imports alignbench.{room}" for room in sorted(above(own, tree(path)))]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("own", "line", "room"),
+    [
+        ("record", "from alignbench.analysis.tables import Table", "analysis"),
+        ("analysis", "import alignbench.experiment.run", "experiment"),
+        ("asking", "def f():\n    from alignbench.judging import audit", "judging"),
+        ("experiment", "from alignbench import cli", "cli"),
+        ("diffusion", "from alignbench.testbed.mixture import Mixture", "testbed"),
+        ("files", "from alignbench.plugins import label", "plugins"),
+    ],
+)
+def test_a_planted_import_upwards_is_found(own, line, room):
+    assert above(own, ast.parse(line)) == {room}
+
+
+def test_every_room_has_its_floor():
+    own = {path.relative_to(ROOT / "alignbench").parts[0].removesuffix(".py") for path in CORE} - {"__init__"}
+    assert own == set(FLOORS)
+    assert len(FLOORS) == len(set(FLOORS))
+
+
+def test_the_core_names_no_plugin():
+    theirs = tuple(f"alignbench.{group}." for group in GROUPS)
+    wrong = [f"{shown(path)}: {name}" for path in CORE for name in imported(tree(path)) if name.startswith(theirs)]
+    assert not wrong
+
+
+def test_plugins_import_the_core_and_never_each_other():
+    wrong = []
+    for path in PLUGINS:
+        wrong += [f"{shown(path)} imports alignbench.{room}" for room in rooms(tree(path)) - FOR_PLUGINS]
+        names = [name.split(".") for name in imported(tree(path))]
+        wrong += [f"{shown(path)} imports {'.'.join(n)}" for n in names if n[0] in GROUPS]
+        wrong += [
+            f"{shown(path)} imports {'.'.join(n)}"
+            for n in names
+            if n[:2] in (["alignbench", "algorithms"], ["alignbench", "rewards"])
+        ]
+    assert not wrong
+
+
+FORBIDDEN = {
+    "manual_seed", "randn", "randn_like", "rand", "rand_like", "randint", "randperm", "multinomial", "bernoulli",
+    "normal_", "uniform_", "default_rng", "seed_all", "Philox", "PCG64",
+}  # fmt: skip
+
+
+def random_numbers(module: ast.Module) -> set[str]:
+    """Names by which a module could make random numbers of its own."""
+    used = {ast.unparse(node) for node in ast.walk(module) if isinstance(node, ast.Attribute)}
+    found = {name for name in used if name.split(".")[-1] in FORBIDDEN and not name.startswith("nn.")}
+    found |= {name for name in used if name.startswith(("random.", "np.random.", "numpy.random.", "torch.random."))}
+    names = imported(module)
+    found |= {name for name in names if name.split(".")[-1] in FORBIDDEN}
+    found |= {
+        name for name in names if name.split(".")[0] == "random" or name.startswith(("numpy.random", "torch.random"))
+    }
+    return found - {"np.random.Generator"}  # in annotations
+
+
+def test_nothing_outside_keys_makes_random_numbers():
+    keys = ROOT / "alignbench" / "keys.py"
+    wrong = {shown(p): found for p in (*CORE, *PLUGINS) if p != keys and (found := random_numbers(tree(p)))}
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from torch import randn",
+        "import random",
+        "from random import shuffle",
+        "x = torch.randn(3)",
+        "torch.manual_seed(0)",
+        "from numpy.random import default_rng",
+        "x.normal_()",
+        "np.random.seed(0)",
+    ],
+)
+def test_a_planted_source_of_randomness_is_found(line):
+    assert random_numbers(ast.parse(line))
+
+
+def environment(module: ast.Module) -> set[str]:
+    """Names by which a module reads the environment."""
+    used = {ast.unparse(node) for node in ast.walk(module) if isinstance(node, ast.Attribute)}
+    return {n for n in used | imported(module) if n in ("os.environ", "os.getenv", "os.environb")}
+
+
+def test_no_environment_is_read_outside_the_doors():
+    wrong = {shown(p): e for p in (*CORE, *PLUGINS) if shown(p) not in DOORS and (e := environment(tree(p)))}
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "line", ["os.environ['X']", "os.getenv('X')", "from os import environ", "from os import getenv"]
+)
+def test_a_planted_look_at_the_environment_is_found(line):
+    assert environment(ast.parse(line))
+
+
+def test_no_function_and_no_file_outgrows_its_reader():
+    long_files = [shown(p) for p in CORE if len(p.read_text(encoding="utf-8").splitlines()) > 460]
+    long_functions = [
+        f"{shown(path)}: {node.name}"
+        for path in (*CORE, *PLUGINS)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 75
+    ]
+    assert not long_files
+    assert not long_functions
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(' '.join(m for m in sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/").stdout
+    return set(out.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import alignbench",
+        "import alignbench.cli.app, alignbench.asking.options, alignbench.judging.options",
+        "import alignbench.analysis.compare, alignbench.analysis.tables, alignbench.analysis.plots, "
+        "alignbench.analysis.summary, alignbench.record.result",
+        "import alignbench.diffusion.registry as r; r.named()",
+    ],
+)
+def test_importing_it_loads_no_torch(statement):
+    assert "torch" not in loaded_by(statement)
+
+
+def test_every_option_of_a_cell_says_what_it_is_to_the_cells_identity():
+    undeclared = [name for name in RunOptions.model_fields if not isinstance(option_of(RunOptions, name).role, Role)]
+    assert not undeclared
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_bare_import_of_a_plugin_folder_says_what_to_import(group):
+    done = subprocess.run([sys.executable, "-c", f"import {group}"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode != 0
+    assert f"import this package as 'alignbench.{group}'" in done.stderr
+
+
+def test_every_public_name_can_be_imported():
+    import alignbench
+
+    for name in alignbench.__all__:
+        assert getattr(alignbench, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        alignbench.nothing  # noqa: B018
+
+
+def test_algorithm_files_have_the_header_of_the_house():
+    wrong = []
+    for path in sorted((ROOT / "algorithms").glob("[!_]*.py")):
+        header = ast.get_docstring(tree(path)) or ""
+        wrong += [
+            f"{shown(path)}: no {part}" for part in ("Objective", "Departures", "\nOptimum ") if part not in header
+        ]
+        if len(path.read_text(encoding="utf-8").splitlines()) > 300:
+            wrong.append(f"{shown(path)}: over 300 lines")
+    assert not wrong
