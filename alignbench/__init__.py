@@ -9,6 +9,9 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "api": ("Ran", "compare", "load", "run", "sheet"),
+    "analysis.frames": ("Results",),
+    "analysis.comparison": ("Comparison",),
     "keys": ("Key",),
     "errors": ("AlignbenchError", "InputError", "RunError", "Unsupported"),
     "interface": (

@@ -9,4 +9,5 @@ ScorerDType = Literal["float32", "bfloat16"]
 Kernel = Literal["ddim", "exact"]  # of reverse steps
 Ties = Literal["drop", "keep"]  # among preference pairs
 Crop = Literal["centre", "random"]  # of a pair's images to the model's size
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 BudgetKind = Literal["nfe", "reward_evals", "seconds"]  # what an image may cost

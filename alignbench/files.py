@@ -15,6 +15,8 @@ from typing import Any
 
 from alignbench.errors import AlignbenchError, InputError, RunError, shown
 
+LOCK = ".lock"  # in a folder that a process may hold
+
 
 @contextlib.contextmanager
 def replace_file(path: Path, sync: bool = True) -> Iterator[Path]:
@@ -108,7 +110,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     import fcntl
 
     make_folder(folder)
-    with open(folder / ".lock", "w", encoding="utf-8") as handle:
+    with open(folder / LOCK, "w", encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -159,3 +161,17 @@ class Folder:
             self._folders[parent] = (self.root / parent).resolve().is_relative_to(self.root.resolve())
         whole = self.root / path
         return self._folders[parent] and (not whole.is_symlink() or whole.resolve().is_relative_to(self.root.resolve()))
+
+
+def in_use(folder: Path) -> bool:
+    """Whether another process holds a folder at this moment."""
+    import fcntl
+
+    try:
+        with open(folder / LOCK, encoding="utf-8") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

@@ -20,7 +20,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from alignbench.errors import InputError, UnknownName
@@ -114,6 +114,8 @@ def load(group: Group, name: str) -> Any:
         return _load_weights(Path(name))
     if ":" in name:
         return _load_elsewhere(group, name)
+    if name.endswith(".py"):
+        raise InputError(f"{KINDS[group]} {name!r}: say which object of the file: {_objects_of(Path(name))}.")
     if name in own_names(group):
         module = importlib.import_module(f"alignbench.{group}.{name}")
         exported = getattr(module, "__all__", [])
@@ -126,28 +128,50 @@ def load(group: Group, name: str) -> Any:
     raise UnknownName(KINDS[group], name, [*names(group), *aliases(group)])
 
 
+def _objects_of(path: Path) -> str:
+    """The references that a file offers: its `__all__` or classes, without importing it."""
+    if not path.is_file():
+        return f"{path}:Name, but there is no file {path}"
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        return f"{path}:Name, but it is no Python that can be read ({error})"
+    names = [node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    return " or ".join(f"{path}:{name}" for name in names) or f"{path}:Name"
+
+
 def _load_elsewhere(group: Group, reference: str) -> Any:
     """`package.module:Name` or `path/file.py:Name`."""
     place, _, attribute = reference.rpartition(":")
-    if place.endswith(".py"):
-        path = Path(place)
-        if not path.is_file():
-            raise InputError(f"{KINDS[group]} {reference!r}: there is no file {place}.")
-        module_name = f"alignbench_plugin_{path.stem}"
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-    else:
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            raise InputError(f"{KINDS[group]} {reference!r}: cannot import {error.name!r}.") from error
+    try:
+        module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except FileNotFoundError:
+        raise InputError(f"{KINDS[group]} {reference!r}: there is no file {place}.") from None
+    except ModuleNotFoundError as error:
+        raise InputError(f"{KINDS[group]} {reference!r}: cannot import {error.name!r}.") from error
+    except Exception as error:  # somebody's code may raise anything
+        raise InputError(f"{KINDS[group]} {reference!r}: {place} cannot be imported: {_said(error)}.") from error
     if not hasattr(module, attribute):
         raise InputError(f"{KINDS[group]} {reference!r}: {place} has no {attribute!r}.")
     return getattr(module, attribute)
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    """The module of a Python file. Raises FileNotFoundError, and whatever the file raises."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    name = f"alignbench_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _load_weights(path: Path) -> Any:
@@ -203,6 +227,22 @@ def reward_of(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> R
     kind = load("rewards", name)
     known = inspect.signature(kind).parameters
     reward = kind(**{option: value for option, value in options.items() if option in known})
-    if not isinstance(reward, Reward):
-        raise InputError(f"reward {name!r} lacks one of: differentiable, __call__, with_grad, info, unsupported.")
+    if absent := lacking(reward, Reward):
+        raise InputError(f"reward {name!r} lacks {', '.join(absent)}; see alignbench.Reward.")
     return reward
+
+
+def source_of(kind: Any) -> str:
+    """The source text of the file that defines a plug-in; '' where it cannot be had."""
+    try:
+        return inspect.getsource(sys.modules[kind.__module__])
+    except (OSError, KeyError, TypeError):
+        return ""
+
+
+def lacking(plugin: Any, role: type) -> list[str]:
+    """The names that a protocol asks for and a plug-in has not."""
+    names = getattr(role, "__protocol_attrs__", None) or {
+        name for base in role.__mro__ for name in (*vars(base), *getattr(base, "__annotations__", {}))
+    }
+    return sorted(name for name in names if (name == "__call__" or name[0] != "_") and not hasattr(plugin, name))

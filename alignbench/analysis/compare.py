@@ -7,22 +7,22 @@ identities are never compared.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignbench.analysis.costs import CostRow, cost_of
-from alignbench.analysis.frontier import Standing, Target, standings, targets
+from alignbench.analysis.comparison import Comparison, Group, Part, Versus
+from alignbench.analysis.costs import cost_of
+from alignbench.analysis.frontier import standings, targets
 from alignbench.analysis.load import (
     Array,
     Loaded,
     Method,
     Run,
     Scores,
-    Unfinished,
     budget_text,
     is_aligned,
     load,
@@ -31,11 +31,10 @@ from alignbench.analysis.load import (
     no_garbage_collection,
     table,
 )
-from alignbench.analysis.published import Beside, beside
+from alignbench.analysis.published import beside
 from alignbench.analysis.statistics import (
     Differences,
     Ranks,
-    WinRate,
     bradley_terry,
     holm,
     outcomes,
@@ -44,85 +43,11 @@ from alignbench.analysis.statistics import (
 )
 from alignbench.errors import InputError, UnknownName
 from alignbench.keys import Key
-from alignbench.record.result import Evaluation
 
-SIGNIFICANT = 0.05
 DEFAULT_BASELINE = "base"
 By = Literal["category", "challenge", "budget"]
 RIVAL = "best_of_n"  # what methods of one budget are compared with, besides the baseline
 Indices = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Versus:
-    """One method against the baseline on one scorer."""
-
-    method: str
-    scorer: str
-    rate: WinRate
-    seeds: list[tuple[int | None, float]]  # each training seed's own win rate
-    mean: float
-    baseline_mean: float
-    difference: float  # mean over prompts, in the scorer's units
-    difference_low: float
-    difference_high: float
-    p: float
-    p_adjusted: float
-    failed: int  # null scores of the method
-    higher_is_better: bool
-
-    @property
-    def significant(self) -> bool:
-        """Whether the mean differs after correction for all rows shown."""
-        return self.p_adjusted < SIGNIFICANT
-
-    @property
-    def wins(self) -> bool:
-        """Whether the method is significantly better: in the mean, which is what is tested, and in most pairs."""
-        better = self.difference > 0 if self.higher_is_better else self.difference < 0
-        return self.significant and better and self.rate.rate > 0.5
-
-
-@dataclass(frozen=True)
-class Part:
-    """A method's win rate on one category or challenge, or that of a method with a budget; exploratory."""
-
-    method: str
-    scorer: str
-    part: str
-    against: str
-    rate: WinRate
-
-
-@dataclass(frozen=True)
-class Group:
-    """All methods evaluated in the same way."""
-
-    evaluation: Evaluation
-    methods: list[str]
-    samplers: dict[str, dict[str, object]]
-    baseline: str | None
-    scorers: list[str]
-    versus: list[Versus]
-    pairwise: dict[str, Array]  # scorer -> [methods, methods] win rates of row over column
-    ranks: dict[str, Ranks | None]
-    parts: list[Part]
-    means: dict[str, dict[str, float]]  # scorer -> method -> mean score
-    costs: list[CostRow]
-    optimality: list[Standing]  # where the optimum is known
-    targets: dict[str, Target]  # scorer -> its optimum
-    published: list[Beside]  # what papers report about these methods, where it was asked for
-    notes: list[str]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Everything `alignbench compare` shows."""
-
-    groups: list[Group]
-    unfinished: list[Unfinished]
-    skipped: list[Unfinished]
-    notes: list[str] = field(default_factory=list)
 
 
 @no_garbage_collection()

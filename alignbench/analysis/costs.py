@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from alignbench.analysis.load import Method
+from alignbench.record.result import Result
 
 
 @dataclass(frozen=True)
@@ -25,24 +26,31 @@ class CostRow:
     memory_bytes: float
 
 
-def cost_of(method: Method) -> CostRow:
-    """The mean cost of a method's runs; NaN where no run has one."""
-    costs = [run.result.cost for run in method.runs if run.result.cost is not None]
+QUANTITIES = [field.name for field in fields(CostRow) if field.name not in ("method", "runs")]
 
-    def mean(values: Iterable[float]) -> float:
-        return float(np.mean(list(values))) if costs else float("nan")
+
+def cost_of_run(result: Result) -> dict[str, float]:
+    """The quantities of a CostRow for one run; NaN where it has no cost."""
+    cost = result.cost
+    if cost is None:
+        return dict.fromkeys(QUANTITIES, math.nan)
 
     def used(counts: dict[str, int] | dict[str, float], resource: str) -> float:
         return float(counts[f"{resource}_forward"] + counts[f"{resource}_backward"])
 
-    return CostRow(
-        method=method.label,
-        runs=len(method.runs),
-        alignment_denoiser=mean(used(c.alignment, "denoiser") for c in costs),
-        alignment_reward=mean(used(c.alignment, "reward") for c in costs),
-        alignment_seconds=mean(c.alignment_seconds for c in costs),
-        image_denoiser=mean(used(c.per_image, "denoiser") for c in costs),
-        image_reward=mean(used(c.per_image, "reward") for c in costs),
-        image_seconds=mean(c.per_image_seconds for c in costs),
-        memory_bytes=mean(c.peak_memory_bytes for c in costs),
-    )
+    return {
+        "alignment_denoiser": used(cost.alignment, "denoiser"),
+        "alignment_reward": used(cost.alignment, "reward"),
+        "alignment_seconds": cost.alignment_seconds,
+        "image_denoiser": used(cost.per_image, "denoiser"),
+        "image_reward": used(cost.per_image, "reward"),
+        "image_seconds": cost.per_image_seconds,
+        "memory_bytes": float(cost.peak_memory_bytes),
+    }
+
+
+def cost_of(method: Method) -> CostRow:
+    """The mean cost of a method's runs; NaN where no run has one."""
+    costs = [cost_of_run(run.result) for run in method.runs if run.result.cost is not None]
+    means = {name: float(np.mean([cost[name] for cost in costs])) if costs else math.nan for name in QUANTITIES}
+    return CostRow(method.label, len(method.runs), **means)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from alignbench.analysis.compare import Comparison, Group, Versus
+from alignbench.analysis.comparison import Comparison, Group, Versus
 from alignbench.analysis.frontier import Pooled
 
 Format = Literal["table", "markdown", "csv", "latex", "json"]

@@ -11,6 +11,7 @@ from alignbench.diffusion.layouts import DENOISER
 from alignbench.errors import AlignbenchError, InputError
 from alignbench.interface import Pipeline
 from alignbench.record import result as results
+from alignbench.record.listing import STATE
 
 
 def adapter_folder(path: Path) -> Path:
@@ -23,7 +24,7 @@ def adapter_folder(path: Path) -> Path:
     folder = path.with_suffix("") if path.suffix == ".json" else path
     if (folder / "adapter").is_dir():
         return folder / "adapter"
-    if folder != path or (folder / "cell.json").is_file():
+    if folder != path or (folder / STATE).is_file():
         raise InputError(f"{path}: there is no {folder / 'adapter'}; only methods that train weights leave one.")
     return folder
 

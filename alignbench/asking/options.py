@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from alignbench import plugins
-from alignbench.choices import BudgetKind, Crop, DType, Kernel, ScorerDType, Ties
+from alignbench.choices import BudgetKind, Crop, DType, Kernel, ScorerDType, Ties, TrackerName
 from alignbench.errors import InputError, UnknownName
 
 Asked = TypeVar("Asked", bound="Options")
@@ -49,7 +49,7 @@ class Option:
     metavar: str | None = None
 
 
-def _assignments(value: Any) -> Any:
+def assignments(value: Any) -> Any:
     """`name=value` strings as a dictionary; a dictionary as it is."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return value
@@ -80,8 +80,8 @@ def _reward_name(value: str) -> str:
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fields = Annotated[dict[str, Any], BeforeValidator(_assignments)]
-Budget = Annotated[dict[BudgetKind, Positive] | None, BeforeValidator(_assignments)]
+Fields = Annotated[dict[str, Any], BeforeValidator(assignments)]
+Budget = Annotated[dict[BudgetKind, Positive] | None, BeforeValidator(assignments)]
 Pixels = Annotated[tuple[int, int] | None, BeforeValidator(_pixels)]
 
 
@@ -291,6 +291,11 @@ class RunOptions(ScoringOptions, PairChoice, SamplingOptions, DeviceOptions):
     )
     name: Annotated[str | None, Option(FILES, PLACE)] = Field(
         None, description="A name in the result's file name, instead of a hash of what is not default."
+    )
+    report_to: Annotated[tuple[TrackerName, ...], Option(FILES, RUNTIME)] = Field(
+        (),
+        description="Also show the training curve in tensorboard, wandb, trackio or mlflow (the extra `trackers`); one "
+        "that fails is left out and never ends a run.",
     )
 
     @field_validator("reward", "scorers")

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, cast, get_args, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
@@ -41,7 +41,7 @@ class Defaults(BaseModel):
 
 def defaults_of(model: Model) -> Defaults:
     """The `[model]` table of a model's preset."""
-    return Defaults(**_preset(model.preset)["model"])
+    return Defaults(**preset_of(model.preset)["model"])
 
 
 def build_algorithm(
@@ -51,11 +51,15 @@ def build_algorithm(
 
     Raises InputError naming the field.
     """
-    if not (dataclasses.is_dataclass(kind) and hasattr(kind, "align")):
-        raise InputError(f"algorithm {name!r} is not a dataclass with an `align` method.")
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise InputError(f"algorithm {name!r} is no dataclass; expected one, with its hyper-parameters as fields.")
+    if absent := plugins.lacking(kind, Algorithm):
+        raise InputError(
+            f"algorithm {name!r} lacks {', '.join(absent)}; an algorithm has those of alignbench.Algorithm."
+        )
     types = get_type_hints(kind)
     known = [field.name for field in dataclasses.fields(kind)]
-    preset = _preset(preset_name).get(name, {})
+    preset = preset_of(preset_name).get(name, {})
     values: dict[str, Any] = {}
     for source in (preset, overrides):
         for field, value in source.items():
@@ -69,8 +73,7 @@ def build_algorithm(
         algorithm = kind(**values)
     except ValueError as error:
         raise InputError(f"{name}: {error}") from None
-    assert isinstance(algorithm, Algorithm)
-    return algorithm, preset_name if preset else None
+    return cast(Algorithm, algorithm), preset_name if preset else None
 
 
 def differences(paper: Algorithm, chosen: Algorithm) -> dict[str, Any]:
@@ -91,7 +94,13 @@ def _none(value: Any) -> Any:
 
 
 @functools.cache
-def _preset(name: str) -> Mapping[str, Mapping[str, Any]]:
+def preset_of(name: str) -> Mapping[str, Mapping[str, Any]]:
+    """The tables of a preset; of `other` where there is none of this name."""
     folder = plugins.folder_of("algorithms") / "presets"
     own = folder / f"{name}.toml"
     return tomllib.loads((own if own.is_file() else folder / "other.toml").read_text(encoding="utf-8"))
+
+
+def preset_names() -> list[str]:
+    """The models that have a preset of their own, and `other`."""
+    return sorted(path.stem for path in (plugins.folder_of("algorithms") / "presets").glob("*.toml"))

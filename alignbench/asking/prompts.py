@@ -43,7 +43,10 @@ def find(name: str) -> PromptSet:
         prompt_set = plugins.load("benchmarks", name)()
     except UnknownName as error:
         raise InputError(f"{error} A file works too: --prompts FILE with the ending {', '.join(SUFFIXES)}.") from None
-    assert isinstance(prompt_set, PromptSet)
+    if absent := plugins.lacking(prompt_set, PromptSet):
+        raise InputError(
+            f"prompt set {name!r} lacks {', '.join(absent)}; a prompt set has those of alignbench.PromptSet."
+        )
     return prompt_set
 
 

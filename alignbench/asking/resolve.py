@@ -133,6 +133,8 @@ def resolve(options: RunOptions) -> Cell:
 
 def _check_algorithm(options: RunOptions, model: Model, algorithm: Algorithm) -> None:
     """Refuse options that this algorithm would have to ignore, and training what is trained already."""
+    if options.report_to and not algorithm.trains:
+        raise InputError(f"--report-to: {options.algo!r} trains nothing and has no curve to show; leave it out.")
     if options.checkpointing and not algorithm.trains:
         raise InputError(f"--checkpointing: {options.algo!r} trains nothing and keeps no activations; leave it out.")
     if algorithm.trains and (options.adapter is not None or not model.trainable):

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignbench import plugins
 from alignbench.asking.options import RunOptions
-from alignbench.errors import AlignbenchError, InputError
+from alignbench.errors import AlignbenchError, InputError, UnknownName
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,18 @@ class CellReport:
     options: RunOptions
     status: str
     message: str
+
+
+def find_suite(name: str) -> Path:
+    """The file of a suite: a path, or the name of one that is shipped. Raises UnknownName."""
+    path = Path(name)
+    if path.suffix or path.is_file():
+        return path
+    folder = plugins.folder_of("benchmarks") / "suites"
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    if name not in known:
+        raise UnknownName("suite", name, known)
+    return folder / f"{name}.yaml"
 
 
 def read_suite(path: Path) -> list[RunOptions]:

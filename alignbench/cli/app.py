@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
 from alignbench import __version__
-from alignbench.cli import cells, inventory, pairs, results, scorers
+from alignbench.cli import cells, check, inventory, pairs, results, scorers
 from alignbench.errors import AlignbenchError, InputError, UnknownName
 
 PREFIX = "ALIGNBENCH_"  # ALIGNBENCH_RUN_MODEL is `run --model`
@@ -27,13 +27,18 @@ app = App(
     result_action="return_value",
     default_parameter=Parameter(show_env_var=False),
 )
-for command in (cells.run, cells.suite, results.compare, results.show, results.plot, results.frontier):
+for command in (cells.run, cells.suite, results.compare, results.show, results.ls, results.sheet):
+    app.command(command)
+for command in (results.plot, results.frontier):
     app.command(command)
 for command in (pairs.pairs, pairs.accuracy, pairs.train_reward, scorers.score, scorers.audit, scorers.serve):
     app.command(command)
 app.command(inventory.list_, name="list")
-for command in (inventory.fetch, inventory.env):
+for command in (check.check, inventory.fetch, inventory.cache, inventory.env):
     app.command(command)
+app.register_install_completion_command(
+    help="Set up completion of commands and options in your shell.", add_to_startup=True
+)
 
 
 def run_command_line(arguments: Sequence[str]) -> int:

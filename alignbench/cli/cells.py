@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alignbench.asking.options import RunOptions
 from alignbench.cli.flags import Flag, takes
 from alignbench.cli.output import as_json
-from alignbench.errors import InputError
+from alignbench.errors import AlignbenchError, InputError
 
 if TYPE_CHECKING:
     from alignbench.asking.resolve import Cell
@@ -51,6 +51,8 @@ def run(
         values = read_yaml(config)
         both = {"set": {**values["set"], **options.set}} if isinstance(values.get("set"), dict) else {}
         options = RunOptions.parse({**values, **given, **both}, str(config))
+    if not json:  # what follows imports for seconds
+        print(f"loading {options.algorithm} and what it needs", file=sys.stderr, flush=True)
     cell = _resolve(options)
     if dry_run:
         print(_description(cell))
@@ -58,19 +60,20 @@ def run(
     return _run(cell, force, json)
 
 
-def suite(file: Path, *, dry_run: Flag = False) -> int:
-    """Run the cells of a suite one after another; finished ones are not run again.
+def suite(name: str, *, dry_run: Flag = False) -> int:
+    """Run the cells of a suite one after another; finished ones are not run again. Ends with what came out.
 
     Parameters
     ----------
-    file: Path
-        YAML with `defaults` and `cells`, whose keys are the options of `alignbench run`.
+    name: str
+        A shipped suite, such as quick or tiny, or a YAML file with `defaults` and `cells`, whose keys are the options
+        of `alignbench run`.
     dry_run: bool
         Only list the cells and their result files.
     """
-    from alignbench.asking.suite import describe, read_suite, run_suite
+    from alignbench.asking.suite import describe, find_suite, read_suite, run_suite
 
-    asked = read_suite(file)
+    asked = read_suite(find_suite(name))
     if dry_run:
         for options in asked:
             print(f"{describe(options)}  ->  {_resolve(options).path}")
@@ -80,13 +83,30 @@ def suite(file: Path, *, dry_run: Flag = False) -> int:
     def one(options: RunOptions) -> str:
         outcome = run_cell(_resolve(options))
         result = outcome.result
+        if result.status == "complete":
+            paths.append(outcome.path)
         reason = f" ({result.reason})" if result.reason else ""
         return f"{result.status}{' before' if outcome.was_complete else ''}{reason}  {outcome.path}"
 
+    paths: list[Path] = []
     reports = run_suite(asked, one, say=lambda line: print(line, file=sys.stderr, flush=True))
     for report in reports:
         print(f"{describe(report.options):60} {report.status}{': ' + report.message if report.message else ''}")
+    if len(paths) > 1:
+        _conclude(paths)
     return 1 if any(report.status.startswith(("failed", "diverged")) for report in reports) else 0
+
+
+def _conclude(paths: list[Path]) -> None:
+    """What the cells of a suite say together, and where to look further."""
+    from alignbench.analysis.verdict import sentences
+
+    try:
+        print("\n".join(["", *sentences(paths)]))
+    except AlignbenchError as error:  # such as one configuration under two names
+        print(f"\nno comparison: {error}")
+    folders = " ".join(dict.fromkeys(str(path.parent) for path in paths))
+    print(f"all tables: alignbench compare {folders}; pictures: alignbench sheet {folders}")
 
 
 def _resolve(options: RunOptions) -> Cell:

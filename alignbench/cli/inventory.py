@@ -1,4 +1,4 @@
-"""Commands about what is here: `list`, `fetch` and `env`."""
+"""Commands about what is here: `list`, `fetch`, `cache` and `env`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from alignbench.cli.flags import Flag
+from alignbench.cli.output import megabytes
 from alignbench.errors import InputError
 
 if TYPE_CHECKING:
@@ -99,6 +100,26 @@ def fetch(kind: Literal["scorers", "prompts", "models"], *names: str, to: Path |
     paths = fetch_files(kind, names, to, say=lambda line: print(line, flush=True))
     if to is not None and kind != "models":
         print(f"{len(paths)} files; use them with ALIGNBENCH_DATA={to}")
+    return 0
+
+
+def cache(*, clear: Literal["scores", "pairs", "tensors", "files"] | None = None) -> int:
+    """What is kept on this machine for later runs, and how large it is.
+
+    Parameters
+    ----------
+    clear: str
+        Delete one kind: scores, pairs, tensors, or files that were downloaded.
+    """
+    from alignbench import caches
+    from alignbench.downloads import cache_folder
+
+    if clear is not None:
+        print(f"{clear}: {megabytes(caches.clear(clear))} deleted")
+        return 0
+    for item in caches.kept():
+        print(f"{item.kind:8} {megabytes(item.bytes):>12} in {item.files:5} files  {item.what}")
+    print(f"in {cache_folder()}; models of the hub lie in its own cache (`hf cache list`)")
     return 0
 
 

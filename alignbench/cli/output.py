@@ -23,6 +23,10 @@ def check_ending(option: str, path: Path | None, endings: tuple[str, ...]) -> No
         raise InputError(f"{option} {path}: expected a {expected} file.")
 
 
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
 def as_json(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 

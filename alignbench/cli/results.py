@@ -1,4 +1,4 @@
-"""Commands that read result files: `compare`, `show`, `plot` and `frontier`."""
+"""Commands that read results: `compare`, `show`, `ls`, `plot`, `frontier` and `sheet`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from alignbench.cli.flags import Flag, Names
-from alignbench.cli.output import PICTURES, as_json, check_ending, draw
+from alignbench.cli.output import PICTURES, as_json, check_ending, draw, megabytes
 from alignbench.errors import InputError
 
 
@@ -55,21 +55,78 @@ def compare(
     return 0
 
 
-def show(file: Path, *, json: Flag = False) -> int:
-    """Show one result file.
+def show(what: str, *, json: Flag = False) -> int:
+    """Show one result file, or an algorithm: its paper, its fields, their defaults and what presets change.
 
     Parameters
     ----------
-    file: Path
-        A result file.
+    what: str
+        A result file, or the name of an algorithm.
     json: bool
         As JSON.
     """
-    from alignbench.analysis import summary
-    from alignbench.record.result import read
+    file = Path(what)
+    if file.suffix == ".json" or file.exists():
+        from alignbench.analysis import summary
+        from alignbench.record.result import read
 
-    result = read(file)
-    print(as_json(summary.as_values(result, file)) if json else summary.text(result, file, details=True), end="")
+        result = read(file)
+        print(as_json(summary.as_values(result, file)) if json else summary.text(result, file, details=True), end="")
+        return 0
+    from alignbench.asking import description
+
+    print(as_json(description.as_values(what)) if json else description.text(what), end="")
+    return 0
+
+
+def ls(folder: Path = Path("results"), *, json: Flag = False) -> int:
+    """List the cells of a folder: how far each is, how large, and what can be continued.
+
+    Parameters
+    ----------
+    folder: Path
+        A folder of results (default results).
+    json: bool
+        As JSON.
+    """
+    from alignbench.record.listing import cells_of
+
+    cells = cells_of(folder)
+    if json:
+        print(as_json({"folder": str(folder), "cells": [vars(cell) for cell in cells]}), end="")
+        return 0
+    for cell in cells:
+        more = "  (type its command again to continue)" if cell.can_continue else ""
+        detail = " ".join(cell.detail.split())
+        print(f"{cell.name:60} {cell.state:11} {megabytes(cell.bytes):>10}  {detail}{more}")
+    print(f"{len(cells)} cells, {megabytes(sum(cell.bytes for cell in cells)).strip()} in {folder}")
+    return 0
+
+
+def sheet(*files: Path, prompts: int = 6, method: Names = None, output: Path = Path("sheet.png")) -> int:
+    """Draw pictures of several methods side by side: a row a method, a column a prompt, all from the same noise.
+
+    Parameters
+    ----------
+    files: Path
+        Result files whose folders of pictures lie beside them, or folders of them (default: results).
+    prompts: int
+        How many prompts.
+    method: str
+        Only these methods, in this order.
+    output: Path
+        Picture to write, .png.
+    """
+    from alignbench.analysis.sheet import draw as draw_sheet
+    from alignbench.files import replace_file
+
+    check_ending("--output", output, (".png",))
+    if prompts < 1:
+        raise InputError(f"--prompts {prompts}: expected at least 1.")
+    drawn = draw_sheet(files or (Path("results"),), prompts, method or ())
+    with replace_file(output) as temporary:
+        drawn.save(temporary, format="PNG", optimize=True)
+    print(f"written to {output}")
     return 0
 
 

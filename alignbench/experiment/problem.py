@@ -59,6 +59,7 @@ class CellProblem:
     folder: Path
     progress: Progress
     probe: Callable[[Pipeline], Mapping[str, float]] | None = None  # held-out scores of a policy
+    report: Callable[[int, Mapping[str, Any]], None] | None = None  # each line of the curve, by round
     pairs: Pairs | None = None
     budget: Mapping[str, float] | None = None
     seconds: float = 0.0  # spent in finished rounds, over all attempts
@@ -167,6 +168,8 @@ class CellProblem:
     def _append(self, record: dict[str, Any]) -> None:
         line = _finite(record) | {"seconds": round(self.seconds, 3), **self.meter.total.as_dict()}
         append_line(self.folder / METRICS, json.dumps(line, allow_nan=False))
+        if self.report is not None:
+            self.report(int(line["round"]), {name: value for name, value in line.items() if name != "round"})
 
     def _save(self, done: int, state: Mapping[str, Any]) -> None:
         content = {

@@ -23,17 +23,17 @@ from alignbench.experiment.budget import resolve_budget
 from alignbench.experiment.evaluate import Scores
 from alignbench.experiment.pairs import Made
 from alignbench.experiment.problem import CellProblem
+from alignbench.experiment.trackers import Trackers, check_installed
 from alignbench.interface import Pipeline, Sampler, TestTimeAlgorithm, Truncates
 from alignbench.meter import Cost, Meter
 from alignbench.processes import refuse_several
 from alignbench.progress import Progress
 from alignbench.record import result as results
 from alignbench.record.environment import environment
+from alignbench.record.listing import STATE
 from alignbench.record.pictures import ImageStore, Slot, slots
 from alignbench.record.result import Costs, Evaluation, FrontierCurve, Metric, PromptRow, Result, Row, Status, identity
 from alignbench.record.resumable import Resumable
-
-STATE = "cell.json"
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def run_cell(cell: Cell, force: bool = False, quiet: bool = False) -> Outcome:
     if done is not None:
         return Outcome(done, cell.path, was_complete=True)
     cell.needs.check()
+    check_installed(cell.options.report_to)
     device = cell.family.device(cell.options.device)
     with work.held(force) as attempt, Progress(quiet) as progress:
         for leftover in cell.path.parent.glob(f".{cell.path.name}.*.tmp"):
@@ -159,9 +160,21 @@ class _Run:
             folder, dtype = cell.path.parent, cell.options.dtype
             self.problem.budget = resolve_budget(budget, folder, self.problem, cell.evaluated, dtype)
             algorithm = algorithm.for_budget(self.problem.budget, self.problem)
-        sampler, fewer = align(algorithm, self.problem)
+        trackers = self.trackers()
+        self.problem.report = trackers.log
+        try:
+            sampler, fewer = align(algorithm, self.problem)
+        finally:
+            trackers.finish()
         _check_sampling(cell, sampler)
         return sampler, fewer
+
+    def trackers(self) -> Trackers:
+        """Where the training curve is shown besides."""
+        c = self.cell.configuration
+        about = {**c.fields, "algorithm": c.algorithm, "model": c.model, "reward": c.reward, "seed": c.seed}
+        names = self.cell.options.report_to if self.cell.algorithm.trains else ()
+        return Trackers(names, self.cell.folder, self.cell.path.stem, about, self.progress.say)
 
     def generate(self, sampler: Sampler, wanted: Sequence[Slot]) -> tuple[Cost, float]:
         cell = self.cell

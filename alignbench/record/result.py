@@ -97,7 +97,7 @@ class Row(_Record):
     prompt: str
     sample: Count
     scores: dict[str, float | None]
-    failures: dict[str, str] = {}
+    failures: dict[str, str] = Field(default_factory=dict)  # a plain {} would be copied for each of a million rows
 
 
 class Scorer(_Record):
@@ -158,9 +158,9 @@ class Result(_Record):
     scorers: dict[str, Scorer]
     prompts: list[PromptRow]
     rows: list[Row]
-    truncated: dict[str, Count] = {}  # evaluated prompts longer than a scorer reads, of those that read so many words
+    truncated: dict[str, Count] = Field(default_factory=dict)  # evaluated prompts longer than a scorer reads, by scorer
     metrics: dict[str, Metric]
-    frontiers: dict[str, FrontierCurve] = {}  # by scorer
+    frontiers: dict[str, FrontierCurve] = Field(default_factory=dict)  # by scorer
     curve: list[dict[str, Any]]
     budget: dict[str, float] | None  # as it was resolved: seconds with what an evaluation takes
     cost: Costs | None

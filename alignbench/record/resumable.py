@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alignbench.errors import InputError
-from alignbench.files import exclusive, remove_leftovers, write_text
-
-LOCK = ".lock"
+from alignbench.files import LOCK, exclusive, remove_leftovers, write_text
 
 
 @dataclass(frozen=True)

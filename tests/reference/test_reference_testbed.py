@@ -8,7 +8,8 @@ import pytest
 import torch
 from places import ROOT
 
-from alignbench.analysis.compare import Group, compare
+from alignbench.analysis.compare import compare
+from alignbench.analysis.comparison import Group
 from alignbench.analysis.frontier import Standing
 from alignbench.asking.options import RunOptions
 from alignbench.asking.resolve import resolve

@@ -33,7 +33,7 @@ SHORT = ["--set", "rounds=2", "--set", "samples_per_round=16", "--set", "clip=0.
 def one_line(capsys) -> str:
     """What a failed command said on stderr, after what it was doing: one line."""
     said = capsys.readouterr().err
-    error = said.removeprefix("loading model tiny\n")
+    error = "".join(line for line in said.splitlines(keepends=True) if not line.startswith("loading "))
     assert error.count("\n") == 1, said
     assert error.startswith("alignbench: ")
     assert "Traceback" not in said
@@ -230,7 +230,9 @@ def test_a_suite_runs_its_grid_once_and_isolates_failures(here, capsys):
     assert capsys.readouterr().out.count("->") == 4
     assert not (here / "results").exists()
     assert run_command_line(["suite", "suite.yaml"]) == 1
-    lines = capsys.readouterr().out.splitlines()
+    report, conclusion = capsys.readouterr().out.split("\n\n")
+    assert "On points/test, 12 prompts, against base:" in conclusion
+    lines = report.splitlines()
     assert [line.split("  ")[-1].strip() for line in lines if "failed" not in line] == [str(p) for p in stored(here)]
     assert sum("failed: reward 'FirstCoordinate' returned shape" in line for line in lines) == 1
     before = {path: path.read_bytes() for path in stored(here)}

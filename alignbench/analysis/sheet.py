@@ -1,0 +1,92 @@
+"""Pictures of several methods side by side: rows are methods, columns prompts, all from the same noise."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignbench.analysis.load import Method, Run, load, methods_of
+from alignbench.errors import InputError, UnknownName
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+CELL = 96  # pixels of a picture's longer side, at least
+GAP, LINE, FONT = 6, 15, 11
+
+
+def draw(paths: Sequence[Path], prompts: int = 6, methods: Sequence[str] = ()) -> Image:
+    """A sheet of the first prompts that all methods have pictures of, first seed and first image of each.
+
+    Raises InputError where results of several evaluations are given, or no folder of pictures lies beside one.
+    """
+    groups = load(paths).groups
+    if len(groups) != 1:
+        raise InputError(f"a sheet is of one evaluation; these files hold {len(groups)}: choose some of them.")
+    (runs,) = groups.values()
+    found = methods_of(runs)
+    known = [method.label for method in found]
+    for name in methods:
+        if name not in known:
+            raise UnknownName("method in these files", name, known)
+    chosen = [found[known.index(name)] for name in methods] if methods else found
+    pictures = {method.label: _pictures(method) for method in chosen}
+    shared = [prompt for prompt in _order(runs[0]) if all(prompt in own for own in pictures.values())][:prompts]
+    if not shared:
+        raise InputError("these methods have no picture of the same prompt; give results of the same prompts.")
+    texts = {prompt.id: prompt.text for run in runs for prompt in run.result.prompts}
+    return _sheet({label: [own[p] for p in shared] for label, own in pictures.items()}, [texts[p] for p in shared])
+
+
+def _order(run: Run) -> list[str]:
+    return list(dict.fromkeys(row.prompt for row in run.result.rows))
+
+
+def _pictures(method: Method) -> dict[str, Path]:
+    """The file of each prompt's first picture. Raises InputError where there is none."""
+    run = method.runs[0]
+    place = {prompt.id: i for i, prompt in enumerate(run.result.prompts)}
+    folder = run.path.with_suffix("") / "images"
+    files = {
+        row.prompt: folder / f"{place[row.prompt]:05d}-{row.sample}.png" for row in run.result.rows if not row.sample
+    }
+    here = {prompt: path for prompt, path in files.items() if path.is_file()}
+    if not here:
+        raise InputError(
+            f"{run.path} has no pictures in {folder}; keep the folder beside the result, or run the cell again."
+        )
+    return here
+
+
+def _sheet(rows: dict[str, list[Path]], texts: Sequence[str]) -> Image:
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=FONT)
+    with Image.open(next(iter(rows.values()))[0]) as first:
+        scale = max(1, -(-CELL // max(first.size)))
+        width, height = first.width * scale, first.height * scale
+    left = 2 * GAP + max(int(font.getlength(label)) for label in rows)
+    captions = [_wrapped(text, width, font) for text in texts]
+    top = 2 * GAP + LINE * max(len(lines) for lines in captions)
+    size = (left + len(texts) * (width + GAP), top + len(rows) * (height + GAP))
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, lines in enumerate(captions):
+        pen.text((left + column * (width + GAP), GAP), "\n".join(lines), fill="black", font=font)
+    for row, (label, files) in enumerate(rows.items()):
+        y = top + row * (height + GAP)
+        pen.text((GAP, y + height // 2 - LINE // 2), label, fill="black", font=font)
+        for column, path in enumerate(files):
+            with Image.open(path) as picture:
+                enlarged = picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (left + column * (width + GAP), y))
+    return sheet
+
+
+def _wrapped(text: str, width: int, font: FreeTypeFont | ImageFont) -> list[str]:
+    """At most four lines that fit the width."""
+    letters = max(4, int(width / max(1.0, font.getlength("n"))))
+    return textwrap.wrap(text, letters, max_lines=4, placeholder=" …") or [""]

@@ -1,0 +1,58 @@
+"""What alignbench keeps on this machine for later runs, how large it is, and how to let go of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from alignbench.downloads import cache_folder
+
+Kind = Literal["scores", "pairs", "tensors", "files"]
+WHAT: dict[Kind, str] = {
+    "scores": "scores of learned scorers, by picture and prompt",
+    "pairs": "preference pairs that runs made for themselves",
+    "tensors": "latents and text embeddings of preference pairs",
+    "files": "downloaded weights of scorers and files of prompts",
+}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One kind of what is kept."""
+
+    kind: Kind
+    what: str
+    files: int
+    bytes: int
+
+
+def kept() -> list[Kept]:
+    """What is kept, by kind."""
+    return [Kept(kind, WHAT[kind], *_size(kind)) for kind in get_args(Kind)]
+
+
+def clear(kind: Kind) -> int:
+    """Delete one kind of what is kept; what a run needs is made or fetched again. Returns the bytes that this freed."""
+    _, freed = _size(kind)
+    for path in _places(kind):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return freed
+
+
+def _size(kind: Kind) -> tuple[int, int]:
+    files = [p for place in _places(kind) for p in (place.rglob("*") if place.is_dir() else [place]) if p.is_file()]
+    return len(files), sum(path.stat().st_size for path in files)
+
+
+def _places(kind: Kind) -> Iterator[Path]:
+    """The entries of the cache's folder that are of a kind; everything that is not named otherwise was downloaded."""
+    folder = cache_folder()
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        own: Kind = "tensors" if path.name.startswith("tensors.sqlite") else "files"
+        if path.name in ("scores", "pairs"):
+            own = "scores" if path.name == "scores" else "pairs"
+        if own == kind:
+            yield path

@@ -1,0 +1,57 @@
+"""Contracts: a sentence, and a check of it that says what it found instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from alignbench.errors import AlignbenchError
+
+T = TypeVar("T")
+
+
+class Broken(AlignbenchError):
+    """A contract does not hold. The message says what was found instead."""
+
+
+class NotAsked(Exception):
+    """A contract asks nothing of this plug-in. The message says why."""
+
+
+@dataclass(frozen=True)
+class Contract(Generic[T]):
+    """A sentence about a plug-in, and its check, which raises Broken or NotAsked."""
+
+    says: str
+    check: Callable[[T], None]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of one contract."""
+
+    says: str
+    state: Literal["holds", "broken", "not asked"]
+    detail: str = ""
+
+
+def findings(contracts: Sequence[Contract[T]], subject: T) -> Iterator[Finding]:
+    """Check one contract after the other. Whatever a plug-in raises breaks the contract that met it, and no other."""
+    for contract in contracts:
+        try:
+            contract.check(subject)
+        except NotAsked as reason:
+            yield Finding(contract.says, "not asked", str(reason))
+        except Broken as error:
+            yield Finding(contract.says, "broken", str(error))
+        except Exception as error:  # a plug-in may raise anything
+            yield Finding(contract.says, "broken", f"{type(error).__name__}: {' '.join(str(error).split())}")
+        else:
+            yield Finding(contract.says, "holds")
+
+
+def require(holds: bool, otherwise: str) -> None:
+    """Raise Broken with this sentence where something does not hold."""
+    if not holds:
+        raise Broken(otherwise)

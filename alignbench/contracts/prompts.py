@@ -1,0 +1,41 @@
+"""What every prompt set promises."""
+
+from __future__ import annotations
+
+from alignbench.contracts.contract import Contract, require
+from alignbench.interface import PromptSet
+
+SPLITS = {"train", "dev", "test"}
+
+
+def _splits(subject: PromptSet) -> None:
+    require(bool(subject.splits), "it has no splits")
+    others = set(subject.splits) - SPLITS
+    require(not others, f"its splits are {', '.join(subject.splits)}; expected some of train, dev, test")
+
+
+def _fixed_order(subject: PromptSet) -> None:
+    for split in subject.splits:
+        require(subject.prompts(split) == subject.prompts(split), f"two readings of {split} differ")
+
+
+def _unique(subject: PromptSet) -> None:
+    for split in subject.splits:
+        prompts = subject.prompts(split)
+        require(len(prompts) > 0, f"{split} is empty")
+        ids = len({prompt.id for prompt in prompts})
+        require(ids == len(prompts), f"{split} has {len(prompts)} prompts and {ids} ids")
+
+
+def _said(subject: PromptSet) -> None:
+    for split in subject.splits:
+        empty = [prompt.id for prompt in subject.prompts(split) if not prompt.text.strip()]
+        require(not empty, f"prompts of {split} without text: {', '.join(empty[:3])}")
+
+
+CONTRACTS = (
+    Contract("its splits are train, dev or test", _splits),
+    Contract("a split is the same each time it is read", _fixed_order),
+    Contract("every prompt of a split has an id of its own", _unique),
+    Contract("every prompt says something", _said),
+)

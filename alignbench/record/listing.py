@@ -1,0 +1,67 @@
+"""The cells of a folder: how far each is, and what it holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignbench.errors import InputError, ResultFileError
+from alignbench.files import in_use
+from alignbench.record.result import Result, read
+
+STATE = "cell.json"  # in the folder of a cell
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One cell."""
+
+    name: str
+    state: str  # its result's status, running, started or unreadable
+    detail: str
+    bytes: int  # of the result file and its folder
+    can_continue: bool
+
+
+def cells_of(folder: Path) -> list[Listed]:
+    """The cells of a folder by name. Raises InputError where there is no such folder."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder; `alignbench run` makes results.")
+    return sorted(_cells(folder), key=lambda cell: cell.name)
+
+
+def _cells(folder: Path) -> Iterator[Listed]:
+    results = {path.stem: path for path in folder.glob("*.json")}
+    begun = {path.parent.name: path.parent for path in folder.glob(f"*/{STATE}")}
+    for name in {*results, *begun}:
+        own = folder / name
+        size = sum(path.stat().st_size for path in own.rglob("*") if path.is_file()) if own.is_dir() else 0
+        if in_use(own):
+            yield Listed(name, "running", "another process works in its folder", size, False)
+        elif name not in results:
+            yield Listed(name, "started", _attempts(own), size, True)
+        else:
+            size += results[name].stat().st_size
+            try:
+                result = read(results[name])
+            except ResultFileError as error:
+                yield Listed(name, "unreadable", str(error).removeprefix(f"{results[name]}: "), size, False)
+                continue
+            unfinished = result.status in ("partial", "failed")
+            yield Listed(name, result.status, _detail(result), size, unfinished)
+
+
+def _detail(result: Result) -> str:
+    if result.status == "complete":
+        return f"{len(result.rows)} images, {result.finished}"
+    return result.reason or ""
+
+
+def _attempts(folder: Path) -> str:
+    try:
+        attempts = int(json.loads((folder / STATE).read_text(encoding="utf-8"))["attempts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its state file cannot be read"
+    return f"attempt {attempts}, no result yet"
