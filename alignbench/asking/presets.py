@@ -54,9 +54,7 @@ def build_algorithm(
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise InputError(f"algorithm {name!r} is no dataclass; expected one, with its hyper-parameters as fields.")
     if absent := plugins.lacking(kind, Algorithm):
-        raise InputError(
-            f"algorithm {name!r} lacks {', '.join(absent)}; an algorithm has those of alignbench.Algorithm."
-        )
+        raise InputError(f"algorithm {name!r} lacks {', '.join(absent)}; see alignbench.Algorithm.")
     types = get_type_hints(kind)
     known = [field.name for field in dataclasses.fields(kind)]
     preset = preset_of(preset_name).get(name, {})

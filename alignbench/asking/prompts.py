@@ -44,9 +44,7 @@ def find(name: str) -> PromptSet:
     except UnknownName as error:
         raise InputError(f"{error} A file works too: --prompts FILE with the ending {', '.join(SUFFIXES)}.") from None
     if absent := plugins.lacking(prompt_set, PromptSet):
-        raise InputError(
-            f"prompt set {name!r} lacks {', '.join(absent)}; a prompt set has those of alignbench.PromptSet."
-        )
+        raise InputError(f"prompt set {name!r} lacks {', '.join(absent)}; see alignbench.PromptSet.")
     return prompt_set
 
 

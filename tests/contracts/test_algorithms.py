@@ -1,0 +1,62 @@
+"""The contracts of every algorithm of ours, on one alignment each."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from alignbench import plugins
+from alignbench.contracts import algorithms
+from alignbench.contracts.contract import findings
+from alignbench.contracts.toys import points
+
+SMALL = {"rounds": 6, "samples_per_round": 64, "samples_per_update": 64, "updates_per_round": 2, "batch": 32}
+SMALL |= {"learning_rate": 3e-3, "clip": 0.1, "moves_per_update": 256}
+SMALL_PAIRS = {"updates_per_round": 8, "pairs_per_update": 256, "batch": 256}
+OWN = {
+    "refl": {"steps": 20, "prior_weight": 0.5},  # its own are forty
+    "doodl": {"updates": 8, "steps": 8, "learning_rate": 0.1, "clip": 0.5, "chain": "recompute"},
+    "demon": {"candidates": 4, "steps": 12, "value_steps": 2},
+    "steering": {"interval": 2},
+    "svdd": {"candidates": 4},
+}
+AGAIN = ("aligning twice gives the same images", "stopped after a round and continued, it ends as in one go")
+LONGER = ("diffusion_dpo", "dpok", "refl", "reward_weighted_regression", "sft", "draft", "d3po")
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory):
+    """A function that gives an algorithm on the toy, aligned once for all of its contracts."""
+    made: dict[str, algorithms.Subject] = {}
+
+    def of(name: str) -> algorithms.Subject:
+        if name not in made:
+            kind = plugins.load("algorithms", name)
+            known = {field.name for field in dataclasses.fields(kind)}
+            fields = SMALL | (SMALL_PAIRS if "pairs_per_update" in known else {}) | OWN.get(name, {})
+            fields = {field: value for field, value in fields.items() if field in known}
+            folder = tmp_path_factory.mktemp(name)
+            made[name] = algorithms.subject(name, kind, points(), fields, folder, "mixture")
+        return made[name]
+
+    return of
+
+
+def marks(name: str, contract: str) -> list[pytest.MarkDecorator]:
+    """What aligns the slowest once more is slow."""
+    return [pytest.mark.slow] if contract in AGAIN and name in LONGER else []
+
+
+CASES = [
+    pytest.param(name, contract, id=f"{name}-{contract.says}", marks=marks(name, contract.says))
+    for name in plugins.own_names("algorithms")
+    for contract in algorithms.CONTRACTS
+]
+UNASKED = ("base aligns nothing", "it has no for_budget", "it trains nothing")
+
+
+@pytest.mark.parametrize(("name", "contract"), CASES)
+def test_an_algorithm_keeps_its_contracts(name, contract, subjects):
+    (finding,) = findings([contract], subjects(name))
+    assert finding.state == "holds" or finding.detail in UNASKED
