@@ -9,6 +9,7 @@ Challenges  What is hardest in the caption: Relation, Counting, Binding (two thi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -24,17 +25,23 @@ class Shapes:
     splits: ClassVar[tuple[str, ...]] = ("train", "dev", "test")
 
     def prompts(self, split: str) -> Sequence[Prompt]:
-        name: Split = "train" if split == "train" else "dev" if split == "dev" else "test"
-        key, i = Key("benchmarks", "shapes", split), 0
-        chosen: dict[str, Caption] = {}
-        while len(chosen) < COUNTS[split]:
-            caption = sample_caption(key(i), name)
-            chosen.setdefault(caption.text, caption)
-            i += 1
-        return [
-            Prompt(f"{split}-{n:03d}", text, caption.kind, challenge(caption))
-            for n, (text, caption) in enumerate(chosen.items())
-        ]
+        return _drawn(split)
+
+
+@functools.cache
+def _drawn(split: str) -> Sequence[Prompt]:
+    """The captions of a split, drawn once in a process."""
+    name: Split = "train" if split == "train" else "dev" if split == "dev" else "test"
+    key, i = Key("benchmarks", "shapes", split), 0
+    chosen: dict[str, Caption] = {}
+    while len(chosen) < COUNTS[split]:
+        caption = sample_caption(key(i), name)
+        chosen.setdefault(caption.text, caption)
+        i += 1
+    return tuple(
+        Prompt(f"{split}-{n:03d}", text, caption.kind, challenge(caption))
+        for n, (text, caption) in enumerate(chosen.items())
+    )
 
 
 def challenge(caption: Caption) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 from importlib import metadata
@@ -40,6 +41,7 @@ def _processor() -> str:
     return names[0] if names else "unknown processor"
 
 
+@functools.cache
 def _commit() -> str | None:
     """The commit of the repository alignbench is installed from, with -dirty; None for an installed package."""
     folder = Path(__file__).resolve().parents[2]

@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from places import TOY
+from warm import Stop, execute
 
 from alignbench import plugins
 from alignbench.record import result as results
 
 ROUNDS = 4
-
-# Runs the command line in a process that kills itself the n-th time a function is entered.
-KILLER = """
-import importlib, os, signal, sys
-module, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-holder = importlib.import_module(module)
-*owners, last = name.split(".")
-for owner in owners:
-    holder = getattr(holder, owner)
-real, calls = getattr(holder, last), []
-def deadly(*arguments, **named):
-    calls.append(1)
-    if len(calls) == count:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*arguments, **named)
-setattr(holder, last, deadly)
-from alignbench.cli.app import run_command_line
-sys.exit(run_command_line(sys.argv[4:]))
-"""
 
 # Function, call, and how many rounds are done when it is reached.
 MOMENTS = {
@@ -53,13 +32,6 @@ MOMENTS = {
 }
 # The embedded model has held-out prompts: its curve begins with a line before training.
 ON_PICTURES = MOMENTS | {"before the curve's line": ("alignbench.experiment.problem", "append_line", 3, 1)}
-
-
-def execute(arguments: list[str], killed_at: tuple[Any, ...] = ()) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    killer = [sys.executable, "-c", KILLER, *map(str, killed_at[:3])] if killed_at else []
-    command = killer or [sys.executable, "-m", "alignbench"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
 
 
 def without_time(path: Path) -> dict[str, Any]:
@@ -133,7 +105,7 @@ def trains(name: str) -> bool:
 
 def kill_and_continue(cells: Cells, moment: str, killed_at: tuple[Any, ...]) -> None:
     name = re.sub(r"\W", "_", moment)
-    first = execute(cells.command(name), killed_at)
+    first = execute(cells.command(name), Stop(*killed_at[:3]))
     assert first.returncode == -signal.SIGKILL, first.stderr
     second = execute(cells.command(name))
     assert second.returncode == 0, second.stderr
@@ -187,7 +159,7 @@ def test_every_algorithm_that_trains_continues_exactly(algo, moment, tmp_path):
     options = ["--model", "mixture", "--prompts", "gaussian", "--limit", "60", "--steps", "8", *own]
     command = ["run", "--algo", algo, "--output", str(tmp_path), *options, "--name"]
     assert execute([*command, "whole"]).returncode == 0
-    killed = execute([*command, "killed"], KILLS[moment])
+    killed = execute([*command, "killed"], Stop(*KILLS[moment]))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     again = execute([*command, "killed"])
     assert again.returncode == 0, again.stderr
@@ -212,7 +184,7 @@ def test_pairs_that_a_run_makes_survive_a_kill_as_well(tmp_path, monkeypatch):
             ("alignbench.experiment.problem", "CellProblem._save", 2),
         ]
         for kill in kills if folder == "killed" else ():
-            assert execute(command, kill).returncode == -signal.SIGKILL
+            assert execute(command, Stop(*kill)).returncode == -signal.SIGKILL
         done = execute(command)
         assert done.returncode == 0, done.stderr
         (path,) = (tmp_path / folder).glob("*.json")
@@ -221,9 +193,7 @@ def test_pairs_that_a_run_makes_survive_a_kill_as_well(tmp_path, monkeypatch):
 
 
 def test_an_interrupt_exits_with_130_and_one_line(points):
-    code = KILLER.replace("os.kill(os.getpid(), signal.SIGKILL)", "raise KeyboardInterrupt")
-    arguments = [sys.executable, "-c", code, "torch", "save", "2", *points.command("stopped")]
-    done = subprocess.run(arguments, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = execute(points.command("stopped"), Stop("torch", "save", 2, by="KeyboardInterrupt"))
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1] == "alignbench: interrupted; the same command continues where it stopped."
     assert "Traceback" not in done.stderr
@@ -236,7 +206,7 @@ def test_force_starts_again_and_keeps_the_old_result_until_the_new_one_is_done(p
     assert execute(points.command("kept")).returncode == 0
     path = points.path("kept")
     before = path.read_bytes()
-    assert execute([*points.command("kept"), "--force"], ("torch", "save", 2)).returncode == -signal.SIGKILL
+    assert execute([*points.command("kept"), "--force"], Stop("torch", "save", 2)).returncode == -signal.SIGKILL
     assert path.read_bytes() == before
     again = execute([*points.command("kept"), "--force"])
     assert again.returncode == 0

@@ -68,7 +68,13 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize(("prompts", "samples", "effect", "rate"), SETTINGS)
+CORNERS = [(30, 1, 0.5, 0.95), (30, 4, 1.5, 0.5), (30, 8, 1.5, 0.95), (200, 1, 1.5, 0.5), (200, 8, 0.5, 0.95)]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "samples", "effect", "rate"),
+    [case if case in CORNERS else pytest.param(*case, marks=pytest.mark.slow) for case in SETTINGS],
+)
 def test_the_interval_covers_the_true_rate_in_93_to_97_percent(prompts, samples, effect, rate):
     """Probit-normal wins: image s of prompt p is won if z_ps < μ + effect · u_p. Two standard errors of the simulation
     itself (0.35 points) are allowed on either side."""

@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+from result_files import writer
 
 from alignbench.analysis.compare import compare
 from alignbench.analysis.tables import number, p_value, percent, render
@@ -17,10 +18,10 @@ WINS = [1.0] * 12
 ODD = 'a|b\\|c_d%e&f#g$h{i}j~k^l<m>"n", ü 猫\nsecond line'  # once around the keyboard
 
 
-@pytest.fixture
-def paths(make_result):
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
     """A significant winner, a significant loser, a winner of too few prompts to tell, and a run that failed."""
-    few = [1.0, 1.0, 1.0, *[0.0] * 9]
+    few, make_result = [1.0, 1.0, 1.0, *[0.0] * 9], writer(tmp_path_factory.mktemp("tables"))
     return [
         make_result("base", {"r": [0.0] * 12, "s": [0.0] * 12}),
         make_result("best", {"r": WINS, "s": few}, "best_of_n"),
@@ -31,7 +32,7 @@ def paths(make_result):
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def comparison(paths):
     return compare(paths)
 

@@ -142,6 +142,7 @@ def test_the_autoencoder_keeps_what_a_picture_shows():
     assert kept["full"] >= 0.95
 
 
+@pytest.mark.slow
 def test_pictures_of_unseen_captions_are_often_but_not_always_right(pipeline):
     """Alignment needs room on both sides: a model that is always or never right shows no difference of algorithms."""
     torch.set_num_threads(1)  # the model is too small for more
