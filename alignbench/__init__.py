@@ -12,6 +12,7 @@ _HOMES = {
     "api": ("Ran", "compare", "load", "run", "sheet"),
     "analysis.frames": ("Results",),
     "analysis.comparison": ("Comparison",),
+    "analysis.plots": ("reward_curves", "win_rates"),
     "keys": ("Key",),
     "errors": ("AlignbenchError", "InputError", "RunError", "Unsupported"),
     "interface": (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 
 
 def quieten(*libraries: str) -> None:
     """Silence libraries that are about to be used, by name; importing them takes seconds, so not before."""
+    warnings.filterwarnings("ignore", "IProgress not found")  # notebooks: what draws bars is not asked to
     for library in libraries:
         logging = importlib.import_module(f"{library}.utils.logging")
         logging.set_verbosity_error()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from alignbench.analysis.agreement import Agreement, Sensitivity, matrix
+from alignbench.analysis.comparison import Comparison
 from alignbench.analysis.frontier import MARKED, Panel, Pooled
 from alignbench.analysis.load import Array, load, methods_of
 from alignbench.analysis.statistics import WinRate
@@ -113,7 +114,41 @@ def reward_curves(paths: Sequence[Path], against: Against = "rounds", scorers: S
         panel.set_xlabel(AXIS[against])
         panel.set_ylabel("mean on held-out prompts")
         panel.grid(alpha=0.3)
-    axes[0].legend(lines.values(), lines.keys(), fontsize="small")
+    figure.legend(lines.values(), lines.keys(), fontsize="small", loc="outside lower center", ncols=min(3, len(lines)))
+    return figure
+
+
+def win_rates(comparison: Comparison, scorers: Sequence[str] = ()) -> Figure:
+    """One panel per scorer: every method's win rate against the baseline with its interval, blue or red where that lies
+    above or below one half.
+
+    Raises InputError where no evaluation has a baseline, or several have, and for a scorer that nobody has.
+    """
+    from matplotlib.figure import Figure
+
+    groups = [group for group in comparison.groups if group.versus]
+    if len(groups) != 1:
+        raise InputError(f"win rates are drawn of one evaluation with a baseline; there are {len(groups)}.")
+    (group,) = groups
+    for name in scorers:
+        if name not in group.scorers:
+            raise UnknownName("scorer in this comparison", name, group.scorers)
+    names = [name for name in group.scorers if not scorers or name in scorers]
+    methods = [method for method in group.methods if method != group.baseline]
+    place = {method: -i for i, method in enumerate(methods)}
+    figure = Figure(figsize=(2 + 3.2 * len(names), 1.2 + 0.24 * len(methods)), layout="constrained")
+    axes: Sequence[Axes] = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+    for axis, name in zip(axes, names, strict=True):
+        axis.axvline(50, color="grey", linewidth=0.8)
+        for item in (v for v in group.versus if v.scorer == name):
+            rate = item.rate
+            arms = [[100 * (rate.rate - rate.low)], [100 * (rate.high - rate.rate)]]
+            colour = "C0" if rate.low > 0.5 else "C3" if rate.high < 0.5 else "grey"
+            axis.errorbar(100 * rate.rate, place[item.method], xerr=arms, fmt="o", color=colour, markersize=4)
+        axis.set_title(_plain(name))
+        axis.set_xlabel(f"wins against {_plain(str(group.baseline))} (% of pairs)")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks([place[method] for method in methods], [_plain(method) for method in methods])
     return figure
 
 

@@ -68,7 +68,7 @@ def _found(plugin: str) -> tuple[Group, Any]:
             return group, plugins.load(group, plugin)
     if ":" not in plugin and not plugin.endswith((".py", plugins.WEIGHTS)):
         raise UnknownName("plug-in", plugin, [name for group in groups for name in plugins.names(group)])
-    kind = plugins.load("rewards", plugin)
+    kind = plugins.load("algorithms", plugin)
     roles: dict[Group, type] = {"algorithms": Algorithm, "rewards": Reward, "benchmarks": PromptSet}
     nearest = min(groups, key=lambda group: len(plugins.lacking(kind, roles[group])))
     return nearest, kind

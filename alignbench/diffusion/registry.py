@@ -168,8 +168,8 @@ def families() -> Mapping[str, Family]:
     """All families by name."""
     found = {family.name: family for family in plugins.families()}
     for name, family in found.items():
-        if not isinstance(family, Family):
-            raise TypeError(f"model family {name!r} lacks a part of alignbench.diffusion.registry.Family.")
+        if absent := plugins.lacking(family, Family):
+            raise InputError(f"model family {name!r} lacks {', '.join(absent)}; see alignbench.diffusion.registry.")
     return found
 
 

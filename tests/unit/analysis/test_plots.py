@@ -148,14 +148,15 @@ def test_the_horizontal_axis_is_named(trained, against, label):
 
 def test_a_panel_holds_the_mean_as_a_line_and_the_seeds_as_a_band(trained):
     paths = [trained(f"s{seed}", own, seed=seed) for seed, own in enumerate([[1.0, 4.0], [3.0, 2.0]])]
-    (panel,) = reward_curves(paths).axes
+    figure = reward_curves(paths)
+    (panel,) = figure.axes
     (drawn,) = panel.lines
     assert drawn.get_xdata().tolist() == [1, 3]
     assert drawn.get_ydata().tolist() == [2, 3]
     (band,) = panel.collections
     corners = {tuple(point) for point in band.get_paths()[0].vertices.tolist()}
     assert corners == {(1, 1), (1, 3), (3, 2), (3, 4)}
-    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["ddpo (2 seeds)"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ddpo (2 seeds)"]
 
 
 def test_a_method_has_its_colour_in_every_panel_and_one_entry_in_the_legend(trained):
@@ -170,7 +171,7 @@ def test_a_method_has_its_colour_in_every_panel_and_one_entry_in_the_legend(trai
     (a, c_first), (b, c_second) = first.lines, second.lines
     assert c_first.get_color() == c_second.get_color()
     assert len({a.get_color(), b.get_color(), c_first.get_color()}) == 3
-    legend = first.get_legend()
+    legend = figure.legends[0]
     assert [text.get_text() for text in legend.get_texts()] == ["a", "c", "b"]
     shown = [handle.get_color() for handle in legend.get_lines()]
     assert shown == [a.get_color(), c_first.get_color(), b.get_color()]

@@ -1,0 +1,77 @@
+"""Pictures of several methods side by side."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import alignbench
+from alignbench.analysis.sheet import draw
+from alignbench.cli.app import run_command_line
+from alignbench.errors import InputError, UnknownName
+
+
+@pytest.fixture
+def cell(tmp_path, make_result):
+    """A function that writes a result and its pictures, each of one colour."""
+
+    def write(name, algorithm, colour, missing=(), **changes):
+        path = make_result(name, [1.0, 2.0, 3.0], algorithm, **changes)
+        folder = path.with_suffix("") / "images"
+        folder.mkdir(parents=True)
+        for place in set(range(3)) - set(missing):
+            Image.new("RGB", (32, 32), (colour, 50 * place, 0)).save(folder / f"{place:05d}-0.png")
+        return path
+
+    return write
+
+
+def colours(sheet: Image.Image) -> set[tuple[int, ...]]:
+    return {tuple(pixel) for pixel in np.array(sheet).reshape(-1, 3)}
+
+
+def test_every_method_has_a_row_and_every_prompt_a_column(cell, tmp_path):
+    cell("base", "base", 200)
+    cell("best", "best_of_n", 100)
+    sheet = draw([tmp_path], prompts=2)
+    assert {(200, 0, 0), (200, 50, 0), (100, 0, 0), (100, 50, 0)} <= colours(sheet)
+    assert (200, 100, 0) not in colours(sheet)  # the third prompt
+    pixels = np.array(sheet)
+    first, second = (np.argwhere((pixels == (colour, 0, 0)).all(-1)) for colour in (200, 100))
+    assert len(first) == len(second) == 96 * 96
+    assert first[:, 0].max() < second[:, 0].min()  # base stands above
+    assert (first[:, 1] == second[:, 1]).all()  # in one column
+
+
+def test_only_prompts_that_all_have_and_only_methods_that_were_named(cell, tmp_path):
+    cell("base", "base", 200)
+    cell("best", "best_of_n", 100, missing=[0])
+    sheet = alignbench.sheet(tmp_path, prompts=3)
+    assert (200, 0, 0) not in colours(sheet)
+    assert (200, 100, 0) in colours(sheet)
+    alone = alignbench.sheet(tmp_path, methods=["base"])
+    assert (200, 0, 0) in colours(alone)
+    assert (100, 50, 0) not in colours(alone)
+    with pytest.raises(UnknownName, match="no method in these files named 'bset'"):
+        draw([tmp_path], methods=["bset"])
+
+
+def test_the_command_writes_a_picture_and_refuses_what_it_cannot(cell, tmp_path, make_result, capsys):
+    cell("base", "base", 200)
+    target = tmp_path / "out.png"
+    assert run_command_line(["sheet", str(tmp_path), "--prompts", "1", "--output", str(target)]) == 0
+    with Image.open(target) as image:
+        assert image.format == "PNG"
+    for arguments, message in (
+        (["--output", "x.jpg"], "--output x.jpg: expected a .png file."),
+        (["--prompts", "0"], "--prompts 0: expected at least 1."),
+    ):
+        assert run_command_line(["sheet", str(tmp_path), *arguments]) == 2
+        assert message in capsys.readouterr().err
+    make_result("bare", [1.0, 2.0, 3.0], "demon")
+    with pytest.raises(InputError, match=r"bare\.json has no pictures in"):
+        draw([tmp_path])
+    make_result("elsewhere", [1.0], "base", evaluation={"eval_seed": 7})
+    with pytest.raises(InputError, match="a sheet is of one evaluation; these files hold 2"):
+        draw([tmp_path])

@@ -1,0 +1,143 @@
+"""`alignbench check`: the contracts on anybody's plug-in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from places import PLUGINS
+
+from alignbench.cli.app import run_command_line
+
+MINE = '''
+"""Somebody's algorithm."""
+from dataclasses import dataclass
+from typing import ClassVar
+import torch
+from alignbench import Key, LoRA, PipelineSampler, Problem, Sampler, Unsupported
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine:
+    trains: ClassVar[bool] = False
+    strength: float = 0.5
+
+    def align(self, problem: Problem) -> Sampler:
+        return Pushed(PipelineSampler(problem.pipeline, problem.sampling), self.strength)
+
+    def unsupported(self, problem: Problem) -> str | None:
+        return None
+
+
+class Pushed:
+    """Moves every point to the right."""
+    particles = 1
+
+    def __init__(self, sampler, strength):
+        self.sampler, self.strength = sampler, strength
+
+    def describe(self):
+        return {**self.sampler.describe(), "strength": self.strength}
+
+    def save(self, folder):
+        pass
+
+    def __call__(self, prompts, keys, start=None):
+        samples = self.sampler(prompts, keys, start)
+        return type(samples)(PUSH, samples.latents)
+'''
+GOOD = "samples.images + self.strength"
+BREAKS = {
+    "the same keys give the same images": "samples.images + Key(str(id(samples))).uniform(1)",
+    "an image depends on its own key and not on its batch": "samples.images + samples.images.mean()",
+    "other keys give other images": "torch.arange(2.0 * len(prompts)).reshape(-1, 2)",
+    "its images are finite and of the model's shape": "samples.images[:, :1]",
+    "it improves the reward that it is given": "samples.images - self.strength",
+}
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch, capsys):
+    """A function that writes a plug-in, checks it, and returns the exit code with what was printed and said."""
+    monkeypatch.chdir(tmp_path)
+
+    def of(text: str, *arguments: str, name: str = "mine.py:Mine") -> tuple[int, str, str]:
+        Path("mine.py").write_text(text)
+        code = run_command_line(["check", name, *arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return of
+
+
+def test_a_good_algorithm_keeps_all_contracts(check):
+    code, out, _ = check(MINE.replace("PUSH", GOOD))
+    assert code == 0
+    assert out.startswith("mine.py:Mine: an algorithm\n")
+    assert out.endswith("all contracts hold\n")
+    assert out.count("\n  holds ") == 11
+    assert "it has no for_budget" in out
+
+
+@pytest.mark.parametrize("contract", BREAKS)
+def test_a_broken_contract_is_named_with_what_was_found(check, contract):
+    code, out, _ = check(MINE.replace("PUSH", BREAKS[contract]))
+    assert code == 1
+    (line,) = [line for line in out.splitlines() if contract in line]
+    assert line.startswith("  BROKEN ")
+    assert len(line.split(contract)[1]) > 8
+    assert out.splitlines()[-1].endswith("of the contracts are broken")
+
+
+def test_a_plugin_that_raises_breaks_what_it_raises_in_and_shows_no_traceback(check):
+    code, out, err = check(MINE.replace("PUSH", "1 / 0"))
+    assert code == 1
+    assert "ZeroDivisionError: division by zero" in out
+    assert "holds    its fields survive JSON" in out
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("    def unsupported(self, problem: Problem) -> str | None:\n        return None\n", ""),
+            "lacks unsupported",
+        ),
+        (("@dataclass(frozen=True, kw_only=True)\n", ""), "is no dataclass"),
+        (("    trains: ClassVar[bool] = False\n", ""), "lacks trains"),
+    ],
+)
+def test_what_was_forgotten_is_named(check, change, message):
+    code, _, err = check(MINE.replace("PUSH", GOOD).replace(*change))
+    assert code == 2
+    assert message in err
+
+
+def test_fields_are_set_and_wrong_ones_refused(check):
+    code, _, err = check(MINE.replace("PUSH", GOOD), "--set", "strenght=1")
+    assert code == 2
+    assert "no field named 'strenght'. Did you mean strength" in err
+    code, out, _ = check(MINE.replace("PUSH", GOOD), "--set", "strength=-1")
+    assert code == 1
+    assert "BROKEN   it improves the reward" in out
+
+
+def test_rewards_and_prompt_sets_are_told_from_algorithms(check, capsys):
+    code, out, _ = check("", name=f"{PLUGINS / 'colours.py'}:Brightness")
+    assert code == 0
+    assert ": a reward\n" in out
+    code, out, _ = check("", name="shapes")
+    assert (code, out.splitlines()[0]) == (0, "shapes: a prompt set")
+    code, _, err = check("", "--set", "a=1", name="shapes")
+    assert code == 2
+    assert "--set is for the hyper-parameters of algorithms" in err
+
+
+def test_an_unknown_name_lists_near_ones_of_all_kinds(check):
+    code, _, err = check("", name="shapes_trut")
+    assert code == 2
+    assert "no plug-in named 'shapes_trut'. Did you mean shapes_truth" in err
+    code, _, err = check("class A: pass", name="mine.py")
+    assert code == 2
+    assert "say which object of the file: mine.py:A" in err

@@ -1,0 +1,48 @@
+"""What is shown of an algorithm, and suites by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alignbench.asking.suite import find_suite, read_suite
+from alignbench.cli.app import run_command_line
+from alignbench.errors import UnknownName
+
+
+def test_an_algorithm_is_shown_with_its_paper_its_fields_and_what_presets_change(capsys):
+    assert run_command_line(["show", "steering"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("steering (at test time)\n")
+    assert "https://arxiv.org/abs/" in out
+    (line,) = [line for line in out.splitlines() if line.strip().startswith("beta")]
+    assert line.split() == ["beta", "=", "0.1", "mixture:", "1.0", "tiny:", "0.3"]
+
+
+def test_the_same_as_json(capsys):
+    assert run_command_line(["show", "ddpo", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    fields = {field["name"]: field for field in shown["fields"]}
+    assert (shown["name"], shown["trains"]) == ("ddpo", True)
+    assert fields["clip"]["default"] == 1e-4
+    assert fields["clip"]["presets"]["tiny"] == 1e-2
+    assert fields["rounds"]["type"] == "int"
+
+
+@pytest.mark.parametrize("what", ["stearing", "no.json"])
+def test_what_is_neither_is_wrong_input(what, capsys):
+    assert run_command_line(["show", what]) == 2
+    assert what in capsys.readouterr().err
+
+
+def test_a_suite_is_a_shipped_name_or_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [options.algo for options in read_suite(find_suite("quick"))] == ["base", "best_of_n", "refl", "steering"]
+    (tmp_path / "tiny").mkdir()  # a folder of that name is in nobody's way
+    assert find_suite("tiny").name == "tiny.yaml"
+    (tmp_path / "own.yaml").write_text("cells: [{algo: base}]\n")
+    assert find_suite("own.yaml") == Path("own.yaml")
+    with pytest.raises(UnknownName, match=r"no suite named 'quik'\. Did you mean quick"):
+        find_suite("quik")

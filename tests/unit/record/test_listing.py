@@ -1,0 +1,61 @@
+"""What a folder of cells holds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from alignbench.cli.app import run_command_line
+from alignbench.errors import InputError
+from alignbench.files import exclusive
+from alignbench.record.listing import cells_of
+
+
+@pytest.fixture
+def folder(tmp_path, make_result):
+    """A complete cell with a picture, a failed one, one begun, one that runs, a damaged file."""
+    make_result("done", [1.0, 2.0])
+    (tmp_path / "done" / "images").mkdir(parents=True)
+    (tmp_path / "done" / "images" / "00000-0.png").write_bytes(b"x" * 1000)
+    make_result("failed", [], status="failed", reason="out of memory", rows=[], prompts=[])
+    for name in ("begun", "runs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cell.json").write_text(json.dumps({"configuration": {}, "attempts": 2, "running": True}))
+    (tmp_path / "torn.json").write_text('{"schema": 1, "st')
+    (tmp_path / "somebodys").mkdir()
+    return tmp_path
+
+
+def test_every_cell_has_its_state_and_says_whether_it_can_go_on(folder):
+    with exclusive(folder / "runs"):
+        found = {cell.name: cell for cell in cells_of(folder)}
+    states = {name: (cell.state, cell.can_continue) for name, cell in found.items()}
+    assert states == {
+        "begun": ("started", True),
+        "done": ("complete", False),
+        "failed": ("failed", True),
+        "runs": ("running", False),
+        "torn": ("unreadable", False),
+    }
+    assert found["done"].bytes == 1000 + (folder / "done.json").stat().st_size
+    assert found["done"].detail.startswith("2 images")
+    assert found["failed"].detail == "out of memory"
+    assert found["begun"].detail == "attempt 2, no result yet"
+    assert "not valid JSON" in found["torn"].detail
+
+
+def test_the_command_lists_them_and_says_how_many(folder, capsys):
+    assert run_command_line(["ls", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == f"5 cells, 0.0 MB in {folder}"
+    assert "type its command again to continue" in out
+    assert run_command_line(["ls", str(folder), "--json"]) == 0
+    assert [cell["name"] for cell in json.loads(capsys.readouterr().out)["cells"]] == [
+        "begun", "done", "failed", "runs", "torn",
+    ]  # fmt: skip
+
+
+def test_a_folder_that_is_not_there_is_wrong_input(tmp_path):
+    with pytest.raises(InputError, match="there is no such folder"):
+        cells_of(tmp_path / "nothing")
