@@ -1,0 +1,37 @@
+# What a change is checked with. `make check` takes less than a minute; see CONTRIBUTING.md.
+.PHONY: help check lint types fast test slow gpu timings pages
+
+FAST = tests/unit/test_structure.py tests/unit/test_pages.py tests/unit/test_project_files.py \
+       tests/unit/ground tests/unit/record \
+       tests/unit/asking/test_prompts.py tests/unit/diffusion/test_schedule.py
+
+help:        ## what there is to make
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+check: lint types fast  ## ruff, mypy, the rules of the house and fast tests: under a minute
+
+lint:        ## ruff: rules and format
+	ruff check .
+	ruff format --check .
+
+types:       ## mypy
+	mypy
+
+fast:        ## the fast tests
+	pytest -q $(FAST)
+
+test:        ## the default tests
+	pytest
+
+slow:        ## the tests that take minutes each
+	pytest -m slow
+
+gpu:         ## the tests that need a CUDA device
+	pytest -m gpu
+
+timings:     ## measure what does not need other machines: comparing many files, an update of Diffusion-DPO
+	python tests/timings/compare_many.py
+	python tests/timings/dpo_step.py 32 8
+
+pages:       ## write the tables of the pages anew, from the result files
+	python tests/support/pages.py
