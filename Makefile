@@ -1,6 +1,7 @@
 # What a change is checked with. `make check` takes less than a minute; see CONTRIBUTING.md.
 .PHONY: help check lint types fast test slow gpu timings pages
 
+PYTHON ?= python
 FAST = tests/unit/test_structure.py tests/unit/test_pages.py tests/unit/test_project_files.py \
        tests/unit/ground tests/unit/record \
        tests/unit/asking/test_prompts.py tests/unit/diffusion/test_schedule.py
@@ -15,23 +16,23 @@ lint:        ## ruff: rules and format
 	ruff format --check .
 
 types:       ## mypy
-	mypy
+	$(PYTHON) -m mypy
 
 fast:        ## the fast tests
-	pytest -q $(FAST)
+	$(PYTHON) -m pytest -q $(FAST)
 
 test:        ## the default tests
-	pytest
+	$(PYTHON) -m pytest
 
 slow:        ## the tests that take minutes each
-	pytest -m slow
+	$(PYTHON) -m pytest -m slow
 
 gpu:         ## the tests that need a CUDA device
-	pytest -m gpu
+	$(PYTHON) -m pytest -m gpu
 
 timings:     ## measure what does not need other machines: comparing many files, an update of Diffusion-DPO
-	python tests/timings/compare_many.py
-	python tests/timings/dpo_step.py 32 8
+	$(PYTHON) tests/timings/compare_many.py
+	$(PYTHON) tests/timings/dpo_step.py 32 8
 
 pages:       ## write the tables of the pages anew, from the result files
-	python tests/support/pages.py
+	$(PYTHON) tests/support/pages.py

@@ -36,7 +36,7 @@ def of_readme(facts: Facts) -> Iterator[str]:
     assert all(rate.low < 0.5 for rate in rows.values())
     lowest = min(rows, key=lambda method: rows[method].rate)
     assert rows[lowest].high < min(rate.rate for method, rate in rows.items() if method != lowest)
-    yield f"All of them win on the first and none on the second. `{lowest}` clearly loses there"
+    yield f"All of them win on the first. None is seen to win on the second, and `{lowest}` clearly loses there"
     yield f"the unaligned model takes {facts.cost('base').image_denoiser:.0f} evaluations of its denoiser"
     assert max(facts.cost(method).alignment_seconds for method in ("refl", "draft")) < 35
     yield "`refl` and `draft` train in half a minute"

@@ -29,16 +29,16 @@ PAGES = (
     "tests/README.md",
 )  # fmt: skip
 
-# The rows of README's table: a method as `compare` names it, and how a newcomer reads it.
+# The rows of README's table: a method as `compare` names it, and what it does.
 SHOWN = {
-    "best_of_n n=6 nfe=240": "best of six pictures (`best_of_n`)",
-    "steering": "`steering`",
-    "classifier_guidance": "`classifier_guidance`",
-    "demon": "`demon`",
-    "refl": "`refl`",
-    "draft": "`draft`",
-    "diffusion_dpo": "`diffusion_dpo`",
-    "ddpo reward=shapes_preference": "`ddpo`",
+    "best_of_n n=6 nfe=240": "keeps the best of six images",
+    "steering": "resamples several images on the way",
+    "classifier_guidance": "follows the reward's gradient",
+    "demon": "mixes several noises at each step",
+    "refl": "learns from the reward's gradient",
+    "draft": "learns from the reward's gradient",
+    "diffusion_dpo": "learns from preference pairs",
+    "ddpo reward=shapes_preference": "learns from the reward's value",
 }
 REWARD, TRUTH = "shapes_preference", "shapes_truth"
 
@@ -110,7 +110,7 @@ def fenced(text: str) -> str:
 
 
 def interval(row: Versus) -> str:
-    return f"{100 * row.rate.rate:.1f} ({100 * row.rate.low:.1f} to {100 * row.rate.high:.1f})"
+    return f"{100 * row.rate.rate:.1f} ({100 * row.rate.low:.1f}–{100 * row.rate.high:.1f})"
 
 
 def duration(seconds: float) -> str:
@@ -119,20 +119,20 @@ def duration(seconds: float) -> str:
 
 def small_table(facts: Facts) -> str:
     rows = []
-    for method, name in SHOWN.items():
-        cost = facts.cost(method)
+    for method, about in SHOWN.items():
+        cost, name = facts.cost(method), method.split()[0]
         trains = cost.alignment_seconds > 0
         rows.append(
             [
-                name,
-                "trains" if trains else "at test time",
+                f"`{name}` {about}",
+                "trains" if trains else "test time",
                 interval(facts.versus(method)),
                 interval(facts.versus(method, TRUTH)),
                 f"{cost.image_denoiser:.0f}",
                 duration(cost.alignment_seconds) if trains else "none",
             ]
         )
-    header = "method|kind|wins on the learned reward, %:|wins on the truth, %:|evaluations an image:|training:"
+    header = "method|kind|wins on the learned reward, %:|wins on the truth, %:|evaluations per image:|training:"
     return markdown(header, rows)
 
 

@@ -15,6 +15,7 @@ from places import ROOT
 from alignbench import plugins
 from alignbench.asking.suite import read_suite
 from alignbench.cli.app import app
+from alignbench.diffusion.registry import named
 
 # Pages speak of what is being built; each of these is checked as soon as it is there.
 COMING_COMMANDS = {"check", "ls", "cache", "sheet"}
@@ -155,6 +156,10 @@ def test_every_suite_and_every_room_has_its_place():
     assert rooms <= set(spans("alignbench/README.md"))
     folders = {f"{path.name}/" for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert folders <= set(re.findall(r"\[(\w+/)\]", read("tests/README.md")))
+
+
+def test_every_model_has_its_place():
+    assert set(named()) <= set(spans("alignbench/README.md"))
 
 
 @pytest.mark.parametrize("name", plugins.own_names("benchmarks"))
