@@ -11,6 +11,7 @@ from pathlib import Path
 from alignbench.analysis.costs import cost_of
 from alignbench.analysis.load import Method, load, methods_of
 from alignbench.errors import InputError, UnknownName
+from alignbench.plugins import label
 from alignbench.record.result import FrontierCurve, Metric, Result
 
 OF_REWARD = ("reward", "regret", "excess_kl", "mode_tv", "covariance")
@@ -42,6 +43,7 @@ class Standing:
     missing: dict[str, str]  # metrics that a run could not give, and its reason
     alignment_nfe: float
     image_nfe: float
+    optimised: str | None  # the reward it was aligned with, under a scorer's name
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def standings(methods: Sequence[Method], scorers: Sequence[str]) -> list[Standin
                     missing={short: why for short, name in names.items() if (why := _why_missing(runs, name))},
                     alignment_nfe=cost.alignment_denoiser,
                     image_nfe=cost.image_denoiser,
+                    optimised=label(aim) if (aim := method.first.configuration.reward) else None,
                 )
             )
     return found

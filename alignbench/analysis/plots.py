@@ -1,4 +1,4 @@
-"""Reward curves and reward-KL frontiers from result files, and audits of scorers, as pictures."""
+"""Reward curves from result files, and audits of scorers, as pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 
 from alignbench.analysis.agreement import Agreement, Sensitivity, matrix
 from alignbench.analysis.comparison import Comparison
-from alignbench.analysis.frontier import MARKED, Panel, Pooled
 from alignbench.analysis.load import Array, load, methods_of
 from alignbench.analysis.statistics import WinRate
 from alignbench.errors import InputError, UnknownName
@@ -27,8 +26,6 @@ AXIS = {
     "denoiser": "denoiser evaluations, forward and backward",
     "seconds": "seconds of training",
 }
-TICKS = (0, 0.3, 0.6, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)  # nats
-MARKERS = "osD^vP*X<>"  # one after the other for the methods of one algorithm
 STYLES = ("-", "--", ":", "-.")  # one after the other as the ten colours run out
 
 
@@ -152,52 +149,6 @@ def win_rates(comparison: Comparison, scorers: Sequence[str] = ()) -> Figure:
     return figure
 
 
-def frontier_figure(found: Sequence[Panel]) -> Figure:
-    """One panel per problem and scorer: the best reward at every divergence, its optima at several β, and the methods
-    with their intervals, where their divergence is finite. Methods of one algorithm share a colour, not a mark."""
-    from matplotlib.figure import Figure
-
-    algorithms = list(dict.fromkeys(s.algorithm for panel in found for s in panel.standings))
-    columns = min(3, len(found))
-    rows = -(-len(found) // columns)
-    figure = Figure(figsize=(5.2 * columns, 5 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for axis in axes[len(found) :]:
-        axis.set_visible(False)
-    for axis, panel in zip(axes, found, strict=False):
-        _, reward, kl = np.array(panel.target.points).T
-        axis.plot(kl, reward, color="black", linewidth=1, label="frontier")
-        for rate, best, spent in panel.target.points:
-            if any(abs(rate * beta - 1) < 1e-9 for beta in MARKED):
-                axis.plot(spent, best, "|", color="black")
-                axis.annotate(
-                    f"β={1 / rate:g}", (spent, best), (3, -10), textcoords="offset points", fontsize=7, clip_on=True
-                )
-        placed = [s for s in panel.standings if "kl" in s.metrics]
-        for standing in placed:
-            x, y = standing.metrics["kl"], standing.metrics["reward"]
-            number = algorithms.index(standing.algorithm)
-            marker = MARKERS[[s for s in placed if s.algorithm == standing.algorithm].index(standing) % len(MARKERS)]
-            axis.errorbar(
-                x.value, y.value, xerr=_arms(x), yerr=_arms(y), color=f"C{number % 10}", marker=marker, markersize=5,
-                linestyle="", elinewidth=0.8, label=_plain(standing.method),
-            )  # fmt: skip
-        lowest = min([reward[0], *(s.metrics["reward"].value for s in placed)])
-        widest = 1.5 * max([2 * panel.target.kl, *(s.metrics["kl"].value for s in placed)])
-        highest = max([reward[kl <= widest].max(), *(s.metrics["reward"].value for s in placed)])
-        margin = 0.05 * (highest - lowest)
-        axis.set_ylim(lowest - margin, highest + margin)
-        axis.set_xscale("symlog", linthresh=1.0)
-        axis.set_xticks([x for x in TICKS if x <= widest], [f"{x:g}" for x in TICKS if x <= widest])
-        axis.set_xlim(min([-0.02 * widest**0.3, *(s.metrics["kl"].value - 0.02 for s in placed)]), widest)
-        axis.set_title(_plain(f"{panel.problem}: {panel.scorer}"))
-        axis.set_xlabel("KL from the reference (nats)")
-        axis.set_ylabel("mean reward")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
-    return figure
-
-
 def audit_figure(
     accuracy: Mapping[str, WinRate | None],
     agreement: Mapping[tuple[str, str], Agreement],
@@ -244,13 +195,6 @@ def audit_figure(
     third.set_xlabel("decisions that turn (%)")
     third.grid(alpha=0.3)
     return figure
-
-
-def _arms(metric: Pooled) -> list[list[float]] | None:
-    """The interval as matplotlib wants it."""
-    if metric.low is None or metric.high is None:
-        return None
-    return [[max(0.0, metric.value - metric.low)], [max(0.0, metric.high - metric.value)]]
 
 
 def _plain(text: str) -> str:

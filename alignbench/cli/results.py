@@ -177,7 +177,7 @@ def frontier(
         File to write: .png (default frontier.png), .pdf or .svg for a figure; csv goes to the terminal without it.
     """
     from alignbench.analysis.frontier import as_csv, panels
-    from alignbench.analysis.plots import frontier_figure
+    from alignbench.analysis.frontier_plot import drawn, frontier_figure
     from alignbench.files import write_text
 
     if format == "figure":
@@ -198,5 +198,7 @@ def frontier(
         }
         for (problem, method), why in lacking.items():
             print(f"not drawn on {problem}: {method} ({why or 'it has no KL'})")
+        if (others := len(found) - len(drawn(found))) > 0:
+            print(f"not drawn: {others} more evaluations or rewards, which fewer methods or none were aligned with")
     print(f"written to {output}")
     return 0

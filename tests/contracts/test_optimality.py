@@ -16,7 +16,7 @@ from places import TOY
 from alignbench import Key, LoRA, Prompt, Sampling, plugins
 from alignbench.analysis.compare import compare
 from alignbench.analysis.frontier import panels, pooled, regrets
-from alignbench.analysis.plots import frontier_figure
+from alignbench.analysis.frontier_plot import frontier_figure
 from alignbench.asking.options import RunOptions
 from alignbench.asking.resolve import resolve
 from alignbench.cli.app import run_command_line
@@ -596,20 +596,23 @@ def test_frontier_data_as_csv(folder, capsys):
     assert float(best["regret"]) == pytest.approx(missed, abs=1e-9)
 
 
-def test_the_frontier_figure_has_a_panel_per_problem_and_scorer(folder, tmp_path, capsys):
+def test_the_frontier_figure_has_a_panel_per_problem_whose_reward_was_optimised(folder, tmp_path, capsys):
     found = panels([folder])
     assert [(p.problem, p.scorer) for p in found] == [
         ("gaussian", "linear"), ("gaussian", "linear_proxy"), ("grid", "quadratic"), ("grid", "quadratic_proxy"),
     ]  # fmt: skip
-    figure = frontier_figure(found)
-    axis = next(a for a in figure.axes if a.get_title() == "grid: quadratic")
+    axes = {axis.get_title(): axis for axis in frontier_figure(found).axes}
+    assert list(axes) == ["gaussian, reward linear", "grid, reward quadratic"]
+    axis = axes["grid, reward quadratic"]
     assert [text.get_text() for text in axis.get_legend().get_texts()] == [
-        "frontier", "base", "best_of_n n=2", "best_of_n n=8",
+        "the best there is", "the best at β = 1", "the model", "at test time",
     ]  # fmt: skip
-    assert {text.get_text() for text in axis.texts} == {f"β={b}" for b in ("10", "3", "1", "0.3", "0.1", "0.03")}
+    assert {text.get_text() for text in axis.texts} == {"base", "best_of_n n=8"}
     assert run_command_line(["frontier", str(folder), "--output", str(tmp_path / "f.svg")]) == 0
     assert (tmp_path / "f.svg").read_text().startswith("<?xml")
-    assert "written to" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "not drawn: 2 more evaluations or rewards" in printed
+    assert "written to" in printed
 
 
 def test_frontier_refuses_what_it_cannot_draw(folder, tmp_path, make_result, capsys):

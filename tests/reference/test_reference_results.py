@@ -1,4 +1,4 @@
-"""The committed results: complete, within their time, saying what README says, and reproducible."""
+"""The committed results: complete, within their time, saying what the pages say, and reproducible."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from pages import reference_files
 from places import ROOT, TESTS
 
 from alignbench.analysis.compare import compare
@@ -39,6 +40,7 @@ def versus(group):
 
 
 def test_every_cell_of_the_suite_is_there_and_complete(files):
+    assert sorted(files) == [path.name for path in reference_files()]
     assert len(files) == 39
     for name, result in files.items():
         assert result.status == "complete", name
@@ -119,7 +121,7 @@ def test_best_of_n_rises_with_n(versus):
     assert rates[0] > 0.5
 
 
-def test_diffusion_dpo_agrees_with_held_out_labels_as_readme_says():
+def test_diffusion_dpo_agrees_with_held_out_labels_as_its_page_says():
     content = json.loads((ROOT / "results" / "accuracy" / "tiny-diffusion_dpo.json").read_text(encoding="utf-8"))
     assert content["pairs"]["used"] == 1000
     found = {row["name"]: row["accuracy"]["half"] for row in content["rows"]}

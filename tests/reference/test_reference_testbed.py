@@ -1,4 +1,4 @@
-"""The committed results of the exact testbed: complete, of the code as it stands, and saying what README says."""
+"""The committed results of the exact testbed: complete, of the code as it stands, and saying what its page says."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_charging_later_steps_brings_dpok_nearer_on_the_grid(groups):
     with_it, without = (
         standings(groups["grid"], "quadratic", f"dpok future_kl={on}")[0].metrics["regret"] for on in (True, False)
     )
-    assert with_it.value < without.value  # their intervals overlap, as README says
+    assert with_it.value < without.value  # their intervals overlap, as the page says
 
 
 def aligned(files, algorithm, problem, **fields):

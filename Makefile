@@ -1,0 +1,38 @@
+# What a change is checked with. `make check` takes less than a minute; see CONTRIBUTING.md.
+.PHONY: help check lint types fast test slow gpu timings pages
+
+PYTHON ?= python
+FAST = tests/unit/test_structure.py tests/unit/test_pages.py tests/unit/test_project_files.py \
+       tests/unit/ground tests/unit/record \
+       tests/unit/asking/test_prompts.py tests/unit/diffusion/test_schedule.py
+
+help:        ## what there is to make
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+check: lint types fast  ## ruff, mypy, the rules of the house and fast tests: under a minute
+
+lint:        ## ruff: rules and format
+	ruff check .
+	ruff format --check .
+
+types:       ## mypy
+	$(PYTHON) -m mypy
+
+fast:        ## the fast tests
+	$(PYTHON) -m pytest -q $(FAST)
+
+test:        ## the default tests
+	$(PYTHON) -m pytest
+
+slow:        ## the tests that take minutes each
+	$(PYTHON) -m pytest -m slow
+
+gpu:         ## the tests that need a CUDA device
+	$(PYTHON) -m pytest -m gpu
+
+timings:     ## measure what does not need other machines: comparing many files, an update of Diffusion-DPO
+	$(PYTHON) tests/timings/compare_many.py
+	$(PYTHON) tests/timings/dpo_step.py 32 8
+
+pages:       ## write the tables of the pages anew, from the result files
+	$(PYTHON) tests/support/pages.py

@@ -1,0 +1,251 @@
+"""Pages say what is so: their tables and numbers are those of committed files, and their examples run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from pages import REWARD, SHOWN, TABLES_OF, TRUTH, Facts, between, read, stored
+from places import TOY
+
+import alignbench
+from alignbench import Key, Prompt, plugins
+from alignbench.asking.presets import build_algorithm
+from alignbench.cli.app import app, run_command_line
+
+
+@pytest.fixture(scope="module")
+def facts() -> Facts:
+    return Facts()
+
+
+@pytest.mark.parametrize(("page", "name"), TABLES_OF)
+def test_a_table_is_what_its_file_says(page, name, facts):
+    """`make pages` writes them anew."""
+    assert between(page, name)[0] == TABLES_OF[page, name](facts)
+
+
+def of_readme(facts: Facts) -> Iterator[str]:
+    rows = {method: facts.versus(method, TRUTH).rate for method in SHOWN}
+    assert all(facts.versus(method).rate.low > 0.5 for method in SHOWN)
+    assert all(rate.low < 0.5 for rate in rows.values())
+    lowest = min(rows, key=lambda method: rows[method].rate)
+    assert rows[lowest].high < min(rate.rate for method, rate in rows.items() if method != lowest)
+    yield f"All of them win on the first. None is seen to win on the second, and `{lowest}` clearly loses there"
+    yield f"the unaligned model takes {facts.cost('base').image_denoiser:.0f} evaluations of its denoiser"
+    assert max(facts.cost(method).alignment_seconds for method in ("refl", "draft")) < 35
+    yield "`refl` and `draft` train in half a minute"
+
+
+def of_the_reference_results(facts: Facts) -> Iterator[str]:
+    gain = {row.method: row.difference for row in facts.reference.versus if row.scorer == REWARD}
+    wins = {row.method: 100 * row.rate.rate for row in facts.reference.versus if row.scorer == REWARD}
+    ddpo = "ddpo reward=shapes_preference"
+    assert all(3.5 < gain[name] / gain[ddpo] < 4.5 for name in ("draft", "refl"))
+    yield "`draft` and `refl` gain four times what `ddpo` gains"
+    yield f"wins less often ({wins['sft']:.0f} %)"
+    best = [gain[name] for name in ("svdd", "classifier_guidance", "universal_guidance", "steering")]
+    assert {f"{x:.1f}" for x in best} <= {"1.3", "1.4"}
+    yield f"gain most ({max(best):.1f}), a little more than the best of six pictures at the same cost"
+    yield f"at the same cost ({gain['best_of_n n=6 nfe=240']:.1f})"
+    searching = {row.method for row in facts.reference.costs if row.image_denoiser >= 160} - {"doodl"}
+    trained = {row.method for row in facts.reference.costs if row.alignment_denoiser > 0}
+    assert min(wins[name] for name in searching) > max(wins[name] for name in trained)
+    assert max(wins, key=lambda name: wins[name]) == "noise_search"
+    yield f"`demon` loses truth ({100 * facts.versus('demon', TRUTH).rate.rate:.0f} %)"
+    dpok = facts.versus("dpok")
+    assert min(rate for _, rate in dpok.seeds) > 0.6
+    yield f"`dpok` wins as often as `ddpo` ({wins['dpok']:.0f} %, every seed above 60"
+    yield f"`d3po` loses a little more often than it wins ({wins['d3po']:.0f} %)"
+    yield f"and loses ({wins['reward_weighted_regression']:.0f} %)"
+    yield from of_the_accuracy()
+
+
+def of_the_accuracy() -> Iterator[str]:
+    content = stored("accuracy/tiny-diffusion_dpo")
+    found = {row["name"]: row["accuracy"]["half"] for row in content["rows"]}
+    seeds = [found[f"tiny-shapes-diffusion_dpo-seed{seed}"] for seed in (1, 2, 3)]
+    rates = [100 * accuracy["rate"] for accuracy in seeds]
+    begin = 100 * min(accuracy["low"] for accuracy in seeds)
+    yield f"agree with {min(rates):.1f} to {max(rates):.1f} % of the labels (the intervals begin at {begin:.0f} %)"
+    yield f"The style of the picture alone agrees with {100 * found['shapes_style']['rate']:.1f} %"
+
+
+def of_the_testbed(facts: Facts) -> Iterator[str]:
+    def metric(problem: str, scorer: str, method: str, name: str) -> float:
+        return facts.standing(problem, scorer, method).metrics[name].value
+
+    short, long = ("ddpo rounds=20", "ddpo rounds=60")
+    worst = max(facts.standing("gaussian", "linear", short).metrics["regret"].seeds)
+    assert worst < 0.12
+    yield "20,480 points bring every seed within 0.12 nats of the optimum"
+    yield f"to a KL of {metric('gaussian', 'linear', long, 'kl'):.0f} nats"
+    yield f"DRaFT's run to {metric('gaussian', 'linear', 'draft rounds=30', 'kl'):.0f}."
+    paid = [facts.regret("gaussian", "linear", f"dpok rounds={n} future_kl=False") for n in (40, 120)]
+    assert {f"{x:.2f}" for x in paid} == {"0.07"}
+    yield "It comes as near on `gaussian` (0.07 nats) and is still there after three times the rounds"
+    dpok, earned = "dpok rounds=120 future_kl=False", {}
+    for method in (dpok, short):
+        earned[method] = metric("gaussian", "linear", method, "reward"), metric("gaussian", "linear", method, "path_kl")
+    yield f"It then earns {earned[dpok][0]:.2f} with sampling paths {earned[dpok][1]:.1f} nats from the model's"
+    yield f"where DDPO earns {earned[short][0]:.2f} at {earned[short][1]:.0f} nats"
+    charged, plain = (facts.regret("grid", "quadratic", f"dpok future_kl={on}") for on in (True, False))
+    yield f"takes the regret on `grid` from {plain:.2f} to {charged:.2f}"
+    yield f"as near on `grid` ({facts.regret('grid', 'quadratic', 'reward_weighted_regression'):.2f})"
+    shifted, moved = (facts.regret(p, r, "diffusion_dpo") for p, r in (("gaussian", "linear"), ("grid", "quadratic")))
+    yield f"where points have to shift ({shifted:.2f}), not where mass has to change modes ({moved:.1f})"
+    four = facts.regret("grid", "quadratic", "steering n=4 interval=20 resample_below=0.5 steps=100")
+    yield f"Four particles are too few ({four:.2f})"
+    best = facts.standing("grid", "quadratic", "svdd candidates=4 choose=argmax steps=100").metrics
+    yield f"earns {best['reward'].value:.3f} for {best['kl'].value:.1f} nats".replace("-", "−")
+    yield f"next to where it starts ({facts.regret('grid', 'quadratic', 'doodl updates=10'):.2f})"
+    yield f"stays near its first draw ({facts.regret('grid', 'quadratic', 'noise_search'):.1f})"
+    equal = "best_of_n n=20 reward=quadratic kind=ddim steps=50 guidance=1.0 eta=1.0 nfe=1000"
+    yield f"a regret of {facts.regret('grid', 'quadratic', equal):.2f}"
+    proxy, true = (
+        metric("grid", "quadratic", f"best_of_n n=64 reward={r} kind=exact steps=5 kernel=exact", "reward")
+        for r in ("quadratic_proxy", "quadratic")
+    )
+    yield f"Best-of-64 earns {proxy:.2f} instead of {true:.2f}".replace("-", "−").replace("Best−of−64", "Best-of-64")
+
+
+def of_the_timings(_: Facts) -> Iterator[str]:
+    found = stored("timings/scorers")["scorers"].values()
+    ratios = [f["official"]["processor_seconds"] / f["ours"]["processor_seconds"] for f in found]
+    yield f"Ours score {min(ratios):.2f} to {max(ratios):.2f} of the official code's pictures per second"
+    content = stored("timings/gradient_noise")
+    assert [case["guidance"] for case in content["cases"]] == [3, 1]
+    errors = []
+    for case in content["cases"]:
+        earlier, last = case["rows"][:3], case["rows"][3:]
+        assert not any(row["signal"] > 2 * row["signal_error"] for row in earlier)
+        assert all(row["signal"] > 2 * row["signal_error"] for row in last)
+        errors += [100 * row["signal_error"] / row["signal"] for row in last]
+    first, *others = errors
+    yield f"standard errors of {min(others):.0f} to {max(others):.0f} %, and the first under guidance of {first:.0f} %"
+    fifth, sixth = content["cosines"]["6"][4:]
+    yield f"the last two have a cosine of {fifth:.2f} and {sixth:.2f}"
+    yield f"From {content['images']} pictures"
+    assert stored("timings/dpo_step")["gradients_differ_by"] < 1e-4
+    yield "The gradients of both are equal"
+
+
+def of_the_audit(_: Facts) -> Iterator[str]:
+    content = stored("audit/tiny-shapes")
+    (pair,) = [row for row in content["agreement"] if row["judges"] == ["shapes_preference", "shapes_truth"]]
+    yield f"(95 % interval of τ {pair['low']:.3f} to {pair['high']:.3f})".replace("-", "−")
+    turned = {name: found["sensitivity"] for name, found in content["scorers"].items()}
+    flips = {name: [found[c]["flipped"]["rate"] for c in ("jpeg", "noise")] for name, found in turned.items()}
+    assert [name for name, (jpeg, noise) in flips.items() if jpeg <= noise] == ["jpeg_compressibility"]
+    yield "Saving as JPEG turns more decisions than one step of noise in every pixel, except for the scorer that"
+
+
+SAYS: dict[str, Callable[[Facts], Iterator[str]]] = {
+    "README.md": of_readme,
+    "results/README.md": of_the_reference_results,
+    "results/testbed/README.md": of_the_testbed,
+    "results/timings/README.md": of_the_timings,
+    "rewards/README.md": of_the_audit,
+}
+
+
+@pytest.mark.parametrize("page", SAYS)
+def test_a_sentence_with_numbers_is_what_its_file_says(page, facts):
+    text = " ".join(read(page).split())
+    wrong = [sentence for sentence in SAYS[page](facts) if sentence not in text]
+    assert not wrong
+
+
+def block(page: str, name: str) -> str:
+    """The block of Python in a page that begins with a file's name."""
+    found = re.search(rf"^```python\n(# {name}\n.*?)^```$", read(page), re.M | re.S)
+    assert found is not None
+    return found[1]
+
+
+def shown(page: str, text: str) -> list[str]:
+    """The words of the only command in a page that holds a text."""
+    (command,) = re.findall(rf"^ {{4}}alignbench (.*{re.escape(text)}.*)$", read(page), re.M)
+    return str(command).split()
+
+
+@pytest.mark.parametrize(
+    ("page", "file", "run", "plugin"),
+    [
+        ("rewards/README.md", "brightness.py", "--reward brightness.py", "brightness.py:Brightness"),
+        ("algorithms/README.md", "early_choice.py", "--algo early_choice.py", "early_choice.py:EarlyChoice"),
+    ],
+)
+def test_the_plugin_of_a_page_runs_as_the_page_says(page, file, run, plugin, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path(file).write_text(block(page, file), encoding="utf-8")
+    assert run_command_line([*shown(page, run), "--limit", "4", "--steps", "4"]) == 0
+    assert f"{plugin.partition(':')[2]} " in capsys.readouterr().out.replace(":", " ") + " "
+    if "check" in app:
+        assert run_command_line(shown(page, f"check {plugin}")) == 0
+
+
+@pytest.fixture(scope="module")
+def early_choice(tmp_path_factory):
+    """The algorithm of the page."""
+    path = tmp_path_factory.mktemp("plugins") / "early_choice.py"
+    path.write_text(block("algorithms/README.md", "early_choice.py"), encoding="utf-8")
+    return plugins.load("algorithms", f"{path}:EarlyChoice")
+
+
+@pytest.fixture(scope="module")
+def toy():
+    """A reward: the first coordinate of a point."""
+    return plugins.load("rewards", f"{TOY}:FirstCoordinate")()
+
+
+PROMPTS = [Prompt(f"p{i}", f"point {i}") for i in range(64)]
+KEYS = [Key("page", prompt.id) for prompt in PROMPTS]
+
+
+def test_the_algorithm_of_the_page_is_a_frozen_dataclass_that_survives_json(early_choice):
+    algorithm = early_choice(n=3)
+    assert early_choice.__dataclass_params__.frozen
+    values = json.loads(json.dumps(dataclasses.asdict(algorithm), allow_nan=False))
+    assert build_algorithm("early_choice", early_choice, "mixture", values)[0] == algorithm
+    with pytest.raises(ValueError, match=r"share in \(0, 1\), got 8 and 1"):
+        early_choice(share=1)
+
+
+def test_the_algorithm_of_the_page_depends_on_the_key_alone(early_choice, make_problem, toy):
+    sampler = early_choice(n=3).align(make_problem(toy))
+    images = sampler(PROMPTS, KEYS).images
+    assert torch.equal(sampler(PROMPTS, KEYS).images, images)
+    torch.testing.assert_close(sampler(PROMPTS[5:12], KEYS[5:12]).images, images[5:12], atol=1e-5, rtol=0)
+    assert not torch.allclose(sampler(PROMPTS, [key("other") for key in KEYS]).images, images)
+
+
+def test_the_algorithm_of_the_page_improves_its_reward_and_with_one_picture_is_base(early_choice, make_problem, toy):
+    base = plugins.load("algorithms", "base")().align(make_problem(toy))(PROMPTS, KEYS).images
+    assert torch.equal(early_choice(n=1).align(make_problem(toy))(PROMPTS, KEYS).images, base)
+    gain = early_choice(n=4).align(make_problem(toy))(PROMPTS, KEYS).images[:, 0] - base[:, 0]
+    assert gain.mean() > max(0.5, 3 * gain.std() / len(gain) ** 0.5)
+
+
+@pytest.mark.parametrize("nfe", [40, 100])
+def test_the_algorithm_of_the_page_spends_what_it_says_and_no_more_than_its_budget(
+    nfe, early_choice, make_problem, toy
+):
+    problem = make_problem(toy)
+    algorithm = early_choice().for_budget({"nfe": nfe}, problem)
+    algorithm.align(problem)(PROMPTS[:8], KEYS[:8])
+    cost = algorithm.cost(problem)
+    assert problem.meter.total.as_dict() == {name: 8 * count for name, count in cost.as_dict().items()}
+    assert nfe - 5 < cost.denoiser_forward <= nfe  # one more picture takes five
+
+
+@pytest.mark.skipif(not hasattr(alignbench, "run"), reason="the Python interface is being built")
+def test_the_python_of_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", read("README.md"), re.M | re.S)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})

@@ -1,0 +1,299 @@
+"""What pages say that comes from result files: tables between markers, and sentences with numbers.
+
+`make pages` (`python tests/support/pages.py`) writes the tables of all pages anew. Sentences are checked by
+tests/reference/test_pages.py and mended by hand, since another number may need another sentence.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from places import ROOT
+
+from alignbench.analysis.compare import Comparison, Group, Versus, compare
+from alignbench.analysis.costs import CostRow
+from alignbench.analysis.frontier import Standing
+from alignbench.analysis.tables import render
+
+PAGES = (
+    "README.md", "CONTRIBUTING.md", "alignbench/README.md", "algorithms/README.md", "rewards/README.md",
+    "benchmarks/README.md", "results/README.md", "results/testbed/README.md", "results/timings/README.md",
+    "tests/README.md",
+)  # fmt: skip
+
+# The rows of README's table: a method as `compare` names it, and what it does.
+SHOWN = {
+    "best_of_n n=6 nfe=240": "keeps the best of six images",
+    "steering": "resamples several images on the way",
+    "classifier_guidance": "follows the reward's gradient",
+    "demon": "mixes several noises at each step",
+    "refl": "learns from the reward's gradient",
+    "draft": "learns from the reward's gradient",
+    "diffusion_dpo": "learns from preference pairs",
+    "ddpo reward=shapes_preference": "learns from the reward's value",
+}
+REWARD, TRUTH = "shapes_preference", "shapes_truth"
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def stored(name: str) -> dict[str, Any]:
+    """A committed JSON file below results/."""
+    content: dict[str, Any] = json.loads(read(f"results/{name}.json"))
+    return content
+
+
+class Facts:
+    """The comparisons that pages are about, each made once."""
+
+    @functools.cached_property
+    def comparison(self) -> Comparison:
+        return compare(reference_files())
+
+    @functools.cached_property
+    def testbed(self) -> Comparison:
+        return compare([ROOT / "results" / "testbed"])
+
+    @property
+    def reference(self) -> Group:
+        (group,) = self.comparison.groups
+        return group
+
+    def versus(self, method: str, scorer: str = REWARD) -> Versus:
+        (row,) = [row for row in self.reference.versus if (row.method, row.scorer) == (method, scorer)]
+        return row
+
+    def cost(self, method: str) -> CostRow:
+        (row,) = [row for row in self.reference.costs if row.method == method]
+        return row
+
+    def standing(self, problem: str, scorer: str, method: str, noise: int = 0) -> Standing:
+        """A method's place against the optimum of a problem of the testbed."""
+        groups = [g.evaluation for g in self.testbed.groups]
+        (group,) = [
+            g for g, e in zip(self.testbed.groups, groups, strict=True) if (e.prompts, e.eval_seed) == (problem, noise)
+        ]
+        (found,) = [s for s in group.optimality if (s.scorer, s.method) == (scorer, method)]
+        return found
+
+    def regret(self, problem: str, scorer: str, method: str) -> float:
+        return self.standing(problem, scorer, method).metrics["regret"].value
+
+
+def reference_files() -> list[Path]:
+    """The reference results of the embedded model: those that .gitignore lets in."""
+    patterns = re.findall(r"^!/(results/tiny-[^/\n]*\.json)$", read(".gitignore"), re.M)
+    return sorted({path for pattern in patterns for path in ROOT.glob(pattern)})
+
+
+def markdown(header: str, rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; a column whose name ends in a colon is of numbers."""
+    names = [name.strip() for name in header.split("|")]
+    rule = ["--:" if name.endswith(":") else "---" for name in names]
+    lines = [[name.removesuffix(":") for name in names], rule, *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def fenced(text: str) -> str:
+    """A block of plain text, without the spaces that only pad its lines."""
+    return "```\n" + "".join(f"{line.rstrip()}\n" for line in text.rstrip("\n").split("\n")) + "```\n"
+
+
+def interval(row: Versus) -> str:
+    return f"{100 * row.rate.rate:.1f} ({100 * row.rate.low:.1f}–{100 * row.rate.high:.1f})"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def small_table(facts: Facts) -> str:
+    rows = []
+    for method, about in SHOWN.items():
+        cost, name = facts.cost(method), method.split()[0]
+        trains = cost.alignment_seconds > 0
+        rows.append(
+            [
+                f"`{name}` {about}",
+                "trains" if trains else "test time",
+                interval(facts.versus(method)),
+                interval(facts.versus(method, TRUTH)),
+                f"{cost.image_denoiser:.0f}",
+                duration(cost.alignment_seconds) if trains else "none",
+            ]
+        )
+    header = "method|kind|wins on the learned reward, %:|wins on the truth, %:|evaluations per image:|training:"
+    return markdown(header, rows)
+
+
+LEFT_OUT = re.compile(r"\S+: win rate % of row over column\n|Bradley-Terry rank ")  # results/README.md names them
+
+
+def reference_tables(facts: Facts) -> str:
+    parts = render(facts.comparison, "table").split("\n\n")
+    return fenced("\n\n".join(part for part in parts if not LEFT_OUT.match(part)))
+
+
+# The tables of the testbed that its page shows: a problem and a reward.
+TABLES = (("gaussian", "linear"), ("grid", "quadratic"))
+
+
+def testbed_tables(facts: Facts) -> str:
+    printed = render(facts.testbed, "table")
+    shown = []
+    for problem, scorer in TABLES:
+        begin = printed.index(f"mixture (points) on {problem}/test, noise seed 0,")
+        heading, *tables = printed[begin:].split("\n\n")
+        shown += [
+            heading.splitlines()[0],
+            next(t for t in tables if t.startswith(f"{scorer}: distance from the optimum")),
+        ]
+    return fenced("\n\n".join(shown))
+
+
+def real_models(_: Facts) -> str:
+    measured = {
+        name: {row["algorithm"]: row for row in stored(f"timings/{name}")["rows"] if not row["option"]}
+        for name in ("sd15", "sdxl")
+    }
+    rows = []
+    for algorithm in sorted(measured["sd15"]):
+        line = [f"`{algorithm}`"]
+        for name in ("sd15", "sdxl"):
+            row = measured[name].get(algorithm)
+            line += (
+                [f"{row['alignment_seconds']:.0f}", f"{row['image_seconds']:.0f}", f"{row['peak_mib'] / 1024:.1f}"]
+                if row
+                else [""] * 3
+            )
+        rows.append(line)
+    header = "algorithm|SD1.5: alignment s:|s/image:|peak GiB:|SDXL: alignment s:|s/image:|peak GiB:"
+    return markdown(header, rows)
+
+
+OPTIONS = {
+    "four pairs in a forward pass": "four pairs in a forward pass",
+    "checkpointing": "`--checkpointing`",
+    "one pair, accumulated": "`batch=1`, accumulated",
+    "through the decoder": "four images through the decoder",
+    "through the decoder, checkpointing": "`--checkpointing`",
+    "through the decoder, one image": "`batch=1`, accumulated",
+    "four images decoded": "four images decoded",
+    "sliced": "`--vae-slicing`",
+    "one large image decoded": "one large image decoded",
+    "tiled": "`--vae-tiling`",
+}
+
+
+def memory(_: Facts) -> str:
+    rows = []
+    for row in stored("timings/sd15")["rows"]:
+        if row["option"]:
+            pixels = re.search(r"--resolution (\d+)", row["command"])
+            assert pixels is not None
+            seconds = row["alignment_seconds"] or row["image_seconds"] * (
+                4 if "--images-per-prompt 4" in row["command"] else 1
+            )
+            rows.append(
+                [
+                    f"`{row['algorithm']}`, {pixels[1]} pixels",
+                    OPTIONS[row["option"]],
+                    f"{row['peak_mib'] / 1024:.1f}",
+                    f"{seconds:.0f}",
+                ]
+            )
+    return markdown("run|with|peak GiB:|seconds:", rows)
+
+
+def dpo_step(_: Facts) -> str:
+    content = stored("timings/dpo_step")
+    rows = [
+        [f"`{road}`", f"{content['pairs_an_update'] / found['seconds']:.0f}", f"{found['peak']:.0f}"]
+        for road, found in content["roads"].items()
+    ]
+    return markdown("way|pairs/s:|peak MiB:", rows)
+
+
+def gradient_noise(_: Facts) -> str:
+    content = stored("timings/gradient_noise")
+    assert content["baselines"] == ["the prompt's other images", "lookahead"]
+    rows = []
+    for case in content["cases"]:
+        for k, baseline in enumerate(("the mean of the prompt's other pictures", "that of the picture predicted")):
+            needed = [row["noise"][k] / row["signal"] for row in case["rows"][3:]]
+            rows.append([f"{case['guidance']:g}", baseline, *(f"{float(f'{n:.2g}'):,.0f}" for n in needed)])
+    return markdown("guidance:|A is the reward less|action 4:|5:|6 of 6:", rows)
+
+
+def scorer_timings(_: Facts) -> str:
+    rows = []
+    for name, found in stored("timings/scorers")["scorers"].items():
+        ours, official = found["ours"], found["official"]
+        rows.append(
+            [
+                f"`{name}`",
+                f"{256 / ours['processor_seconds']:.0f}",
+                f"{256 / official['processor_seconds']:.0f}",
+                f"{ours['peak_mib']:.0f}",
+                f"{official['peak_mib']:.0f}",
+            ]
+        )
+    header = "scorer|pictures a processor second:|the official code's:|peak MiB:|the official code's:"
+    return markdown(header, rows)
+
+
+def audit(_: Facts) -> str:
+    content = stored("audit/tiny-shapes")
+    tau = {row["judges"][1]: row["tau"] for row in content["agreement"] if row["judges"][0] == "labels"}
+    rows = []
+    for name, found in content["scorers"].items():
+        turned = [found["sensitivity"][change]["flipped"]["rate"] for change in ("jpeg", "noise", "bilinear")]
+        made = ", which labelled them" if found["accuracy"]["rate"] == 1 else ""
+        numbers = [f"{100 * found['accuracy']['rate']:.1f}", f"{tau[name]:.3f}".replace("-", "−")]
+        rows.append([f"`{name}`{made}", *numbers, *(f"{100 * rate:.1f}" for rate in turned)])
+    header = "scorer|accuracy %:|τ with the labels:|decisions turned by JPEG %:|by ±1/255 %:|by bilinear resizing %:"
+    return markdown(header, rows)
+
+
+TABLES_OF: Mapping[tuple[str, str], Callable[[Facts], str]] = {
+    ("README.md", "table"): small_table,
+    ("results/README.md", "compare"): reference_tables,
+    ("results/testbed/README.md", "testbed"): testbed_tables,
+    ("results/timings/README.md", "real models"): real_models,
+    ("results/timings/README.md", "memory"): memory,
+    ("results/timings/README.md", "dpo step"): dpo_step,
+    ("results/timings/README.md", "gradient noise"): gradient_noise,
+    ("results/timings/README.md", "scorers"): scorer_timings,
+    ("rewards/README.md", "audit"): audit,
+}
+
+
+def between(page: str, name: str) -> re.Match[str]:
+    """The part of a page between the markers of this name."""
+    text = read(page)
+    found = re.search(rf"(?<=<!-- {name}: begin -->\n)(.*?)(?=<!-- {name}: end -->)", text, re.S)
+    if found is None:
+        raise ValueError(f"{page} has no place marked `{name}`.")
+    return found
+
+
+def write(facts: Facts) -> None:
+    """Write every table into its page."""
+    for (page, name), make in TABLES_OF.items():
+        found = between(page, name)
+        text = found.string[: found.start()] + make(facts) + found.string[found.end() :]
+        (ROOT / page).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(Facts())
