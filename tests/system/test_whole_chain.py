@@ -25,7 +25,7 @@ from alignbench.meter import Meter
 from alignbench.record import result as results
 from alignbench.record.pictures import ImageStore, Slot
 
-NOTEBOOK = ROOT / "results" / "reward_curves.ipynb"
+NOTEBOOK = ROOT / "results" / "tour.ipynb"
 PARTI = """Prompt\tCategory\tChallenge\tNote
 "G I G G L E" painted in thick colorful lettering\tIllustrations\tWriting & Symbols\tquoted
 a red circle\tAbstract\tBasic\t
