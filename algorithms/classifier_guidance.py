@@ -32,10 +32,10 @@ from torch import Tensor
 from alignbench import Key, Problem, Prompt, Sampler, Samples, Sampling, Start
 from alignbench.diffusion.affordable import largest
 from alignbench.diffusion.lookahead import (
-    KEPT,
+    ROOM_FOR_GRADIENTS,
     Jacobian,
     Rule,
-    clipped,
+    clipped_gradient,
     rewards_of,
     shift_per_gradient,
     slope,
@@ -43,7 +43,7 @@ from alignbench.diffusion.lookahead import (
     without_gradient,
     without_signal,
 )
-from alignbench.diffusion.rollout import TestTimeSampler, begin, drawn, transition
+from alignbench.diffusion.rollout import TestTimeSampler, begin, take_step, transition
 from alignbench.diffusion.transition import Transition, ddim
 from alignbench.fields import positive
 from alignbench.meter import Cost
@@ -86,10 +86,10 @@ class ClassifierGuidance:
                     step = self.guided(problem, x, steps[i], condition, sampling, prompts)
                 else:
                     step = transition(problem.pipeline, x, steps[i], condition, sampling)
-                x = drawn(step, keys, i)
+                x = take_step(step, keys, i)
             return Samples(problem.pipeline.decode(x), x)
 
-        return TestTimeSampler(draw, {"kind": "guided", **sampling.as_dict(), **fields}, KEPT)
+        return TestTimeSampler(draw, {"kind": "guided", **sampling.as_dict(), **fields}, ROOM_FOR_GRADIENTS)
 
     def guided(
         self,
@@ -108,7 +108,9 @@ class ClassifierGuidance:
         here = slope(problem.pipeline, latents, int(step.t), condition, sampling.guidance, reward, self.jacobian)
         factor = self.scale / self.beta * shift_per_gradient(step, sampling.eta, self.rule)
         plain = ddim(here.prediction, step, sampling.eta)
-        return plain._replace(mean=plain.mean + expand(factor, latents) * clipped(here.gradient, self.max_norm))
+        return plain._replace(
+            mean=plain.mean + expand(factor, latents) * clipped_gradient(here.gradient, self.max_norm)
+        )
 
     def sampling(self, problem: Problem) -> Sampling:
         asked = problem.sampling

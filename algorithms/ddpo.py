@@ -41,7 +41,7 @@ from torch import Tensor
 
 from alignbench import Key, Policy, Probe, Problem, Sampler, Sampling
 from alignbench.devices import chunked
-from alignbench.diffusion.episodes import Episode, clipped_loss, collect, collect_all, drawn
+from alignbench.diffusion.episodes import Episode, clipped_loss, collect, collect_all, draw_prompts
 from alignbench.diffusion.optimisers import Tuned, set_rate, tuning_of
 from alignbench.diffusion.rollout import PipelineSampler, path_divergence
 from alignbench.diffusion.transition import Reduction, std_of
@@ -107,7 +107,9 @@ class DDPO:
         state = {"policy": policy, "optimiser": optimiser, "statistics": statistics}
         for current in problem.rounds(self.rounds, state):
             set_rate(optimiser, self.learning_rate * (1 - current.index / self.rounds if self.anneal else 1))
-            prompts = drawn(problem.prompts, current.key("prompts"), self.samples_per_round, self.samples_per_prompt)
+            prompts = draw_prompts(
+                problem.prompts, current.key("prompts"), self.samples_per_round, self.samples_per_prompt
+            )
             places = current.shard(range(len(prompts)))
             keys = [current.key("sample", i) for i in places]
             mine = [prompts[i] for i in places]

@@ -36,7 +36,7 @@ from alignbench.diffusion.affordable import largest
 from alignbench.diffusion.lookahead import without_gaussian_steps, without_signal
 from alignbench.diffusion.particles import for_particles, particle_keys
 from alignbench.diffusion.rollout import TestTimeSampler, begin, step_noise
-from alignbench.diffusion.variance_exploding import Flow, spread
+from alignbench.diffusion.variance_exploding import ProbabilityFlow, spread_levels
 from alignbench.fields import at_least_one, positive
 from alignbench.meter import Cost
 from alignbench.quantities import expand
@@ -93,19 +93,19 @@ class Demon:
 
         return TestTimeSampler(draw, about, n)
 
-    def flow(self, problem: Problem) -> Flow:
+    def flow(self, problem: Problem) -> ProbabilityFlow:
         sampling = problem.sampling
         steps = problem.pipeline.timesteps(self.steps or sampling.steps)
-        return Flow(problem.pipeline, steps, sampling.guidance, self.stochasticity)
+        return ProbabilityFlow(problem.pipeline, steps, sampling.guidance, self.stochasticity)
 
-    def turn(self, flow: Flow) -> int:
+    def turn(self, flow: ProbabilityFlow) -> int:
         """The level from which on the ODE runs: the first below `ode_after`, at the latest the last noisy one."""
         below = [i for i, sigma in enumerate(flow.sigma) if sigma < self.ode_after]
         return min([*below, len(flow.steps) - 1])
 
     def levels(self, first: int, last: int) -> list[int]:
         """The levels of the ODE that values a candidate at level `first`."""
-        return spread(first, last, math.ceil(self.value_steps * (last - first) / last))
+        return spread_levels(first, last, math.ceil(self.value_steps * (last - first) / last))
 
     def cost(self, problem: Problem) -> Cost:
         """Of an image."""

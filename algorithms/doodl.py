@@ -32,15 +32,15 @@ from torch import Tensor
 
 from alignbench import Key, Problem, Prompt, Sampler, Samples, Sampling, Start
 from alignbench.diffusion.affordable import largest
-from alignbench.diffusion.edict import MIXING, Edict
+from alignbench.diffusion.edict import Edict
 from alignbench.diffusion.lookahead import (
-    KEPT,
+    ROOM_FOR_GRADIENTS,
     rewards_of,
     without_gaussian_steps,
     without_gradient,
     without_signal,
 )
-from alignbench.diffusion.recompute import sweep
+from alignbench.diffusion.recompute import chain_gradient
 from alignbench.diffusion.rollout import Chain, TestTimeSampler, begin, transition
 from alignbench.fields import at_least_one, positive
 from alignbench.keys import normal
@@ -57,7 +57,7 @@ class DOODL:
     updates: int = 50
     chain: Literal["edict", "recompute"] = "edict"
     steps: int | None = 50  # of the chain; None: as in evaluation
-    mixing: float = MIXING  # of the EDICT pair
+    mixing: float = 0.93  # of the EDICT pair
     learning_rate: float = 0.5  # acts before the clip
     clip: float = 1e-3  # of the gradient, element by element
     momentum: float = 0.9
@@ -85,7 +85,7 @@ class DOODL:
             z, best = chain.latents, None
             norm, velocity = z.flatten(1).norm(dim=1), torch.zeros_like(z)
             for k in range(self.updates):
-                swept = sweep(chain.steps, z, lambda end: self.reward(problem, end, prompts))
+                swept = chain_gradient(chain.steps, z, lambda end: self.reward(problem, end, prompts))
                 best = better(best, Iterate(self.rendered(swept.end), swept.values[0]))
                 velocity = self.momentum * velocity + step_of(swept.gradient, self.learning_rate, self.clip)
                 xi = normal([key("perturbation", k) for key in keys], z.shape[1:]).to(z)
@@ -97,7 +97,7 @@ class DOODL:
             x0 = better(best, Iterate(self.rendered(end.detach()), values[0])).x0
             return Samples(problem.pipeline.decode(x0), x0)
 
-        return TestTimeSampler(draw, about, KEPT * (2 if self.chain == "edict" else 1))
+        return TestTimeSampler(draw, about, ROOM_FOR_GRADIENTS * (2 if self.chain == "edict" else 1))
 
     def steps_of(self, problem: Problem, begun: Chain, sampling: Sampling) -> Steps:
         """The chain from z to the clean latents, or to a clean pair of them."""

@@ -47,7 +47,16 @@ from torch.optim import Optimizer
 
 from alignbench import Key, Policy, Probe, Problem, Prompt, Sampler, Sampling
 from alignbench.devices import chunked
-from alignbench.diffusion.episodes import Episode, Moves, clipped_loss, collect, collect_all, drawn, joined, moves_of
+from alignbench.diffusion.episodes import (
+    Episode,
+    Moves,
+    clipped_loss,
+    collect,
+    collect_all,
+    draw_prompts,
+    joined,
+    moves_of,
+)
 from alignbench.diffusion.optimisers import Tuned, set_rate, tuning_of
 from alignbench.diffusion.rollout import PipelineSampler, Trajectory, path_divergence, rollout
 from alignbench.diffusion.transition import Reduction, divergence, log_density, std_of
@@ -122,7 +131,9 @@ class DPOK:
         state = {"policy": policy, "optimiser": optimiser, "value": value, "value_optimiser": value_optimiser}
         for current in problem.rounds(self.rounds, state):
             set_rate(optimiser, self.learning_rate * (1 - current.index / self.rounds if self.anneal else 1))
-            prompts = drawn(problem.prompts, current.key("prompts"), self.samples_per_round, self.samples_per_prompt)
+            prompts = draw_prompts(
+                problem.prompts, current.key("prompts"), self.samples_per_round, self.samples_per_prompt
+            )
             places = current.shard(range(len(prompts)))
             keys, mine = [current.key("sample", i) for i in places], [prompts[i] for i in places]
             episodes = collect_all(problem, policy, mine, keys, sampling, self.batch, self.reduction, self.lookahead)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from alignbench import Key, Pipeline, Policy, Probe, Problem, Prompt, Sampler
 from alignbench.devices import chunked
-from alignbench.diffusion.episodes import drawn
+from alignbench.diffusion.episodes import draw_prompts
 from alignbench.diffusion.objectives import denoising_error, noising
 from alignbench.diffusion.optimisers import Tuned, tuning_of
 from alignbench.diffusion.rollout import PipelineSampler
@@ -75,7 +75,9 @@ class RewardWeightedRegression:
         }
         problem.check(policy, plan, lambda: self.probe(problem, policy))
         for current in problem.rounds(self.rounds, {"policy": policy, "optimiser": optimiser}):
-            prompts = drawn(problem.prompts, current.key("prompts"), self.samples_per_round, self.samples_per_prompt)
+            prompts = draw_prompts(
+                problem.prompts, current.key("prompts"), self.samples_per_round, self.samples_per_prompt
+            )
             places = current.shard(range(len(prompts)))
             mine = [prompts[i] for i in places]
             latents, own = self.sample(problem, policy, mine, [current.key("sample", i) for i in places])

@@ -43,7 +43,7 @@ from alignbench.diffusion.particles import (
     rows_of,
     systematic,
 )
-from alignbench.diffusion.rollout import TestTimeSampler, begin, drawn
+from alignbench.diffusion.rollout import TestTimeSampler, begin, take_step
 from alignbench.diffusion.transition import ddim
 from alignbench.fields import at_least_one, positive
 from alignbench.meter import Cost
@@ -100,7 +100,7 @@ class Steering:
         weights = Weights.even(len(prompts), n)
         for i in range(first, len(steps)):
             prediction = pipeline.predict(x, int(steps[i].t), condition, sampling.guidance)
-            x = drawn(ddim(prediction, steps[i], sampling.eta), own, i)
+            x = take_step(ddim(prediction, steps[i], sampling.eta), own, i)
             if self.checks(i, len(steps)):
                 rewards = problem.reward(pipeline.decode(prediction.x0), asked).cpu().reshape(-1, n)
                 weights = weights.times(self.potential, rewards / self.beta)

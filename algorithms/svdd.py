@@ -30,7 +30,7 @@ from alignbench import Key, Problem, Prompt, Sampler, Samples, Sampling, Start
 from alignbench.diffusion.affordable import largest
 from alignbench.diffusion.lookahead import without_gaussian_steps
 from alignbench.diffusion.particles import categorical, for_particles, particle_keys, rows_of
-from alignbench.diffusion.rollout import TestTimeSampler, begin, drawn
+from alignbench.diffusion.rollout import TestTimeSampler, begin, take_step
 from alignbench.diffusion.transition import Transition, ddim
 from alignbench.fields import at_least_one, positive
 from alignbench.meter import Cost
@@ -65,12 +65,12 @@ class SVDD:
             own, (asked, _), crowd = particle_keys(keys, m), for_particles(prompts, None, m), condition.repeat(m)
             prediction = pipeline.predict(x, int(steps[first].t), condition, sampling.guidance)
             for i in range(first, len(steps) - 1):
-                x = drawn(repeated(ddim(prediction, steps[i], sampling.eta), m), own, i)
+                x = take_step(repeated(ddim(prediction, steps[i], sampling.eta), m), own, i)
                 ahead = pipeline.predict(x, int(steps[i + 1].t), crowd, sampling.guidance)
                 values = problem.reward(pipeline.decode(ahead.x0), asked).cpu().reshape(-1, m)
                 rows = rows_of(self.chosen(values, [key("choice", i) for key in keys])[:, None], m)
                 x, prediction = x[rows], ahead[rows]
-            x = drawn(ddim(prediction, steps[len(steps) - 1], sampling.eta), keys, len(steps) - 1)
+            x = take_step(ddim(prediction, steps[len(steps) - 1], sampling.eta), keys, len(steps) - 1)
             return Samples(pipeline.decode(x), x)
 
         return TestTimeSampler(draw, {"kind": "svdd", **sampling.as_dict(), **fields}, m)

@@ -33,7 +33,7 @@ from torch import Tensor
 from alignbench import Key, Prediction, Problem, Prompt, Sampler, Samples, Sampling, Start
 from alignbench.diffusion.affordable import largest
 from alignbench.diffusion.lookahead import (
-    KEPT,
+    ROOM_FOR_GRADIENTS,
     rewards_of,
     shift_per_gradient,
     slope,
@@ -41,7 +41,7 @@ from alignbench.diffusion.lookahead import (
     without_gradient,
     without_signal,
 )
-from alignbench.diffusion.rollout import TestTimeSampler, begin, drawn
+from alignbench.diffusion.rollout import TestTimeSampler, begin, take_step
 from alignbench.diffusion.transition import Transition, ddim, std_of
 from alignbench.fields import at_least_one, positive
 from alignbench.keys import normal
@@ -87,13 +87,13 @@ class UniversalGuidance:
                 for k in range(self.recurrence):
                     own = [key("recurrence", k) for key in keys] if k else keys
                     tilt = self.log_tilt(problem, prompts, steps[i], [key("smoothing", i) for key in own])
-                    after = drawn(self.guided(problem, x, steps[i], condition, sampling, tilt), own, i)
+                    after = take_step(self.guided(problem, x, steps[i], condition, sampling, tilt), own, i)
                     if k + 1 < self.recurrence:
                         x = renoised(after, steps[i], normal([key("renoise", i) for key in own], x.shape[1:]))
                 x = after
             return Samples(pipeline.decode(x), x)
 
-        return TestTimeSampler(draw, about, KEPT * (self.smoothing_samples if self.smoothing else 1))
+        return TestTimeSampler(draw, about, ROOM_FOR_GRADIENTS * (self.smoothing_samples if self.smoothing else 1))
 
     def guided(
         self,

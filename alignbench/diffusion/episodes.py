@@ -1,4 +1,4 @@
-"""What training algorithms share: what is tuned and how, the denoising error, and episodes that earn a reward."""
+"""Episodes: sampled paths that earn a reward, the prompts they are asked for, and their moves one by one."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from alignbench.interface import (
     Problem,
     Prompt,
     Prompts,
+    Round,
     Sampling,
 )
 from alignbench.keys import Key
@@ -124,9 +125,25 @@ def repeated(prompts: Sequence[Any], times: int, count: int) -> list[Any]:
     return [prompt for prompt in prompts for _ in range(times)][:count]
 
 
-def drawn(prompts: Prompts, key: Key, count: int, times: int = 1) -> list[Prompt]:
+def draw_prompts(prompts: Prompts, key: Key, count: int, times: int = 1) -> list[Prompt]:
     """`count` prompts drawn from those to train on, each `times` times in a row."""
     return repeated(prompts.sample(key, -(-count // times)), times, count)
+
+
+class PromptShare(NamedTuple):
+    """The prompts that all processes sample together, and this process's share of them."""
+
+    prompts: list[Prompt]
+    places: Sequence[int]  # of those that are this process's
+    mine: list[Prompt]
+    keys: list[Key]  # one for each of mine
+
+
+def share_prompts(problem: Problem, current: Round, key: Key, count: int, times: int = 1) -> PromptShare:
+    """`draw_prompts` under a key of the round, shared among processes."""
+    prompts = draw_prompts(problem.prompts, key("prompts"), count, times)
+    places = current.shard(range(len(prompts)))
+    return PromptShare(prompts, places, [prompts[i] for i in places], [key("sample", i) for i in places])
 
 
 def clipped_loss(
@@ -138,3 +155,8 @@ def clipped_loss(
     """max(−A ρ, −A clip(ρ, 1 − ε, 1 + ε)) with ρ = p_θ / p_old (PPO, Schulman et al. 2017)."""
     ratio = (log_prob - old_log_prob).exp()
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
+def clip_fraction(log_ratio: Float[Tensor, " n"], clip: float) -> float:
+    """The share of moves whose ratio has left its range [1 − ε, 1 + ε]."""
+    return float(((log_ratio.exp() - 1).abs() > clip).float().mean())
