@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Episode,
         Moves,
         PromptShare,
+        PromptStatistics,
         clip_fraction,
         clipped_loss,
         collect,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         joined,
         moves_of,
         repeated,
+        sample_rewarded,
         share_prompts,
     )
     from alignbench.diffusion.lookahead import (
@@ -77,17 +79,19 @@ if TYPE_CHECKING:
         step_noise,
         take_step,
         transition,
+        watched_kl,
     )
     from alignbench.diffusion.training import (
         PairTraining,
         PolicyGradient,
         Training,
         pairs_of,
+        shuffled_parts,
         without_pairs,
         without_prompts,
     )
     from alignbench.diffusion.transition import Reduction, Transition, ddim, divergence, log_density, std_of
-    from alignbench.diffusion.value import Value
+    from alignbench.diffusion.value import Experience, Value, foreseen_rewards, sum_of_later
     from alignbench.diffusion.variance_exploding import ProbabilityFlow, spread_levels
     from alignbench.downloads import File, hub_file
     from alignbench.errors import AlignbenchError, Diverged, InputError, RunError, Unsupported

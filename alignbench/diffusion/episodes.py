@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench.devices import chunked
-from alignbench.diffusion.rollout import Trajectory, rollout
+from alignbench.diffusion.rollout import PipelineSampler, Trajectory, rollout
 from alignbench.diffusion.transition import Reduction, Transition, ddim
 from alignbench.interface import (
     Pipeline,
@@ -72,6 +73,20 @@ def collect_all(
     ]
 
 
+@torch.no_grad()
+def sample_rewarded(
+    problem: Problem, pipeline: Pipeline, prompts: Sequence[Prompt], keys: Sequence[Key], batch: int
+) -> tuple[Float[Tensor, n * latent], Float[Tensor, " n"]]:
+    """One image of each prompt as latents, sampled as in evaluation, and what it earns."""
+    sampler, latents, rewards = PipelineSampler(pipeline, problem.sampling), [], []
+    for part in chunked(range(len(prompts)), batch):
+        some = [prompts[i] for i in part]
+        samples = sampler(some, [keys[i] for i in part])
+        latents.append(samples.latents)
+        rewards.append(problem.reward(samples.images, some).cpu())
+    return torch.cat(latents), torch.cat(rewards)
+
+
 def joined(episodes: Sequence[Episode]) -> Episode:
     """Episodes of one sampling as one, without their x0 estimates."""
     paths = [episode.path for episode in episodes]
@@ -83,6 +98,32 @@ def joined(episodes: Sequence[Episode]) -> Episode:
         x0=None,
     )
     return Episode(whole, torch.cat([episode.rewards for episode in episodes]))
+
+
+class PromptStatistics:
+    """The last rewards of each prompt, and how a reward compares with them (DDPO, Black et al. 2023)."""
+
+    def __init__(self, buffer: int, min_count: int) -> None:
+        self.buffer, self.min_count = buffer, min_count
+        self.rewards: dict[str, deque[float]] = {}
+
+    def advantages(self, prompts: Sequence[str], rewards: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Remember these rewards, then standardise each by its prompt's statistics, or by the round's."""
+        for prompt, reward in zip(prompts, rewards.tolist(), strict=True):
+            self.rewards.setdefault(prompt, deque(maxlen=self.buffer)).append(reward)
+        whole = rewards.double()
+        result = torch.empty_like(whole)
+        for i, prompt in enumerate(prompts):
+            own = torch.tensor(self.rewards[prompt], dtype=torch.float64)
+            group = own if len(own) >= self.min_count else whole
+            result[i] = (whole[i] - group.mean()) / (group.std(correction=0) + 1e-6)
+        return result.float()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {prompt: list(values) for prompt, values in self.rewards.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rewards = {prompt: deque(values, maxlen=self.buffer) for prompt, values in state.items()}
 
 
 class Moves(NamedTuple):

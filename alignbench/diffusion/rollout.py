@@ -211,6 +211,11 @@ def path_divergence(policy: Policy, trajectory: Trajectory) -> Float[Tensor, " b
     return total
 
 
+def watched_kl(policy: Policy, trajectory: Trajectory) -> Float[Tensor, ""]:
+    """The mean `path_divergence` of a round's first images, for the training curve."""
+    return path_divergence(policy, trajectory.first(WATCHED_IMAGES)).mean()
+
+
 def density_of_chain(
     pipeline: Pipeline, prompts: Sequence[Prompt], keys: Sequence[Key], sampling: Sampling
 ) -> Float[Tensor, " n"]:

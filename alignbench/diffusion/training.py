@@ -6,17 +6,21 @@ value that is its paper's alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from torch.optim import Optimizer
 
+from alignbench.devices import chunked
 from alignbench.diffusion.optimisers import OptimiserName, Tuned, optimiser_of, tuning_of
 from alignbench.diffusion.transition import std_of
 from alignbench.errors import Unsupported
 from alignbench.fields import at_least_one, not_negative, positive
 from alignbench.interface import Pairs, Policy, Problem, Sampling
-from alignbench.keys import epochs
+from alignbench.keys import Key, epochs
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,15 @@ class Training:
         """A policy that equals the model so far, and what will move it."""
         policy = problem.pipeline.adapt(tuning_of(self.tuning, self.rank), problem.key("adapter"))
         return policy, optimiser_of(policy.parameters(), optimiser, self.learning_rate, self.weight_decay)
+
+    def plan(self, what: str, count: int, passes: int = 1) -> dict[str, float]:
+        """What the check at the start prints, of a method that makes `count` images or pairs a round."""
+        return {
+            f"{what} a round": count,
+            "updates a round": self.updates_per_round * passes,
+            f"{what} an update": -(-count // self.updates_per_round),
+            "learning rate": self.learning_rate,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +112,12 @@ class PairTraining(Training):
     def order(self, problem: Problem, pairs: Pairs, update: int) -> list[int]:
         """The pairs of an update, numbered from 0: the next of an endless order of all of them."""
         return epochs(problem.key("order"), len(pairs), update * self.pairs_per_update, self.pairs_per_update)
+
+
+def shuffled_parts(items: Sequence[T], key: Key, count: int) -> list[Sequence[T]]:
+    """A pass over items in random order, in `count` updates of one size; the last may be smaller."""
+    order = [items[i] for i in key.permutation(len(items))]
+    return chunked(order, -(-len(order) // count))
 
 
 def without_prompts(problem: Problem, method: str) -> str | None:
