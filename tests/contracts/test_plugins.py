@@ -9,10 +9,11 @@ import re
 import sys
 import types
 from importlib import metadata
+from typing import get_type_hints
 
 import pytest
 import torch
-from places import ROOT, TOY
+from places import ROOT, TESTS, TOY
 
 from alignbench import Algorithm, Key, Prompt, Prompts, PromptSet, Sampler, Sampling, plugins
 from alignbench.asking.presets import build_algorithm
@@ -76,6 +77,24 @@ def test_an_algorithm_is_a_frozen_dataclass_that_survives_json(name):
     assert all(field.kw_only for field in dataclasses.fields(algorithm))
     values = json.loads(json.dumps(dataclasses.asdict(algorithm), allow_nan=False))
     assert build_algorithm(name, type(algorithm), "mixture", values)[0] == algorithm
+
+
+# Values that results were made with and papers compared by, as they were when the shared fields got their bases.
+DEFAULTS = json.loads((TESTS / "support" / "defaults.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithms_fields_have_the_names_types_and_values_that_are_published(name):
+    kind, types = plugins.load("algorithms", name), get_type_hints(plugins.load("algorithms", name))
+    found = {
+        field.name: {"default": field.default, "type": str(types[field.name])} for field in dataclasses.fields(kind)
+    }
+    assert found == DEFAULTS[name]["fields"]
+    assert dataclasses.asdict(kind()) == {field: value["default"] for field, value in found.items()}
+    assert (kind.trains, getattr(kind, "learns_from_pairs", False)) == (
+        DEFAULTS[name]["trains"],
+        DEFAULTS[name]["learns_from_pairs"],
+    )
 
 
 def test_a_field_that_may_be_none_is_set_to_none_by_the_word():
