@@ -5,10 +5,8 @@ Paper       Folklore; its divergence from the base model is at most log n − (n
 Objective   x = argmax r(x_j) over x_1 … x_n ~ p_ref(· | prompt).                                               (1)
 Departures  None. The candidates are nested: the first is the base model's image under the same key, and the first n of
             any larger set are the same, so that for every prompt the reward cannot fall as n grows.
-Optimum     Of the exact testbed: missed by design. Its density n F(r)^(n−1) p_ref ranks rewards and forgets their size,
-            where p* weighs them by exp(r/β). With --kernel exact there is nothing else: its KL is log n − (n − 1)/n.
-            How near it comes depends on how the reward is distributed: at n = 8 its excess KL is 0.01 nats on ring and
-            on overlap (curved), 0.19 on gaussian and 0.20 on grid; at n = 64 on gaussian 0.43.
+Optimum     Missed by design: its density n F(r)^(n−1) p_ref ranks rewards and forgets their size, where p* weighs them
+            by exp(r/β).
 Cost        n times the base model's denoiser evaluations and decodes, and n reward evaluations, per image.
 """
 
@@ -24,10 +22,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from alignbench import Key, Problem, Prompt, Reward, Sampler, Samples, Start
-from alignbench.diffusion.affordable import largest
-from alignbench.diffusion.rollout import PipelineSampler
-from alignbench.meter import Cost
+from alignbench import (
+    Cost,
+    Key,
+    PipelineSampler,
+    Problem,
+    Prompt,
+    Reward,
+    Sampler,
+    Samples,
+    Start,
+    at_least_one,
+    largest,
+)
 
 __all__ = ["BestOfN"]
 
@@ -39,8 +46,7 @@ class BestOfN:
     n: int = 4  # images drawn per image kept
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}.")
+        at_least_one(self, "n")
 
     def align(self, problem: Problem) -> Sampler:
         return BestOfNSampler(PipelineSampler(problem.pipeline, problem.sampling), problem.reward, self.n)

@@ -5,16 +5,12 @@ Paper       Yang et al. 2023, "Using Human Feedback to Fine-tune Diffusion Model
 Objective   Two paths of one prompt start from the same x_T; w is the one whose image earns more, l the other. With
             ρ = p_θ(x_s | x_t, c) / p_ref(x_s | x_t, c), its logarithm averaged over the elements of a latent,
                 L(θ) = E_{pair, t}[ −log σ( β (log ρ̄_w − log ρ̄_l) ) ],   ρ̄ = clip(ρ, 1 − ε, 1 + ε).             (1)
-Argument    That of σ is at most β log((1 + ε)/(1 − ε)), 0.020 at the defaults: σ is straight there and weighs each pair
-            by ½, so that (1) is ½ β (log ρ_l − log ρ_w) up to a constant, with a hard mask where ρ has left its range.
-            The loss stays within 0.01 of ln 2 whatever is learned; `reward` and `clip_fraction` say more.
+            At the defaults this is ½ β (log ρ_l − log ρ_w) up to a constant, masked where ρ has left its range.
 Departures  The pairs are ordered by the problem's reward, as in the authors' train_with_rm.py; equal rewards give no
             gradient. Every pair is new, so that the old weights only enter through what they sample. Steps with σ = 0
             have no density and are left out.
-Optimum     Of the exact testbed: not aimed at. (1) has no optimum of its own: ½ β (log ρ_w − log ρ_l) grows until the
-            mask stops a step, so that ε, not β, bounds how far a policy goes from the reference, and rounds decide how
-            far it has gone. On gaussian the preset stops it near the optimum at β = 1 (regret 0.05 nats, all seeds); on
-            grid and overlap it is far from there (regret 6.9 to 7.7 and 2.1 to 2.2).
+Optimum     Not aimed at: (1) has none of its own. ε, not β, bounds how far a policy goes from the reference, and the
+            rounds decide how far it has gone.
 Symbols     n pairs of a batch; a move is one step with σ > 0 of both paths.
 """
 
@@ -22,31 +18,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+from torch.optim import Optimizer
 
-from alignbench import Key, Policy, Probe, Problem, Prompt, Sampler, Sampling
-from alignbench.devices import chunked
-from alignbench.diffusion.episodes import Episode, Moves, collect, joined, moves_of, repeated
-from alignbench.diffusion.optimisers import Tuned, tuning_of
-from alignbench.diffusion.rollout import PipelineSampler, Trajectory, path_divergence
-from alignbench.diffusion.transition import log_density
-from alignbench.fields import at_least_one, positive
+from alignbench import (
+    Episode,
+    Key,
+    Moves,
+    PipelineSampler,
+    Policy,
+    PolicyGradient,
+    Probe,
+    Problem,
+    Prompt,
+    Sampler,
+    Sampling,
+    Trajectory,
+    at_least_one,
+    chunked,
+    clip_fraction,
+    collect,
+    joined,
+    log_density,
+    moves_of,
+    positive,
+    repeated,
+    shuffled_parts,
+    watched_kl,
+    without_prompts,
+)
 
 __all__ = ["D3PO"]
 
-WATCHED = 32  # images of a round whose divergence from the reference is logged: it costs two evaluations an action
-
 
 @dataclass(frozen=True, kw_only=True)
-class D3PO:
-    trains: ClassVar[bool] = True
-
+class D3PO(PolicyGradient):  # which has eta, tuning and rank
     rounds: int = 400  # of sampling and updating
     samples_per_round: int = 40  # two for each pair
     updates_per_round: int = 20  # optimiser steps in one pass over a round's pairs
@@ -54,34 +66,24 @@ class D3PO:
     batch: int = 1  # pairs per forward pass
     beta: float = 0.1  # β of (1)
     clip: float = 0.1  # ε of (1)
-    eta: float = 1.0  # noise of the sampled paths
     steps: int | None = None  # of the sampled paths; None: as in evaluation (the authors: 20)
     learning_rate: float = 3e-5
     weight_decay: float = 1e-4
     max_norm: float = 1.0  # of the gradient
-    tuning: Tuned = "lora"
-    rank: int = 4  # of the LoRA
 
     def __post_init__(self) -> None:
-        at_least_one(self, "rounds", "samples_per_round", "updates_per_round", "passes", "batch", "rank")
-        positive(self, "beta", "clip", "learning_rate", "max_norm")
+        super().__post_init__()
+        at_least_one(self, "passes")
+        positive(self, "beta", "clip")
         if self.samples_per_round % 2:
             raise ValueError(f"samples_per_round must be even, two for each pair, got {self.samples_per_round}.")
         if self.clip >= 1:
             raise ValueError(f"clip must lie below 1, got {self.clip}.")
-        if not 0 < self.eta <= 1:
-            raise ValueError(f"eta must lie in (0, 1], got {self.eta}: without noise a path has no density.")
 
     def align(self, problem: Problem) -> Sampler:
-        policy = problem.pipeline.adapt(tuning_of(self.tuning, self.rank), problem.key("adapter"))
-        optimiser = torch.optim.AdamW(policy.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        sampling = replace(problem.sampling, eta=self.eta, steps=self.steps or problem.sampling.steps)
-        plan = {
-            "pairs a round": self.samples_per_round // 2,
-            "updates a round": self.updates_per_round * self.passes,
-            "pairs an update": -(-(self.samples_per_round // 2) // self.updates_per_round),
-            "learning rate": self.learning_rate,
-        }
+        policy, optimiser = self.start(problem)
+        sampling = self.path_sampling(problem)
+        plan = self.plan("pairs", self.samples_per_round // 2, self.passes)
         problem.check(policy, plan, lambda: self.probe(problem, policy, sampling))
         for current in problem.rounds(self.rounds, {"policy": policy, "optimiser": optimiser}):
             prompts = problem.prompts.sample(current.key("prompts"), self.samples_per_round // 2)
@@ -91,8 +93,8 @@ class D3PO:
             ]
             path, rewards = joined(episodes)
             pairs = ordered(rewards)
-            shown = {"reward": problem.gather(rewards).mean(), "ties": 1 - 2 * len(pairs) / len(rewards)}
-            shown["kl"] = path_divergence(policy, path.first(WATCHED)).mean()
+            shown: dict[str, float | Tensor] = {"reward": problem.gather(rewards).mean()}
+            shown |= {"ties": 1 - 2 * len(pairs) / len(rewards), "kl": watched_kl(policy, path)}
             if pairs:
                 updates = [
                     update
@@ -116,20 +118,18 @@ class D3PO:
         self,
         problem: Problem,
         policy: Policy,
-        optimiser: torch.optim.Optimizer,
+        optimiser: Optimizer,
         path: Trajectory,
         pairs: Sequence[tuple[int, int]],
         key: Key,
     ) -> list[Update]:
         """One pass over a round's pairs in `updates_per_round` optimiser steps."""
-        order = [pairs[i] for i in key.permutation(len(pairs))]
         done = []
-        for part in chunked(order, -(-len(order) // self.updates_per_round)):
+        for part in shuffled_parts(pairs, key, self.updates_per_round):
             seen: list[Seen] = []
             norm = problem.step(self.losses(policy, path, part, seen), optimiser, self.max_norm)
-            log_ratio = torch.cat([s.log_ratio for s in seen])
-            outside = ((log_ratio.exp() - 1).abs() > self.clip).float().mean()
-            done.append(Update(float(torch.cat([s.loss for s in seen]).mean()), float(outside), norm))
+            log_ratio, loss = (torch.cat(parts) for parts in zip(*seen, strict=True))
+            done.append(Update(float(loss.mean()), clip_fraction(log_ratio, self.clip), norm))
         return done
 
     def losses(
@@ -147,9 +147,7 @@ class D3PO:
                 yield loss.sum() / (len(pairs) * actions)
 
     def unsupported(self, problem: Problem) -> str | None:
-        if not problem.prompts:
-            return "D3PO draws prompts to train on, and none were named; pass --train-prompts."
-        return None
+        return without_prompts(problem, "D3PO")
 
 
 class Seen(NamedTuple):

@@ -10,12 +10,9 @@ Objective   A high reward by the choice of the SDE's noise. At each step `candid
 Departures  τ = None is the spread of the R_k of this step and image; the released code freezes that of the first step.
             One candidate, or equal values, give w_k = 1 (the code divides by zero, or by the spread of one). With
             shell=False, z* is Σ w_k z_k / ‖w‖, a standard normal for fixed weights: normals live on the shell in many
-            dimensions only. Levels are those of the pipeline's own sampling steps, not Karras' spacing. `value_steps`
-            spread over all levels; from a level on the way, as large a share of those left; 1 is the one-step estimate.
-Optimum     Of the exact testbed, where neither rule has a β: the softmax at τ = 1, 25 steps of the SDE with 1/σ, has a
-            regret of 0.21 to 0.25 nats on grid and 0.16 to 0.23 on grid64: it stays on the frontier, but beyond β = 1
-            (a KL of 1.5 for 1.15). Its tilts add up over steps, so τ, their number and the SDE set the strength
-            together. "tanh" pushes away from bad noise too: 0.41, a third of a nat off the frontier.
+            dimensions only. Levels are those of the pipeline's own sampling steps, not Karras' spacing.
+Optimum     Not aimed at: neither rule has a β. Its tilts add up over steps, so that τ, their number and the SDE set the
+            strength together.
 Cost        For each step above `ode_after`, `candidates` times an SDE step and an ODE, and two evaluations more.
 Symbols     b prompts of a batch, k candidates of each, D elements of a latent.
 """
@@ -31,15 +28,29 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench import Key, Problem, Prompt, Sampler, Samples, Start
-from alignbench.diffusion.affordable import largest
-from alignbench.diffusion.lookahead import without_gaussian_steps, without_signal
-from alignbench.diffusion.particles import for_particles, particle_keys
-from alignbench.diffusion.rollout import TestTimeSampler, begin, step_noise
-from alignbench.diffusion.variance_exploding import Flow, spread
-from alignbench.fields import at_least_one, positive
-from alignbench.meter import Cost
-from alignbench.quantities import expand
+from alignbench import (
+    Cost,
+    Key,
+    ProbabilityFlow,
+    Problem,
+    Prompt,
+    Sampler,
+    Samples,
+    Start,
+    TestTimeSampler,
+    at_least_one,
+    begin,
+    expand,
+    for_particles,
+    largest,
+    not_negative,
+    particle_keys,
+    positive,
+    spread_levels,
+    step_noise,
+    without_gaussian_steps,
+    without_signal,
+)
 
 __all__ = ["Demon"]
 
@@ -57,7 +68,8 @@ class Demon:
     shell: bool = True
     stochasticity: float | None = 0.1  # of the SDE; None: 1/σ, the reverse of the noising process
     ode_after: float = 0.11  # level σ below which the ODE runs to the end
-    value_steps: int = 20  # of the ODE that values a candidate at the noisiest level
+    # Of the ODE that values a candidate at the noisiest level; from a level on the way, as large a share of those left.
+    value_steps: int = 20  # 1 is the one-step estimate
     steps: int | None = 64  # of sampling; None: as in evaluation
 
     def __post_init__(self) -> None:
@@ -65,8 +77,7 @@ class Demon:
         for name in ("temperature", "stochasticity"):
             if getattr(self, name) is not None:
                 positive(self, name)
-        if self.ode_after < 0:
-            raise ValueError(f"ode_after must not be negative, got {self.ode_after}.")
+        not_negative(self, "ode_after")
 
     def align(self, problem: Problem) -> Sampler:
         fields = {name: getattr(self, name) for name in ("candidates", "rule", "temperature", "value_steps")}
@@ -93,19 +104,19 @@ class Demon:
 
         return TestTimeSampler(draw, about, n)
 
-    def flow(self, problem: Problem) -> Flow:
+    def flow(self, problem: Problem) -> ProbabilityFlow:
         sampling = problem.sampling
         steps = problem.pipeline.timesteps(self.steps or sampling.steps)
-        return Flow(problem.pipeline, steps, sampling.guidance, self.stochasticity)
+        return ProbabilityFlow(problem.pipeline, steps, sampling.guidance, self.stochasticity)
 
-    def turn(self, flow: Flow) -> int:
+    def turn(self, flow: ProbabilityFlow) -> int:
         """The level from which on the ODE runs: the first below `ode_after`, at the latest the last noisy one."""
         below = [i for i, sigma in enumerate(flow.sigma) if sigma < self.ode_after]
         return min([*below, len(flow.steps) - 1])
 
     def levels(self, first: int, last: int) -> list[int]:
         """The levels of the ODE that values a candidate at level `first`."""
-        return spread(first, last, math.ceil(self.value_steps * (last - first) / last))
+        return spread_levels(first, last, math.ceil(self.value_steps * (last - first) / last))
 
     def cost(self, problem: Problem) -> Cost:
         """Of an image."""

@@ -8,18 +8,15 @@ Objective   For a pair x_0^w ≻ x_0^l of one prompt c, a timestep t and noise �
                 z(θ) = −(β / 2) [(L(x^w) − R(x^w)) − (L(x^l) − R(x^l))]                                        (1)
                 loss = −E log σ(z)                                                                              (2)
             the evidence-bound form of DPO. A kept tie (label ½) counts half to either side.
-Optimum     Of the exact testbed, whose labels follow Bradley and Terry at β = 1: p* is the optimum of DPO itself; (1)
-            puts one noised level, all weighted alike, in place of the likelihood, so that it is only neared. With
-            β / (2 D) = 5, the size of the bound's weights summed over timesteps, the regret is 0.03 to 0.12 nats on
-            gaussian. On grid, where mass has to move between modes, it stops far from the optimum (5.9 to 6.3); on
-            overlap at 0.7 to 0.9; on grid64, where the same β weighs less, at 0.6.
-Units       `beta` is that of the authors' code: means over elements and the factor ½. In the paper's own formula (sums,
-            no ½) it is β / (2 D), printed at the start: 0.15 for Stable Diffusion at 512 pixels, 0.04 for SDXL at 1024.
 Departures  LoRA by default (the authors train every weight: tuning="full"), with the adapter switched off as reference:
             no second model, and both run in one precision; errors in float32 (the authors' reference is a copy in half
-            precision, whose rounding alone moves z by 0.06 at β = 5000). Latents are the posterior mean. No flips.
-            Conditions are dropped per pair, for both images. The learning rate is the one the authors' launchers reach
-            after scaling by the batch, 1e-8 · 2048; the paper's text names another by a factor of a thousand.
+            precision). Latents are the posterior mean. No flips. Conditions are dropped per pair, for both images. The
+            learning rate is the one the authors' launchers reach after scaling by the batch, 1e-8 · 2048; the paper's
+            text names another by a factor of a thousand.
+Optimum     Neared: p* is that of DPO itself, but (1) puts one noised level, all weighted alike, in place of the
+            likelihood.
+Units       `beta` is that of the authors' code: means over elements and the factor ½. In the paper's own formula (sums,
+            no ½) it is β / (2 D), printed at the start: 0.15 for Stable Diffusion at 512 pixels, 0.04 for SDXL at 1024.
 Symbols     B pairs of a batch.
 """
 
@@ -28,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -39,60 +36,43 @@ from alignbench import (
     Key,
     PairBatch,
     Pairs,
+    PairTraining,
+    PipelineSampler,
     Policy,
     Probe,
     Problem,
     Sampler,
-    Unsupported,
+    first_batch,
+    keyed_batches,
+    noising,
+    pair_errors,
+    pairs_of,
+    positive,
+    set_rate,
+    warmed_up,
+    without_pairs,
 )
-from alignbench.diffusion.objectives import first_batch, keyed_batches, noising, pair_errors
-from alignbench.diffusion.optimisers import OptimiserName, Tuned, optimiser_of, set_rate, tuning_of, warmed_up
-from alignbench.diffusion.rollout import PipelineSampler
-from alignbench.fields import at_least_one, positive
-from alignbench.keys import epochs
 
 __all__ = ["DiffusionDPO"]
 
-NO_PAIRS = (
-    "Diffusion-DPO learns from preference pairs; pass --pairs, or --train-prompts and --reward to have some made."
-)
+METHOD = "Diffusion-DPO"
 BUCKETS = 4  # of timesteps, in each of which the accuracy is logged
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionDPO:
-    trains: ClassVar[bool] = True
-    learns_from_pairs: ClassVar[bool] = True
-
-    rounds: int = 200  # a checkpoint after each
-    updates_per_round: int = 10  # optimiser steps
-    pairs_per_update: int = 2048
+class DiffusionDPO(PairTraining):  # which has what both of the paper's methods share
     batch: int = 4  # pairs per forward pass
     beta: float = 5000.0  # see Units
-    caption_dropout: float = 0.2  # share of pairs shown without their prompt
     learning_rate: float = 2.048e-5
-    warmup: int = 500  # updates over which the learning rate rises
-    anneal: bool = False  # let the learning rate fall linearly to zero afterwards
-    optimiser: OptimiserName = "adamw"  # the authors' SDXL run: adafactor
-    weight_decay: float = 1e-2
-    max_norm: float = 1.0  # of the gradient
-    tuning: Tuned = "lora"
-    rank: int = 8  # of the LoRA
+    anneal: bool = False  # let the learning rate fall linearly to zero after the warm-up
 
     def __post_init__(self) -> None:
-        at_least_one(self, "rounds", "updates_per_round", "pairs_per_update", "batch", "rank")
-        positive(self, "beta", "learning_rate", "max_norm")
-        if not 0 <= self.caption_dropout < 1:
-            raise ValueError(f"caption_dropout must lie in [0, 1), got {self.caption_dropout}.")
-        if self.warmup < 0:
-            raise ValueError(f"warmup must not be negative, got {self.warmup}.")
+        super().__post_init__()
+        positive(self, "beta")
 
     def align(self, problem: Problem) -> Sampler:
-        pairs = problem.pairs
-        if pairs is None:
-            raise Unsupported(NO_PAIRS)
-        policy = problem.pipeline.adapt(tuning_of(self.tuning, self.rank), problem.key("adapter"))
-        optimiser = optimiser_of(policy.parameters(), self.optimiser, self.learning_rate, self.weight_decay)
+        pairs = pairs_of(problem, METHOD)
+        policy, optimiser = self.start(problem, self.optimiser)
         plan = {
             "pairs": len(pairs),
             "pairs an update": self.pairs_per_update,
@@ -107,10 +87,9 @@ class DiffusionDPO:
             for k in range(self.updates_per_round):
                 update = current.index * self.updates_per_round + k
                 set_rate(optimiser, self.rate(update))
-                order = epochs(problem.key("order"), len(pairs), update * self.pairs_per_update, self.pairs_per_update)
-                losses = self.losses(
-                    policy, pairs, order, current.shard(range(len(order))), current.key("update", k), seen
-                )
+                order = self.order(problem, pairs, update)
+                places = current.shard(range(len(order)))
+                losses = self.losses(policy, pairs, order, places, current.key("update", k), seen)
                 norm = problem.step(losses, optimiser, self.max_norm)
             current.log(gradient_norm=norm, **summary(seen, policy.train_timesteps))
         return PipelineSampler(policy, problem.sampling)
@@ -144,7 +123,7 @@ class DiffusionDPO:
         return Probe(loss.mean(), {"the loss": (loss, math.log(2)), "z": (seen.z, 0.0)})
 
     def unsupported(self, problem: Problem) -> str | None:
-        return NO_PAIRS if problem.pairs is None else None
+        return without_pairs(problem, METHOD)
 
 
 class Seen(NamedTuple):

@@ -12,9 +12,8 @@ Departures  The best iterate of every image is rendered (the authors' last updat
             gradient is half of that one's, which is the default learning_rate. Any reward stands in for their losses.
             `chain="recompute"` is plain DDIM (η = 0): half the evaluations, and as their code keeps every state anyway,
             nothing is lost.
-Optimum     Of the exact testbed: not aimed at. Every start climbs to a mode near it and keeps its share of the mass, so
-            ten updates have a regret of 0.62 to 0.71 nats on grid, half a nat of it off the frontier, and 1.3 to 1.4 on
-            grid64, where a step of the same length goes less far. What it is for is one image at a time.
+Optimum     Not aimed at: every start climbs to a mode near it and keeps its share of the mass. It is for one image at a
+            time.
 Cost        (updates + 1) chains forward, and for each update one more forward and one backward; EDICT's chain takes two
             evaluations a step. The activations of one step are held at a time, and one latent (or pair) of every step.
 """
@@ -30,22 +29,33 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench import Key, Problem, Prompt, Sampler, Samples, Sampling, Start
-from alignbench.diffusion.affordable import largest
-from alignbench.diffusion.edict import MIXING, Edict
-from alignbench.diffusion.lookahead import (
-    KEPT,
+from alignbench import (
+    ROOM_FOR_GRADIENTS,
+    Chain,
+    Cost,
+    Edict,
+    Key,
+    Problem,
+    Prompt,
+    Sampler,
+    Samples,
+    Sampling,
+    Start,
+    TestTimeSampler,
+    at_least_one,
+    begin,
+    chain_gradient,
+    expand,
+    largest,
+    normal,
+    not_negative,
+    positive,
     rewards_of,
+    transition,
     without_gaussian_steps,
     without_gradient,
     without_signal,
 )
-from alignbench.diffusion.recompute import sweep
-from alignbench.diffusion.rollout import Chain, TestTimeSampler, begin, transition
-from alignbench.fields import at_least_one, positive
-from alignbench.keys import normal
-from alignbench.meter import Cost
-from alignbench.quantities import expand
 
 __all__ = ["DOODL"]
 
@@ -57,7 +67,7 @@ class DOODL:
     updates: int = 50
     chain: Literal["edict", "recompute"] = "edict"
     steps: int | None = 50  # of the chain; None: as in evaluation
-    mixing: float = MIXING  # of the EDICT pair
+    mixing: float = 0.93  # of the EDICT pair
     learning_rate: float = 0.5  # acts before the clip
     clip: float = 1e-3  # of the gradient, element by element
     momentum: float = 0.9
@@ -67,12 +77,11 @@ class DOODL:
     def __post_init__(self) -> None:
         at_least_one(self, "updates")
         positive(self, "learning_rate", "clip")
+        not_negative(self, "perturbation")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}.")
         if not 0 < self.mixing <= 1:
             raise ValueError(f"mixing must lie in (0, 1], got {self.mixing}.")
-        if self.perturbation < 0:
-            raise ValueError(f"perturbation must not be negative, got {self.perturbation}.")
 
     def align(self, problem: Problem) -> Sampler:
         sampling = self.sampling(problem)
@@ -81,11 +90,11 @@ class DOODL:
         @torch.no_grad()
         def draw(prompts: Sequence[Prompt], keys: Sequence[Key], start: Start | None) -> Samples:
             noise = problem.pipeline.initial_noise(keys)
-            chain = self.steps_of(problem, begin(problem.pipeline, prompts, noise, sampling, start), sampling)
+            chain = self.unrolled(problem, begin(problem.pipeline, prompts, noise, sampling, start), sampling)
             z, best = chain.latents, None
             norm, velocity = z.flatten(1).norm(dim=1), torch.zeros_like(z)
             for k in range(self.updates):
-                swept = sweep(chain.steps, z, lambda end: self.reward(problem, end, prompts))
+                swept = chain_gradient(chain.steps, z, lambda end: self.reward(problem, end, prompts))
                 best = better(best, Iterate(self.rendered(swept.end), swept.values[0]))
                 velocity = self.momentum * velocity + step_of(swept.gradient, self.learning_rate, self.clip)
                 xi = normal([key("perturbation", k) for key in keys], z.shape[1:]).to(z)
@@ -97,20 +106,20 @@ class DOODL:
             x0 = better(best, Iterate(self.rendered(end.detach()), values[0])).x0
             return Samples(problem.pipeline.decode(x0), x0)
 
-        return TestTimeSampler(draw, about, KEPT * (2 if self.chain == "edict" else 1))
+        return TestTimeSampler(draw, about, ROOM_FOR_GRADIENTS * (2 if self.chain == "edict" else 1))
 
-    def steps_of(self, problem: Problem, begun: Chain, sampling: Sampling) -> Steps:
+    def unrolled(self, problem: Problem, begun: Chain, sampling: Sampling) -> Unrolled:
         """The chain from z to the clean latents, or to a clean pair of them."""
         pipeline, condition = problem.pipeline, begun.condition
         places = range(begun.first, len(begun.steps))
         if self.chain == "edict":
             edict = Edict(pipeline, begun.steps, condition, sampling.guidance, self.mixing)
-            return Steps(begun.latents, [twice, *(partial(edict.step, i=i) for i in places)])
+            return Unrolled(begun.latents, [twice, *(partial(edict.step, i=i) for i in places)])
 
         def ddim(x: Tensor, i: int) -> Tensor:
             return transition(pipeline, x, begun.steps[i], condition, sampling).mean
 
-        return Steps(begun.latents, [partial(ddim, i=i) for i in places])
+        return Unrolled(begun.latents, [partial(ddim, i=i) for i in places])
 
     def reward(self, problem: Problem, end: Tensor, prompts: Sequence[Prompt]) -> Float[Tensor, "halves b"]:
         """Summands of the reward that is climbed: r of clean latents; of a pair, half of r of each half."""
@@ -148,7 +157,7 @@ class DOODL:
         return reason or (without_signal(problem, "doodl") if self.chain == "edict" else None)
 
 
-class Steps(NamedTuple):
+class Unrolled(NamedTuple):
     """Where a chain starts, and its steps."""
 
     latents: Float[Tensor, b * latent]

@@ -6,21 +6,16 @@ Paper       DRaFT: Clark et al. 2023, "Directly Fine-Tuning Diffusion Models on 
             https://arxiv.org/abs/2310.03739.
 Objective   x_0 is sampled in T steps from noise that does not depend on θ, x_0 = f_θ(x_T, z, c), and
                 L(θ) = −E_{c, x_T, z}[ r(x_0, c) ]                                                             (1)
-            DRaFT-K differentiates the last K steps alone, with x before them held constant; K = T is the gradient of
-            (1), K = 1 (DRaFT-1) the cheapest. AlignProp draws K uniformly, of all T steps. DRaFT-LV is for K = 1: x_0,
-            held constant, is noised again to the level of the last step with n fresh noises, and
+            DRaFT-K differentiates the last K steps alone; K = T is the gradient of (1), K = 1 the cheapest. AlignProp
+            draws K uniformly, of all T steps. DRaFT-LV is for K = 1: x_0, held constant, is noised again to the level
+            of the last step with n fresh noises, so that one sampled image gives 1 + n gradients of the last step,
                 L(θ) = −E[ (r(x_0, c) + Σ_i r(x_0^i, c)) / (1 + n) ],   x_0^i = last step from x_t^i             (2)
-            so that one sampled image gives 1 + n gradients of the last step.
-Departures  K is drawn once for all images of an update, so that the gradient does not depend on how they are split into
-            forward passes; AlignProp's paper draws one per sample, its first code one at every step anew. (2) is a
-            mean, the paper's a sum. The steps before the last K run without gradient (AlignProp's code differentiates
-            them and cuts the chain). The reward sees what the decoder gives, which may leave [0, 1]: clamping would
-            kill the gradient of saturated pixels; `reward` of the training curve is of those images. The norm of the
-            gradient is clipped at 1; what the paper does is not known to us. No regulariser, as in both papers.
-Optimum     Of the exact testbed: not aimed at. Nothing weighs what it costs to earn more. On gaussian the preset stops
-            it near the optimum at β = 1 (regret 0.05 to 0.07 nats); three times the rounds run to 640 nats and more.
-            On grid and overlap it has hardly begun by then (regret 8.0 and 2.3 to 2.7): a gradient moves points within
-            their mode, and moves mass between modes only by carrying points across.
+Departures  K is drawn once for all images of an update; AlignProp's paper draws one per sample, its first code one at
+            every step. (2) is a mean, the paper's a sum. The steps before the last K run without gradient (AlignProp's
+            code differentiates them and cuts the chain). Images are not clamped to [0, 1]: saturated pixels would have
+            no gradient. The gradient's norm is clipped at 1; what the paper does is not known to us. No regulariser.
+Optimum     Not aimed at: nothing weighs what it costs to earn more, and a gradient moves mass between modes only by
+            carrying points across.
 Symbols     B images of an update, T sampling steps, K those with gradient, n resamples.
 """
 
@@ -28,33 +23,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench import Key, Policy, Probe, Problem, Prompt, Sampler, Sampling
-from alignbench.devices import chunked
-from alignbench.diffusion.backprop import (
+from alignbench import (
+    Key,
+    PipelineSampler,
+    Policy,
+    Probe,
+    Problem,
+    Prompt,
+    Sampler,
+    Sampling,
+    Training,
+    Tuned,
+    at_least_one,
     before_steps,
+    chunked,
+    denoise,
+    normal,
+    not_negative,
+    rewards_of,
     sample_through,
+    set_rate,
+    share_prompts,
     untrainable,
     watched_divergence,
 )
-from alignbench.diffusion.lookahead import rewards_of
-from alignbench.diffusion.optimisers import Tuned, set_rate, tuning_of
-from alignbench.diffusion.rollout import PipelineSampler, denoise
-from alignbench.fields import at_least_one, positive
-from alignbench.keys import normal
 
 __all__ = ["DRaFT"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DRaFT:
-    trains: ClassVar[bool] = True
-
+class DRaFT(Training):
     rounds: int = 200  # a checkpoint after each
     updates_per_round: int = 10  # optimiser steps
     samples_per_update: int = 4  # B
@@ -72,18 +76,15 @@ class DRaFT:
     rank: int = 8  # of the LoRA
 
     def __post_init__(self) -> None:
-        at_least_one(self, "rounds", "updates_per_round", "samples_per_update", "batch", "rank")
-        positive(self, "learning_rate", "max_norm")
+        super().__post_init__()
+        at_least_one(self, "samples_per_update")
+        not_negative(self, "resamples")
         if self.last_steps != "all":
             at_least_one(self, "last_steps")
         if self.steps is not None:
             at_least_one(self, "steps")
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}.")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}.")
-        if self.resamples < 0:
-            raise ValueError(f"resamples must not be negative, got {self.resamples}.")
         if self.resamples and (self.last_steps != 1 or self.truncation != "fixed"):
             raise ValueError("resamples are of the last step alone; set last_steps=1 and truncation='fixed'.")
         if self.truncation == "random" and self.last_steps == 1:
@@ -92,8 +93,7 @@ class DRaFT:
             )
 
     def align(self, problem: Problem) -> Sampler:
-        policy = problem.pipeline.adapt(tuning_of(self.tuning, self.rank), problem.key("adapter"))
-        optimiser = torch.optim.AdamW(policy.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        policy, optimiser = self.start(problem)
         sampling = self.sampling(problem)
         plan = {
             "images an update": self.samples_per_update,
@@ -108,14 +108,13 @@ class DRaFT:
                 done = (current.index + k / self.updates_per_round) / self.rounds
                 set_rate(optimiser, self.learning_rate * (1 - done if self.anneal else 1))
                 key = current.key("update", k)
-                prompts = problem.prompts.sample(key("prompts"), self.samples_per_update)
-                places = current.shard(range(len(prompts)))
-                mine, keys = [prompts[i] for i in places], [key("sample", i) for i in places]
+                share = share_prompts(problem, current, key, self.samples_per_update)
                 rewards: list[Tensor] = []
-                losses = self.losses(problem, policy, mine, keys, sampling, self.depth(key, sampling), rewards)
+                depth = self.depth(key, sampling)
+                losses = self.losses(problem, policy, share.mine, share.keys, sampling, depth, rewards)
                 norm = problem.step(losses, optimiser, self.max_norm)
             earned = problem.gather(torch.cat(rewards))
-            divergence = watched_divergence(policy, mine, keys, sampling)
+            divergence = watched_divergence(policy, share.mine, share.keys, sampling)
             current.log(reward=earned.mean(), reward_std=earned.std(correction=0), gradient_norm=norm, **divergence)
         return PipelineSampler(policy, problem.sampling)
 

@@ -8,9 +8,8 @@ Objective   x = argmax r(chain(z)) over the noises z tried: all the noise that t
             with strategy "zero_order", or anew with "random", which is best-of-n with n = 1 + iterations neighbours.
 Departures  The authors search x_T of a deterministic sampler; with η = 0 so does this. Where no neighbour is better the
             pivot stays, and the next ones are drawn about it again.
-Optimum     Of the exact testbed: missed by design, as best_of_n is, and further: the neighbours of a pivot end near it,
-            so that the first draw decides about the mode. A regret of 1.6 to 1.9 nats on grid and on grid64, 0.9 of it
-            off the frontier, where best-of-20 stands on it at 0.9.
+Optimum     Missed by design, as best_of_n misses it, and further: the neighbours of a pivot end near it, so that the
+            first draw decides about the mode.
 Cost        1 + iterations neighbours times the base model's evaluations, decodes, and a reward for each.
 Symbols     b images of a batch, n noises of a chain.
 """
@@ -25,14 +24,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench import Key, Pipeline, Problem, Prompt, Sampler, Samples, Sampling, Start
-from alignbench.diffusion.affordable import largest
-from alignbench.diffusion.lookahead import without_gaussian_steps
-from alignbench.diffusion.rollout import TestTimeSampler, begin, step_noise, transition
-from alignbench.diffusion.transition import std_of
-from alignbench.fields import at_least_one
-from alignbench.meter import Cost
-from alignbench.quantities import expand
+from alignbench import (
+    Cost,
+    Key,
+    Pipeline,
+    Problem,
+    Prompt,
+    Sampler,
+    Samples,
+    Sampling,
+    Start,
+    TestTimeSampler,
+    at_least_one,
+    begin,
+    expand,
+    largest,
+    not_negative,
+    std_of,
+    step_noise,
+    transition,
+    without_gaussian_steps,
+)
 
 __all__ = ["NoiseSearch"]
 
@@ -48,8 +60,7 @@ class NoiseSearch:
 
     def __post_init__(self) -> None:
         at_least_one(self, "neighbours")
-        if self.iterations < 0:
-            raise ValueError(f"iterations must not be negative, got {self.iterations}.")
+        not_negative(self, "iterations")
         if not -1 < self.cosine < 1:
             raise ValueError(f"cosine must lie in (-1, 1), got {self.cosine}: a neighbour has to be another noise.")
 

@@ -8,18 +8,13 @@ Objective   x_T is denoised without gradient to a step t drawn uniformly from th
                 L_reward(θ) = λ E_{c, t, x_t}[ max(0, m − r(x̂_0, c)) ]                                        (1)
                 L_prior(θ)  = E_{c, x_0, t, ε}[ ‖ε − ε_θ(x_t, t, c)‖² ],   mean over the elements of a latent    (2)
             θ minimises (1) + w (2). Images that earn more than the margin m give no gradient.
-Departures  (2) is of images that the reference samples during training, for the same prompts, in the same T steps and
-            without guidance, so that the reference is near its minimum; the paper's are 625 thousand pictures of LAION,
-            and a benchmark of algorithms brings no data of its own. w = 1 is the paper's, which updates on (2) and (1)
-            in turn, where one update here takes their sum; the released script leaves (2) out (prior_weight=0, half
-            the cost), and its users report images worse than the base model's. Each image draws its own step, the
-            script one per forward pass. The image handed to the reward is what the decoder gives and may leave [0, 1];
-            the script clamps it, and saturated pixels have no gradient. No moving average of the weights. m = 2 is on
-            the scale of ImageReward; rewards of another scale need another margin, or margin="none": no gate.
-            With Adam λ matters only beside w, weight decay and the clipped norm.
-Optimum     Of the exact testbed: not aimed at, as draft, which it resembles: on gaussian the preset (no gate, prior
-            weight 1) stops it at a regret of 0.05 to 0.09 nats, on grid and overlap far before the optimum (7.1 to 7.4
-            and 2.4 to 2.6).
+Departures  (2) is of images that the reference samples for the same prompts, in T steps without guidance, so that the
+            reference is near its minimum; the paper's are 625 thousand pictures of LAION. The paper updates on (2) and
+            (1) in turn, one update here takes their sum, w = 1; the script leaves (2) out (prior_weight=0). Each image
+            draws its own step, in the script a forward pass does. Images are not clamped to [0, 1]: saturated pixels
+            would have no gradient. No moving average of the weights. m = 2 is on the scale of ImageReward; rewards of
+            another scale need another margin, or margin="none".
+Optimum     Not aimed at, as draft does not, which it resembles.
 Symbols     B images of an update, T sampling steps.
 """
 
@@ -27,28 +22,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench import InputError, Key, Pipeline, Policy, Probe, Problem, Prompt, Sampler, Sampling
-from alignbench.devices import chunked
-from alignbench.diffusion.backprop import before_steps, untrainable, watched_divergence
-from alignbench.diffusion.lookahead import rewards_of
-from alignbench.diffusion.objectives import denoising_error, noising
-from alignbench.diffusion.optimisers import Tuned, set_rate, tuning_of
-from alignbench.diffusion.rollout import PipelineSampler
-from alignbench.fields import at_least_one, positive
+from alignbench import (
+    InputError,
+    Key,
+    Pipeline,
+    PipelineSampler,
+    Policy,
+    Probe,
+    Problem,
+    Prompt,
+    Sampler,
+    Sampling,
+    Training,
+    Tuned,
+    at_least_one,
+    before_steps,
+    chunked,
+    denoising_error,
+    noising,
+    not_negative,
+    positive,
+    rewards_of,
+    set_rate,
+    share_prompts,
+    untrainable,
+    watched_divergence,
+)
 
 __all__ = ["ReFL"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReFL:
-    trains: ClassVar[bool] = True
-
+class ReFL(Training):
     rounds: int = 10  # a checkpoint after each
     updates_per_round: int = 10  # optimiser steps
     samples_per_update: int = 64  # B
@@ -68,19 +79,17 @@ class ReFL:
     rank: int = 4  # of the LoRA
 
     def __post_init__(self) -> None:
-        at_least_one(self, "rounds", "updates_per_round", "samples_per_update", "batch", "steps", "rank")
-        positive(self, "reward_weight", "learning_rate", "max_norm")
+        super().__post_init__()
+        at_least_one(self, "samples_per_update", "steps")
+        positive(self, "reward_weight")
+        not_negative(self, "guidance", "prior_weight")
         if not 0 < self.window <= 1:
             raise ValueError(f"window must lie in (0, 1], got {self.window}.")
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}.")
-        for name in ("guidance", "prior_weight", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
 
     def align(self, problem: Problem) -> Sampler:
-        policy = problem.pipeline.adapt(tuning_of(self.tuning, self.rank), problem.key("adapter"))
-        optimiser = torch.optim.AdamW(policy.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        policy, optimiser = self.start(problem)
         sampling = replace(problem.sampling, steps=self.steps, guidance=self.guidance, eta=self.eta)
         plan = {
             "images an update": self.samples_per_update,
@@ -93,16 +102,13 @@ class ReFL:
                 done = (current.index + k / self.updates_per_round) / self.rounds
                 set_rate(optimiser, self.learning_rate * (1 - done if self.anneal else 1))
                 key = current.key("update", k)
-                prompts = problem.prompts.sample(key("prompts"), self.samples_per_update)
-                places = current.shard(range(len(prompts)))
-                mine, keys = [prompts[i] for i in places], [key("sample", i) for i in places]
+                share = share_prompts(problem, current, key, self.samples_per_update)
                 rewards: list[Tensor] = []
-                norm = problem.step(
-                    self.losses(problem, policy, mine, keys, sampling, rewards), optimiser, self.max_norm
-                )
+                losses = self.losses(problem, policy, share.mine, share.keys, sampling, rewards)
+                norm = problem.step(losses, optimiser, self.max_norm)
             earned = problem.gather(torch.cat(rewards))
             closed = (earned >= self.margin).float().mean() if self.margin != "none" else 0.0
-            divergence = watched_divergence(policy, mine, keys, sampling)
+            divergence = watched_divergence(policy, share.mine, share.keys, sampling)
             current.log(reward=earned.mean(), above_margin=closed, gradient_norm=norm, **divergence)
         return PipelineSampler(policy, problem.sampling)
 

@@ -9,10 +9,8 @@ Objective   A round samples N images x_0 from the policy, then minimises for som
             `keep` is RWR-sparse: the top share of the round, or of each prompt, with equal weights.
 Departures  The authors' `temperature` multiplies the reward, ours divides it: their 1/5 is our 5. They train through
             guidance (`guided`), at their sampling scale; here the evaluation's.
-Optimum     Of the exact testbed: K rounds at τ sample, weigh and fit towards p_ref exp(K r / τ), which is p* at
-            β = τ / K; more rounds sharpen it without end. At the preset (two rounds, τ = 2) the regret is 0.08 to 0.12
-            nats on gaussian, 0.19 to 0.34 on grid, 0.05 to 0.10 on overlap. What is left is spread: modes a quarter to
-            a third too narrow, because few points carry most of the weight.
+Optimum     Passed: K rounds at τ sample, weigh and fit towards p_ref exp(K r / τ), which is p* at β = τ / K; more
+            rounds sharpen it without end.
 Symbols     τ temperature, N images of a round; the squared error is averaged over the elements of a latent.
 """
 
@@ -20,27 +18,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.optim import Optimizer
 
-from alignbench import Key, Pipeline, Policy, Probe, Problem, Prompt, Sampler
-from alignbench.devices import chunked
-from alignbench.diffusion.episodes import drawn
-from alignbench.diffusion.objectives import denoising_error, noising
-from alignbench.diffusion.optimisers import Tuned, tuning_of
-from alignbench.diffusion.rollout import PipelineSampler
-from alignbench.fields import at_least_one, positive
+from alignbench import (
+    Key,
+    Pipeline,
+    PipelineSampler,
+    Policy,
+    Probe,
+    Problem,
+    Prompt,
+    Sampler,
+    Training,
+    Tuned,
+    at_least_one,
+    chunked,
+    denoising_error,
+    noising,
+    positive,
+    sample_rewarded,
+    share_prompts,
+    shuffled_parts,
+    without_prompts,
+)
 
 __all__ = ["RewardWeightedRegression"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardWeightedRegression:
-    trains: ClassVar[bool] = True
-
+class RewardWeightedRegression(Training):
     rounds: int = 10  # of sampling and fitting
     samples_per_round: int = 10_240  # N
     samples_per_prompt: int = 1  # images of the same prompt in a round
@@ -58,32 +69,24 @@ class RewardWeightedRegression:
     rank: int = 4  # of the LoRA
 
     def __post_init__(self) -> None:
-        at_least_one(self, "rounds", "samples_per_round", "samples_per_prompt", "passes", "updates_per_round", "batch")
-        at_least_one(self, "rank")
-        positive(self, "temperature", "learning_rate", "max_norm")
+        super().__post_init__()
+        at_least_one(self, "samples_per_round", "samples_per_prompt", "passes")
+        positive(self, "temperature")
         if self.keep is not None and not 0 < self.keep <= 1:
             raise ValueError(f"keep must lie in (0, 1] or be left out, got {self.keep}.")
 
     def align(self, problem: Problem) -> Sampler:
-        policy = problem.pipeline.adapt(tuning_of(self.tuning, self.rank), problem.key("adapter"))
-        optimiser = torch.optim.AdamW(policy.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        plan = {
-            "images a round": self.samples_per_round,
-            "updates a round": self.updates_per_round * self.passes,
-            "images an update": -(-self.samples_per_round // self.updates_per_round),
-            "learning rate": self.learning_rate,
-        }
+        policy, optimiser = self.start(problem)
+        plan = self.plan("images", self.samples_per_round, self.passes)
         problem.check(policy, plan, lambda: self.probe(problem, policy))
         for current in problem.rounds(self.rounds, {"policy": policy, "optimiser": optimiser}):
-            prompts = drawn(problem.prompts, current.key("prompts"), self.samples_per_round, self.samples_per_prompt)
-            places = current.shard(range(len(prompts)))
-            mine = [prompts[i] for i in places]
-            latents, own = self.sample(problem, policy, mine, [current.key("sample", i) for i in places])
+            share = share_prompts(problem, current, current.key, self.samples_per_round, self.samples_per_prompt)
+            latents, own = sample_rewarded(problem, policy, share.mine, share.keys, self.batch)
             rewards = problem.gather(own)
-            weights = self.weigh([prompt.id for prompt in prompts], rewards)
+            weights = self.weigh([prompt.id for prompt in share.prompts], rewards)
             data = [
                 Weighted(latent, prompt, float(weight))
-                for latent, prompt, weight in zip(latents, mine, weights[list(places)], strict=True)
+                for latent, prompt, weight in zip(latents, share.mine, weights[list(share.places)], strict=True)
                 if weight > 0
             ]
             updates = [
@@ -102,7 +105,7 @@ class RewardWeightedRegression:
     def probe(self, problem: Problem, policy: Policy) -> Probe:
         """At θ = reference the weighted error is the reference's; the weights of what is fitted have mean 1."""
         key, prompts = problem.key("check"), [problem.prompts[0]] * 2
-        latents, rewards = self.sample(problem, policy, prompts, [key(0), key(1)])
+        latents, rewards = sample_rewarded(problem, policy, prompts, [key(0), key(1)], self.batch)
         weights = self.weigh([prompt.id for prompt in prompts], rewards)
         data = [Weighted(*row) for row in zip(latents, prompts, weights.tolist(), strict=True)]
         keys = [key("noise", i) for i in range(2)]
@@ -112,19 +115,6 @@ class RewardWeightedRegression:
             "the mean weight": (weights[weights > 0].mean(), 1.0),
         }
         return Probe(error, identities)
-
-    @torch.no_grad()
-    def sample(
-        self, problem: Problem, policy: Policy, prompts: Sequence[Prompt], keys: Sequence[Key]
-    ) -> tuple[Float[Tensor, n * latent], Float[Tensor, " n"]]:
-        """One image of each prompt as latents, and what it earns."""
-        sampler, latents, rewards = PipelineSampler(policy, problem.sampling), [], []
-        for part in chunked(range(len(prompts)), self.batch):
-            some = [prompts[i] for i in part]
-            samples = sampler(some, [keys[i] for i in part])
-            latents.append(samples.latents)
-            rewards.append(problem.reward(samples.images, some).cpu())
-        return torch.cat(latents), torch.cat(rewards)
 
     def weigh(self, prompts: Sequence[str], rewards: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """(2), or with `keep` one for the best and zero for the others."""
@@ -141,14 +131,13 @@ class RewardWeightedRegression:
         self,
         problem: Problem,
         policy: Policy,
-        optimiser: torch.optim.Optimizer,
+        optimiser: Optimizer,
         data: Sequence[Weighted],
         key: Key,
     ) -> list[Update]:
         """One pass over a round's images in `updates_per_round` optimiser steps."""
         done = []
-        order = key("order").permutation(len(data))
-        for part in chunked(order, -(-len(order) // self.updates_per_round)):
+        for part in shuffled_parts(range(len(data)), key("order"), self.updates_per_round):
             seen: list[Tensor] = []
             losses = self.losses(problem, policy, [data[i] for i in part], [key("image", i) for i in part], seen)
             norm = problem.step(losses, optimiser, self.max_norm)
@@ -177,9 +166,7 @@ class RewardWeightedRegression:
         return error * torch.tensor([row.weight for row in data]).to(error)
 
     def unsupported(self, problem: Problem) -> str | None:
-        if not problem.prompts:
-            return "reward_weighted_regression draws prompts to train on, and none were named; pass --train-prompts."
-        return None
+        return without_prompts(problem, "reward_weighted_regression")
 
 
 class Weighted(NamedTuple):

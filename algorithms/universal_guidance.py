@@ -12,10 +12,9 @@ Objective   Sample p* ∝ p_ref exp(r/β). With f(x_0) = exp(r(x_0)/β), where `
 Departures  (1) and (2) are two ways to the same shift: scales that add up to 1 aim at p*. forward = 1 alone, once, is
             classifier_guidance under its rule "score". The authors' scales, tuned by hand, lie between 2 and 20000, as
             their losses have no temperature. (2) moves by the variance x_0 has given x_t for data of unit variance, in
-            plain steps; they run Adam at 0.01, and their Stable Diffusion code parses that option and ignores it.
-            With keep_noise, (3) moves x̂_0 alone and keeps ε̂, as MPGD and TFG do: x_s gains √ᾱ_s Δ_0.
-Optimum     Of the exact testbed at β = 1, a hundred steps taken twice: a regret of 0.01 to 0.04 nats on grid and 0.03
-            to 0.04 on grid64 over three noises, as near as classifier_guidance with half the evaluations.
+            plain steps; they run Adam at 0.01. With keep_noise, (3) moves x̂_0 alone and keeps ε̂, as MPGD and TFG do:
+            x_s gains √ᾱ_s Δ_0.
+Optimum     Aimed at, as near as classifier_guidance comes with half the evaluations.
 Cost        For each recurrence a step of the denoiser with its backward pass (none for forward = 0), and a decode and a
             reward with theirs for (1) and for each step of (2).
 """
@@ -30,23 +29,38 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench import Key, Prediction, Problem, Prompt, Sampler, Samples, Sampling, Start
-from alignbench.diffusion.affordable import largest
-from alignbench.diffusion.lookahead import (
-    KEPT,
+from alignbench import (
+    ROOM_FOR_GRADIENTS,
+    Condition,
+    Cost,
+    Key,
+    Prediction,
+    Problem,
+    Prompt,
+    Sampler,
+    Samples,
+    Sampling,
+    Start,
+    Steps,
+    TestTimeSampler,
+    Transition,
+    at_least_one,
+    begin,
+    ddim,
+    expand,
+    largest,
+    normal,
+    not_negative,
+    positive,
     rewards_of,
     shift_per_gradient,
     slope,
+    std_of,
+    take_step,
     without_gaussian_steps,
     without_gradient,
     without_signal,
 )
-from alignbench.diffusion.rollout import TestTimeSampler, begin, drawn
-from alignbench.diffusion.transition import Transition, ddim, std_of
-from alignbench.fields import at_least_one, positive
-from alignbench.keys import normal
-from alignbench.meter import Cost
-from alignbench.quantities import Condition, Steps, expand
 
 __all__ = ["UniversalGuidance"]
 
@@ -70,9 +84,7 @@ class UniversalGuidance:
     def __post_init__(self) -> None:
         positive(self, "beta")
         at_least_one(self, "recurrence", "smoothing_samples")
-        for name in ("forward", "backward", "backward_steps", "smoothing"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        not_negative(self, "forward", "backward", "backward_steps", "smoothing")
 
     def align(self, problem: Problem) -> Sampler:
         sampling = replace(problem.sampling, eta=problem.sampling.eta if self.eta is None else self.eta)
@@ -87,13 +99,13 @@ class UniversalGuidance:
                 for k in range(self.recurrence):
                     own = [key("recurrence", k) for key in keys] if k else keys
                     tilt = self.log_tilt(problem, prompts, steps[i], [key("smoothing", i) for key in own])
-                    after = drawn(self.guided(problem, x, steps[i], condition, sampling, tilt), own, i)
+                    after = take_step(self.guided(problem, x, steps[i], condition, sampling, tilt), own, i)
                     if k + 1 < self.recurrence:
                         x = renoised(after, steps[i], normal([key("renoise", i) for key in own], x.shape[1:]))
                 x = after
             return Samples(pipeline.decode(x), x)
 
-        return TestTimeSampler(draw, about, KEPT * (self.smoothing_samples if self.smoothing else 1))
+        return TestTimeSampler(draw, about, ROOM_FOR_GRADIENTS * (self.smoothing_samples if self.smoothing else 1))
 
     def guided(
         self,

@@ -15,3 +15,10 @@ def positive(algorithm: object, *names: str) -> None:
     for name in names:
         if not getattr(algorithm, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(algorithm, name)}.")
+
+
+def not_negative(algorithm: object, *names: str) -> None:
+    """Raise ValueError naming the first of these fields that is negative."""
+    for name in names:
+        if getattr(algorithm, name) < 0:
+            raise ValueError(f"{name} must not be negative, got {getattr(algorithm, name)}.")

@@ -21,12 +21,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench import Prompt, RewardInfo
-from alignbench.downloads import File, hub_file
+from alignbench import Crop, File, Prompt, RewardInfo, hub_file
 from alignbench.scoring.blip import BLIP_LARGE, BlipArchitecture, BlipScorer, blip_scorer
 from alignbench.scoring.features import ahead
-from alignbench.scoring.preprocessing import Crop, prepared, unsuitable_shape
-from alignbench.scoring.weights import Checkpoint, DType, describe, locate
+from alignbench.scoring.preprocessing import prepared, unsuitable_shape
+from alignbench.scoring.weights import DType, WeightFile, describe, locate
 
 __all__ = ["ImageReward"]
 
@@ -69,14 +68,7 @@ class ImageReward:
         return (self.scorer(CROP.smooth(images), prompts) - MEAN) / DEVIATION
 
     def info(self) -> RewardInfo:
-        return describe(
-            name="imagereward",
-            checkpoints=self.checkpoints,
-            preprocessing=CROP.describe(),
-            dtype=self.dtype,
-            range_="real, about -2.5 to 2",
-            libraries="transformers pillow",
-        )
+        return describe("imagereward", self.weight_files, CROP, self.dtype, "real, about -2.5 to 2", "transformers")
 
     def unsupported(self, prompts: Sequence[Prompt], image_shape: Sequence[int]) -> str | None:
         return unsuitable_shape(tuple(image_shape))
@@ -87,10 +79,10 @@ class ImageReward:
     @functools.cached_property
     def scorer(self) -> BlipScorer:
         """The network, shared by all that read the same weights."""
-        return blip_scorer(self.architecture, *self.checkpoints, self.dtype)
+        return blip_scorer(self.architecture, *self.weight_files, self.dtype)
 
     @functools.cached_property
-    def checkpoints(self) -> tuple[Checkpoint, Checkpoint]:
+    def weight_files(self) -> tuple[WeightFile, WeightFile]:
         """Of the network and of the words."""
         unverified = self.allow_unverified
         return locate(WEIGHTS, self.weights, unverified), locate(WORDS, None, unverified)

@@ -7,33 +7,13 @@ Needs       Prompts of the testbed, which carry the problem, and their points. D
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from alignbench import Prompt, RewardInfo
-from alignbench.testbed import exact_problem as problem
+from alignbench import ExactReward
 
 __all__ = ["QuadraticProxy"]
 
 
 @dataclass(frozen=True)
-class QuadraticProxy:
-    differentiable: ClassVar[bool] = True
-
-    @torch.no_grad()
-    def __call__(self, images: Float[Tensor, "b d"], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
-        return problem.evaluate("quadratic_proxy", images, prompts)
-
-    def with_grad(self, images: Float[Tensor, "b d"], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
-        return problem.evaluate("quadratic_proxy", images, prompts)
-
-    def info(self) -> RewardInfo:
-        return problem.info("quadratic_proxy")
-
-    def unsupported(self, prompts: Sequence[Prompt], image_shape: Sequence[int]) -> str | None:
-        return problem.unsuitable("quadratic_proxy", prompts, image_shape)
+class QuadraticProxy(ExactReward):
+    name = "quadratic_proxy"

@@ -22,8 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench import InputError, Prompt, RewardInfo
-from alignbench.files import sha256_of
+from alignbench import InputError, Prompt, RewardInfo, sha256_of
 from alignbench.shapes.scene import SIDE, unsuitable
 
 if TYPE_CHECKING:

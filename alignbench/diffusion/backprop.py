@@ -9,13 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench.diffusion.lookahead import without_gradient
-from alignbench.diffusion.rollout import denoise, path_divergence, rollout
+from alignbench.diffusion.rollout import WATCHED_IMAGES, denoise, path_divergence, rollout
+from alignbench.diffusion.training import without_prompts
 from alignbench.diffusion.transition import std_of
 from alignbench.interface import Pipeline, Policy, Problem, Prompt, Sampling
 from alignbench.keys import Key
 from alignbench.quantities import Condition
-
-WATCHED = 32  # images whose divergence from the reference is logged: it costs three evaluations a step
 
 
 @torch.no_grad()
@@ -43,9 +42,7 @@ def sample_through(
 
 def untrainable(problem: Problem, method: str) -> str | None:
     """Why a method cannot train through the problem's reward, or None."""
-    if not problem.prompts:
-        return f"{method} draws prompts to train on, and none were named; pass --train-prompts."
-    return without_gradient(problem, method)
+    return without_prompts(problem, method) or without_gradient(problem, method)
 
 
 def watched_divergence(
@@ -55,5 +52,5 @@ def watched_divergence(
     prompts; nothing where the chain has no noise, whose paths have no density."""
     if not (std_of(policy.timesteps(sampling.steps), sampling.eta) > 0).any():
         return {}
-    path = rollout(policy, policy.condition(prompts[:WATCHED]), keys[:WATCHED], sampling)
+    path = rollout(policy, policy.condition(prompts[:WATCHED_IMAGES]), keys[:WATCHED_IMAGES], sampling)
     return {"kl": float(path_divergence(policy, path).mean())}

@@ -1,8 +1,9 @@
-"""What training algorithms share: what is tuned and how, the denoising error, and episodes that earn a reward."""
+"""Episodes: sampled paths that earn a reward, the prompts they are asked for, and their moves one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench.devices import chunked
-from alignbench.diffusion.rollout import Trajectory, rollout
+from alignbench.diffusion.rollout import PipelineSampler, Trajectory, rollout
 from alignbench.diffusion.transition import Reduction, Transition, ddim
 from alignbench.interface import (
     Pipeline,
@@ -19,6 +20,7 @@ from alignbench.interface import (
     Problem,
     Prompt,
     Prompts,
+    Round,
     Sampling,
 )
 from alignbench.keys import Key
@@ -71,6 +73,20 @@ def collect_all(
     ]
 
 
+@torch.no_grad()
+def sample_rewarded(
+    problem: Problem, pipeline: Pipeline, prompts: Sequence[Prompt], keys: Sequence[Key], batch: int
+) -> tuple[Float[Tensor, n * latent], Float[Tensor, " n"]]:
+    """One image of each prompt as latents, sampled as in evaluation, and what it earns."""
+    sampler, latents, rewards = PipelineSampler(pipeline, problem.sampling), [], []
+    for part in chunked(range(len(prompts)), batch):
+        some = [prompts[i] for i in part]
+        samples = sampler(some, [keys[i] for i in part])
+        latents.append(samples.latents)
+        rewards.append(problem.reward(samples.images, some).cpu())
+    return torch.cat(latents), torch.cat(rewards)
+
+
 def joined(episodes: Sequence[Episode]) -> Episode:
     """Episodes of one sampling as one, without their x0 estimates."""
     paths = [episode.path for episode in episodes]
@@ -82,6 +98,32 @@ def joined(episodes: Sequence[Episode]) -> Episode:
         x0=None,
     )
     return Episode(whole, torch.cat([episode.rewards for episode in episodes]))
+
+
+class PromptStatistics:
+    """The last rewards of each prompt, and how a reward compares with them (DDPO, Black et al. 2023)."""
+
+    def __init__(self, buffer: int, min_count: int) -> None:
+        self.buffer, self.min_count = buffer, min_count
+        self.rewards: dict[str, deque[float]] = {}
+
+    def advantages(self, prompts: Sequence[str], rewards: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Remember these rewards, then standardise each by its prompt's statistics, or by the round's."""
+        for prompt, reward in zip(prompts, rewards.tolist(), strict=True):
+            self.rewards.setdefault(prompt, deque(maxlen=self.buffer)).append(reward)
+        whole = rewards.double()
+        result = torch.empty_like(whole)
+        for i, prompt in enumerate(prompts):
+            own = torch.tensor(self.rewards[prompt], dtype=torch.float64)
+            group = own if len(own) >= self.min_count else whole
+            result[i] = (whole[i] - group.mean()) / (group.std(correction=0) + 1e-6)
+        return result.float()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {prompt: list(values) for prompt, values in self.rewards.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rewards = {prompt: deque(values, maxlen=self.buffer) for prompt, values in state.items()}
 
 
 class Moves(NamedTuple):
@@ -124,9 +166,25 @@ def repeated(prompts: Sequence[Any], times: int, count: int) -> list[Any]:
     return [prompt for prompt in prompts for _ in range(times)][:count]
 
 
-def drawn(prompts: Prompts, key: Key, count: int, times: int = 1) -> list[Prompt]:
+def draw_prompts(prompts: Prompts, key: Key, count: int, times: int = 1) -> list[Prompt]:
     """`count` prompts drawn from those to train on, each `times` times in a row."""
     return repeated(prompts.sample(key, -(-count // times)), times, count)
+
+
+class PromptShare(NamedTuple):
+    """The prompts that all processes sample together, and this process's share of them."""
+
+    prompts: list[Prompt]
+    places: Sequence[int]  # of those that are this process's
+    mine: list[Prompt]
+    keys: list[Key]  # one for each of mine
+
+
+def share_prompts(problem: Problem, current: Round, key: Key, count: int, times: int = 1) -> PromptShare:
+    """`draw_prompts` under a key of the round, shared among processes."""
+    prompts = draw_prompts(problem.prompts, key("prompts"), count, times)
+    places = current.shard(range(len(prompts)))
+    return PromptShare(prompts, places, [prompts[i] for i in places], [key("sample", i) for i in places])
 
 
 def clipped_loss(
@@ -138,3 +196,8 @@ def clipped_loss(
     """max(−A ρ, −A clip(ρ, 1 − ε, 1 + ε)) with ρ = p_θ / p_old (PPO, Schulman et al. 2017)."""
     ratio = (log_prob - old_log_prob).exp()
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
+def clip_fraction(log_ratio: Float[Tensor, " n"], clip: float) -> float:
+    """The share of moves whose ratio has left its range [1 − ε, 1 + ε]."""
+    return float(((log_ratio.exp() - 1).abs() > clip).float().mean())

@@ -22,7 +22,7 @@ from alignbench.quantities import Condition, Prediction, Steps, expand
 
 Jacobian = Literal["full", "frozen"]
 Rule = Literal["score", "variance"]
-KEPT = 4  # a batch leaves room for the activations of a denoiser, a decoder and a reward
+ROOM_FOR_GRADIENTS = 4  # images that one image counts as: a denoiser's, decoder's and reward's activations are held
 
 
 class Slope(NamedTuple):
@@ -87,7 +87,7 @@ def shift_per_gradient(step: Steps, eta: float, rule: Rule) -> Float[Tensor, " n
     return s.sqrt() * (1 - t) / t.sqrt() - (1 - s - variance).clamp(min=0).sqrt() * (1 - t).sqrt()
 
 
-def clipped(gradient: Float[Tensor, b * latent], max_norm: float | None) -> Float[Tensor, b * latent]:
+def clipped_gradient(gradient: Float[Tensor, b * latent], max_norm: float | None) -> Float[Tensor, b * latent]:
     """The gradient, each row at most this long."""
     if max_norm is None:
         return gradient

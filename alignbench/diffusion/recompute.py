@@ -17,14 +17,14 @@ State = Float[Tensor, "..."]
 
 
 class Swept(NamedTuple):
-    """What a sweep forwards and back found."""
+    """What going through a chain and back found."""
 
     end: Tensor
     values: Float[Tensor, "*values"]
     gradient: Tensor  # of the sum of the values, with respect to the start
 
 
-def sweep(
+def chain_gradient(
     steps: Sequence[Callable[[Tensor], Tensor]], start: Tensor, function: Callable[[Tensor], Float[Tensor, "*values"]]
 ) -> Swept:
     """function(steps[-1](… steps[0](start))) and its gradient."""

@@ -23,6 +23,8 @@ from alignbench.interface import ExactKernel, Pipeline, Policy, Prompt, Samples,
 from alignbench.keys import Key, normal
 from alignbench.quantities import Condition, Prediction, Steps
 
+WATCHED_IMAGES = 32  # of a round, whose divergence from the reference is logged: it costs two evaluations an action
+
 
 def initial_noise(keys: Sequence[Key], shape: Sequence[int]) -> Float[Tensor, b * latent]:
     """x_T ~ N(0, I), one draw per key, on the CPU."""
@@ -34,7 +36,7 @@ def step_noise(keys: Sequence[Key], step: int, like: Float[Tensor, b * latent]) 
     return normal([key("step", step) for key in keys], like.shape[1:]).to(like.device, like.dtype)
 
 
-def drawn(step: Transition, keys: Sequence[Key], i: int) -> Float[Tensor, b * latent]:
+def take_step(step: Transition, keys: Sequence[Key], i: int) -> Float[Tensor, b * latent]:
     """x_s of sampling step number i: with the noise of each row's key where the step has any."""
     return step.sample(step_noise(keys, i, step.mean)) if bool((step.std > 0).any()) else step.mean
 
@@ -207,6 +209,11 @@ def path_divergence(policy: Policy, trajectory: Trajectory) -> Float[Tensor, " b
         p, q = (trajectory.transition(pipeline, action) for pipeline in (policy, policy.reference))
         total += divergence(p, q).cpu()
     return total
+
+
+def watched_kl(policy: Policy, trajectory: Trajectory) -> Float[Tensor, ""]:
+    """The mean `path_divergence` of a round's first images, for the training curve."""
+    return path_divergence(policy, trajectory.first(WATCHED_IMAGES)).mean()
 
 
 def density_of_chain(

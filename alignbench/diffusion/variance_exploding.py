@@ -23,7 +23,7 @@ from alignbench.quantities import Condition, Steps
 
 
 @dataclass(frozen=True)
-class Flow:
+class ProbabilityFlow:
     """The levels σ_0 > … > σ_N of N sampling steps, and steps between any two of them."""
 
     pipeline: Pipeline
@@ -82,7 +82,7 @@ class Flow:
         return (2 * sigma) ** 0.5 if self.stochasticity is None else (2 * self.stochasticity) ** 0.5 * sigma
 
 
-def spread(first: int, last: int, steps: int) -> list[int]:
+def spread_levels(first: int, last: int, steps: int) -> list[int]:
     """At most `steps` steps from level `first` to level `last`, as even as whole levels can be."""
     count = max(1, min(steps, last - first))
     return [first + round((last - first) * k / count) for k in range(count + 1)]

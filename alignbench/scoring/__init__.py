@@ -1,1 +1,1 @@
-"""What learned scorers share: checkpoints, preprocessing, encoders whose features are computed once, heads."""
+"""What learned scorers share: weights, preprocessing, features that are computed once, heads, and bases of scorers."""

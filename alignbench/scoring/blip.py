@@ -1,8 +1,7 @@
 """ImageReward's network: BLIP's two encoders (Li et al. 2022, https://arxiv.org/abs/2201.12086), and a head.
 
 The text encoder attends to all words at once and, in every layer, to the picture; its first token's state is what the
-head reads. The checkpoint's names are those of the authors' code; in transformers the same tensors have others, one to
-one.
+head reads. The names of the tensors are those of the authors' code; in transformers they have others, one to one.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from alignbench.scoring.clip import number_positions
 from alignbench.scoring.features import wide
 from alignbench.scoring.heads import LinearChain, applied
 from alignbench.scoring.preprocessing import SIDE
-from alignbench.scoring.weights import Checkpoint, DType, fill, frozen, tensors_of
+from alignbench.scoring.weights import DType, WeightFile, fill, frozen, tensors_of
 
 CONTEXT = 35  # tokens, with those at start and end, as BLIP was trained
 UNUSED = ("blip.vision_proj.", "blip.text_proj.")  # of the contrastive loss
@@ -114,12 +113,12 @@ class BlipScorer:
 
 
 @functools.cache
-def blip_scorer(architecture: BlipArchitecture, checkpoint: Checkpoint, words: Checkpoint, dtype: DType) -> BlipScorer:
-    """The scorer of ImageReward's checkpoint, with BERT's list of words. Raises RunError where one does not fit."""
+def blip_scorer(architecture: BlipArchitecture, weights: WeightFile, words: WeightFile, dtype: DType) -> BlipScorer:
+    """The scorer of ImageReward's weights, with BERT's list of words. Raises RunError where a file does not fit."""
     from transformers import BertTokenizer
 
     network = PictureTextNet(architecture)
-    fill(network, renamed(tensors_of(checkpoint.path)), checkpoint.path)
+    fill(network, renamed(tensors_of(weights.path)), weights.path)
     lines = words.path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     vocabulary = {word: number for number, word in enumerate(lines)}
     needed = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -132,7 +131,7 @@ def blip_scorer(architecture: BlipArchitecture, checkpoint: Checkpoint, words: C
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of ImageReward's checkpoint under the names of `PictureTextNet`."""
+    """ImageReward's tensors under the names of `PictureTextNet`."""
     found = {}
     for name, tensor in tensors.items():
         if name.startswith(UNUSED) or name.endswith(".position_ids"):

@@ -1,6 +1,6 @@
 """CLIP's two towers (Radford et al. 2021, https://arxiv.org/abs/2103.00020), in open_clip and in transformers.
 
-Each checkpoint is read by the library it was published for; networks are built without weights, so that nothing random
+Weights are read by the library they were published for; networks are built without weights, so that nothing random
 is drawn and nothing is held twice, and one network serves every scorer of the process that names the same file.
 """
 
@@ -20,7 +20,7 @@ from alignbench.downloads import hub_file
 from alignbench.errors import RunError
 from alignbench.scoring.features import Features
 from alignbench.scoring.preprocessing import SIDE
-from alignbench.scoring.weights import Checkpoint, DType, fill, frozen, tensors_of
+from alignbench.scoring.weights import DType, WeightFile, fill, frozen, tensors_of
 
 CONTEXT = 77  # tokens, with those at start and end
 VOCABULARY = 49_408
@@ -39,7 +39,7 @@ class ClipArchitecture:
     text_width: int
     text_layers: int
     text_heads: int
-    quick_gelu: bool  # x σ(1.702 x) instead of GELU, in OpenAI's checkpoints; nothing in a file of weights says so
+    quick_gelu: bool  # x σ(1.702 x) instead of GELU, for OpenAI's weights; nothing in their file says so
 
 
 VIT_L_14 = ClipArchitecture(  # as OpenAI trained it
@@ -114,19 +114,19 @@ class HuggingFaceClip:
 
 
 @functools.cache
-def open_clip_features(architecture: ClipArchitecture, checkpoint: Checkpoint, dtype: DType) -> Features:
-    """The features of a checkpoint in open_clip's layout."""
+def open_clip_features(architecture: ClipArchitecture, weights: WeightFile, dtype: DType) -> Features:
+    """The features of weights in open_clip's layout."""
     network = open_clip_network(architecture)
-    fill(network, tensors_of(checkpoint.path), checkpoint.path)
+    fill(network, tensors_of(weights.path), weights.path)
     return Features(OpenClip(frozen(network, dtype)))
 
 
 @functools.cache
-def hugging_face_features(architecture: ClipArchitecture, checkpoint: Checkpoint, dtype: DType) -> Features:
-    """The features of a checkpoint of transformers' CLIPModel."""
+def hugging_face_features(architecture: ClipArchitecture, weights: WeightFile, dtype: DType) -> Features:
+    """The features of weights of transformers' CLIPModel."""
     network = hugging_face_network(architecture)
-    tensors = {n: t for n, t in tensors_of(checkpoint.path).items() if not n.endswith(".position_ids")}
-    fill(network, tensors, checkpoint.path)
+    tensors = {n: t for n, t in tensors_of(weights.path).items() if not n.endswith(".position_ids")}
+    fill(network, tensors, weights.path)
     return Features(HuggingFaceClip(frozen(network, dtype)))
 
 
@@ -148,7 +148,7 @@ def open_clip_network(architecture: ClipArchitecture) -> nn.Module:
             },
             quick_gelu=a.quick_gelu,
         )  # fmt: skip
-    # Not part of the checkpoint, so still without values.
+    # Not part of the weights, so still without values.
     network.register_buffer("attn_mask", torch.full((CONTEXT, CONTEXT), -torch.inf).triu(1), persistent=False)
     return network
 
@@ -180,7 +180,7 @@ def hugging_face_network(architecture: ClipArchitecture) -> nn.Module:
 
 
 def number_positions(network: nn.Module) -> None:
-    """Give transformers' `position_ids`, which are not part of a checkpoint, their values 0, 1, 2 …"""
+    """Give transformers' `position_ids`, which are not part of the weights, their values 0, 1, 2 …"""
     for module in network.modules():
         positions = getattr(module, "position_ids", None)
         if isinstance(positions, Tensor) and positions.is_meta:

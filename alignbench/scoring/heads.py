@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignbench.scoring.weights import Checkpoint, fill, frozen, tensors_of
+from alignbench.scoring.weights import WeightFile, fill, frozen, tensors_of
 
 WIDTHS = (768, 1024, 128, 64, 16, 1)
-PLACES = (0, 2, 4, 6, 7)  # of the linear layers in the published checkpoints; dropout stood between them
+PLACES = (0, 2, 4, 6, 7)  # of the linear layers in the published files; dropout stood between them
 
 
 class LinearChain(nn.Module):
@@ -41,10 +42,10 @@ class LinearMap(nn.Linear):
 
 
 @functools.cache
-def read_head(kind: type[LinearChain] | type[LinearMap], checkpoint: Checkpoint) -> nn.Module:
+def read_head(kind: Callable[[], nn.Module], weights: WeightFile) -> nn.Module:
     """A head with its weights, frozen, float32."""
     head = kind()
-    fill(head, tensors_of(checkpoint.path), checkpoint.path)
+    fill(head, tensors_of(weights.path), weights.path)
     return frozen(head, "float32")
 
 

@@ -9,7 +9,7 @@ the two never stand in one table.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 class Preprocessing(Protocol):
     """One way of fitting pictures into the square."""
 
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """What the exact path depends on beside torch: a result names their versions."""
+
     def exact(self, picture: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 s s"]: ...
 
     def smooth(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]: ...
@@ -42,6 +46,8 @@ class Crop:
     """
 
     middle: Literal["half-even", "down"]
+
+    libraries: ClassVar[tuple[str, ...]] = ("pillow",)
 
     def exact(self, picture: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 s s"]:
         from PIL import Image
@@ -79,6 +85,8 @@ class Pad:
     """
 
     antialias: bool = True
+
+    libraries: ClassVar[tuple[str, ...]] = ()
 
     def exact(self, picture: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 s s"]:
         return self.smooth(torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255)[0]

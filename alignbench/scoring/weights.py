@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from alignbench.downloads import File, content_of, look_up, obtain
 from alignbench.errors import InputError, RunError
 from alignbench.interface import RewardInfo
+from alignbench.scoring.preprocessing import Preprocessing
 
 DType = Literal["float32", "bfloat16", "float64"]
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class WeightFile:
     """A file of weights that was found: where, what its content is, and whether that is the published content."""
 
     place: str
@@ -34,7 +35,7 @@ class Checkpoint:
     published: bool
 
 
-def locate(file: File, weights: Path | None = None, allow_unverified: bool = False) -> Checkpoint:
+def locate(file: File, weights: Path | None = None, allow_unverified: bool = False) -> WeightFile:
     """The weights to use: of the path where one is named, else of this machine, else downloaded.
 
     Raises InputError where the content is not the published one, unless `allow_unverified`; RunError where there is
@@ -49,11 +50,11 @@ def locate(file: File, weights: Path | None = None, allow_unverified: bool = Fal
             f"{path} ({path.stat().st_size} bytes) has sha256 {found}, expected {file.place} ({file.identity}); "
             "replace it, or use it as it is with --allow-unverified."
         )
-    return Checkpoint(file.place, path, found, found == file.sha256)
+    return WeightFile(file.place, path, found, found == file.sha256)
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name; of training checkpoints, those below `state_dict`.
+    """The tensors of a file by name; of a training checkpoint, those below `state_dict`.
 
     Raises RunError where the file holds something else: code is never run to find out what.
     """
@@ -72,7 +73,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise RunError(f"{path} holds no dictionary of tensors; expected a checkpoint.")
+        raise RunError(f"{path} holds no dictionary of tensors; expected the weights of a network.")
     return dict(content)
 
 
@@ -86,7 +87,7 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
         if names:
             raise RunError(
                 f"{path} {problem} {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}; "
-                "expected the checkpoint of another architecture."
+                "expected the weights of another architecture."
             )
     network.load_state_dict(dict(tensors), assign=True)
 
@@ -97,15 +98,15 @@ def frozen(network: nn.Module, dtype: DType) -> nn.Module:
 
 
 def describe(
-    name: str, checkpoints: tuple[Checkpoint, ...], preprocessing: str, dtype: DType, range_: str, libraries: str
+    name: str, weights: Sequence[WeightFile], fit: Preprocessing, dtype: DType, range_: str, library: str
 ) -> RewardInfo:
     """The identity of a scorer. Weights that are not the published ones and a dtype other than float32 are part of it,
     so that such scores never meet others in one column."""
-    foreign = [checkpoint for checkpoint in checkpoints if not checkpoint.published]
+    foreign = [file for file in weights if not file.published]
     return RewardInfo(
-        id=f"{name} unverified {' '.join(c.sha256[:12] for c in foreign)}" if foreign else name,
-        files={checkpoint.place: checkpoint.sha256 for checkpoint in checkpoints},
-        preprocessing=preprocessing if dtype == "float32" else f"{preprocessing}; {dtype}",
+        id=f"{name} unverified {' '.join(file.sha256[:12] for file in foreign)}" if foreign else name,
+        files={file.place: file.sha256 for file in weights},
+        preprocessing=fit.describe() if dtype == "float32" else f"{fit.describe()}; {dtype}",
         range=range_,
-        versions={library: metadata.version(library) for library in libraries.split()},
+        versions={package: metadata.version(package) for package in (library, *fit.libraries)},
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from typing import get_type_hints
 
 import pytest
+from places import TESTS
 
 from alignbench import plugins
 from alignbench.contracts import algorithms
@@ -60,3 +63,21 @@ UNASKED = ("base aligns nothing", "it has no for_budget", "it trains nothing")
 def test_an_algorithm_keeps_its_contracts(name, contract, subjects):
     (finding,) = findings([contract], subjects(name))
     assert finding.state == "holds" or finding.detail in UNASKED
+
+
+# Values that results were made with and papers compared by, as they were when the shared fields got their bases.
+DEFAULTS = json.loads((TESTS / "support" / "defaults.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", plugins.own_names("algorithms"))
+def test_an_algorithms_fields_have_the_names_types_and_values_that_are_published(name):
+    kind, types = plugins.load("algorithms", name), get_type_hints(plugins.load("algorithms", name))
+    found = {
+        field.name: {"default": field.default, "type": str(types[field.name])} for field in dataclasses.fields(kind)
+    }
+    assert found == DEFAULTS[name]["fields"]
+    assert dataclasses.asdict(kind()) == {field: value["default"] for field, value in found.items()}
+    assert (kind.trains, getattr(kind, "learns_from_pairs", False)) == (
+        DEFAULTS[name]["trains"],
+        DEFAULTS[name]["learns_from_pairs"],
+    )

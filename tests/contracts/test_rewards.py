@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 
 import numpy as np
 import pytest
 import torch
 from parity import recipe
 from PIL import Image
+from places import TESTS
 
 from alignbench import Key, Prompt, Reward, plugins
 from alignbench.contracts.contract import findings
@@ -19,6 +22,8 @@ from alignbench.shapes.scene import ATTRIBUTES, Scene, Thing, one_wrong, parse, 
 
 KEY = Key("test", "rewards")
 NAMES = plugins.own_names("rewards")
+# What each reward said of itself when these were written, learned ones on the small checkpoints: results hold it.
+IDENTITIES = json.loads((TESTS / "support" / "identities.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +96,35 @@ def test_a_reward_refuses_prompts_of_another_world_where_it_knows_its_own(name):
     reward, (_, prompts) = make(name), examples(name, 2)
     reason = reward.unsupported([*prompts, Prompt("x", "a photo of a cat")], (3, 32, 32))
     assert (reason is not None) is (name in EXACT or name.startswith("shapes_"))
+
+
+def plain(value: object) -> object:
+    """A default as JSON has it."""
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rewards_files_and_fields_are_those_that_results_were_made_with(name):
+    kind, golden = plugins.load("rewards", name), IDENTITIES[name]
+    assert (kind.__qualname__, kind.differentiable) == (golden["class"], golden["differentiable"])
+    assert [dataclasses.asdict(file) for file in getattr(kind, "files", ())] == golden["files"]
+    assert {field.name: plain(field.default) for field in dataclasses.fields(kind)} == golden["fields"]
+    assert kind.__dataclass_params__.frozen
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rewards_identity_is_the_one_that_stands_in_results(name):
+    """But for what depends on the machine: the content of random files, and the versions of libraries."""
+    for case in IDENTITIES[name]["identities"]:
+        said = dataclasses.asdict(dataclasses.replace(make(name), **case["options"]).info())
+        said["id"], unverified, _ = said["id"].partition(" unverified ")
+        said["files"] = sorted(said["files"]) if unverified else said["files"]
+        said["versions"] = sorted(said["versions"])
+        assert said == case["identity"]
+
+
+def test_there_is_a_golden_identity_for_every_reward():
+    assert sorted(IDENTITIES) == NAMES
 
 
 def test_no_two_rewards_have_one_identity():

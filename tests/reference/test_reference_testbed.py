@@ -78,7 +78,7 @@ def test_ddpo_runs_away_from_the_optimum_and_the_score_shows_it(groups):
     assert long["regret"].low > short["regret"].high
 
 
-# The largest regret of any seed on the easy problem at the mixture's preset, as the header of each algorithm states it.
+# The largest regret of any seed on the easy problem at the mixture's preset, as results/testbed/README.md states it.
 STATED = {
     "diffusion_dpo": 0.12,
     "dpok": 0.09,
@@ -90,7 +90,7 @@ STATED = {
 
 
 @pytest.mark.parametrize("algo", STATED)
-def test_every_seed_comes_as_near_to_the_optimum_of_the_easy_problem_as_its_header_says(algo, files):
+def test_every_seed_comes_as_near_to_the_optimum_of_the_easy_problem_as_its_page_says(algo, files):
     found = [
         result.metrics["linear.regret"].value
         for name, result in files.items()

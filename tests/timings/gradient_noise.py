@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench import Key, Policy, Prompt, Prompts, Sampling, plugins
-from alignbench.diffusion.episodes import drawn, moves_of
+from alignbench.diffusion.episodes import draw_prompts, moves_of
 from alignbench.diffusion.optimisers import tuning_of
 from alignbench.diffusion.registry import find, load
 from alignbench.diffusion.rollout import rollout
@@ -96,7 +96,7 @@ def measure(tuning: str, how: Sampling, images: int) -> Found:
     batches = []
     for k in range(images // BATCH):
         key = Key("noise", k)
-        asked = drawn(prompts, key("prompts"), BATCH, PER_PROMPT)
+        asked = draw_prompts(prompts, key("prompts"), BATCH, PER_PROMPT)
         batches.append(gradients(policy, reward, asked, [key("sample", i) for i in range(BATCH)], how))
     signals = torch.stack([batch.signal for batch in batches]).unflatten(0, (PARTS, -1)).mean(1)
     estimates = torch.stack([batch.estimates for batch in batches])

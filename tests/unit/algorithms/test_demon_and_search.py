@@ -10,7 +10,7 @@ from closed_form import Bowl, Constant, NoGradient
 
 from alignbench import Key, Prompt, Sampling
 from alignbench.diffusion.rollout import PipelineSampler
-from alignbench.diffusion.variance_exploding import Flow, spread
+from alignbench.diffusion.variance_exploding import ProbabilityFlow, spread_levels
 
 demon = importlib.import_module("alignbench.algorithms.demon")
 search = importlib.import_module("alignbench.algorithms.noise_search")
@@ -22,7 +22,7 @@ SHORT = Sampling(10, 1.0, 1.0)
 
 
 def flow(mixture, n, stochasticity=0.1):
-    return Flow(mixture, mixture.timesteps(n), 1.0, stochasticity)
+    return ProbabilityFlow(mixture, mixture.timesteps(n), 1.0, stochasticity)
 
 
 def many(n, name="many"):
@@ -100,9 +100,9 @@ def test_demon_raises_a_reward_that_has_no_gradient(rule, make_problem, mixture)
 
 
 def test_levels_are_spread_evenly_and_end_where_they_should():
-    assert spread(3, 13, 5) == [3, 5, 7, 9, 11, 13]
-    assert spread(3, 5, 9) == [3, 4, 5]
-    assert spread(9, 10, 1) == [9, 10]
+    assert spread_levels(3, 13, 5) == [3, 5, 7, 9, 11, 13]
+    assert spread_levels(3, 5, 9) == [3, 4, 5]
+    assert spread_levels(9, 10, 1) == [9, 10]
 
 
 def test_random_search_is_best_of_n_and_searching_longer_never_loses(make_problem):

@@ -12,7 +12,7 @@ from differences import slopes
 
 from alignbench import Condition, Key, LoRA, PairBatch, Prompt
 from alignbench.diffusion.objectives import denoising_error, first_batch, noising
-from alignbench.diffusion.optimisers import optimiser_of, warmed_up
+from alignbench.diffusion.optimisers import optimiser_of, tuning_of, warmed_up
 from alignbench.diffusion.registry import Hold, load, named
 from alignbench.errors import RunError
 from alignbench.keys import epochs
@@ -290,7 +290,7 @@ def test_on_a_real_denoiser_the_reference_is_exact_and_gradients_reach_every_b(t
     latents = Key("latents").normal(4, *pipeline.latent_shape)
     batch = PairBatch(latents[:2], latents[2:], pipeline.condition(prompts), torch.ones(2), range(2))
     algorithm = dpo.DiffusionDPO(tuning=tuning, rank=2)
-    policy = pipeline.adapt(dpo.tuning_of(tuning, 2), Key("adapter"))
+    policy = pipeline.adapt(tuning_of(tuning, 2), Key("adapter"))
     loss, seen = algorithm.loss(policy, batch, KEYS[:2])
     assert seen.z.abs().max() == 0
     torch.testing.assert_close(loss, torch.full((2,), math.log(2)), atol=1e-7, rtol=0)
@@ -307,7 +307,7 @@ def test_on_a_real_denoiser_the_reference_is_exact_and_gradients_reach_every_b(t
 def test_in_half_precision_policy_and_reference_still_start_equal(tuning):
     """A fine-tuned denoiser computes in float32, and so must its reference: its copy in bfloat16 rounds otherwise."""
     pipeline = load(named()["tiny"], Meter(), Hold(dtype="bfloat16"))
-    policy = pipeline.adapt(dpo.tuning_of(tuning, 2), Key("adapter"))
+    policy = pipeline.adapt(tuning_of(tuning, 2), Key("adapter"))
     latents = Key("latents").normal(4, *pipeline.latent_shape)
     condition = pipeline.condition([Prompt("a", "a red circle"), Prompt("b", "a blue square")])
     batch = PairBatch(latents[:2], latents[2:], condition, torch.ones(2), range(2))

@@ -12,7 +12,7 @@ from closed_form import Bowl, Constant, NoGradient
 
 from alignbench import Key, Prompt, Sampling
 from alignbench.diffusion.edict import Edict
-from alignbench.diffusion.recompute import sweep
+from alignbench.diffusion.recompute import chain_gradient
 from alignbench.diffusion.rollout import PipelineSampler, transition
 from alignbench.diffusion.schedule import Schedule
 from alignbench.meter import Meter
@@ -113,7 +113,7 @@ def test_a_sweep_gives_autograds_gradient_to_the_bit(smooth):
     def score(end):
         return (end.sin() * end).sum((0, 2))
 
-    swept = sweep(steps, z, score)
+    swept = chain_gradient(steps, z, score)
     x = z.clone().requires_grad_()
     end = x
     for step in steps:
@@ -145,7 +145,7 @@ class Kept:
 
 
 def swept_over(chain, n):
-    """A sweep over n steps of a chain: how many tensors autograd kept at once, and how many states were stored."""
+    """A gradient through n steps of a chain: how many tensors autograd kept at once, and how many states there were."""
     stored = []
 
     def step(pair, i):
@@ -156,7 +156,7 @@ def swept_over(chain, n):
     Kept.alive = Kept.most = 0
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
         steps = [doodl.twice, *(partial(step, i=i) for i in range(n))]
-        sweep(steps, Key("z").normal(2, 16), lambda end: end.square().sum((0, 2)))
+        chain_gradient(steps, Key("z").normal(2, 16), lambda end: end.square().sum((0, 2)))
     return Kept.most, len({state.data_ptr() for state in stored})
 
 
@@ -222,9 +222,9 @@ def test_latents_stay_on_their_shell(make_problem, mixture, monkeypatch):
 
     def watch(steps, start, function):
         norms.append(start.norm(dim=1))
-        return sweep(steps, start, function)
+        return chain_gradient(steps, start, function)
 
-    monkeypatch.setattr(doodl, "sweep", watch)
+    monkeypatch.setattr(doodl, "chain_gradient", watch)
     doodl.DOODL(updates=4, chain="recompute", steps=6, clip=0.5, perturbation=0.1).align(make_problem(Bowl()))(
         PROMPTS, KEYS
     )

@@ -93,7 +93,7 @@ def episode_of(policy, n=8, sampling=SAMPLING, reduction="mean", start=0):
 
 def data_of(algorithm, policy, episodes):
     returns = torch.cat([algorithm.returns(policy, episode) for episode in episodes])
-    return dpok.Data(joined(episodes).path, returns, torch.zeros_like(returns))
+    return dpok.Experience(joined(episodes).path, returns, torch.zeros_like(returns))
 
 
 def value_of(episode):
@@ -192,7 +192,7 @@ def test_the_authors_penalty_is_the_squared_difference_of_the_noise_and_lacks_th
 
 
 def test_returns_are_the_reward_less_what_the_later_steps_cost(policy):
-    assert dpok.later(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [[5.0, 3.0, 0.0]]
+    assert dpok.sum_of_later(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [[5.0, 3.0, 0.0]]
     episode = episode_of(policy)
     plain = dpok.DPOK().returns(policy, episode)
     assert torch.equal(plain, episode.rewards[:, None].expand(8, 6))
@@ -362,7 +362,7 @@ def test_what_is_foreseen_is_the_reward_of_the_x0_estimate_before_each_action(po
     path = rollout(policy, condition, keys, SAMPLING, keep_x0=True)
     episodes = [Episode(part, part.final[:, 0]) for part in (path.first(8), path.first(3))]
     asked = [*PROMPTS, *PROMPTS[:3]]
-    data = dpok.DPOK(lookahead=True, skip_first=2, skip_last=1, batch=8).data(problem, policy, episodes, asked)
+    data = dpok.DPOK(lookahead=True, skip_first=2, skip_last=1, batch=8).experience(problem, policy, episodes, asked)
     assert data.foreseen.shape == (11, 3)
     for action in (2, 3, 4):
         with torch.no_grad():
@@ -379,7 +379,7 @@ def test_what_is_foreseen_is_the_reward_of_the_x0_estimate_before_each_action(po
 def test_the_actions_that_are_skipped_are_not_charged(policy):
     problem, episode = Recorder(), episode_of(policy)
     algorithm = dpok.DPOK(future_kl=True, reward_weight=2.0, kl_weight=6.0, reduction="sum", skip_first=1, skip_last=2)
-    data = algorithm.data(problem, policy, [episode], PROMPTS)
+    data = algorithm.experience(problem, policy, [episode], PROMPTS)
     kl = [dpok.DPOK(reduction="sum").measure(policy, moves_of(episode.path, range(8), [a] * 8))[1] for a in (2, 3)]
     charged = torch.stack([kl[0] + kl[1], kl[1], torch.zeros(8)], 1)
     torch.testing.assert_close(data.returns, episode.rewards[:, None] - 3 * charged, atol=1e-5, rtol=1e-4)
@@ -395,7 +395,7 @@ def test_the_lookahead_takes_noise_out_of_the_gradient_and_leaves_its_mean(polic
     for k in range(sets):
         prompts, keys = [PROMPTS[0]] * n, [KEY("noise", k, i) for i in range(n)]
         path = rollout(policy, policy.condition(prompts), keys, SAMPLING, keep_x0=True)
-        data = algorithm.data(problem, policy, [Episode(path, problem.reward(path.final, prompts))], prompts)
+        data = algorithm.experience(problem, policy, [Episode(path, problem.reward(path.final, prompts))], prompts)
         for lookahead in found:
             value = Line(data.foreseen * lookahead, data.returns)
             (loss,) = algorithm.losses(policy, value, data, range(n * 6), [])
@@ -426,7 +426,7 @@ def test_the_value_network_is_the_authors_and_tells_steps_and_prompts_apart(poli
 def test_moves_are_drawn_without_repetition_and_pick_their_own_returns(policy):
     episode = episode_of(policy)
     returns = torch.arange(40.0).reshape(8, 5)  # the last of six actions is left out
-    data = dpok.Data(episode.path, returns, -returns)
+    data = dpok.Experience(episode.path, returns, -returns)
     rows = data.draw(40, KEY("draw"))
     assert sorted(rows) == list(range(40))
     moves, returns, foreseen = data.pick(rows)

@@ -9,7 +9,7 @@ import torch
 from closed_form import Bowl, Constant, NoGradient, Slope
 
 from alignbench import Key, Prompt, Sampling
-from alignbench.diffusion.lookahead import clipped, shift_per_gradient, slope
+from alignbench.diffusion.lookahead import clipped_gradient, shift_per_gradient, slope
 from alignbench.diffusion.rollout import PipelineSampler, step_noise
 from alignbench.diffusion.schedule import Schedule
 from alignbench.diffusion.transition import ddim, std_of
@@ -139,8 +139,8 @@ def test_guidance_outside_the_window_is_none_and_all_of_it_is_the_default(make_p
 def test_a_gradient_is_cut_to_its_longest_row_by_row():
     gradient = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
     expected = torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]])
-    torch.testing.assert_close(clipped(gradient, 1.0), expected)
-    assert clipped(gradient, None) is gradient
+    torch.testing.assert_close(clipped_gradient(gradient, 1.0), expected)
+    assert clipped_gradient(gradient, None) is gradient
 
 
 def test_universal_guidance_forwards_alone_is_classifier_guidance(make_problem):

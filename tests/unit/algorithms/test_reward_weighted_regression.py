@@ -11,7 +11,7 @@ import torch
 from differences import slopes
 from places import TOY
 
-from alignbench import Key, LoRA, Prompt, Prompts, Sampling, plugins
+from alignbench import Key, LoRA, Prompt, Prompts, Sampling, plugins, sample_rewarded
 from alignbench.diffusion.objectives import denoising_error, noising
 from alignbench.experiment.problem import CellProblem
 from alignbench.progress import Progress
@@ -167,11 +167,11 @@ def test_every_pass_sees_every_image_once_under_new_noise(problem, policy):
 
 def test_a_round_samples_from_the_policy_whatever_the_batch(problem, policy):
     keys = [KEY("sample", i) for i in range(8)]
-    latents, rewards = RWR(batch=8).sample(problem(), policy, PROMPTS, keys)
-    some, _ = RWR(batch=3).sample(problem(), policy, PROMPTS, keys)
+    latents, rewards = sample_rewarded(problem(), policy, PROMPTS, keys, 8)
+    some, _ = sample_rewarded(problem(), policy, PROMPTS, keys, 3)
     torch.testing.assert_close(some, latents, atol=1e-5, rtol=0)
     torch.testing.assert_close(rewards, latents[:, 0])
-    reference, _ = RWR(batch=8).sample(problem(), problem().pipeline.adapt(LoRA(), KEY), PROMPTS, keys)
+    reference, _ = sample_rewarded(problem(), problem().pipeline.adapt(LoRA(), KEY), PROMPTS, keys, 8)
     assert not torch.allclose(latents, reference, atol=1e-3)
 
 

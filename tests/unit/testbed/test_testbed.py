@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
-from alignbench import Key, Prompt, plugins
+from alignbench import ExactReward, Key, Prompt, Reward, plugins
 from alignbench.errors import InputError
 from alignbench.testbed.exact_pairs import MixturePairs
 from alignbench.testbed.exact_problem import ExactProblem, problem_of
@@ -493,3 +494,19 @@ def test_a_pair_depends_on_its_number_alone(pairs):
     assert len(together.condition) == 3
     with pytest.raises(IndexError, match=r"pair 3000 is outside of \[0, 3000\)"):
         pairs.batch([3000])
+
+
+def test_a_reward_is_declared_by_the_name_that_problems_hold_it_under():
+    @dataclass(frozen=True)
+    class Own(ExactReward):
+        name = "quadratic"
+
+    prompts, x = TOY.prompts("test")[:2], torch.tensor([[2.0, -1.0], [10.0, 0.0]])
+    assert isinstance(Own(), Reward)
+    assert Own()(x, prompts).tolist() == pytest.approx([-(2**2) / 100 - 1, -1])  # r = −x²/100 − y²
+    assert Own().info() == plugins.load("rewards", "quadratic")().info()
+    assert Own().unsupported(prompts, (2,)) is None
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(Own().with_grad(x, prompts).sum(), x)
+    torch.testing.assert_close(gradient, torch.tensor([[-0.04, 2.0], [-0.2, 0.0]]))
+    assert not Own()(x, prompts).requires_grad

@@ -1,0 +1,141 @@
+"""What methods that train weights share: the fields that all of them have, their checks, and how training begins.
+
+A base holds fields and finished methods. What an algorithm does in a round stands in its own file, and so does every
+value that is its paper's alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
+
+from torch.optim import Optimizer
+
+from alignbench.devices import chunked
+from alignbench.diffusion.optimisers import OptimiserName, Tuned, optimiser_of, tuning_of
+from alignbench.diffusion.transition import std_of
+from alignbench.errors import Unsupported
+from alignbench.fields import at_least_one, not_negative, positive
+from alignbench.interface import Pairs, Policy, Problem, Sampling
+from alignbench.keys import Key, epochs
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A method that trains in rounds. These fields have no values here: each method has its own paper's."""
+
+    trains: ClassVar[bool] = True
+
+    rounds: int  # with a checkpoint after each
+    updates_per_round: int  # optimiser steps
+    batch: int  # per forward pass: a matter of memory alone
+    learning_rate: float
+    weight_decay: float
+    max_norm: float  # of the gradient
+    tuning: Tuned
+    rank: int  # of the LoRA
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "rounds", "updates_per_round", "batch", "rank")
+        positive(self, "learning_rate", "max_norm")
+        not_negative(self, "weight_decay")
+
+    def start(self, problem: Problem, optimiser: OptimiserName = "adamw") -> tuple[Policy, Optimizer]:
+        """A policy that equals the model so far, and what will move it."""
+        policy = problem.pipeline.adapt(tuning_of(self.tuning, self.rank), problem.key("adapter"))
+        return policy, optimiser_of(policy.parameters(), optimiser, self.learning_rate, self.weight_decay)
+
+    def plan(self, what: str, count: int, passes: int = 1) -> dict[str, float]:
+        """What the check at the start prints, of a method that makes `count` images or pairs a round."""
+        return {
+            f"{what} a round": count,
+            "updates a round": self.updates_per_round * passes,
+            f"{what} an update": -(-count // self.updates_per_round),
+            "learning rate": self.learning_rate,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGradient(Training):
+    """A method that samples paths and changes how likely their steps are, from what their images earn."""
+
+    samples_per_round: int
+    eta: float = 1.0  # noise of the sampled paths
+    steps: int | None = None  # of the sampled paths; None: as in evaluation
+    tuning: Tuned = "lora"
+    rank: int = 4  # of the LoRA
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self, "samples_per_round")
+        if not 0 < self.eta <= 1:
+            raise ValueError(f"eta must lie in (0, 1], got {self.eta}: without noise a path has no density.")
+
+    def path_sampling(self, problem: Problem) -> Sampling:
+        """How paths are sampled."""
+        return replace(problem.sampling, eta=self.eta, steps=self.steps or problem.sampling.steps)
+
+    def actions(self, problem: Problem) -> int:
+        """The steps of a path with σ > 0, which are those that have a density."""
+        sampling = self.path_sampling(problem)
+        return int((std_of(problem.pipeline.timesteps(sampling.steps), sampling.eta) > 0).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTraining(Training):
+    """A method that learns from preference pairs as Wallace et al. 2023 do (https://arxiv.org/abs/2311.12908; values of
+    their Stable Diffusion 1.5 run, with a LoRA of ours)."""
+
+    learns_from_pairs: ClassVar[bool] = True
+
+    rounds: int = 200  # with a checkpoint after each
+    updates_per_round: int = 10  # optimiser steps
+    pairs_per_update: int = 2048
+    caption_dropout: float = 0.2  # share of pairs shown without their prompt
+    warmup: int = 500  # updates over which the learning rate rises
+    optimiser: OptimiserName = "adamw"  # the authors' SDXL run: adafactor
+    weight_decay: float = 1e-2
+    max_norm: float = 1.0  # of the gradient
+    tuning: Tuned = "lora"
+    rank: int = 8  # of the LoRA
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self, "pairs_per_update")
+        not_negative(self, "warmup")
+        if not 0 <= self.caption_dropout < 1:
+            raise ValueError(f"caption_dropout must lie in [0, 1), got {self.caption_dropout}.")
+
+    def order(self, problem: Problem, pairs: Pairs, update: int) -> list[int]:
+        """The pairs of an update, numbered from 0: the next of an endless order of all of them."""
+        return epochs(problem.key("order"), len(pairs), update * self.pairs_per_update, self.pairs_per_update)
+
+
+def shuffled_parts(items: Sequence[T], key: Key, count: int) -> list[Sequence[T]]:
+    """A pass over items in random order, in `count` updates of one size; the last may be smaller."""
+    order = [items[i] for i in key.permutation(len(items))]
+    return chunked(order, -(-len(order) // count))
+
+
+def without_prompts(problem: Problem, method: str) -> str | None:
+    """Why a method that samples its own images cannot train on this problem, or None."""
+    if problem.prompts:
+        return None
+    return f"{method} draws prompts to train on, and none were named; pass --train-prompts."
+
+
+def without_pairs(problem: Problem, method: str) -> str | None:
+    """Why a method that learns from pairs cannot train on this problem, or None."""
+    if problem.pairs is not None:
+        return None
+    return f"{method} learns from preference pairs; pass --pairs, or --train-prompts and --reward to have some made."
+
+
+def pairs_of(problem: Problem, method: str) -> Pairs:
+    """The problem's pairs. Raises Unsupported where it has none."""
+    if problem.pairs is None:
+        raise Unsupported(str(without_pairs(problem, method)))
+    return problem.pairs
