@@ -112,20 +112,30 @@ def load(group: Group, name: str) -> Any:
         return _with_weights(plain, Path(weights))
     if group == "rewards" and name.endswith(WEIGHTS):
         return _load_weights(Path(name))
+    check(group, name)
     if ":" in name:
         return _load_elsewhere(group, name)
-    if name.endswith(".py"):
-        raise InputError(f"{KINDS[group]} {name!r}: say which object of the file: {_objects_of(Path(name))}.")
     if name in own_names(group):
         module = importlib.import_module(f"alignbench.{group}.{name}")
         exported = getattr(module, "__all__", [])
         if len(exported) != 1:
             raise InputError(f"{group}/{name}.py must export exactly one name in __all__, has {list(exported)}.")
         return getattr(module, exported[0])
-    for point in _entry_points(group):
-        if point.name == name:
-            return point.load()
-    raise UnknownName(KINDS[group], name, [*names(group), *aliases(group)])
+    return next(point for point in _entry_points(group) if point.name == name).load()
+
+
+def check(group: Group, name: str) -> None:
+    """Raise UnknownName with near names, or InputError, where a name cannot be meant. Imports no plug-in."""
+    if group == "rewards" and (served(name) or "=" in name or name.endswith(WEIGHTS)):
+        return
+    place, colon, _ = name.rpartition(":")
+    if place.endswith(".py") and not Path(place).is_file():
+        raise InputError(f"{KINDS[group]} {name!r}: there is no file {place}.")
+    if not colon and name.endswith(".py"):
+        raise InputError(f"{KINDS[group]} {name!r}: say which object of the file: {_objects_of(Path(name))}.")
+    full = full_name(group, name)
+    if not colon and full not in own_names(group) and full not in names(group):
+        raise UnknownName(KINDS[group], name, [*names(group), *aliases(group)])
 
 
 def _objects_of(path: Path) -> str:
@@ -145,8 +155,6 @@ def _load_elsewhere(group: Group, reference: str) -> Any:
     place, _, attribute = reference.rpartition(":")
     try:
         module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except FileNotFoundError:
-        raise InputError(f"{KINDS[group]} {reference!r}: there is no file {place}.") from None
     except ModuleNotFoundError as error:
         raise InputError(f"{KINDS[group]} {reference!r}: cannot import {error.name!r}.") from error
     except Exception as error:  # somebody's code may raise anything
@@ -157,9 +165,7 @@ def _load_elsewhere(group: Group, reference: str) -> Any:
 
 
 def _module_of_file(path: Path) -> ModuleType:
-    """The module of a Python file. Raises FileNotFoundError, and whatever the file raises."""
-    if not path.is_file():
-        raise FileNotFoundError(path)
+    """The module of a Python file. Raises whatever the file raises."""
     name = f"alignbench_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alignbench.diffusion import hub
 from alignbench.diffusion.hub import HUB_ID, Repository
 from alignbench.diffusion.layouts import DENOISER
 from alignbench.errors import AlignbenchError, InputError
-from alignbench.interface import Pipeline
 from alignbench.record import result as results
 from alignbench.record.listing import STATE
+
+if TYPE_CHECKING:
+    from alignbench.interface import Pipeline
 
 
 def adapter_folder(path: Path) -> Path:

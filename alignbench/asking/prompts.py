@@ -8,12 +8,14 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from alignbench import plugins
 from alignbench.errors import InputError, UnknownName
 from alignbench.files import canonical_json
-from alignbench.interface import Prompt, PromptSet
+
+if TYPE_CHECKING:
+    from alignbench.interface import Prompt, PromptSet
 
 SUFFIXES = (".txt", ".tsv", ".csv", ".jsonl")
 LONGEST = 5000  # characters; a longer line is a file of another kind
@@ -34,18 +36,28 @@ class FilePrompts:
 
 def find(name: str) -> PromptSet:
     """The prompt set a name or a file path means. Raises UnknownName or InputError."""
-    path = Path(name)
-    if path.suffix in SUFFIXES:
-        if not path.is_file():
-            raise InputError(f"there is no prompt file {name!r}; expected a {', '.join(SUFFIXES)} file.")
-        return FilePrompts(path)
-    try:
-        prompt_set = plugins.load("benchmarks", name)()
-    except UnknownName as error:
-        raise InputError(f"{error} A file works too: --prompts FILE with the ending {', '.join(SUFFIXES)}.") from None
+    from alignbench.interface import PromptSet
+
+    check(name)
+    if Path(name).suffix in SUFFIXES:
+        return FilePrompts(Path(name))
+    prompt_set = plugins.load("benchmarks", name)()
     if absent := plugins.lacking(prompt_set, PromptSet):
         raise InputError(f"prompt set {name!r} lacks {', '.join(absent)}; see alignbench.PromptSet.")
     return prompt_set
+
+
+def check(name: str) -> None:
+    """Raise InputError where a name is that of no prompt set and of no file. Imports no plug-in."""
+    if Path(name).suffix not in SUFFIXES:
+        try:
+            plugins.check("benchmarks", name)
+        except UnknownName as error:
+            raise InputError(
+                f"{error} A file works too: --prompts FILE with the ending {', '.join(SUFFIXES)}."
+            ) from None
+    elif not Path(name).is_file():
+        raise InputError(f"there is no prompt file {name!r}; expected a {', '.join(SUFFIXES)} file.")
 
 
 def label(name: str) -> str:
@@ -91,6 +103,8 @@ def read_file(path: Path) -> list[Prompt]:
 
     Raises InputError for an empty file, bytes that are not UTF-8, an over-long line, or a missing column.
     """
+    from alignbench.interface import Prompt
+
     lines = lines_of(path)
     for number, line in enumerate(lines, start=1):
         if len(line) > LONGEST:

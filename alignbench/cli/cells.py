@@ -44,6 +44,7 @@ def run(
     json: bool
         Print the outcome as JSON.
     """
+    from alignbench.asking import names
     from alignbench.asking.suite import read_yaml
 
     options = RunOptions.parse(given)
@@ -51,6 +52,7 @@ def run(
         values = read_yaml(config)
         both = {"set": {**values["set"], **options.set}} if isinstance(values.get("set"), dict) else {}
         options = RunOptions.parse({**values, **given, **both}, str(config))
+    names.check(options)
     if not json:  # what follows imports for seconds
         print(f"loading {options.algorithm} and what it needs", file=sys.stderr, flush=True)
     cell = _resolve(options)

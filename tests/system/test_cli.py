@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from places import TOY
+from said import one_line
 
 from alignbench.cli.app import run_command_line
 from alignbench.record import result as results
@@ -28,16 +29,6 @@ def here(tmp_path, monkeypatch):
 
 MIXTURE = ["--model", "mixture", "--prompts", "points.txt", "--reward", REWARD, "--steps", "6"]
 SHORT = ["--set", "rounds=2", "--set", "samples_per_round=16", "--set", "clip=0.1", "--train-prompts", "training.txt"]
-
-
-def one_line(capsys) -> str:
-    """What a failed command said on stderr, after what it was doing: one line."""
-    said = capsys.readouterr().err
-    error = "".join(line for line in said.splitlines(keepends=True) if not line.startswith("loading "))
-    assert error.count("\n") == 1, said
-    assert error.startswith("alignbench: ")
-    assert "Traceback" not in said
-    return error
 
 
 def test_a_run_ends_with_a_summary_and_the_next_command(here, capsys):
@@ -178,6 +169,25 @@ def test_a_wrong_config_file_names_the_file_and_the_key(here, capsys, content, m
     Path("run.yaml").write_text(content)
     assert run_command_line(["run", "--config", "run.yaml"]) == 2
     assert message in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--algo", "ddpoo"],
+        ["--algo", "base", "--model", "sd16"],
+        ["--algo", "base", "--reward", "mine.py"],
+        ["--algo", "base", "--scorers", "clap"],
+        ["--algo", "base", "--prompts", "nowhere.txt"],
+        ["--algo", "base", "--train-prompts", "nowhere.py:Mine"],
+        ["--algo", "base", "--adapter", "nowhere"],
+    ],
+)
+def test_a_name_that_means_nothing_is_told_before_anything_is_loaded(here, capsys, arguments):
+    assert run_command_line(["run", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("alignbench: ")
+    assert said.count("\n") == 1
 
 
 def test_debug_shows_where_an_error_comes_from(here):

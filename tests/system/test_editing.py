@@ -127,7 +127,7 @@ def test_a_broken_image_is_named(cell, images):
         ({"model": "mixture"}, "makes points, not pictures"),
         ({"prompts": "shapes"}, "leave --prompts and --split out"),
         ({"task": "generate"}, "--images: only --task sdedit starts from images"),
-        ({"strength": 1.5}, "less than or equal to 1"),
+        ({"strength": 1.5}, "at most 1"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(cell, changes, message):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from said import one_line
 
 from alignbench import plugins
 from alignbench.cli.app import run_command_line
@@ -269,12 +270,6 @@ def test_made_pairs_are_what_a_loss_is_handed(tmp_path, make, tiny):
 
 
 # The command
-
-
-def one_line(capsys) -> str:
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1, captured.err
-    return captured.err
 
 
 def test_the_command_says_what_it_made_and_what_comes_next(tmp_path, capsys, monkeypatch):

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import constants
 from places import COLOURS
 from safetensors.torch import load_file
+from said import one_line
 
 from alignbench import Key, plugins
 from alignbench.analysis import summary
@@ -312,9 +313,7 @@ def test_another_autoencoder_stands_in_the_result_and_is_no_peer_of_the_models_o
 )
 def test_options_that_cannot_act_are_refused_in_one_line(capsys, arguments, message):
     assert run_command_line(["run", "--algo", "base", "--dry-run", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    assert message in one_line(capsys)
 
 
 def test_results_say_which_memory_options_changed_pixels(folders, cell):
@@ -329,8 +328,7 @@ def test_all_that_is_missing_is_named_at_once_with_the_commands_that_fetch_it(ca
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("ALIGNBENCH_DATA", raising=False)
     assert run_command_line(["run", "--algo", "diffusion_dpo", "--model", "sd15"]) == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    error = one_line(capsys)
     for part in (
         "not on this machine: sd15, parti, pickapic_train, pickscore, hpsv2_1, clip_l14, aesthetic_v2, imagereward",
         "`alignbench fetch models sd15`",

@@ -1,20 +1,16 @@
-"""From a checkpoint to the notebook, as a user does it: SD1.5's and SDXL's layouts, scored by five learned scorers."""
+"""From a checkpoint to tables and pictures, as a user does it: two real layouts, five learned scorers."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import make_dataclass
 from pathlib import Path
 
-import nbformat
 import pytest
 import random_models
 import torch
-from nbclient import NotebookClient
 from parity import recipe
-from places import ROOT
 
+import alignbench
 from alignbench import Prompt, Sampling, plugins
 from alignbench.cli.app import run_command_line
 from alignbench.diffusion import registry as models
@@ -25,7 +21,6 @@ from alignbench.meter import Meter
 from alignbench.record import result as results
 from alignbench.record.pictures import ImageStore, Slot
 
-NOTEBOOK = ROOT / "results" / "tour.ipynb"
 PARTI = """Prompt\tCategory\tChallenge\tNote
 "G I G G L E" painted in thick colorful lettering\tIllustrations\tWriting & Symbols\tquoted
 a red circle\tAbstract\tBasic\t
@@ -122,13 +117,18 @@ def test_a_checkpoint_is_aligned_scored_compared_and_drawn(build, small_scorers,
         assert f"{name}: against base" in tables
     assert "Outdoor Scenes" in tables
 
-    shutil.copy(NOTEBOOK, "results")
-    notebook = nbformat.read(Path("results") / NOTEBOOK.name, as_version=4)
-    content = json.dumps(notebook).replace("tiny-shapes-ddpo-*seed[123].json", "*.json")
-    notebook = nbformat.from_dict(json.loads(content))
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": "results"}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
-    printed = "".join(output.get("text", "") for output in outputs)
-    for name in COLUMNS:
-        assert any(line.startswith("diffusion_dpo") and name in line for line in printed.splitlines()), name
+    loaded = alignbench.load("results")
+    assert loaded.rows.groupby("method")[COLUMNS].count().to_dict("index") == {
+        method: dict.fromkeys(COLUMNS, 4) for method in ("base", "diffusion_dpo")
+    }
+    compared = alignbench.compare(loaded, by="category").to_frame()
+    assert set(zip(compared["method"], compared["scorer"], strict=True)) >= {
+        ("diffusion_dpo", name) for name in COLUMNS
+    }
+    assert alignbench.sheet("results", prompts=4).width > alignbench.sheet("results", prompts=2).width
+    named = [
+        tick.get_text()
+        for axes in alignbench.win_rates(alignbench.compare(loaded)).axes
+        for tick in axes.get_yticklabels()
+    ]
+    assert "diffusion_dpo" in named

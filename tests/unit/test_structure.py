@@ -274,5 +274,5 @@ def test_algorithm_files_have_the_header_of_the_house():
 
 def test_what_was_measured_has_a_section_for_each_algorithm_it_was_measured_of():
     text = (ROOT / "results" / "testbed" / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"^## `(\w+)`$", text, re.M))
+    named = set(re.findall(r"^### `(\w+)`$", text, re.M))
     assert named == {path.stem for path in (ROOT / "algorithms").glob("[!_]*.py")}

@@ -55,9 +55,11 @@ def test_changed_are_the_hashed_ones_that_are_not_at_their_default():
 @pytest.fixture
 def heard(monkeypatch):
     """What a command line makes of the options of `run`, without running."""
+    from alignbench.asking import names
     from alignbench.cli import cells
 
     found = []
+    monkeypatch.setattr(names, "check", lambda options: None)
     monkeypatch.setattr(
         cells, "_resolve", lambda options: found.append(options) or (_ for _ in ()).throw(InputError("x"))
     )

@@ -75,7 +75,7 @@ def test_a_good_algorithm_keeps_all_contracts(check):
     assert code == 0
     assert out.startswith("mine.py:Mine: an algorithm\n")
     assert out.endswith("all contracts hold\n")
-    assert out.count("\n  holds ") == 11
+    assert out.count("\n  holds ") == 12
     assert "it has no for_budget" in out
 
 
