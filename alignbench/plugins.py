@@ -56,9 +56,18 @@ def own_names(group: Group) -> list[str]:
     return sorted(path.stem for path in folder_of(group).glob("*.py") if not path.stem.startswith("_"))
 
 
+def _is_own(group: Group, name: str) -> bool:
+    return name.isidentifier() and name[0] != "_" and (folder_of(group) / f"{name}.py").is_file()
+
+
 def names(group: Group) -> list[str]:
     """All installed names: our own and those of other packages."""
     return sorted({*own_names(group), *(point.name for point in _entry_points(group))})
+
+
+def known(group: Group, name: str) -> bool:
+    """Whether a plug-in of this name is installed."""
+    return _is_own(group, name) or any(point.name == name for point in _entry_points(group))
 
 
 def families() -> list[Any]:
@@ -108,14 +117,14 @@ def load(group: Group, name: str) -> Any:
         return functools.partial(_load_elsewhere(group, REMOTE_SCORER), remote[1])
     name = full_name(group, name)
     plain, equals, weights = name.partition("=")
-    if group == "rewards" and equals and plain in names(group):
+    if group == "rewards" and equals and known(group, plain):
         return _with_weights(plain, Path(weights))
     if group == "rewards" and name.endswith(WEIGHTS):
         return _load_weights(Path(name))
     check(group, name)
     if ":" in name:
         return _load_elsewhere(group, name)
-    if name in own_names(group):
+    if _is_own(group, name):
         module = importlib.import_module(f"alignbench.{group}.{name}")
         exported = getattr(module, "__all__", [])
         if len(exported) != 1:
@@ -133,8 +142,7 @@ def check(group: Group, name: str) -> None:
         raise InputError(f"{KINDS[group]} {name!r}: there is no file {place}.")
     if not colon and name.endswith(".py"):
         raise InputError(f"{KINDS[group]} {name!r}: say which object of the file: {_objects_of(Path(name))}.")
-    full = full_name(group, name)
-    if not colon and full not in own_names(group) and full not in names(group):
+    if not colon and not known(group, full_name(group, name)):
         raise UnknownName(KINDS[group], name, [*names(group), *aliases(group)])
 
 
@@ -196,7 +204,7 @@ def _load_weights(path: Path) -> Any:
     expected = f"expected weights with {READER!r} in their metadata, as `alignbench train-reward` writes them"
     if reader is None:
         raise InputError(f"reward {str(path)!r} does not say which reward reads it; {expected}.")
-    if reader not in names("rewards"):  # nor a path: weights are data, and data does not choose what code runs
+    if not known("rewards", reader):  # nor a path: weights are data, and data does not choose what code runs
         raise InputError(f"reward {str(path)!r} is for {reader!r}, which is no installed reward; {expected}.")
     kind = load("rewards", reader)
     try:

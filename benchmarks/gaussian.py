@@ -8,6 +8,7 @@ Proxy       r̂ = r − x + y/2: its slope points along y alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -32,6 +33,7 @@ class Gaussian:
         return problem().prompts(split)
 
 
+@functools.cache
 def problem() -> ExactProblem:
     mixture = Mixture(
         torch.ones(1), torch.tensor([[1.0, -1.0]]), torch.tensor([[[1.0, 0.5], [0.5, 1.0]]], dtype=torch.float64)

@@ -8,6 +8,7 @@ Proxy       That of the grid.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -31,6 +32,7 @@ class Grid64:
         return problem().prompts(split)
 
 
+@functools.cache
 def problem() -> ExactProblem:
     # The orthogonal factor of a normal matrix, its signs fixed, is uniform over rotations and reflections.
     q, r = torch.linalg.qr(Key("testbed", "grid64").normal(64, 64).double())

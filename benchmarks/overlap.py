@@ -9,6 +9,7 @@ Proxy       quadratic_proxy: centred elsewhere (+ 1.5 x); linear_proxy: its slop
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -35,6 +36,7 @@ class Overlap:
         return problem().prompts(split)
 
 
+@functools.cache
 def problem() -> ExactProblem:
     means = torch.tensor([[-1.5, 0.0], [0.5, 1.5], [1.5, -0.5], [0.0, -1.5]])
     covariances = torch.tensor(

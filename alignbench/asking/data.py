@@ -64,7 +64,7 @@ def _needs(options: RunOptions, model: Model, defaults: Defaults, trains: bool) 
     """What a run will need and is not on this machine."""
     evaluated = options.prompts or defaults.prompts
     prompts = [] if options.task == "sdedit" else [evaluated]
-    own = evaluated in plugins.names("benchmarks") and "train" in plugins.load("benchmarks", evaluated).splits
+    own = plugins.known("benchmarks", evaluated) and "train" in plugins.load("benchmarks", evaluated).splits
     if trains and (name := options.train_prompts or (None if own else defaults.train_prompts)):
         prompts.append(name)
     rewards = [options.reward] if options.reward else defaults.rewards[:1]

@@ -10,9 +10,9 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
 from alignbench import __version__
-from alignbench.cli import cells, check, inventory, pairs, results, scorers
 from alignbench.errors import AlignbenchError, InputError, UnknownName
 
+HELP = {"--help", "-h"}
 PREFIX = "ALIGNBENCH_"  # ALIGNBENCH_RUN_MODEL is `run --model`
 
 app = App(
@@ -27,15 +27,13 @@ app = App(
     result_action="return_value",
     default_parameter=Parameter(show_env_var=False),
 )
-for command in (cells.run, cells.suite, results.compare, results.show, results.ls, results.sheet):
-    app.command(command)
-for command in (results.plot, results.frontier):
-    app.command(command)
-for command in (pairs.pairs, pairs.accuracy, pairs.train_reward, scorers.score, scorers.audit, scorers.serve):
-    app.command(command)
-app.command(inventory.list_, name="list")
-for command in (check.check, inventory.fetch, inventory.cache, inventory.env):
-    app.command(command)
+COMMANDS = (
+    "cells:run cells:suite results:compare results:show results:ls results:sheet results:plot results:frontier "
+    "pairs:pairs pairs:accuracy pairs:train_reward scorers:score scorers:audit scorers:serve "
+    "inventory:list_ inventory:fetch inventory:cache inventory:env check:check"
+).split()  # imported when they are asked for
+for place in COMMANDS:
+    app.command(f"alignbench.cli.{place}", name=place.partition(":")[2].strip("_").replace("_", "-"))
 app.register_install_completion_command(
     help="Set up completion of commands and options in your shell.", add_to_startup=True
 )
@@ -44,6 +42,13 @@ app.register_install_completion_command(
 def run_command_line(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; every failure is one line on stderr unless --debug is given."""
     debug = "--debug" in arguments
+    if not arguments or HELP.intersection(arguments):
+        command = next((argument for argument in arguments if not argument.startswith("-")), None)
+        if command is None:
+            app.resolved_commands()  # for their summaries
+        if command is None or command in app:  # at once: parsing what stands beside it takes a third of the time
+            app.help_print([command] if command else [])
+            return 0
     try:
         _check_environment()
         code = app([a for a in arguments if a != "--debug"], exit_on_error=False, print_error=False)

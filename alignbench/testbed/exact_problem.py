@@ -88,11 +88,18 @@ class ExactProblem:
         }
         return ExactProblem(name, mixture, rewards, self.beta, axes)
 
-    def prompts(self, split: str) -> list[Prompt]:
+    @cached_property
+    def _prompts(self) -> dict[str, tuple[Prompt, ...]]:
+        return {}  # by split, as they are asked for
+
+    def prompts(self, split: str) -> Sequence[Prompt]:
         """The prompts of a split."""
-        return [
-            Prompt(f"{split}-{i:04d}", f"{self.name} {split} {i}", metadata={METADATA: self}) for i in range(PROMPTS)
-        ]
+        if split not in self._prompts:
+            self._prompts[split] = tuple(
+                Prompt(f"{split}-{i:04d}", f"{self.name} {split} {i}", metadata={METADATA: self})
+                for i in range(PROMPTS)
+            )
+        return self._prompts[split]
 
 
 def problem_of(prompts: Sequence[Prompt]) -> ExactProblem | None:

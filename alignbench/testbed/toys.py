@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from alignbench.testbed.exact_problem import ExactProblem
@@ -9,6 +11,7 @@ from alignbench.testbed.mixture import Mixture
 from alignbench.testbed.tilt import Quadratic
 
 
+@functools.cache
 def grid() -> ExactProblem:
     """Nine modes of equal weight on a 3 x 3 grid, four apart, with covariance 0.3 I; r = −x²/100 − y² (Kim et al. 2025,
     https://arxiv.org/abs/2501.05803). The proxy adds x/4 + y."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 from places import ROOT
 
 RESULTS = ROOT / "results"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_shows_tables_figures_and_pictures(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(RESULTS / "tour.ipynb", as_version=4)

@@ -115,6 +115,7 @@ def test_a_resolution_the_autoencoder_cannot_make_is_refused(folder):
         load(folder, Hold(resolution=(17, 16)))
 
 
+@pytest.mark.slow  # the whole chain's SDXL does this by default
 def test_a_saved_lora_gives_the_same_picture_in_plain_diffusers_in_a_fresh_process(pipeline, folder, tmp_path):
     policy = move(pipeline.adapt(LoRA(), Key("a")), 0.6)
     sampler = PipelineSampler(policy, PLAIN)
