@@ -1,4 +1,4 @@
-"""Where labels go beside their points, so that none covers another label, a point or a line: numbers alone."""
+"""Labels of figures: where they go, so that none covers another label, a point or a line, and what matplotlib reads."""
 
 from __future__ import annotations
 
@@ -72,3 +72,8 @@ def _candidates(point: Array, size: tuple[float, float]) -> Iterator[tuple[Box, 
             left = float(x + away * right - width * (1 - right) / 2)
             bottom = float(y + away * up - height * (1 - up) / 2)
             yield Box(left, bottom, left + width, bottom + height), away - 2 * right
+
+
+def without_formulas(text: str) -> str:
+    """Text in which matplotlib finds no formulas, which it looks for between dollars."""
+    return text.replace("$", r"\$")

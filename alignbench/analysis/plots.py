@@ -11,6 +11,7 @@ import numpy as np
 
 from alignbench.analysis.agreement import Agreement, Sensitivity, matrix
 from alignbench.analysis.comparison import Comparison
+from alignbench.analysis.labels import without_formulas
 from alignbench.analysis.load import Array, load, methods_of
 from alignbench.analysis.statistics import WinRate
 from alignbench.errors import InputError, UnknownName
@@ -103,11 +104,11 @@ def reward_curves(paths: Sequence[Path], against: Against = "rounds", scorers: S
             number = methods.index(curve.method)
             colour, style = f"C{number % 10}", STYLES[number // 10 % len(STYLES)]
             seeds = f" ({curve.seeds} seeds)" if curve.seeds > 1 else ""
-            (lines[_plain(curve.method) + seeds],) = panel.plot(
+            (lines[without_formulas(curve.method) + seeds],) = panel.plot(
                 curve.x, curve.mean, color=colour, linestyle=style, marker="o", markersize=3
             )
             panel.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
-        panel.set_title(_plain(name))
+        panel.set_title(without_formulas(name))
         panel.set_xlabel(AXIS[against])
         panel.set_ylabel("mean on held-out prompts")
         panel.grid(alpha=0.3)
@@ -142,10 +143,10 @@ def win_rates(comparison: Comparison, scorers: Sequence[str] = ()) -> Figure:
             arms = [[100 * (rate.rate - rate.low)], [100 * (rate.high - rate.rate)]]
             colour = "C0" if rate.low > 0.5 else "C3" if rate.high < 0.5 else "grey"
             axis.errorbar(100 * rate.rate, place[item.method], xerr=arms, fmt="o", color=colour, markersize=4)
-        axis.set_title(_plain(name))
-        axis.set_xlabel(f"wins against {_plain(str(group.baseline))} (% of pairs)")
+        axis.set_title(without_formulas(name))
+        axis.set_xlabel(f"wins against {without_formulas(str(group.baseline))} (% of pairs)")
         axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks([place[method] for method in methods], [_plain(method) for method in methods])
+    axes[0].set_yticks([place[method] for method in methods], [without_formulas(method) for method in methods])
     return figure
 
 
@@ -166,7 +167,7 @@ def audit_figure(
             arms = [[100 * (rate.rate - rate.low)], [100 * (rate.high - rate.rate)]]
             first.errorbar(100 * rate.rate, place, xerr=arms, fmt="o", color=f"C{place % 10}", capsize=3)
     first.axvline(50, color="black", linewidth=0.8, linestyle=":")
-    first.set_yticks(range(len(scorers)), [_plain(name) for name in scorers])
+    first.set_yticks(range(len(scorers)), [without_formulas(name) for name in scorers])
     first.set_ylim(len(scorers) - 0.5, -0.5)
     first.set_xlabel("agreement with the labels (%)")
     first.grid(alpha=0.3)
@@ -178,8 +179,8 @@ def audit_figure(
             if not np.isnan(value):
                 colour = "white" if abs(value) > 0.6 else "black"
                 second.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
-    second.set_xticks(range(len(judges)), [_plain(name) for name in judges], rotation=45, ha="right")
-    second.set_yticks(range(len(judges)), [_plain(name) for name in judges])
+    second.set_xticks(range(len(judges)), [without_formulas(name) for name in judges], rotation=45, ha="right")
+    second.set_yticks(range(len(judges)), [without_formulas(name) for name in judges])
     second.set_title("Kendall's τ within prompts", fontsize="medium")
     changes = list(dict.fromkeys(change for found in sensitivity.values() for change in found))
     width = 0.8 / max(1, len(scorers))
@@ -195,8 +196,3 @@ def audit_figure(
     third.set_xlabel("decisions that turn (%)")
     third.grid(alpha=0.3)
     return figure
-
-
-def _plain(text: str) -> str:
-    """Text in which matplotlib finds no formulas."""
-    return text.replace("$", r"\$")

@@ -321,7 +321,7 @@ def test_a_model_alone_brings_its_own_scorers_and_a_limit_the_first_pairs(shapes
         (["--pairs", "p", "--scorers", RED, "--seed", "-1"], "--seed -1: expected at least 0"),
         (["--pairs", "p", "--scorers", RED, "--pair-crop", "random"], "without --model images keep their own size"),
         (["--pairs", "p", "--scorers", RED, "--output", "table.csv"], "--output table.csv: expected a .json file"),
-        (["--scorers", RED], "--pairs"),
+        (["--scorers", RED], 'Command "accuracy" parameter --pairs requires an argument.'),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, options, message):

@@ -13,6 +13,7 @@ from places import TOY
 from said import one_line
 
 from alignbench.cli.app import run_command_line
+from alignbench.errors import UnknownName
 from alignbench.record import result as results
 
 REWARD = f"{TOY}:FirstCoordinate"
@@ -141,13 +142,13 @@ def test_a_config_file_gives_options_and_the_command_line_wins(here, capsys):
         (["run", "--algo", "base", "--device", "cuda:99"], "--device 'cuda:99'"),
         (["run", "--algo", "base", "--device", "gpu"], "--device 'gpu': expected auto, cpu, cuda"),
         (["run", "--config", "missing.yaml"], "missing.yaml cannot be read"),
-        (["rnu"], "rnu"),
+        (["rnu"], 'Unknown command "rnu". Did you mean "run"?'),
         (["compare", "missing.json"], "missing.json: there is no such file. (--skip-bad leaves such files out.)"),
         (["compare"], "results: there is no such folder; `alignbench run` makes results."),
         (["show", "missing.json"], "missing.json: there is no such file"),
         (["plot", "--output", "curves.gif"], "--output curves.gif: expected a .png, .pdf or .svg file"),
         (["suite", "missing.yaml"], "missing.yaml cannot be read"),
-        (["list", "nothing"], "nothing"),
+        (["list", "nothing"], 'Invalid value "nothing" for GROUP. Choose from: "algorithms", "rewards"'),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(here, capsys, arguments, message):
@@ -191,7 +192,7 @@ def test_a_name_that_means_nothing_is_told_before_anything_is_loaded(here, capsy
 
 
 def test_debug_shows_where_an_error_comes_from(here):
-    with pytest.raises(Exception, match="no algorithm named 'ddpoo'"):
+    with pytest.raises(UnknownName, match="no algorithm named 'ddpoo'"):
         run_command_line(["run", "--algo", "ddpoo", "--debug"])
 
 
@@ -317,10 +318,13 @@ def test_help_answers_without_loading_torch():
 
 
 def test_a_reader_that_leaves_early_is_no_error(here):
-    command = f"{sys.executable} -m alignbench list | head -1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=os.environ)
-    assert done.stdout.strip() == "algorithms"
-    assert "Traceback" not in done.stderr
+    """Of a pipe, as `head` does; here before a line is written, so that the write always fails."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as pipe:
+        done = subprocess.run([sys.executable, "-m", "alignbench", "list"], stdout=pipe, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr == b""
 
 
 def test_models_are_listed_with_their_weights_sampling_and_licence(capsys):
