@@ -28,7 +28,7 @@ slow:        ## the tests that take minutes each
 	$(PYTHON) -m pytest -m slow
 
 gpu:         ## the tests that need a CUDA device
-	$(PYTHON) -m pytest -m gpu
+	$(PYTHON) -m pytest -n 0 -m gpu
 
 timings:     ## measure what does not need other machines: comparing many files, an update of Diffusion-DPO
 	$(PYTHON) tests/timings/compare_many.py

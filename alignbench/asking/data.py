@@ -127,7 +127,7 @@ def pairs_of(
     algorithm: Algorithm,
     family: Family,
     asked: CellPrompts,
-    reward_name: str | None,
+    reward_name: str,
 ) -> tuple[Chosen | None, dict[str, Any] | None]:
     """The pairs of a file, and what the configuration keeps of them or of pairs that the base model will make."""
     changed = [name for name in options.changed if name.partition("_")[0] in ("pairs", "pair")]
@@ -139,7 +139,7 @@ def pairs_of(
         return None, {"source": "exact", "count": options.pair_count or family.own_pairs}
     if options.pairs is None:
         _refuse([name for name in changed if name in OF_A_FILE], "only pairs of a file (--pairs) have a choice of it")
-        if asked.train_name is None or reward_name is None:
+        if asked.train_name is None:
             return None, None
         count = options.pair_count or defaults.pair_count
         candidates = options.pair_candidates or defaults.pair_candidates

@@ -15,7 +15,7 @@ from alignbench.plugins import label
 from alignbench.record.result import Configuration
 
 
-def stem(options: RunOptions, model: str, default_reward: str | None, configuration: Configuration) -> str:
+def stem(options: RunOptions, model: str, default_reward: str, configuration: Configuration) -> str:
     """The file name without its ending. The hash is of the options that are not at their default."""
     parts = [model, prompt_sets.label(configuration.prompts), label(configuration.algorithm)]
     if configuration.reward != default_reward and configuration.reward is not None:

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, cast, get_args, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from alignbench import plugins
 from alignbench.diffusion.registry import Model
@@ -26,15 +26,15 @@ class Defaults(BaseModel):
 
     prompts: str
     train_prompts: str | None = None
-    rewards: tuple[str, ...] = ()  # the first that can score the prompts is optimised
+    rewards: Annotated[tuple[str, ...], Field(min_length=1)]  # the first that can score the prompts is optimised
     scorers: tuple[str, ...] = ()
     pair_count: int = 2000  # made where none are given
     pair_candidates: int = 2
 
-    def reward(self, evaluated: Sequence[Prompt]) -> str | None:
+    def reward(self, evaluated: Sequence[Prompt]) -> str:
         """The reward to optimise where none is named."""
-        if len(self.rewards) < 2:
-            return next(iter(self.rewards), None)
+        if len(self.rewards) == 1:
+            return self.rewards[0]
         usable = (name for name in self.rewards if plugins.reward_of(name).unsupported(evaluated, ()) is None)
         return next(usable, self.rewards[0])
 

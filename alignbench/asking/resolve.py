@@ -51,7 +51,8 @@ class Cell:
     held_out: Sequence[Prompt]  # the dev split, for probes while training
     chosen: Chosen | None  # preference pairs of a file, for algorithms that learn from them
     sources: Sources | None  # images to start from, for an editing task
-    reward: Reward | None
+    reward: Reward
+    reward_name: str
     scorers: dict[str, Reward]
     adapter: Path | None  # the folder of weights that the model has from the start
     path: Path
@@ -81,7 +82,7 @@ def resolve(options: RunOptions) -> Cell:
     adapter_digest = family.adapter_digest(adapter) if adapter is not None else None
     asked = data.prompts_of(options, model, family, defaults, algorithm)
     reward_name = options.reward or defaults.reward(asked.evaluated)
-    reward = reward_of(reward_name, options.scoring) if reward_name else None
+    reward = reward_of(reward_name, options.scoring)
     chosen, pairs = data.pairs_of(options, defaults, algorithm, family, asked, reward_name)
     scorers = _scorers(options, defaults, reward_name, asked.evaluated)
     configuration = Configuration(
@@ -125,6 +126,7 @@ def resolve(options: RunOptions) -> Cell:
         chosen=chosen,
         sources=asked.sources,
         reward=reward,
+        reward_name=reward_name,
         scorers=scorers,
         adapter=adapter,
         path=options.output / f"{stem}.json",
@@ -168,14 +170,14 @@ def sampling_of(model: Model, options: SamplingOptions) -> Sampling:
 
 
 def _scorers(
-    options: RunOptions, defaults: Defaults, reward_name: str | None, evaluated: Sequence[Prompt]
+    options: RunOptions, defaults: Defaults, reward_name: str, evaluated: Sequence[Prompt]
 ) -> dict[str, Reward]:
     """The reward and the held-out scorers that can score these prompts, by label. Raises InputError for one that was
     named and cannot."""
     named = {name for name in (options.reward, *(options.scorers or ())) if name}
     others = defaults.scorers if options.scorers is None else options.scorers
     chosen, why = {}, ""
-    for name in dict.fromkeys([*([reward_name] if reward_name else []), *others]):
+    for name in dict.fromkeys([reward_name, *others]):
         reward = reward_of(name, options.scoring)
         reason = reward.unsupported(evaluated, ())
         if reason is None and label(name) in chosen:

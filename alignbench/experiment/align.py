@@ -17,7 +17,7 @@ from alignbench.asking.resolve import Cell
 from alignbench.devices import Fitting, chunked
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.downloads import cache_folder
-from alignbench.errors import Diverged, InputError, RunError
+from alignbench.errors import Diverged, RunError
 from alignbench.experiment.metered import MeteredReward
 from alignbench.experiment.pairs import Feedback, Made, make_pairs
 from alignbench.experiment.problem import CellProblem
@@ -39,7 +39,7 @@ def problem_of(cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progres
     """The problem that the algorithm will meet, without pairs."""
     return CellProblem(
         pipeline=pipeline,
-        reward=MeteredReward(cell.configuration.reward or "none", cell.reward or _NoReward(), meter),
+        reward=MeteredReward(cell.reward_name, cell.reward, meter),
         prompts=cell.training,
         sampling=cell.sampling,
         key=Key("align", cell.options.seed),
@@ -53,13 +53,12 @@ def problem_of(cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progres
 def add_pairs(cell: Cell, problem: CellProblem, batch: int) -> Made | None:
     """Give the problem its preference pairs and say what they are: the family's own, of a file, or made now and kept
     for later."""
-    wanted, reward = cell.configuration.pairs, cell.configuration.reward
+    wanted = cell.configuration.pairs
     if wanted is None:
         return None
     if cell.family.own_pairs is not None:
-        if reward is not None:
-            key, count = problem.key("pairs"), int(wanted["count"] or 0)
-            problem.pairs = cell.family.pairs(problem.pipeline, reward, cell.training, key, count)
+        key, count = problem.key("pairs"), int(wanted["count"] or 0)
+        problem.pairs = cell.family.pairs(problem.pipeline, cell.reward_name, cell.training, key, count)
         return None
     made, chosen = None, cell.chosen
     if chosen is None:
@@ -73,21 +72,18 @@ def add_pairs(cell: Cell, problem: CellProblem, batch: int) -> Made | None:
 
 def _make_pairs(cell: Cell, problem: CellProblem, count: int, candidates: int, batch: int) -> tuple[Made, Chosen]:
     """Pairs of the base model on the training prompts, labelled by the reward: one set for all seeds."""
-    reward, name = cell.reward, cell.configuration.reward
-    assert reward is not None
-    assert name is not None
-    asked = [dict(problem.pipeline.info()), asdict(reward.info()), prompt_sets.digest(cell.training)]
+    asked = [dict(problem.pipeline.info()), asdict(cell.reward.info()), prompt_sets.digest(cell.training)]
     content = canonical_json([*asked, count, candidates, cell.sampling.as_dict()])
     folder = cache_folder() / "pairs" / hashlib.sha256(content.encode()).hexdigest()[:16]
     problem.progress.say(
         f"no --pairs: {count} pairs of {cell.model.name} on {cell.configuration.train_prompts}/train, "
-        f"labelled by {name}, are made or found in {folder}"
+        f"labelled by {cell.reward_name}, are made or found in {folder}"
     )
     feedback = Feedback(
         pipeline=problem.pipeline,
         model=cell.model.name,
-        reward=reward,
-        reward_name=name,
+        reward=cell.reward,
+        reward_name=cell.reward_name,
         prompts=cell.training,
         sampling=cell.sampling,
         key=Key("pairs", 0),
@@ -129,23 +125,6 @@ def align(algorithm: Algorithm, problem: CellProblem) -> tuple[Sampler, int | No
         problem.start_again()
         write_text(kept, json.dumps(batch))
         problem.progress.say(f"out of memory: going on with {batch} images in a forward pass")
-
-
-class _NoReward:
-    """Stands where no reward was named; an algorithm that needs one is told so."""
-
-    differentiable = False
-
-    def __call__(self, images: Any, prompts: Any) -> Any:
-        raise InputError("this algorithm optimises a reward; pass --reward NAME (see `alignbench list`).")
-
-    with_grad = __call__
-
-    def info(self) -> Any:
-        return self(None, None)
-
-    def unsupported(self, prompts: Any, image_shape: Any) -> str | None:
-        return None
 
 
 def _probe(cell: Cell, batch: int, fitting: Fitting) -> Any:

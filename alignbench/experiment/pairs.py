@@ -103,8 +103,6 @@ def make_for(options: PairsOptions, quiet: bool = False) -> tuple[str, Made]:
     split = options.split or ("train" if "train" in splits else splits[0])
     prompts = prompt_sets.take(name, split)
     reward_name = options.reward or defaults.reward(prompts)
-    if reward_name is None:
-        raise InputError("name the reward that says which image is preferred: --reward NAME (see `alignbench list`).")
     reward = reward_of(reward_name)
     if reason := reward.unsupported(prompts, ()):
         raise InputError(f"reward {reward_name!r} cannot score these prompts: {reason}")
