@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from alignbench.analysis.compare import compare
+from alignbench.analysis.formats import number, p_value, percent
 from alignbench.analysis.load import is_aligned
-from alignbench.analysis.tables import number, p_value, percent
 from alignbench.errors import AlignbenchError
 from alignbench.record.result import Metric, Result, read
 

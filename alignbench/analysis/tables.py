@@ -1,39 +1,20 @@
-"""Comparisons as tables: for a terminal, Markdown, CSV, LaTeX, or JSON."""
+"""What the tables of a comparison hold, and a whole comparison as text or JSON."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from alignbench.analysis.comparison import Comparison, Group, Versus
+from alignbench.analysis.formats import Format, Table, csv_block, line, number, p_value, percent, written
 from alignbench.analysis.frontier import Pooled
 
-Format = Literal["table", "markdown", "csv", "latex", "json"]
 WIDEST_MATRIX = 12  # methods; larger pairwise matrices are only in the JSON
-MARKDOWN = str.maketrans({"\\": "\\\\", "|": "\\|"})
-LATEX = str.maketrans(
-    {c: f"\\{c}" for c in "&%$#_{}"}
-    | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
-    | {"<": "$<$", ">": "$>$", "·": "$\\cdot$", "–": "--"}
-)
-
-
-@dataclass(frozen=True)
-class Table:
-    """Strings in rows. The first column is text, the others are numbers; `strong` rows are set in bold."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    strong: frozenset[int] = frozenset()
 
 
 def render(comparison: Comparison, form: Format) -> str:
@@ -44,15 +25,15 @@ def render(comparison: Comparison, form: Format) -> str:
     for group in comparison.groups:
         tables = group_tables(group)
         if form == "csv":
-            parts += [_csv(group.evaluation.fingerprint, table) for table in tables]
+            parts += [csv_block(group.evaluation.fingerprint, table) for table in tables]
             continue
         parts.append(_heading(group, form))
-        parts += [_one(table, form) for table in tables]
+        parts += [written(table, form) for table in tables]
         parts.append(_notes([*_reading(group), *group.notes], form))
     if comparison.unfinished:
         rows = [[str(item.path), item.status, item.reason] for item in comparison.unfinished]
         table = Table("Not in the tables", ["file", "status", "reason"], rows)
-        parts.append(_csv("", table) if form == "csv" else _one(table, form))
+        parts.append(csv_block("", table) if form == "csv" else written(table, form))
     if form != "csv":
         parts.append(_notes([f"skipped: {item.reason}" for item in comparison.skipped] + comparison.notes, form))
     if not parts:
@@ -74,24 +55,6 @@ def group_tables(group: Group) -> list[Table]:
         tables.append(_ranks_table(group))
     tables.append(_costs_table(group))
     return tables
-
-
-def percent(x: float) -> str:
-    return "–" if math.isnan(x) else f"{100 * x:.1f}"
-
-
-def number(x: float) -> str:
-    """Four significant digits, thousands as k, M or G."""
-    if math.isnan(x):
-        return "–"
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (9999.5, "k")):
-        if abs(x) >= limit:
-            return f"{x / (1e3 if suffix == 'k' else limit):.4g}{suffix}"
-    return f"{x:.4g}"
-
-
-def p_value(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _optimality_table(group: Group, scorer: str) -> Table:
@@ -283,10 +246,10 @@ def _costs_table(group: Group) -> Table:
 def _heading(group: Group, form: Format) -> str:
     e = group.evaluation
     size = "x".join(map(str, e.model.get("image_shape", [])[1:])) or "points"
-    text = _line(
+    text = line(
         f"{e.model['name']} ({size}) on {e.prompts}/{e.split}, noise seed {e.eval_seed}, evaluation {e.fingerprint}"
     )
-    samplers = _line(
+    samplers = line(
         "; ".join(f"{', '.join(methods)}: {description}" for description, methods in _by_sampler(group).items())
     )
     if form == "markdown":
@@ -335,76 +298,7 @@ def _notes(lines: Sequence[str], form: Format) -> str:
     if not lines:
         return ""
     mark = {"markdown": "- ", "latex": "% "}.get(form, "  ")
-    return "\n".join(mark + _line(line) for line in lines) + "\n"
-
-
-def _one(table: Table, form: Format) -> str:
-    flat = Table(
-        _line(table.title), [_line(c) for c in table.header], [[_line(c) for c in r] for r in table.rows], table.strong
-    )
-    return {"table": plain, "markdown": _markdown, "latex": _latex}[form](flat)
-
-
-def _line(text: str) -> str:
-    """Text without line breaks: names and reasons come from outside."""
-    return " ".join(text.splitlines())
-
-
-def _marked(table: Table) -> list[list[str]]:
-    """Rows with a star on the win rate of strong ones."""
-    return [
-        [cell + "*" if i in table.strong and j == 2 else cell for j, cell in enumerate(row)]
-        for i, row in enumerate(table.rows)
-    ]
-
-
-def plain(table: Table) -> str:
-    """Plain columns; the same on a terminal and in a file."""
-    rows = [table.header, *_marked(table)]
-    widths = [max(len(row[j]) for row in rows) for j in range(len(table.header))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if j == 0 else cell.rjust(w) for j, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([table.title, lines[0], "─" * len(lines[0]), *lines[1:]]).rstrip() + "\n"
-
-
-def _markdown(table: Table) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.translate(MARKDOWN) for cell in cells) + " |"
-
-    rows = [
-        [f"**{cell}**" if i in table.strong and j in (0, 2) else cell for j, cell in enumerate(row)]
-        for i, row in enumerate(table.rows)
-    ]
-    rule = ["---", *["---:"] * (len(table.header) - 1)]
-    return "\n".join([f"**{table.title}**", "", line(table.header), line(rule), *map(line, rows)]) + "\n"
-
-
-def _latex(table: Table) -> str:
-    def escape(text: str) -> str:
-        return text.translate(LATEX)
-
-    lines = [f"% {table.title}", f"\\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", "\\toprule"]
-    lines += [" & ".join(map(escape, table.header)) + " \\\\", "\\midrule"]
-    for i, row in enumerate(table.rows):
-        cells = [
-            f"\\textbf{{{escape(c)}}}" if i in table.strong and j in (0, 2) else escape(c) for j, c in enumerate(row)
-        ]
-        lines.append(" & ".join(cells) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
-
-
-def _csv(evaluation: str, table: Table) -> str:
-    """One block per table, with the evaluation's fingerprint and the table's title in front of every row."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["evaluation", "table", *table.header])
-    for row in table.rows:
-        writer.writerow([evaluation, table.title, *row])
-    return buffer.getvalue()
+    return "\n".join(mark + line(text) for text in lines) + "\n"
 
 
 def _plain(value: Any) -> Any:

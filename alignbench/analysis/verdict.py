@@ -7,8 +7,8 @@ from pathlib import Path
 
 from alignbench.analysis.compare import DEFAULT_BASELINE, compare
 from alignbench.analysis.comparison import Group, Versus
+from alignbench.analysis.formats import percent
 from alignbench.analysis.load import load, methods_of
-from alignbench.analysis.tables import percent
 
 
 def sentences(paths: Sequence[Path], baseline: str = DEFAULT_BASELINE) -> list[str]:

@@ -183,7 +183,7 @@ def _listed(values: Any) -> str:
 
 
 def _cost_rows(cell: Cell, cost: Any) -> list[tuple[str, str]]:
-    from alignbench.analysis.tables import number
+    from alignbench.analysis.formats import number
 
     if cost is None:
         budget = cell.configuration.budget

@@ -14,7 +14,7 @@ from alignbench.judging.options import AccuracyOptions, TrainRewardOptions
 @takes(PairsOptions)
 def pairs(given: dict[str, Any]) -> int:
     """Make preference pairs: images of the model for a prompt, labelled by a reward. Typed again, it continues."""
-    from alignbench.analysis.tables import number
+    from alignbench.analysis.formats import number
     from alignbench.experiment.pairs import make_for
 
     options = PairsOptions.parse(given)

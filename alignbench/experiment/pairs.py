@@ -33,7 +33,7 @@ from alignbench.keys import Key
 from alignbench.meter import Cost, Meter
 from alignbench.plugins import reward_of
 from alignbench.preferences.choosing import preference
-from alignbench.preferences.source import FOLDER_FILE
+from alignbench.preferences.picture_files import FOLDER_FILE
 from alignbench.progress import Progress
 from alignbench.record.pictures import ImageStore, Slot
 from alignbench.record.result import identity

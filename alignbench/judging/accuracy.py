@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignbench import plugins
-from alignbench.analysis.tables import Table, percent, plain
+from alignbench.analysis.formats import Table, percent, plain
 from alignbench.asking.adapter_folders import adapter_folder, check_model
 from alignbench.asking.presets import defaults_of
 from alignbench.devices import BATCH, device_of

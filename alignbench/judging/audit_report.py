@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from alignbench.analysis.agreement import Agreement
+from alignbench.analysis.formats import Table, percent, plain
 from alignbench.analysis.plots import audit_figure
 from alignbench.analysis.statistics import WinRate
-from alignbench.analysis.tables import Table, percent, plain
 from alignbench.judging.alterations import CHANGES
 from alignbench.judging.audit import Report, ScorerAudit
 

@@ -21,7 +21,7 @@ from alignbench.errors import Unsupported
 from alignbench.images import FORMATS, fitted
 from alignbench.interface import Prompt, Reward
 from alignbench.preferences.choosing import Chosen, preference
-from alignbench.preferences.source import Encoded
+from alignbench.preferences.columns import Encoded
 from alignbench.progress import Progress
 from alignbench.record.result import identity
 from alignbench.scoring.values import score_images

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from alignbench import plugins
+from alignbench.analysis.formats import percent
 from alignbench.analysis.statistics import win_rate
-from alignbench.analysis.tables import percent
 from alignbench.errors import InputError
 from alignbench.files import sha256_of
 from alignbench.images import fitted

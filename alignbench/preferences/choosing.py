@@ -11,7 +11,7 @@ from typing import Literal
 
 from alignbench.errors import InputError
 from alignbench.interface import RewardInfo
-from alignbench.preferences.source import Encoded, Pair, PairSource
+from alignbench.preferences.columns import Encoded, Pair, PairSource
 
 Ties = Literal["drop", "keep"]
 

@@ -12,7 +12,8 @@ import pytest
 from result_files import writer
 
 from alignbench.analysis.compare import compare
-from alignbench.analysis.tables import number, p_value, percent, render
+from alignbench.analysis.formats import number, p_value, percent
+from alignbench.analysis.tables import render
 
 WINS = [1.0] * 12
 ODD = 'a|b\\|c_d%e&f#g$h{i}j~k^l<m>"n", ü 猫\nsecond line'  # once around the keyboard

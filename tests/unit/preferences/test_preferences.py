@@ -28,7 +28,8 @@ from alignbench.keys import Key
 from alignbench.preferences.cache import TensorCache
 from alignbench.preferences.choosing import choose
 from alignbench.preferences.encoded import EncodedPairs
-from alignbench.preferences.source import ROWS, ParquetPairs, open_pairs
+from alignbench.preferences.parquet import ROWS, ParquetPairs
+from alignbench.preferences.source import open_pairs
 from alignbench.quantities import Condition
 
 pa = pytest.importorskip("pyarrow")

@@ -1,0 +1,107 @@
+"""A pair without its pictures, and what a file of pairs offers: light columns in memory, pictures when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from alignbench.errors import InputError, shown
+from alignbench.interface import Prompt
+
+Encoded = tuple[bytes, bytes]  # the two images of a pair, as JPEG, PNG or WebP
+Models = tuple[str, str] | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images for one prompt, without the images."""
+
+    prompt: Prompt
+    label: float  # P(first preferred): 0, 0.5 or 1
+    models: Models  # what made them
+    place: str  # such as "train-00003.parquet, row 17"
+
+
+@runtime_checkable
+class PairSource(Protocol):
+    """Pairs in a fixed order."""
+
+    @property
+    def unlabelled(self) -> int:
+        """How many more pairs the files have that nobody judged."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the light columns in their order, and of the files' names and sizes; images are not read for it."""
+
+    @property
+    def stamp(self) -> str:
+        """Changes with every change of a file (its time counts): what may be remembered of images not read again."""
+
+    def __len__(self) -> int: ...
+
+    def pair(self, i: int) -> Pair:
+        """Pair number i, without touching its images."""
+
+    def images(self, indices: Sequence[int]) -> Iterator[tuple[int, Encoded]]:
+        """Number and images of each of these pairs, once, in whatever order is cheapest to read."""
+
+
+class Columns:
+    """The light columns. Equal prompts and models are one object: Pick-a-Pic has sixteen pairs a caption."""
+
+    def __init__(self) -> None:
+        self.labels = array("d")
+        self.prompts: list[Prompt] = []
+        self.models: list[Models] = []
+        self._prompts: dict[tuple[str, str | None], Prompt] = {}
+        self._models: dict[Models, Models] = {None: None}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def append(self, text: object, label: object, models: Models, where: str, identifier: object = None) -> None:
+        """Add a pair. Raises InputError saying what is wrong with it."""
+        if isinstance(label, bool) or not isinstance(label, int | float) or label not in (0, 0.5, 1):
+            raise InputError(f"{where}: the label is {shown(label)}; expected 1, 0 or 0.5 (P(first preferred)).")
+        if not isinstance(text, str):
+            raise InputError(f"{where}: the prompt is {shown(text)}; expected text.")
+        if identifier is not None and not isinstance(identifier, str):
+            raise InputError(f"{where}: the id is {shown(identifier)}; expected text.")
+        prompt = self._prompts.get((text, identifier))
+        if prompt is None:
+            try:
+                hashed = hashlib.sha256(text.encode()).hexdigest()[:16]
+            except UnicodeEncodeError:  # JSON can hold halves of characters
+                raise InputError(f"{where}: the prompt is {shown(text)}; expected text.") from None
+            prompt = self._prompts[text, identifier] = Prompt(hashed if identifier is None else identifier, text)
+        self.prompts.append(prompt)
+        self.labels.append(label)
+        self.models.append(self._models.setdefault(models, models))
+
+    def pair(self, i: int, place: str) -> Pair:
+        return Pair(self.prompts[i], self.labels[i], self.models[i], place)
+
+    def rows(self) -> Iterator[tuple[str, float, Models]]:
+        for prompt, label, models in zip(self.prompts, self.labels, self.models, strict=True):
+            yield prompt.text, label, models
+
+
+def check_some(columns: Columns, path: Path, unlabelled: int = 0) -> None:
+    if not len(columns):
+        raise InputError(f"{path} holds no pairs{f' with a label ({unlabelled} without)' if unlabelled else ''}.")
+
+
+def digest_of(*parts: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for part in map(iter, parts):
+        while rows := list(islice(part, 4096)):
+            digest.update(json.dumps(rows).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
