@@ -43,7 +43,6 @@ class Standing:
     missing: dict[str, str]  # metrics that a run could not give, and its reason
     alignment_nfe: float
     image_nfe: float
-    optimised: str | None  # the reward it was aligned with, under a scorer's name
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,6 @@ def standings(methods: Sequence[Method], scorers: Sequence[str]) -> list[Standin
                     missing={short: why for short, name in names.items() if (why := _why_missing(runs, name))},
                     alignment_nfe=cost.alignment_denoiser,
                     image_nfe=cost.image_denoiser,
-                    optimised=label(aim) if (aim := method.first.configuration.reward) else None,
                 )
             )
     return found
@@ -133,6 +131,7 @@ class Panel:
     scorer: str
     target: Target
     standings: list[Standing]
+    aimed: frozenset[str]  # the methods that optimised this scorer
 
 
 def panels(paths: Sequence[Path], scorers: Sequence[str] = ()) -> list[Panel]:
@@ -142,6 +141,7 @@ def panels(paths: Sequence[Path], scorers: Sequence[str] = ()) -> list[Panel]:
         methods = methods_of(runs)
         known = dict.fromkeys(name for method in methods for name in method.first.scorers)
         placed = standings(methods, list(known))
+        aims = {method.label: method.first.configuration.reward for method in methods}
         found += [
             Panel(
                 problem=str(runs[0].result.evaluation.model.get("problem", runs[0].result.evaluation.prompts)),
@@ -149,6 +149,7 @@ def panels(paths: Sequence[Path], scorers: Sequence[str] = ()) -> list[Panel]:
                 scorer=name,
                 target=target,
                 standings=[s for s in placed if s.scorer == name],
+                aimed=frozenset(method for method, aim in aims.items() if aim and label(aim) == name),
             )
             for name, target in targets(methods, list(known)).items()
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,10 +33,10 @@ def drawn(found: Sequence[Panel]) -> list[Panel]:
     """
     best: dict[tuple[str, str], Panel] = {}
     for panel in found:
-        own = [s for s in panel.standings if "kl" in s.metrics and (_is_base(s) or s.optimised == panel.scorer)]
+        own = [s for s in panel.standings if "kl" in s.metrics and (_is_base(s) or s.method in panel.aimed)]
         name = (panel.problem, panel.scorer)
         if name not in best or len(own) > len(best[name].standings):
-            best[name] = Panel(panel.problem, panel.fingerprint, panel.scorer, panel.target, own)
+            best[name] = replace(panel, standings=own)
     aimed = [panel for panel in best.values() if not all(map(_is_base, panel.standings))]
     return aimed or list(best.values())
 

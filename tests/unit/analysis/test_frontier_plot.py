@@ -17,14 +17,16 @@ from alignbench.analysis.labels import ROOM, Box, place
 GAUSSIAN = Target(1.0, 1.0, 0.5, [(rate, rate, rate**2 / 2) for rate in np.linspace(0, 4, 41)])
 
 
-def stands(method: str, kl: float | None, reward: float, optimised: str | None = "r", trains: bool = False) -> Standing:
+def stands(method: str, kl: float | None, reward: float, trains: bool = False) -> Standing:
     found = {"reward": reward} | ({} if kl is None else {"kl": kl})
     metrics = {name: Pooled(x, x - 0.02, x + 0.02, None, "estimate", [x]) for name, x in found.items()}
-    return Standing(method, method.split()[0], "r", metrics, {}, 100.0 * trains, 10.0, optimised)
+    return Standing(method, method.split()[0], "r", metrics, {}, 100.0 * trains, 10.0)
 
 
-def panel(*standings: Standing, problem: str = "gauss", fingerprint: str = "a", scorer: str = "r") -> Panel:
-    return Panel(problem, fingerprint, scorer, GAUSSIAN, list(standings))
+def panel(*standings: Standing, problem: str = "gauss", fingerprint: str = "a", other: str | None = None) -> Panel:
+    """A panel in which all methods but `other` optimised the reward."""
+    aimed = frozenset(standing.method for standing in standings if standing.method != other)
+    return Panel(problem, fingerprint, "r", GAUSSIAN, list(standings), aimed)
 
 
 BASE = stands("base", 0.0, 0.0)
@@ -35,7 +37,7 @@ def names(axis) -> set[str]:
 
 
 def test_only_methods_that_optimised_the_panels_reward_are_drawn_and_base():
-    (shown,) = drawn([panel(BASE, stands("best_of_n", 0.2, 0.5), stands("ddpo", 0.4, 0.3, "other"))])
+    (shown,) = drawn([panel(BASE, stands("best_of_n", 0.2, 0.5), stands("ddpo", 0.4, 0.3), other="ddpo")])
     assert [s.method for s in shown.standings] == ["base", "best_of_n"]
 
 
