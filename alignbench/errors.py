@@ -1,6 +1,6 @@
 """The errors alignbench raises on purpose. Each message names the value, what was expected and the next step.
 
-The command line prints them as one line on stderr: exit code 2 for `InputError`, 1 for the others.
+The command line prints them as one line on stderr: exit code 2 for `InputError` and `Unsupported`, 1 for the others.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Diverged(RunError):
 
 class Unsupported(AlignbenchError):
     """This algorithm cannot run on this problem; the reason becomes a row of the table, not a crash."""
+
+    exit_code = 2
 
 
 def shown(value: object) -> str:

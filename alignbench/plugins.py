@@ -133,6 +133,26 @@ def load(group: Group, name: str) -> Any:
     return next(point for point in _entry_points(group) if point.name == name).load()
 
 
+def find(name: str) -> tuple[Group, Any]:
+    """A plug-in of any kind, and what it is: by the folder that has the name, else by what the object has most of.
+    Raises UnknownName, InputError."""
+    from alignbench.interface import Algorithm, PromptSet, Reward
+
+    roles: dict[Group, type] = {"algorithms": Algorithm, "rewards": Reward, "benchmarks": PromptSet}
+    for group in roles:
+        if name in (*names(group), *aliases(group)):
+            return group, load(group, name)
+    if ":" not in name and not name.endswith((".py", WEIGHTS)):
+        raise UnknownName("plug-in", name, {known for group in roles for known in names(group)})
+    kind = load("rewards" if name.endswith(WEIGHTS) else "algorithms", name)
+    return min(roles, key=lambda group: len(lacking(kind, roles[group]))), kind
+
+
+def is_own(name: str) -> bool:
+    """Whether a name means a plug-in that comes with alignbench."""
+    return any(_is_own(group, full_name(group, name)) for group in KINDS)
+
+
 def check(group: Group, name: str) -> None:
     """Raise UnknownName with near names, or InputError, where a name cannot be meant. Imports no plug-in."""
     if group == "rewards" and (served(name) or "=" in name or name.endswith(WEIGHTS)):
@@ -249,9 +269,18 @@ def reward_of(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> R
 def source_of(kind: Any) -> str:
     """The source text of the file that defines a plug-in; '' where it cannot be had."""
     try:
-        return inspect.getsource(sys.modules[kind.__module__])
+        return inspect.getsource(sys.modules[getattr(kind, "func", kind).__module__])
     except (OSError, KeyError, TypeError):
         return ""
+
+
+def source_path(kind: Any) -> Path | None:
+    """The file that defines a plug-in; None where there is none."""
+    try:
+        file = inspect.getsourcefile(sys.modules[getattr(kind, "func", kind).__module__])
+    except (KeyError, TypeError):
+        return None
+    return Path(file) if file else None
 
 
 def lacking(plugin: Any, role: type) -> list[str]:

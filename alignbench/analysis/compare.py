@@ -290,7 +290,10 @@ def _pairing_notes(reference: _Placed, placed: Sequence[_Placed], scores: dict[s
         for p in placed:
             own = ~np.isnan(column.values[list(p.rows)]).all(0)
             both = int((own & theirs).sum())
-            if p is not reference and both < max(int(own.sum()), int(theirs.sum())):
+            unscored = [method.label for method, some in ((p, own), (reference, theirs)) if not some.any()]
+            if p is not reference and len(unscored) == 1:
+                notes.append(f"{name}: {unscored[0]} was not scored by it and is not compared on it.")
+            elif p is not reference and both < max(int(own.sum()), int(theirs.sum())):
                 notes.append(
                     f"{name}: {p.label} and {reference.label} share {both} images "
                     f"(of {int(own.sum())} and {int(theirs.sum())}); only those are compared."

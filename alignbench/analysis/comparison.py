@@ -80,14 +80,23 @@ class Group:
     notes: list[str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
-    """Everything `alignbench compare` shows."""
+    """Everything `alignbench compare` shows; printed, it is that command's tables."""
 
     groups: list[Group]
     unfinished: list[Unfinished]
     skipped: list[Unfinished]
     notes: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        methods = sum(len(group.methods) for group in self.groups)
+        return f"<comparison of {methods} methods on {len(self.groups)} evaluations; print it, or see to_frame()>"
+
+    def __str__(self) -> str:
+        from alignbench.analysis.tables import render
+
+        return render(self, "table")
 
     def to_frame(self) -> pd.DataFrame:
         """A row per evaluation, scorer and method: mean, win rate against the baseline with its interval, difference,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from alignbench.errors import InputError, ResultFileError
 from alignbench.files import canonical_json
+from alignbench.record.listing import folders_below
 from alignbench.record.result import Result, Scorer, read
 
 Array = NDArray[np.float64]
@@ -92,7 +93,9 @@ def load(paths: Sequence[Path], skip_bad: bool = False) -> Loaded:
             raise InputError(f"{path}: there is no such folder; `alignbench run` makes results.")
         files += sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
-        raise InputError("no result files to compare; make one with `alignbench run`.")
+        below = folders_below(path for path in paths if path.is_dir())
+        more = f" There are some in {', '.join(map(str, below))}." if below else ""
+        raise InputError(f"no result files to compare; make one with `alignbench run`.{more}")
     loaded = Loaded({}, [], [])
     for file in sorted(set(files)):
         try:

@@ -85,6 +85,7 @@ def reward_curves(paths: Sequence[Path], against: Against = "rounds", scorers: S
     A method has the same colour in every panel. Raises InputError without curves and for a scorer that has none.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     found = curves(paths, against)
     if not found:
@@ -110,6 +111,8 @@ def reward_curves(paths: Sequence[Path], against: Against = "rounds", scorers: S
             panel.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
         panel.set_title(without_formulas(name))
         panel.set_xlabel(AXIS[against])
+        if against == "rounds":
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylabel("mean on held-out prompts")
         panel.grid(alpha=0.3)
     figure.legend(lines.values(), lines.keys(), fontsize="small", loc="outside lower center", ncols=min(3, len(lines)))

@@ -77,7 +77,7 @@ def text(result: Result, path: Path, details: bool = False) -> str:
             f"  model       {_pairs(e.model)}",
             f"  sampler     {_pairs(result.sampler)}",
             f"  fields      {_pairs(c.fields)}",
-            f"  not paper's {_pairs(changed)} (preset {result.preset})",
+            f"  not default {_pairs(changed)}{f' (preset {result.preset})' if result.preset else ''}",
             f"  scorers     {', '.join(s.id for s in result.scorers.values())}",
             f"  made        {result.finished}, {result.environment.get('device')}, commit "
             f"{result.environment.get('commit')}, attempt {result.attempts}",

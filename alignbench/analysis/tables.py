@@ -290,7 +290,7 @@ def _reading(group: Group) -> list[str]:
         *lines,
         "Ties count half. Win rates: Wilson interval at the prompt-clustered effective sample size. "
         "Differences: bootstrap over prompts. "
-        "p adj.: sign-flip test, Holm over all rows of this evaluation; bold (*) below 0.05 only.",
+        "p adj.: sign-flip test, Holm over all rows shown of this evaluation; bold (*) below 0.05 only.",
     ]
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from alignbench.analysis.compare import DEFAULT_BASELINE, compare
 from alignbench.analysis.comparison import Group, Versus
-from alignbench.analysis.formats import percent
+from alignbench.analysis.costs import CostRow
+from alignbench.analysis.formats import number, percent
 from alignbench.analysis.load import load, methods_of
 
 
@@ -35,6 +36,7 @@ def _of_group(group: Group, optimised: dict[str, str | None]) -> list[str]:
         reward = optimised.get(method)
         if lost := _lost(group, method, reward):
             lines.append(f"  {method} gains on {reward} and loses on {lost}: it may exploit the errors of its reward.")
+    lines.append(f"  Cost of an image, in evaluations of the denoiser: {'; '.join(map(_priced, group.costs))}.")
     if any(len(item.seeds) == 1 and item.seeds[0][0] is not None for item in group.versus):
         lines.append("  Methods that train had one run each; another seed may come out otherwise.")
     return lines
@@ -69,7 +71,12 @@ def _worse(item: Versus) -> bool:
 
 def _shown(item: Versus) -> str:
     r = item.rate
-    return f"{item.method} (wins {percent(r.rate)} % of its pairs, {percent(r.low)} to {percent(r.high)})"
+    return f"{item.method} (wins {percent(r.rate)} %, 95 % interval {percent(r.low)} to {percent(r.high)})"
+
+
+def _priced(cost: CostRow) -> str:
+    training = f" after {cost.alignment_seconds:.0f} s of training" if cost.alignment_denoiser else ""
+    return f"{cost.method} {number(cost.image_denoiser)}{training}"
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""An algorithm described: where it comes from, its fields with their defaults, and what presets change."""
+"""A plug-in described: where it comes from; of an algorithm its fields, their defaults and what presets change."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from typing import Any, get_type_hints
 
 from alignbench import plugins
 from alignbench.asking.presets import preset_names, preset_of
+from alignbench.errors import InputError
 
 
 def as_values(name: str) -> dict[str, Any]:
-    """Headline, docstring and fields of an algorithm, by name, file or package. Raises UnknownName, InputError."""
-    kind = plugins.load("algorithms", name)
+    """Headline, docstring and fields of an algorithm, docstring of a reward or a prompt set; by name, file or package.
+    Raises UnknownName, InputError."""
+    group, kind = plugins.find(name)
+    header = ast.get_docstring(ast.parse(plugins.source_of(kind))) or ""
+    if group != "algorithms":
+        return {"name": plugins.full_name(group, name), "kind": plugins.KINDS[group], "header": header}
+    if not dataclasses.is_dataclass(kind):
+        raise InputError(f"algorithm {name!r} is no dataclass; expected one, with its hyper-parameters as fields.")
     plain = plugins.full_name("algorithms", name)
     hints = get_type_hints(kind)
     fields = [
@@ -28,19 +35,29 @@ def as_values(name: str) -> dict[str, Any]:
         }
         for field in dataclasses.fields(kind)
     ]
-    header = ast.get_docstring(ast.parse(plugins.source_of(kind))) or ""
-    return {"name": plain, "trains": kind.trains, "header": header, "fields": fields}
+    return {
+        "name": plain,
+        "kind": plugins.KINDS[group],
+        "trains": bool(getattr(kind, "trains", False)),
+        "header": header,
+        "fields": fields,
+    }
 
 
 def text(name: str) -> str:
     """The same for people."""
     found = as_values(name)
+    if "fields" not in found:
+        return f"{found['name']} ({found['kind']})\n\n{found['header'] or 'its file says nothing about it'}\n"
     width = max([len(field["name"]) for field in found["fields"]], default=0)
-    lines = [f"{found['name']} ({'trains' if found['trains'] else 'at test time'})", "", found["header"], ""]
-    lines.append("fields, with the paper's or its code's values as defaults" if found["fields"] else "no fields")
+    header = found["header"] or "its file says nothing about it"
+    lines = [f"{found['name']} ({'trains' if found['trains'] else 'at test time'})", "", header, ""]
+    own = "fields, with their defaults" + (", the paper's or its code's values" if plugins.is_own(name) else "")
+    lines.append(own if found["fields"] else "no fields")
     for field in found["fields"]:
         presets = "".join(f"   {preset}: {value}" for preset, value in field["presets"].items())
-        lines.append(f"  {field['name']:{width}} = {field['default']}{presets}")
+        default = "none" if field["default"] is None else field["default"]
+        lines.append(f"  {field['name']:{width}} = {default}{presets}")
     return "\n".join(lines) + "\n"
 
 

@@ -79,7 +79,8 @@ def _reward_name(value: str) -> str:
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[Finite, Field(gt=0)]
 Fields = Annotated[dict[str, Any], BeforeValidator(assignments)]
 Budget = Annotated[dict[BudgetKind, Positive] | None, BeforeValidator(assignments)]
 Pixels = Annotated[tuple[int, int] | None, BeforeValidator(_pixels)]
@@ -104,24 +105,35 @@ class Options(BaseModel):
             raise (own if isinstance(own, InputError) else InputError(explained(error, where))) from None
 
 
-BOUNDS = {
+EXPECTED = {
     "greater_than_equal": "at least {ge:g}",
     "greater_than": "more than {gt:g}",
     "less_than_equal": "at most {le:g}",
     "less_than": "less than {lt:g}",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
 }
 
 
 def explained(error: ValidationError, where: str | None) -> str:
     """The first problem in a sentence: the key in a file, or the flag; its value; and what was expected."""
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    name = f"{where}: {name}" if where else f"--{name.replace('_', '-')}"
-    reason = first["msg"].removeprefix("Value error, ").rstrip(".").replace("Input should be ", "expected ")
-    if bound := BOUNDS.get(first["type"]):
-        reason = f"expected {bound.format(**first['ctx'])}"
+    option, *inner = first["loc"]
+    key = f"{inner[0]}=" if len(inner) == 1 and isinstance(inner[0], str) else ""  # of a mapping's value
+    name = f"{where}: {option}" if where else f"--{str(option).replace('_', '-')}"
+    reason = expected(error)
     value = ", ".join(map(str, first["input"])) if isinstance(first["input"], list | tuple) else first["input"]
-    return f"{name} {value}: {reason}."
+    return f"{name} {key}{value}: {reason}."
+
+
+def expected(error: ValidationError) -> str:
+    """What the first problem says was expected, as the end of a sentence."""
+    first = error.errors()[0]
+    if known := EXPECTED.get(first["type"]):
+        return f"expected {known.format(**first.get('ctx', {}))}"
+    return first["msg"].removeprefix("Value error, ").rstrip(".").replace("Input should be ", "expected ")
 
 
 def option_of(model: type[Options], name: str) -> Option:
@@ -163,10 +175,10 @@ class SamplingOptions(Options):
     """How images are sampled; each is by default the model's own."""
 
     steps: Annotated[int | None, Option(EVALUATION, HASHED)] = Field(None, description="Sampling steps.")
-    guidance: Annotated[float | None, Option(EVALUATION, HASHED)] = Field(
+    guidance: Annotated[Finite | None, Option(EVALUATION, HASHED)] = Field(
         None, description="Classifier-free guidance scale; 1 is none."
     )
-    eta: Annotated[float | None, Option(EVALUATION, HASHED)] = Field(
+    eta: Annotated[Finite | None, Option(EVALUATION, HASHED)] = Field(
         None, description="Noise of DDIM sampling: 0 is deterministic, 1 ancestral."
     )
 
@@ -245,7 +257,7 @@ class RunOptions(ScoringOptions, PairChoice, SamplingOptions, DeviceOptions):
         False,
         description="Keep no activations while training but compute them again: less memory, a third more time.",
     )
-    budget: Annotated[Budget, Option(TRAINING, HASHED, list[str], "KIND=LIMIT")] = Field(
+    budget: Annotated[Budget, Option(WHAT, HASHED, list[str], "KIND=LIMIT")] = Field(
         None,
         description="What a test-time method may spend on an image, such as nfe=800 (denoiser evaluations, backward "
         "ones and guidance included), reward_evals=20, or seconds=2 (turned into counts once); it chooses its free "
@@ -275,7 +287,7 @@ class RunOptions(ScoringOptions, PairChoice, SamplingOptions, DeviceOptions):
     images: Annotated[Path | None, Option(EVALUATION, NAMED)] = Field(
         None, description="A .jsonl file with a prompt and an image a line, for --task sdedit."
     )
-    strength: Annotated[Annotated[float, Field(gt=0, le=1)] | None, Option(EVALUATION, HASHED)] = Field(
+    strength: Annotated[Annotated[Finite, Field(gt=0, le=1)] | None, Option(EVALUATION, HASHED)] = Field(
         None, description="Share of the steps that an edit runs, in (0, 1]."
     )
 

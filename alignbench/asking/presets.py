@@ -14,6 +14,7 @@ from typing import Annotated, Any, cast, get_args, get_type_hints
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from alignbench import plugins
+from alignbench.asking.options import expected
 from alignbench.diffusion.registry import Model
 from alignbench.errors import InputError, UnknownName
 from alignbench.interface import Algorithm, Prompt
@@ -66,7 +67,7 @@ def build_algorithm(
             try:
                 values[field] = TypeAdapter(_written(types[field])).validate_python(value)
             except ValidationError as error:
-                raise InputError(f"{name}: {field}={value!r}: {error.errors()[0]['msg']}.") from None
+                raise InputError(f"{name}: {field}={value!r}: {expected(error)}.") from None
     try:
         algorithm = kind(**values)
     except ValueError as error:

@@ -37,15 +37,23 @@ def find_suite(name: str) -> Path:
     path = Path(name)
     if path.suffix or path.is_file():
         return path
-    folder = plugins.folder_of("benchmarks") / "suites"
-    known = sorted(file.stem for file in folder.glob("*.yaml"))
-    if name not in known:
+    if name not in (known := suite_names()):
         raise UnknownName("suite", name, known)
-    return folder / f"{name}.yaml"
+    return _folder() / f"{name}.yaml"
 
 
-def read_suite(path: Path) -> list[RunOptions]:
-    """The cells of a suite file in order. Raises InputError naming the file and the key."""
+def suite_names() -> list[str]:
+    """The suites that are shipped."""
+    return sorted(file.stem for file in _folder().glob("*.yaml"))
+
+
+def _folder() -> Path:
+    return plugins.folder_of("benchmarks") / "suites"
+
+
+def read_suite(path: Path, output: Path | None = None) -> list[RunOptions]:
+    """The cells of a suite file in order, perhaps with another folder for their results. Raises InputError naming the
+    file and the key."""
     content = read_yaml(path)
     for name in content:
         if name not in ("defaults", "cells"):
@@ -55,10 +63,10 @@ def read_suite(path: Path) -> list[RunOptions]:
         raise InputError(f"{path}: 'cells' must be a list of cells such as {{algo: base}}.")
     if not isinstance(defaults, dict):
         raise InputError(f"{path}: 'defaults' must hold options such as {{model: tiny}}.")
-    asked = []
+    asked, place = [], {} if output is None else {"output": output}
     for i, cell in enumerate(cells):
         where = f"{path}, cell {i + 1}"
-        asked += [RunOptions.parse(values, where) for values in _grid({**defaults, **cell})]
+        asked += [RunOptions.parse(values, where) for values in _grid({**defaults, **cell, **place})]
         if asked[-1].algo is None:
             raise InputError(f"{where}: names no algorithm; expected a key such as algo: ddpo.")
     return asked
@@ -114,8 +122,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}).") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}).") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,12 +58,13 @@ def run(
         print(f"loading {options.algorithm} and what it needs", file=sys.stderr, flush=True)
     cell = _resolve(options)
     if dry_run:
+        cell.family.device(options.device)  # refuses what a run would
         print(_description(cell))
         return 0
     return _run(cell, force, json)
 
 
-def suite(name: str, *, dry_run: Flag = False) -> int:
+def suite(name: str | None = None, /, *, output: Path | None = None, dry_run: Flag = False) -> int:
     """Run the cells of a suite one after another; finished ones are not run again. Ends with what came out.
 
     Parameters
@@ -70,12 +72,16 @@ def suite(name: str, *, dry_run: Flag = False) -> int:
     name: str
         A shipped suite, such as quick or tiny, or a YAML file with `defaults` and `cells`, whose keys are the options
         of `alignbench run`.
+    output: Path
+        Folder for the results, in the place of the one that the suite names.
     dry_run: bool
         Only list the cells and their result files.
     """
-    from alignbench.asking.suite import describe, find_suite, read_suite, run_suite
+    from alignbench.asking.suite import describe, find_suite, read_suite, run_suite, suite_names
 
-    asked = read_suite(find_suite(name))
+    if name is None:
+        raise InputError(f"name a suite: {', '.join(suite_names())}, or a YAML file.")
+    asked = read_suite(find_suite(name), output)
     if dry_run:
         for options in asked:
             print(f"{describe(options)}  ->  {_resolve(options).path}")
@@ -88,7 +94,7 @@ def suite(name: str, *, dry_run: Flag = False) -> int:
         if result.status == "complete":
             paths.append(outcome.path)
         reason = f" ({result.reason})" if result.reason else ""
-        return f"{result.status}{' before' if outcome.was_complete else ''}{reason}  {outcome.path}"
+        return f"{'already ' if outcome.was_complete else ''}{result.status}{reason}  {outcome.path}"
 
     paths: list[Path] = []
     reports = run_suite(asked, one, say=lambda line: print(line, file=sys.stderr, flush=True))
@@ -96,7 +102,9 @@ def suite(name: str, *, dry_run: Flag = False) -> int:
         print(f"{describe(report.options):60} {report.status}{': ' + report.message if report.message else ''}")
     if len(paths) > 1:
         _conclude(paths)
-    return 1 if any(report.status.startswith(("failed", "diverged")) for report in reports) else 0
+    return (
+        1 if any(report.status.removeprefix("already ").startswith(("failed", "diverged")) for report in reports) else 0
+    )
 
 
 def _conclude(paths: list[Path]) -> None:
@@ -127,13 +135,13 @@ def _run(cell: Cell, force: bool, print_json: bool) -> int:
         values = summary.as_values(outcome.result, outcome.path) | {"was_complete": outcome.was_complete}
         print(as_json(values), end="")
     else:
-        _show(outcome)
+        _show(cell, outcome)
     if outcome.result.status == "unsupported":
         raise InputError(outcome.result.reason or "this is unsupported")
     return 1 if outcome.result.status == "diverged" else 0
 
 
-def _show(outcome: Outcome) -> None:
+def _show(cell: Cell, outcome: Outcome) -> None:
     """The result, how it stands against `base` where that is beside it, and what to type next."""
     from alignbench.analysis import summary
 
@@ -143,9 +151,36 @@ def _show(outcome: Outcome) -> None:
     if outcome.result.status != "complete" or outcome.result.configuration.algorithm == "base":
         return
     lines, base = summary.against_base(outcome.path)
-    print("\n".join(lines or ["  no complete `base` with this evaluation beside it yet"]))
+    if not lines:
+        print(f"  no complete `base` with this evaluation beside it yet: {_base_command(cell)}")
+    else:
+        print("\n".join(lines))
     both = f"{base} {outcome.path}" if base else f"{outcome.path.parent}/*.json"
     print(f"compare with: alignbench compare {both}")
+
+
+def _base_command(cell: Cell) -> str:
+    """What to type for the unaligned model under the same evaluation."""
+    from alignbench.asking.options import EVALUATION, MEMORY, option_of
+
+    options = cell.options
+    same = ("model", "reward", "prompts", "split", "allow_unverified", "vae", "resolution", "images", "output")
+    words = ["alignbench run --algo base"]
+    for name, field in RunOptions.model_fields.items():
+        of_evaluation = option_of(RunOptions, name).heading in (EVALUATION, MEMORY)
+        value = getattr(options, name)
+        if (of_evaluation or name in same) and value != field.default:
+            words.append(f"--{name.replace('_', '-')}{_typed(value)}")
+    return " ".join(words)
+
+
+def _typed(value: Any) -> str:
+    if value is True:
+        return ""
+    if isinstance(value, tuple):
+        numbers = all(isinstance(part, int) for part in value)  # of pixels
+        return " " + ("x" if numbers else " ").join(shlex.quote(str(part)) for part in value)
+    return f" {shlex.quote(str(value))}"
 
 
 def _description(cell: Cell) -> str:
@@ -198,5 +233,5 @@ def _cost_rows(cell: Cell, cost: Any) -> list[tuple[str, str]]:
         for label, part in (("alignment", cost.alignment), ("evaluation", cost.evaluation))
     ]
     if cost.seconds is not None:
-        rows.append(("time", f"about {cost.seconds / 60:.1f} minutes on this machine"))
+        rows.append(("time", f"about {cost.seconds / 60:.1f} minutes on this machine, as busy as it is now"))
     return rows

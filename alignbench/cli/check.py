@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from alignbench.errors import InputError, UnknownName
+from alignbench.errors import InputError
 
 if TYPE_CHECKING:
     from alignbench.contracts.contract import Finding
@@ -37,41 +37,25 @@ def check(
     model: str
         What an algorithm is checked on: mixture (points, seconds) or tiny (pictures, minutes).
     """
+    from alignbench import plugins
     from alignbench.asking.options import assignments
 
     try:
         fields = assignments(set_ or [])
     except ValueError as error:
         raise InputError(f"--set {' '.join(set_ or [])}: {error}.") from None
-    group, kind = _found(plugin)
-    print(f"{plugin}: {_KINDS[group]}", flush=True)
+    group, kind = plugins.find(plugin)
+    print(f"{plugin}: {plugins.KINDS[group]}", flush=True)
     broken = 0
     for finding in _findings(group, plugin, kind, fields, model):
         broken += finding.state == "broken"
         detail = f": {finding.detail}" if finding.detail else ""
         print(f"  {MARKS[finding.state]}  {finding.says}{detail}", flush=True)
-    print(f"{broken} of the contracts are broken" if broken else "all contracts hold")
+    if broken:
+        print("1 contract is broken" if broken == 1 else f"{broken} contracts are broken")
+    else:
+        print("all contracts hold")
     return 1 if broken else 0
-
-
-_KINDS = {"algorithms": "an algorithm", "rewards": "a reward", "benchmarks": "a prompt set"}
-
-
-def _found(plugin: str) -> tuple[Group, Any]:
-    """The plug-in, and what it is: by the folder that has the name, else by what the object has most of."""
-    from alignbench import plugins
-    from alignbench.interface import Algorithm, PromptSet, Reward
-
-    groups: tuple[Group, ...] = ("algorithms", "rewards", "benchmarks")
-    for group in groups:
-        if plugin in (*plugins.names(group), *plugins.aliases(group)):
-            return group, plugins.load(group, plugin)
-    if ":" not in plugin and not plugin.endswith((".py", plugins.WEIGHTS)):
-        raise UnknownName("plug-in", plugin, [name for group in groups for name in plugins.names(group)])
-    kind = plugins.load("algorithms", plugin)
-    roles: dict[Group, type] = {"algorithms": Algorithm, "rewards": Reward, "benchmarks": PromptSet}
-    nearest = min(groups, key=lambda group: len(plugins.lacking(kind, roles[group])))
-    return nearest, kind
 
 
 def _findings(group: Group, plugin: str, kind: Any, fields: dict[str, Any], model: ToyName) -> Iterator[Finding]:
@@ -80,16 +64,16 @@ def _findings(group: Group, plugin: str, kind: Any, fields: dict[str, Any], mode
     from alignbench.contracts import algorithms, prompts, rewards
     from alignbench.contracts.contract import findings
     from alignbench.contracts.toys import toy
-    from alignbench.plugins import reward_of
+    from alignbench.plugins import reward_of, source_path
 
     if group != "algorithms" and fields:
         raise InputError("--set is for the hyper-parameters of algorithms; leave it out.")
     if group == "rewards":
-        yield from findings(rewards.CONTRACTS, rewards.subject(reward_of(plugin)))
+        yield from findings(rewards.CONTRACTS, rewards.subject(reward_of(plugin)), source_path(kind))
     elif group == "benchmarks":
-        yield from findings(prompts.CONTRACTS, kind())
+        yield from findings(prompts.CONTRACTS, kind(), source_path(kind))
     else:
         with tempfile.TemporaryDirectory() as folder:
             preset = model if plugin.isidentifier() else "other"
             subject = algorithms.subject(plugin, kind, toy(model), fields, Path(folder), preset)
-            yield from findings(algorithms.CONTRACTS, subject)
+            yield from findings(algorithms.CONTRACTS, subject, source_path(kind))

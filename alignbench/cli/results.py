@@ -56,12 +56,12 @@ def compare(
 
 
 def show(what: str, *, json: Flag = False) -> int:
-    """Show one result file, or an algorithm: its paper, its fields, their defaults and what presets change.
+    """Show one result file, or a plug-in: of an algorithm its paper, fields, defaults and what presets change.
 
     Parameters
     ----------
     what: str
-        A result file, or the name of an algorithm.
+        A result file, or an algorithm, reward or prompt set by name, path/file.py:Name or package.module:Name.
     json: bool
         As JSON.
     """
@@ -85,11 +85,11 @@ def ls(folder: Path = Path("results"), *, json: Flag = False) -> int:
     Parameters
     ----------
     folder: Path
-        A folder of results (default results).
+        A folder of results.
     json: bool
         As JSON.
     """
-    from alignbench.record.listing import cells_of
+    from alignbench.record.listing import cells_of, folders_below
 
     cells = cells_of(folder)
     if json:
@@ -100,6 +100,8 @@ def ls(folder: Path = Path("results"), *, json: Flag = False) -> int:
         detail = " ".join(cell.detail.split())
         print(f"{cell.name:60} {cell.state:11} {megabytes(cell.bytes):>10}  {detail}{more}")
     print(f"{len(cells)} cells, {megabytes(sum(cell.bytes for cell in cells)).strip()} in {folder}")
+    for below in folders_below([folder]):
+        print(f"more in {below}: alignbench ls {below}")
     return 0
 
 

@@ -19,11 +19,12 @@ from alignbench.contracts.contract import Broken, Contract, NotAsked, require
 from alignbench.contracts.toys import Toy
 from alignbench.errors import Unsupported
 from alignbench.experiment.problem import CellProblem
-from alignbench.interface import Algorithm, Sampler, TestTimeAlgorithm
+from alignbench.interface import Algorithm, Sampler, Samples, TestTimeAlgorithm
 from alignbench.keys import Key
 from alignbench.meter import Cost
 from alignbench.plugins import lacking
 
+UNKEYED = "is something drawn without a key, as torch.randn does?"
 BUDGETS = (8, 33, 400)  # denoiser evaluations an image
 
 
@@ -32,29 +33,53 @@ class Aligned:
     """What one alignment left: the sampler, its images, what each cost, and how far the reference moved."""
 
     sampler: Sampler
-    images: Tensor
+    whole: Tensor
     alignment: Cost
     sampling: Cost
     reference_moved: float
 
 
 class Subject:
-    """An algorithm on a toy. It is aligned once for all contracts."""
+    """An algorithm on a toy. It is aligned once for all contracts; where that fails, one of them says so."""
 
     def __init__(self, name: str, algorithm: Algorithm, toy: Toy, folder: Path) -> None:
         self.name, self.algorithm, self.toy, self.folder = name, algorithm, toy, folder
         self.keys = [Key("contract", prompt.id) for prompt in toy.prompts]
+        self._failed = False
 
     def problem(self, name: str, prompts: bool = True) -> CellProblem:
         return self.toy.problem(self.folder / name, prompts)
 
     @functools.cached_property
     def aligned(self) -> Aligned:
+        if self._failed:
+            raise NotAsked("it needs the sampler and its images, see above")
+        self._failed = True
+        found = self._align()
+        self._failed = False
+        return found
+
+    @property
+    def images(self) -> Tensor:
+        """What its sampler draws, where that has the right shape."""
+        if tuple(self.aligned.whole.shape) != self.shape:
+            raise NotAsked("it needs images of the right shape, see above")
+        return self.aligned.whole
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image for each prompt."""
+        pipeline = self.toy.pipeline
+        return (len(self.keys), *pipeline.decode(pipeline.initial_noise(self.keys[:1])).shape[1:])
+
+    def _align(self) -> Aligned:
         problem, meter = self.problem("run"), self.toy.meter
         if reason := self.algorithm.unsupported(problem):
             raise NotAsked(f"it does not run on this problem: {reason}")
         before, started = self.reference(), meter.total
         sampler = self.algorithm.align(problem)
+        if absent := lacking(sampler, Sampler):
+            raise Broken(f"align returned {_kind(sampler)}, which lacks {', '.join(absent)}; expected a Sampler")
         aligned, moved = meter.total, float((self.reference() - before).abs().max())
         spent = meter.total
         images = self.draw(sampler)
@@ -73,12 +98,19 @@ class Subject:
     def draw(self, sampler: Sampler, below: str | None = None, rows: slice = slice(None)) -> Tensor:
         """Images of some prompts, by their keys or by others below them."""
         keys = [key if below is None else key(below) for key in self.keys]
-        return sampler(list(self.toy.prompts)[rows], keys[rows]).images
+        drawn = sampler(list(self.toy.prompts)[rows], keys[rows])
+        if not isinstance(drawn, Samples):
+            raise Broken(f"its sampler returned {_kind(drawn)}; expected Samples(images, latents)")
+        return drawn.images
 
     @functools.cached_property
     def base(self) -> Tensor:
         """What the model draws before it is aligned."""
         return self.draw(plugins.load("algorithms", "base")().align(self.problem("base")))
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 def subject(name: str, kind: type[Any], toy: Toy, fields: dict[str, Any], folder: Path, preset: str) -> Subject:
@@ -92,6 +124,13 @@ def _is_a_dataclass(subject: Subject) -> None:
         raise Broken(f"it lacks {', '.join(absent)}")
     require(type(algorithm).__dataclass_params__.frozen, "it is a dataclass that is not frozen")  # type: ignore[attr-defined]
     loose = [field.name for field in dataclasses.fields(algorithm) if not field.kw_only]  # type: ignore[arg-type]
+    fields = {field.name for field in dataclasses.fields(algorithm)}  # type: ignore[arg-type]
+    for name, value in vars(type(algorithm)).items():
+        known = name.startswith("_") or name in {*fields, *Algorithm.__annotations__, *type(algorithm).__annotations__}
+        require(
+            known or not isinstance(value, int | float | str),
+            f"{name} has no annotation, so it is no field and cannot be set; write {name}: {_kind(value)} = {value!r}",
+        )
     require(not loose, f"these fields can be given by place: {', '.join(loose)}; declare it with kw_only=True")
 
 
@@ -104,36 +143,37 @@ def _survives_json(subject: Subject) -> None:
 
 def _describes_itself(subject: Subject) -> None:
     sampler = subject.aligned.sampler
-    if absent := lacking(sampler, Sampler):
-        raise Broken(f"what align returns lacks {', '.join(absent)}")
     json.dumps(dict(sampler.describe()), allow_nan=False)
     require(sampler.particles >= 1, f"its sampler holds {sampler.particles} images per prompt")
 
 
 def _images_fit(subject: Subject) -> None:
-    images, prompts = subject.aligned.images, len(subject.toy.prompts)
-    expected = (prompts, *subject.toy.pipeline.decode(subject.toy.pipeline.initial_noise(subject.keys[:1])).shape[1:])
-    require(tuple(images.shape) == expected, f"{prompts} prompts gave images of shape {tuple(images.shape)}")
+    images, expected = subject.aligned.whole, subject.shape
+    points = ", each a point of the plane here" if len(expected) == 2 else ""
+    require(
+        tuple(images.shape) == expected,
+        f"{expected[0]} prompts gave images of shape {tuple(images.shape)}; expected {expected}: one for each "
+        f"prompt{points}",
+    )
     require(bool(torch.isfinite(images).all()), "some images are not finite")
 
 
 def _same_key(subject: Subject) -> None:
-    aligned = subject.aligned
-    again = subject.draw(aligned.sampler)
-    require(torch.equal(again, aligned.images), f"two calls differ by {(again - aligned.images).abs().max():.2g}")
+    images = subject.images
+    again = subject.draw(subject.aligned.sampler)
+    require(torch.equal(again, images), f"two calls differ by {(again - images).abs().max():.2g}; {UNKEYED}")
 
 
 def _own_key_alone(subject: Subject) -> None:
-    aligned = subject.aligned
-    some = slice(2, min(7, len(subject.keys)))
-    off = (subject.draw(aligned.sampler, rows=some) - aligned.images[some]).abs().max()
+    images, some = subject.images, slice(2, min(7, len(subject.keys)))
+    off = (subject.draw(subject.aligned.sampler, rows=some) - images[some]).abs().max()
     require(float(off) <= 1e-4, f"drawn in another batch, an image differs by {off:.2g}")
 
 
 def _other_key(subject: Subject) -> None:
-    aligned = subject.aligned
-    other = subject.draw(aligned.sampler, "other")
-    require(not torch.allclose(other, aligned.images), "other keys give the same images")
+    images = subject.images
+    other = subject.draw(subject.aligned.sampler, "other")
+    require(not torch.allclose(other, images), "other keys give the same images")
 
 
 def _reference_stays(subject: Subject) -> None:
@@ -153,7 +193,7 @@ def _improves(subject: Subject) -> None:
     if subject.name == "base":
         raise NotAsked("base aligns nothing")
     reward, prompts = subject.toy.reward, list(subject.toy.prompts)
-    gain = (reward(subject.aligned.images, prompts) - reward(subject.base, prompts)).double()
+    gain = (reward(subject.images, prompts) - reward(subject.base, prompts)).double()
     error = gain.std() / len(gain) ** 0.5
     require(
         bool(gain.mean() > 3 * error),
@@ -170,9 +210,10 @@ def _says_why_not(subject: Subject) -> None:
 
 
 def _twice(subject: Subject) -> None:
-    first = subject.aligned.images
+    first = subject.images
     second = subject.draw(subject.algorithm.align(subject.problem("again")))
-    require(torch.equal(first, second), f"images of two alignments differ by {(first - second).abs().max():.2g}")
+    off = (first - second).abs().max()
+    require(torch.equal(first, second), f"images of two alignments differ by {off:.2g}; {UNKEYED}")
 
 
 class _Stopped(Exception):
@@ -182,7 +223,7 @@ class _Stopped(Exception):
 def _resumes(subject: Subject) -> None:
     if not subject.algorithm.trains:
         raise NotAsked("it trains nothing")
-    whole = subject.aligned.images
+    whole = subject.images
     try:
         subject.algorithm.align(subject.toy.problem(subject.folder / "killed", kind=_Stopping))
     except _Stopped:

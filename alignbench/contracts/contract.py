@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from alignbench.errors import AlignbenchError
@@ -36,8 +38,9 @@ class Finding:
     detail: str = ""
 
 
-def findings(contracts: Sequence[Contract[T]], subject: T) -> Iterator[Finding]:
-    """Check one contract after the other. Whatever a plug-in raises breaks the contract that met it, and no other."""
+def findings(contracts: Sequence[Contract[T]], subject: T, source: Path | None = None) -> Iterator[Finding]:
+    """Check one contract after the other. Whatever a plug-in raises breaks the contract that met it, and no other. Of
+    an error that passed through the plug-in's `source`, the line is named."""
     for contract in contracts:
         try:
             contract.check(subject)
@@ -46,9 +49,17 @@ def findings(contracts: Sequence[Contract[T]], subject: T) -> Iterator[Finding]:
         except Broken as error:
             yield Finding(contract.says, "broken", str(error))
         except Exception as error:  # a plug-in may raise anything
-            yield Finding(contract.says, "broken", f"{type(error).__name__}: {' '.join(str(error).split())}")
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            yield Finding(contract.says, "broken", said + line_of(error, source))
         else:
             yield Finding(contract.says, "holds")
+
+
+def line_of(error: BaseException, source: Path | None) -> str:
+    """Where an error last was in a file, as words to put behind its message; '' where it never was there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if source is not None and Path(frame.filename) == source]
+    return f" ({source.name}, line {lines[-1]})" if lines and source is not None else ""
 
 
 def require(holds: bool, otherwise: str) -> None:

@@ -84,10 +84,10 @@ class Schedule:
         return hashlib.sha256(json.dumps([levels, rest]).encode()).hexdigest()
 
     def steps(self, n: int) -> Steps:
-        """n sampling steps as diffusers' DDIMScheduler chooses them. Raises ValueError unless 1 ≤ n ≤ T."""
+        """n sampling steps as diffusers' DDIMScheduler chooses them. Raises InputError unless 1 ≤ n ≤ T."""
         total = len(self)
         if not 1 <= n <= total:
-            raise ValueError(f"the number of steps must lie in [1, {total}], got {n}.")
+            raise InputError(f"the number of steps must lie in [1, {total}], got {n}.")
         stride = total // n
         if self.spacing == "leading":
             t = torch.arange(n - 1, -1, -1) * stride + self.steps_offset
@@ -96,7 +96,7 @@ class Schedule:
         else:
             t = torch.linspace(0, total - 1, n, dtype=torch.float64).round().long().flip(0)
         if t.max() >= total:
-            raise ValueError(f"{n} steps with steps_offset {self.steps_offset} leave the {total} training timesteps.")
+            raise InputError(f"{n} steps with steps_offset {self.steps_offset} leave the {total} training timesteps.")
         before = t - stride
         next_level = torch.where(before >= 0, self.alpha_bar[before.clamp(min=0)], self.final_alpha_bar)
         if self.chained:

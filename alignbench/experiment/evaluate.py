@@ -53,11 +53,13 @@ def generate(
     progress.stage("generate", len(wanted))
     for chunk in chunked(wanted, size):
         line = known.get(tuple((slot.place, slot.sample) for slot in chunk))
-        if line is None or not store.holds(chunk):
+        if line is not None and store.holds(chunk):
+            progress.skip(len(chunk))
+        else:
             line = _generate_chunk(sampler, prompts, chunk, eval_seed, meter, store, start, fitting)
             append_line(log, json.dumps(line))
+            progress.advance(len(chunk))
         total, seconds = total + Cost(**line["cost"]), seconds + line["seconds"]
-        progress.advance(len(chunk))
     return total, seconds
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,17 @@ def cells_of(folder: Path) -> list[Listed]:
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; `alignbench run` makes results.")
     return sorted(_cells(folder), key=lambda cell: cell.name)
+
+
+def folders_below(folders: Iterable[Path]) -> list[Path]:
+    """The folders directly in these that hold results, which are not looked at where only these are named."""
+    return sorted({path.parent for folder in folders for path in folder.glob("*/*.json") if _is_result(path)})
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file begins as results do: other JSON lies about too."""
+    with path.open("rb") as handle:
+        return b'"status"' in handle.read(64)
 
 
 def _cells(folder: Path) -> Iterator[Listed]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,25 @@ def test_a_run_ends_with_a_summary_and_the_next_command(here, capsys):
     table = capsys.readouterr().out
     assert "FirstCoordinate: against base" in table
     assert "Cost (NFE" in table
+
+
+def test_the_command_that_makes_the_missing_base_makes_one_with_the_same_evaluation(here, capsys):
+    more = ["--limit", "4", "--eval-seed", "3", "--scorers", "jpeg_compressibility", "--model", "tiny"]
+    asked = ["run", "--algo", "best_of_n", "--prompts", "two words.txt", *more, "--steps", "2", "--set", "n=2"]
+    Path("two words.txt").write_text("a red circle\na blue star\n")
+    assert run_command_line([*asked, "--output", "here it is"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "no complete `base`" in line]
+    program, *words = shlex.split(line.partition(": ")[2])
+    assert program == "alignbench"
+    assert run_command_line(words) == 0
+    capsys.readouterr()
+    assert run_command_line([*asked, "--output", "here it is"]) == 0
+    assert "against base  jpeg_compressibility" in capsys.readouterr().out
+
+
+def test_a_dry_run_refuses_a_device_that_is_not_there(here, capsys):
+    assert run_command_line(["run", "--algo", "base", "--device", "cuda:99", "--dry-run"]) == 2
+    assert "--device 'cuda:99'" in capsys.readouterr().err
 
 
 def test_without_a_base_the_summary_says_so(here, capsys):
@@ -134,7 +154,7 @@ def test_a_config_file_gives_options_and_the_command_line_wins(here, capsys):
             "steering samples with eta=1.0; choose --set eta=0.0, or leave it out",
         ),
         (["run", "--algo", "best_of_n", "--budget", "nfe=10"], "an image costs at least nfe=40 (n=1)"),
-        (["run", "--algo", "best_of_n", "--budget", "nfe=inf"], "--budget.nfe inf: expected a finite number"),
+        (["run", "--algo", "best_of_n", "--budget", "nfe=inf"], "--budget nfe=inf: expected a finite number"),
         (
             ["run", "--algo", "best_of_n", "--budget", "nfe=80", "--task", "sdedit", "--images", "x.jsonl"],
             "--budget counts whole chains",
@@ -163,7 +183,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(here, capsys, arguments, messag
         ("- a\n", "must hold options such as 'algo: ddpo'"),
         ("algo: [\n", "is not YAML"),
         ("algo: ddpo\nmodle: tiny\n", "run.yaml: no option named 'modle'. Did you mean model"),
-        ("algo: ddpo\nlimit: many\n", "run.yaml: limit many: expected a valid integer"),
+        ("algo: ddpo\nlimit: many\n", "run.yaml: limit many: expected a whole number"),
     ],
 )
 def test_a_wrong_config_file_names_the_file_and_the_key(here, capsys, content, message):
@@ -248,7 +268,7 @@ def test_a_suite_runs_its_grid_once_and_isolates_failures(here, capsys):
     assert sum("failed: reward 'FirstCoordinate' returned shape" in line for line in lines) == 1
     before = {path: path.read_bytes() for path in stored(here)}
     assert run_command_line(["suite", "suite.yaml"]) == 1
-    assert sum("complete before" in line for line in capsys.readouterr().out.splitlines()) == 3
+    assert sum("already complete" in line for line in capsys.readouterr().out.splitlines()) == 3
     assert {path: path.read_bytes() for path in stored(here)} == before
 
 

@@ -212,6 +212,13 @@ def test_the_baselines_scorer_decides_on_ties_and_direction(make_result):
     assert row.rate.ties == 0
 
 
+def test_a_method_that_a_scorer_never_scored_is_said_to_be_left_out(make_result):
+    base = make_result("base", {"r": [1.0, 2.0], "s": [1.0, 2.0]})
+    other = make_result("a", {"r": [2.0, 3.0]}, "demon")
+    (group,) = compare([base, other]).groups
+    assert "s: demon was not scored by it and is not compared on it." in group.notes
+
+
 def test_a_scorer_that_one_file_lacks_is_compared_among_the_others(make_result):
     base = make_result("base", {"r": [0, 0], "s": [0, 0]})
     best = make_result("best", {"r": [1, 1]}, "best_of_n")

@@ -85,6 +85,14 @@ def test_a_comparison_as_a_frame_has_what_the_json_has(folder):
     assert base["mean"].tolist() == [1.5, 1.0]
 
 
+def test_a_comparison_is_short_to_look_at_and_prints_its_tables(folder):
+    from alignbench.analysis.tables import render
+
+    comparison = alignbench.compare(folder)
+    assert repr(comparison) == "<comparison of 2 methods on 1 evaluations; print it, or see to_frame()>"
+    assert str(comparison) == render(comparison, "table")
+
+
 def test_notebooks_get_tables_with_foreign_text_escaped(folder, make_result):
     make_result("evil", {"r": [1.0] * 4, "s": [2.0] * 4}, "<script>alert(1)</script>", samples=2)
     for html in (alignbench.compare(folder)._repr_html_(), alignbench.load(folder)._repr_html_()):

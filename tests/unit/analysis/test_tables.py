@@ -220,7 +220,7 @@ def test_texts_for_people_say_what_was_compared_and_how_to_read_it(comparison, f
     assert text.splitlines()[0].endswith(heading)
     assert "base, best_of_n, sds, ddpo: kind=ddim steps=20" in text
     assert "Wilson interval" in text
-    assert "Holm over all rows" in text
+    assert "Holm over all rows shown" in text
     assert "ddpo: 2 training seeds; its interval is conditional on these runs." in text
 
 

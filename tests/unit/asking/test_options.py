@@ -132,12 +132,12 @@ def test_a_variable_that_would_set_nothing_is_refused(variable, message, monkeyp
         ({"limit": 0}, "limit 0: expected at least 1."),
         ({"strength": 1.5}, "strength 1.5: expected at most 1."),
         ({"strength": 0}, "strength 0: expected more than 0."),
-        ({"seed": "x"}, "seed x: expected a valid integer, unable to parse string as an integer."),
+        ({"seed": "x"}, "seed x: expected a whole number."),
         ({"dtype": "int8"}, "dtype int8: expected 'float32', 'float16' or 'bfloat16'."),
         ({"set": ["clip"]}, "set clip: expected NAME=VALUE such as clip=1e-4 or nfe=800."),
-        ({"budget": {"hours": 1}}, "budget.hours.[key] hours: expected 'nfe', 'reward_evals' or 'seconds'."),
+        ({"budget": {"hours": 1}}, "budget hours: expected 'nfe', 'reward_evals' or 'seconds'."),
         ({"resolution": "axb"}, "resolution axb: expected pixels such as 512, or HEIGHTxWIDTH such as 768x512."),
-        ({"report_to": ["comet"]}, "report_to.0 comet: expected 'tensorboard', 'wandb', 'trackio' or 'mlflow'."),
+        ({"report_to": ["comet"]}, "report_to comet: expected 'tensorboard', 'wandb', 'trackio' or 'mlflow'."),
         ({"modle": 1}, "no option named 'modle'. Did you mean model"),
     ],
 )
@@ -148,6 +148,23 @@ def test_a_wrong_value_is_named_with_what_was_expected(values, message):
     with pytest.raises(InputError) as caught:
         RunOptions.parse({"algo": "a", **values})
     assert "run.yaml" not in str(caught.value)
+
+
+NUMBERS = [
+    (model, name)
+    for model in COMMANDS.values()
+    for name, field in model.model_fields.items()
+    if "float" in str(field.annotation)
+]
+
+
+@pytest.mark.parametrize(("model", "name"), NUMBERS, ids=lambda x: getattr(x, "__name__", x))
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_option_takes_what_is_no_finite_number(model, name, value):
+    needed = {field: "x.safetensors" for field, info in model.model_fields.items() if info.is_required()}
+    needed |= {"scorers": ("a",)} if "scorers" in needed else {}
+    with pytest.raises(InputError, match=f"^--{name.replace('_', '-')} {value}: expected "):
+        model.parse({**needed, name: value})
 
 
 def test_what_was_not_typed_is_not_given():

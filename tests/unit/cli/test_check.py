@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def check(tmp_path, monkeypatch, capsys):
 def test_a_good_algorithm_keeps_all_contracts(check):
     code, out, _ = check(MINE.replace("PUSH", GOOD))
     assert code == 0
-    assert out.startswith("mine.py:Mine: an algorithm\n")
+    assert out.startswith("mine.py:Mine: algorithm\n")
     assert out.endswith("all contracts hold\n")
     assert out.count("\n  holds ") == 12
     assert "it has no for_budget" in out
@@ -86,7 +87,48 @@ def test_a_broken_contract_is_named_with_what_was_found(check, contract):
     (line,) = [line for line in out.splitlines() if contract in line]
     assert line.startswith("  BROKEN ")
     assert len(line.split(contract)[1]) > 8
-    assert out.splitlines()[-1].endswith("of the contracts are broken")
+    assert re.fullmatch(r"1 contract is broken|\d+ contracts are broken", out.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("return Pushed(PipelineSampler", "Pushed(PipelineSampler"), "align returned None, which lacks __call__"),
+        (
+            ("return type(samples)(PUSH, samples.latents)", "return PUSH"),
+            "its sampler returned Tensor; expected Samples",
+        ),
+        (("samples = self.sampler(", "samples = self.smapler("), "has no attribute 'smapler'"),
+        (("PUSH", "(samples.images + self.strength)[:1]"), "gave images of shape (1, 2); expected ("),
+    ],
+)
+def test_what_the_others_lean_on_is_told_once(check, change, message):
+    code, out, _ = check(MINE.replace(*change).replace("PUSH", GOOD))
+    assert code == 1
+    (line,) = [line for line in out.splitlines() if "BROKEN" in line]
+    assert message in line
+    assert "see above" in out
+    assert out.splitlines()[-1] == "1 contract is broken"
+
+
+def test_the_line_of_the_plugin_in_which_an_error_arose_is_named(check):
+    text = MINE.replace("PUSH", "samples.images + self.strenght")
+    number = next(i for i, line in enumerate(text.splitlines(), 1) if "strenght" in line)
+    _, out, _ = check(text)
+    assert f"has no attribute 'strenght' (mine.py, line {number})" in out
+
+
+def test_randomness_without_a_key_is_suspected(check):
+    _, out, _ = check(MINE.replace("PUSH", "samples.images + self.strength + torch.randn(()) / 9"))
+    assert "is something drawn without a key, as torch.randn does?" in out
+
+
+def test_a_hyper_parameter_without_an_annotation_is_no_field(check):
+    code, out, _ = check(
+        MINE.replace("PUSH", GOOD).replace("    strength: float", "    rounds = 3\n    strength: float")
+    )
+    assert code == 1
+    assert "rounds has no annotation, so it is no field and cannot be set; write rounds: int = 3" in out
 
 
 def test_a_plugin_that_raises_breaks_what_it_raises_in_and_shows_no_traceback(check):
@@ -126,9 +168,9 @@ def test_fields_are_set_and_wrong_ones_refused(check):
 def test_rewards_and_prompt_sets_are_told_from_algorithms(check, capsys):
     code, out, _ = check("", name=f"{PLUGINS / 'colours.py'}:Brightness")
     assert code == 0
-    assert ": a reward\n" in out
+    assert ": reward\n" in out
     code, out, _ = check("", name="shapes")
-    assert (code, out.splitlines()[0]) == (0, "shapes: a prompt set")
+    assert (code, out.splitlines()[0]) == (0, "shapes: prompt set")
     code, _, err = check("", "--set", "a=1", name="shapes")
     assert code == 2
     assert "--set is for the hyper-parameters of algorithms" in err

@@ -31,6 +31,39 @@ def test_the_same_as_json(capsys):
     assert fields["rounds"]["type"] == "int"
 
 
+def test_rewards_and_prompt_sets_are_shown_too_and_own_ones(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("blue.py").write_text(
+        '"""How blue a picture is."""\n\nclass Blue:\n    def with_grad(self, images, prompts): ...\n'
+        "    def info(self): ...\n"
+    )
+    for what, first, words in (
+        ("shapes_truth", "shapes_truth (reward)", "judge"),
+        ("hpsv2", "hpsv2_1 (reward)", "arxiv"),
+        ("parti", "parti (prompt set)", "PartiPrompts"),
+        ("blue.py:Blue", "blue.py:Blue (reward)", "How blue a picture is."),
+    ):
+        assert run_command_line(["show", what]) == 0
+        out = capsys.readouterr().out
+        assert out.splitlines()[0] == first
+        assert words in out
+
+
+def test_an_algorithm_of_ones_own_has_no_paper_and_none_is_written_as_it_is_typed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(
+        "from dataclasses import dataclass\n\n@dataclass(frozen=True, kw_only=True)\nclass Own:\n    trains = False\n"
+        "    n: int | None = None\n    def align(self, problem): ...\n    def unsupported(self, problem): ...\n"
+    )
+    assert run_command_line(["show", "own.py:Own"]) == 0
+    out = capsys.readouterr().out
+    assert "paper" not in out
+    assert "  n = none\n" in out
+    Path("own.py").write_text("class Own:\n    trains = False\n    def align(self, problem): ...\n")
+    assert run_command_line(["show", "own.py:Own"]) == 2
+    assert "is no dataclass" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("what", ["stearing", "no.json"])
 def test_what_is_neither_is_wrong_input(what, capsys):
     assert run_command_line(["show", what]) == 2
@@ -44,5 +77,7 @@ def test_a_suite_is_a_shipped_name_or_a_file(tmp_path, monkeypatch):
     assert find_suite("tiny").name == "tiny.yaml"
     (tmp_path / "own.yaml").write_text("cells: [{algo: base}]\n")
     assert find_suite("own.yaml") == Path("own.yaml")
+    assert {options.output for options in read_suite(find_suite("quick"), Path("here"))} == {Path("here")}
+    assert run_command_line(["suite"]) == 2
     with pytest.raises(UnknownName, match=r"no suite named 'quik'\. Did you mean quick"):
         find_suite("quik")

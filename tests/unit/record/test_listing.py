@@ -9,7 +9,7 @@ import pytest
 from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError
 from alignbench.files import exclusive
-from alignbench.record.listing import cells_of
+from alignbench.record.listing import cells_of, folders_below
 
 
 @pytest.fixture
@@ -25,6 +25,19 @@ def folder(tmp_path, make_result):
     (tmp_path / "torn.json").write_text('{"schema": 1, "st')
     (tmp_path / "somebodys").mkdir()
     return tmp_path
+
+
+def test_results_in_folders_below_are_pointed_at(tmp_path, make_result, capsys):
+    """Folders of cells and other JSON are not such folders."""
+    (tmp_path / "quick").mkdir()
+    (make_result("done", [1.0])).rename(tmp_path / "quick" / "done.json")
+    (tmp_path / "cell").mkdir()
+    (tmp_path / "cell" / "cell.json").write_text(json.dumps({"configuration": {}, "attempts": 1, "running": False}))
+    assert folders_below([tmp_path]) == [tmp_path / "quick"]
+    assert run_command_line(["ls", str(tmp_path)]) == 0
+    assert f"more in {tmp_path / 'quick'}: alignbench ls" in capsys.readouterr().out
+    assert run_command_line(["compare", str(tmp_path)]) == 2
+    assert f"There are some in {tmp_path / 'quick'}." in capsys.readouterr().err
 
 
 def test_every_cell_has_its_state_and_says_whether_it_can_go_on(folder):
