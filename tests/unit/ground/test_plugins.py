@@ -23,7 +23,7 @@ def test_a_field_that_may_be_none_is_set_to_none_by_the_word():
     fields = {"temperature": "none", "steps": "none", "stochasticity": "0.2"}
     built = build_algorithm("demon", demon, "other", fields)[0]
     assert (built.temperature, built.steps, built.stochasticity) == (None, None, 0.2)
-    with pytest.raises(InputError, match="candidates='none': Input should be a valid integer"):
+    with pytest.raises(InputError, match="candidates='none': expected a whole number"):
         build_algorithm("demon", demon, "other", {"candidates": "none"})
 
 
