@@ -45,9 +45,9 @@ def list_(
         if group in (None, title):
             print(title)
             for name in plugins.names(room):
-                print(f"  {name:24} {plugins.summary(room, name)}")
+                print(f"  {name:27} {plugins.summary(room, name)}")
             for short, name in plugins.aliases(room).items():
-                print(f"  {short:24} means {name}.")
+                print(f"  {short:27} means {name}.")
     if group in (None, "models"):
         _list_models()
     return 0
@@ -58,11 +58,11 @@ def _list_models() -> None:
 
     print("models")
     for model in named().values():
-        print(f"  {model.name:24} {model.note}")
+        print(f"  {model.name:27} {model.note}")
         if model.licence:
             sampling = f"{model.prediction}-prediction, {model.steps} steps, guidance {model.guidance:g}"
             others = [part.name for part in (model.denoiser, model.refiner) if part is not None]
-            print(f"  {'':24} {' and '.join([model.source, *others])}; {sampling}; {model.licence}")
+            print(f"  {'':27} {' and '.join([model.source, *others])}; {sampling}; {model.licence}")
 
 
 def _list_scorers() -> int:

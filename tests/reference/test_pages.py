@@ -64,7 +64,7 @@ def of_the_reference_results(facts: Facts) -> Iterator[str]:
     demon = facts.versus("demon", TRUTH)
     assert demon.rate.high < 0.5
     assert not demon.significant
-    yield f"`demon` loses most pairs on truth (it wins {100 * demon.rate.rate:.0f} %), although its mean moves too little"
+    yield f"`demon` loses most pairs on truth (it wins {100 * demon.rate.rate:.0f} %), although its mean moves too"
     dpok = facts.versus("dpok")
     assert min(rate for _, rate in dpok.seeds) > 0.6
     yield f"`dpok` wins as often as `ddpo` ({wins['dpok']:.0f} %, every seed above 60"

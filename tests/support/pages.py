@@ -6,6 +6,7 @@ tests/reference/test_pages.py and mended by hand, since another number may need 
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
 import re
@@ -18,9 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from places import ROOT
 
+import alignbench
 from alignbench.analysis.compare import Comparison, Group, Versus, compare
 from alignbench.analysis.costs import CostRow
 from alignbench.analysis.frontier import Standing
+from alignbench.analysis.formats import MARKDOWN
 from alignbench.analysis.tables import render
 
 PAGES = (
@@ -265,6 +268,22 @@ def audit(_: Facts) -> str:
     return markdown(header, rows)
 
 
+def public_names(facts: Facts) -> str:
+    """What `from alignbench import …` has, by the file that defines it."""
+    homes: dict[str, list[str]] = {}
+    for name in alignbench.__all__:
+        homes.setdefault(alignbench._HOME_OF[name], []).append(name)
+    rows = []
+    for module, names in sorted(homes.items()):
+        path = f"{module.replace('.', '/')}.py"
+        headline = (ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))) or "").split("\n")[0]
+        listed = ", ".join(f"`{name}`" for name in names)
+        rows.append(
+            f"| [{module.removeprefix('alignbench.')}](../{path}) | {headline.translate(MARKDOWN)} | {listed} |"
+        )
+    return "\n".join(["| file | what it is about | names |", "| --- | --- | --- |", *rows]) + "\n"
+
+
 TABLES_OF: Mapping[tuple[str, str], Callable[[Facts], str]] = {
     ("README.md", "table"): small_table,
     ("results/README.md", "compare"): reference_tables,
@@ -275,6 +294,7 @@ TABLES_OF: Mapping[tuple[str, str], Callable[[Facts], str]] = {
     ("results/timings/README.md", "gradient noise"): gradient_noise,
     ("results/timings/README.md", "scorers"): scorer_timings,
     ("rewards/README.md", "audit"): audit,
+    ("algorithms/README.md", "names"): public_names,
 }
 
 
