@@ -22,8 +22,8 @@ from places import ROOT
 import alignbench
 from alignbench.analysis.compare import Comparison, Group, Versus, compare
 from alignbench.analysis.costs import CostRow
-from alignbench.analysis.frontier import Standing
 from alignbench.analysis.formats import MARKDOWN
+from alignbench.analysis.frontier import Standing
 from alignbench.analysis.tables import render
 
 PAGES = (
