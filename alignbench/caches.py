@@ -19,6 +19,18 @@ WHAT: dict[Kind, str] = {
 }
 
 
+def scores_folder() -> Path:
+    return cache_folder() / "scores"
+
+
+def pairs_folder() -> Path:
+    return cache_folder() / "pairs"
+
+
+def tensors_file() -> Path:
+    return cache_folder() / "tensors.sqlite"
+
+
 @dataclass(frozen=True)
 class Kept:
     """One kind of what is kept."""
@@ -51,8 +63,8 @@ def _places(kind: Kind) -> Iterator[Path]:
     """The entries of the cache's folder that are of a kind; everything that is not named otherwise was downloaded."""
     folder = cache_folder()
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        own: Kind = "tensors" if path.name.startswith("tensors.sqlite") else "files"
-        if path.name in ("scores", "pairs"):
-            own = "scores" if path.name == "scores" else "pairs"
+        own: Kind = "tensors" if path.name.startswith(tensors_file().name) else "files"
+        if path in (scores_folder(), pairs_folder()):
+            own = "scores" if path == scores_folder() else "pairs"
         if own == kind:
             yield path

@@ -1,4 +1,4 @@
-"""How much memory was used, and what to do when it is full: know it from other errors, let go, and do less at once."""
+"""Devices and their memory: how much was used, how work is cut into parts, and what to do when it is full."""
 
 from __future__ import annotations
 
@@ -93,8 +93,6 @@ BATCH = {3: 32, 1: 512}  # images at once by default, for pictures and for point
 
 def device_of(name: str) -> str:
     """The device a user's word means. Raises InputError where it is not there."""
-    import torch
-
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -38,6 +38,12 @@ def replace_file(path: Path, sync: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers_of(path: Path) -> None:
+    """Remove what killed processes left beside a path while they wrote it."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, UTF-8."""
     with replace_file(path) as temporary:
@@ -169,9 +175,9 @@ def in_use(folder: Path) -> bool:
 
     try:
         with open(folder / LOCK, encoding="utf-8") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    except OSError:  # no such folder, or one that cannot be read
+        return False
     return False

@@ -256,9 +256,6 @@ class Truncates(Protocol):
         """Which prompts are longer than that."""
 
 
-SplitName = Literal["train", "dev", "test"]
-
-
 @runtime_checkable
 class PromptSet(Protocol):
     """A named set of prompts. One without a `train` split is for evaluation only."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -143,9 +144,14 @@ def find(name: str) -> tuple[Group, Any]:
         if name in (*names(group), *aliases(group)):
             return group, load(group, name)
     if ":" not in name and not name.endswith((".py", WEIGHTS)):
-        raise UnknownName("plug-in", name, {known for group in roles for known in names(group)})
+        raise UnknownName("plug-in", name, {other for group in roles for other in names(group)})
     kind = load("rewards" if name.endswith(WEIGHTS) else "algorithms", name)
-    return min(roles, key=lambda group: len(lacking(kind, roles[group]))), kind
+
+    def fits(group: Group) -> tuple[int, int]:
+        absent = len(lacking(kind, roles[group]))
+        return len(_members(roles[group])) - absent, -absent
+
+    return max(roles, key=fits), kind
 
 
 def is_own(name: str) -> bool:
@@ -167,7 +173,7 @@ def check(group: Group, name: str) -> None:
 
 
 def _objects_of(path: Path) -> str:
-    """The references that a file offers: its `__all__` or classes, without importing it."""
+    """The references that a file offers: its classes, without importing it."""
     if not path.is_file():
         return f"{path}:Name, but there is no file {path}"
     try:
@@ -194,7 +200,8 @@ def _load_elsewhere(group: Group, reference: str) -> Any:
 
 def _module_of_file(path: Path) -> ModuleType:
     """The module of a Python file. Raises whatever the file raises."""
-    name = f"alignbench_plugin_{path.stem}"
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    name = f"alignbench_plugin_{path.stem}_{place}"  # files of one stem are two modules
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -259,8 +266,8 @@ def reward_of(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> R
     from alignbench.interface import Reward
 
     kind = load("rewards", name)
-    known = inspect.signature(kind).parameters
-    reward = kind(**{option: value for option, value in options.items() if option in known})
+    takes = inspect.signature(kind).parameters
+    reward = kind(**{option: value for option, value in options.items() if option in takes})
     if absent := lacking(reward, Reward):
         raise InputError(f"reward {name!r} lacks {', '.join(absent)}; see alignbench.Reward.")
     return reward
@@ -285,7 +292,18 @@ def source_path(kind: Any) -> Path | None:
 
 def lacking(plugin: Any, role: type) -> list[str]:
     """The names that a protocol asks for and a plug-in has not."""
+    return sorted(name for name in _members(role) if not _has(plugin, name))
+
+
+def _members(role: type) -> set[str]:
+    """The names that a protocol asks for."""
     names = getattr(role, "__protocol_attrs__", None) or {
         name for base in role.__mro__ for name in (*vars(base), *getattr(base, "__annotations__", {}))
     }
-    return sorted(name for name in names if (name == "__call__" or name[0] != "_") and not hasattr(plugin, name))
+    return {name for name in names if name == "__call__" or name[0] != "_"}
+
+
+def _has(plugin: Any, name: str) -> bool:
+    if name == "__call__" and isinstance(plugin, type):  # every class can be called; are its objects?
+        return any(name in vars(base) for base in plugin.__mro__)
+    return hasattr(plugin, name)

@@ -50,7 +50,7 @@ class Sources:
 
 
 def read_sources(path: Path, strength: float) -> Sources:
-    """The images of a file whose prompts `alignbench.experiment.prompts` reads. Raises InputError naming the line."""
+    """The images of a file whose prompts `alignbench.asking.prompts` reads. Raises InputError naming the line."""
     if path.suffix != ".jsonl":
         raise InputError(f"--images {path}: expected a .jsonl file with a prompt and an image a line.")
     folder, names, hashes = Folder(path.parent), [], []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignbench.asking.options import RunOptions
 from alignbench.cli.flags import Flag, takes
-from alignbench.cli.output import as_json
+from alignbench.cli.output import as_json, typed
 from alignbench.errors import AlignbenchError, InputError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def run(
     config: Path
         YAML file with these options as keys; the command line and the environment win.
     force: bool
-        Replace a result, or a half-finished one, of this path.
+        Run a finished cell again, and replace a half-finished one of another configuration.
     dry_run: bool
         Print what would run, what differs from the paper, and what it would cost.
     json: bool
@@ -115,7 +115,7 @@ def _conclude(paths: list[Path]) -> None:
         print("\n".join(["", *sentences(paths)]))
     except AlignbenchError as error:  # such as one configuration under two names
         print(f"\nno comparison: {error}")
-    folders = " ".join(dict.fromkeys(str(path.parent) for path in paths))
+    folders = typed(*dict.fromkeys(path.parent for path in paths))
     print(f"all tables: alignbench compare {folders}; pictures: alignbench sheet {folders}")
 
 
@@ -155,8 +155,8 @@ def _show(cell: Cell, outcome: Outcome) -> None:
         print(f"  no complete `base` with this evaluation beside it yet: {_base_command(cell)}")
     else:
         print("\n".join(lines))
-    both = f"{base} {outcome.path}" if base else f"{outcome.path.parent}/*.json"
-    print(f"compare with: alignbench compare {both}")
+    both = [base, outcome.path] if base else [outcome.path.parent]
+    print(f"compare with: alignbench compare {typed(*both)}")
 
 
 def _base_command(cell: Cell) -> str:
@@ -169,7 +169,7 @@ def _base_command(cell: Cell) -> str:
     for name, field in RunOptions.model_fields.items():
         of_evaluation = option_of(RunOptions, name).heading in (EVALUATION, MEMORY)
         value = getattr(options, name)
-        if (of_evaluation or name in same) and value != field.default:
+        if (of_evaluation or name in same) and value not in (field.default, ()):
             words.append(f"--{name.replace('_', '-')}{_typed(value)}")
     return " ".join(words)
 

@@ -71,7 +71,7 @@ def _findings(group: Group, plugin: str, kind: Any, fields: dict[str, Any], mode
     if group == "rewards":
         yield from findings(rewards.CONTRACTS, rewards.subject(reward_of(plugin)), source_path(kind))
     elif group == "benchmarks":
-        yield from findings(prompts.CONTRACTS, kind(), source_path(kind))
+        yield from findings(prompts.CONTRACTS, prompts.subject(plugin, kind), source_path(kind))
     else:
         with tempfile.TemporaryDirectory() as folder:
             preset = model if plugin.isidentifier() else "other"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,11 @@ def check_ending(option: str, path: Path | None, endings: tuple[str, ...]) -> No
         *others, last = endings
         expected = f"{', '.join(others)} or {last}" if others else last
         raise InputError(f"{option} {path}: expected a {expected} file.")
+
+
+def typed(*paths: Path) -> str:
+    """Paths as a shell takes them."""
+    return " ".join(shlex.quote(str(path)) for path in paths)
 
 
 def megabytes(size: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from alignbench.asking.options import PairsOptions
 from alignbench.cli.flags import Flag, takes
-from alignbench.cli.output import as_json, check_ending, report
+from alignbench.cli.output import as_json, check_ending, report, typed
 from alignbench.judging.options import AccuracyOptions, TrainRewardOptions
 
 
@@ -25,7 +25,7 @@ def pairs(given: dict[str, Any]) -> int:
         f"  cost  {number(made.cost.denoiser_forward)} denoiser evaluations, {number(made.cost.reward_forward)} reward "
         f"evaluations, {made.seconds:.1f} s"
     )
-    print(f"learn from them with: alignbench run --algo NAME --model {options.model} --pairs {made.folder}")
+    print(f"learn from them with: alignbench run --algo NAME --model {options.model} --pairs {typed(made.folder)}")
     return 0
 
 
@@ -72,5 +72,5 @@ def train_reward(given: dict[str, Any], *, force: Flag = False, json: Flag = Fal
     if trained.was_complete:
         print("already complete; --force trains it again")
     print(reward_training.text(trained), end="")
-    print(f"use it with: alignbench run --algo NAME --model tiny --reward {trained.path}")
+    print(f"use it with: alignbench run --algo NAME --model tiny --reward {typed(trained.path)}")
     return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from alignbench.cli.flags import Flag, Names
-from alignbench.cli.output import PICTURES, as_json, check_ending, draw, megabytes
+from alignbench.cli.output import PICTURES, as_json, check_ending, draw, megabytes, typed
 from alignbench.errors import InputError
 
 
@@ -101,7 +101,7 @@ def ls(folder: Path = Path("results"), *, json: Flag = False) -> int:
         print(f"{cell.name:60} {cell.state:11} {megabytes(cell.bytes):>10}  {detail}{more}")
     print(f"{len(cells)} cells, {megabytes(sum(cell.bytes for cell in cells)).strip()} in {folder}")
     for below in folders_below([folder]):
-        print(f"more in {below}: alignbench ls {below}")
+        print(f"more in {below}: alignbench ls {typed(below)}")
     return 0
 
 

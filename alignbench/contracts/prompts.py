@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, cast
+
 from alignbench.contracts.contract import Contract, require
+from alignbench.errors import InputError
 from alignbench.interface import PromptSet
+from alignbench.plugins import lacking
 
 SPLITS = {"train", "dev", "test"}
+
+
+def subject(name: str, kind: Callable[[], Any]) -> PromptSet:
+    """The prompt set. Raises InputError where it cannot be made or is none."""
+    try:
+        found = kind()
+    except Exception as error:  # somebody's code may raise anything
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"prompt set {name!r} cannot be made: {said}.") from error
+    if absent := lacking(found, PromptSet):
+        raise InputError(f"prompt set {name!r} lacks {', '.join(absent)}; see alignbench.PromptSet.")
+    return cast(PromptSet, found)
 
 
 def _splits(subject: PromptSet) -> None:

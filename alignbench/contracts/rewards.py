@@ -20,8 +20,13 @@ class Subject:
     """A reward, with images and prompts that it can score."""
 
     reward: Reward
-    images: Tensor
+    stored: Tensor
     prompts: Sequence[Prompt]
+
+    @property
+    def images(self) -> Tensor:
+        """A copy for each contract: what one of them does to its images is no matter of the next."""
+        return self.stored.clone()
 
 
 def subject(reward: Reward) -> Subject:
@@ -79,9 +84,9 @@ def _own_image(subject: Subject) -> None:
 
 
 def _leaves_images(subject: Subject) -> None:
-    before = subject.images.clone()
-    subject.reward(subject.images, subject.prompts)
-    require(torch.equal(subject.images, before), "it changed the images that it was given")
+    given, before = subject.images, subject.images
+    subject.reward(given, subject.prompts)
+    require(torch.equal(given, before), "it changed the images that it was given")
 
 
 def _identity(subject: Subject) -> None:

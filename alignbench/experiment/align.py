@@ -14,9 +14,9 @@ import torch
 from alignbench import devices
 from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.resolve import Cell
+from alignbench.caches import pairs_folder, tensors_file
 from alignbench.devices import Fitting, chunked
 from alignbench.diffusion.rollout import PipelineSampler
-from alignbench.downloads import cache_folder
 from alignbench.errors import Diverged, RunError
 from alignbench.experiment.metered import MeteredReward
 from alignbench.experiment.pairs import Feedback, Made, make_pairs
@@ -65,7 +65,7 @@ def add_pairs(cell: Cell, problem: CellProblem, batch: int) -> Made | None:
         made, chosen = _make_pairs(cell, problem, int(wanted["count"] or 0), int(wanted["candidates"] or 0), batch)
     say = problem.progress.say
     say(chosen.summary())
-    cache = TensorCache(cache_folder() / "tensors.sqlite", say=say)
+    cache = TensorCache(tensors_file(), say=say)
     problem.pairs = EncodedPairs(chosen, problem.pipeline, cache, cell.options.pair_crop, Key("pairs", "crop"), say)
     return made
 
@@ -74,7 +74,7 @@ def _make_pairs(cell: Cell, problem: CellProblem, count: int, candidates: int, b
     """Pairs of the base model on the training prompts, labelled by the reward: one set for all seeds."""
     asked = [dict(problem.pipeline.info()), asdict(cell.reward.info()), prompt_sets.digest(cell.training)]
     content = canonical_json([*asked, count, candidates, cell.sampling.as_dict()])
-    folder = cache_folder() / "pairs" / hashlib.sha256(content.encode()).hexdigest()[:16]
+    folder = pairs_folder() / hashlib.sha256(content.encode()).hexdigest()[:16]
     problem.progress.say(
         f"no --pairs: {count} pairs of {cell.model.name} on {cell.configuration.train_prompts}/train, "
         f"labelled by {cell.reward_name}, are made or found in {folder}"

@@ -19,7 +19,6 @@ from alignbench.record.result import FrontierCurve, Metric
 from alignbench.testbed import scores
 from alignbench.testbed.exact_problem import ExactProblem
 from alignbench.testbed.exact_problem import info as reward_info
-from alignbench.testbed.pipeline import MixturePipeline
 from alignbench.testbed.tilt import Frontier, rates
 
 MANTISSAS = (10.0, 8.0, 6.5, 5.0, 4.0, 3.0, 2.5, 2.0, 1.6, 1.3)
@@ -29,7 +28,8 @@ WIDEST_CHAIN = 4  # dimensions up to which a chain's Jacobians are worth their c
 
 def problem_of(pipeline: Pipeline) -> ExactProblem | None:
     """The exact problem a pipeline is of, or None for every real model."""
-    return pipeline.problem if isinstance(pipeline, MixturePipeline) else None
+    found = getattr(pipeline, "problem", None)
+    return found if isinstance(found, ExactProblem) else None
 
 
 def frontiers(cell: Cell, pipeline: Pipeline) -> dict[str, FrontierCurve]:

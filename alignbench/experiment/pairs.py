@@ -88,7 +88,7 @@ class Made:
     ties: int
 
 
-def make_for(options: PairsOptions, quiet: bool = False) -> tuple[str, Made]:
+def make_for(options: PairsOptions) -> tuple[str, Made]:
     """What `alignbench pairs` does: a line on whose pairs they are, and the folder of them."""
     model = registry.find(options.model)
     family = registry.family_of(model)
@@ -121,7 +121,7 @@ def make_for(options: PairsOptions, quiet: bool = False) -> tuple[str, Made]:
         count=options.count,
         candidates=options.candidates,
     )
-    with Progress(quiet) as progress:
+    with Progress() as progress:
         made = make_pairs(feedback, options.output, options.batch_size or BATCH[3], meter, progress)
     return f"{model.name} on {name}/{split}, labelled by {reward_name}", made
 

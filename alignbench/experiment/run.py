@@ -13,9 +13,9 @@ from alignbench import devices
 from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.adapter_folders import check_model, name_of
 from alignbench.asking.resolve import Cell
+from alignbench.caches import scores_folder
 from alignbench.devices import BATCH
 from alignbench.diffusion.latent import LatentPipeline
-from alignbench.downloads import cache_folder
 from alignbench.errors import Diverged, InputError, RunError, Unsupported
 from alignbench.experiment import evaluate, optimality
 from alignbench.experiment.align import add_pairs, align, problem_of
@@ -24,6 +24,7 @@ from alignbench.experiment.evaluate import Scores
 from alignbench.experiment.pairs import Made
 from alignbench.experiment.problem import CellProblem
 from alignbench.experiment.trackers import Trackers, check_installed
+from alignbench.files import remove_leftovers_of
 from alignbench.interface import Pipeline, Sampler, TestTimeAlgorithm, Truncates
 from alignbench.meter import Cost, Meter
 from alignbench.processes import refuse_several
@@ -64,8 +65,7 @@ def run_cell(cell: Cell, force: bool = False, quiet: bool = False) -> Outcome:
     check_installed(cell.options.report_to)
     device = cell.family.device(cell.options.device)
     with work.held(force) as attempt, Progress(quiet) as progress:
-        for leftover in cell.path.parent.glob(f".{cell.path.name}.*.tmp"):
-            leftover.unlink(missing_ok=True)
+        remove_leftovers_of(cell.path)
         devices.reset_peak(device)
         run = _prepare(cell, attempt, device, progress)
         try:
@@ -193,7 +193,7 @@ class _Run:
 
     def score(self, wanted: Sequence[Slot]) -> Scores:
         cell = self.cell
-        kept = cache_folder() / "scores" if len(self.pipeline.info()["image_shape"]) == 3 else None
+        kept = scores_folder() if len(self.pipeline.info()["image_shape"]) == 3 else None
         return evaluate.score(
             cell.scorers, cell.evaluated, wanted, self.batch, cell.folder, self.progress, self.device, kept
         )

@@ -22,7 +22,7 @@ from alignbench import plugins
 from alignbench.analysis.formats import percent
 from alignbench.analysis.statistics import win_rate
 from alignbench.errors import InputError
-from alignbench.files import sha256_of
+from alignbench.files import remove_leftovers_of, sha256_of
 from alignbench.images import fitted
 from alignbench.judging.options import TrainRewardOptions
 from alignbench.keys import Key
@@ -87,8 +87,7 @@ def train_reward(options: TrainRewardOptions, force: bool = False, quiet: bool =
     training, held_out = _split(pairs, options.held_out)
     steps = math.ceil(PASSES * len(training) / options.batch_size) if options.steps is None else options.steps
     with work.held(force):
-        for leftover in options.output.parent.glob(f".{options.output.name}.*.tmp"):
-            leftover.unlink(missing_ok=True)
+        remove_leftovers_of(options.output)
         with contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr):  # the loop prints its steps
             network = bradley_terry.train(
                 start, training, steps, options.batch_size, options.learning_rate, key, work.folder

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from alignbench import plugins
 from alignbench.asking import prompts as prompt_sets
+from alignbench.caches import scores_folder
 from alignbench.devices import chunked, device_of
-from alignbench.downloads import cache_folder
 from alignbench.errors import InputError
 from alignbench.files import sha256_of
 from alignbench.images import as_tensor
@@ -65,7 +65,7 @@ def score_place(place: Path, options: ScoreOptions, quiet: bool = False) -> Repo
     rewards = {plugins.label(name): plugins.reward_of(name, options.scoring) for name in names}
     items = items_of(place, options.prompts, options.split)
     with Progress(quiet) as progress:
-        kept = cache_folder() / "scores"
+        kept = scores_folder()
         return score_items(items, rewards, options.batch_size, device_of(options.device), kept, progress)
 
 

@@ -19,7 +19,7 @@ class Listed:
     """One cell."""
 
     name: str
-    state: str  # its result's status, running, started or unreadable
+    state: str  # its result's status, running, started, gone or unreadable
     detail: str
     bytes: int  # of the result file and its folder
     can_continue: bool
@@ -52,7 +52,8 @@ def _cells(folder: Path) -> Iterator[Listed]:
         if in_use(own):
             yield Listed(name, "running", "another process works in its folder", size, False)
         elif name not in results:
-            yield Listed(name, "started", _attempts(own), size, True)
+            state, detail = _begun(own)
+            yield Listed(name, state, detail, size, state == "started")
         else:
             size += results[name].stat().st_size
             try:
@@ -70,9 +71,13 @@ def _detail(result: Result) -> str:
     return result.reason or ""
 
 
-def _attempts(folder: Path) -> str:
+def _begun(folder: Path) -> tuple[str, str]:
+    """State and detail of a cell without a result."""
     try:
-        attempts = int(json.loads((folder / STATE).read_text(encoding="utf-8"))["attempts"])
+        saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        attempts, running = int(saved["attempts"]), bool(saved["running"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "its state file cannot be read"
-    return f"attempt {attempts}, no result yet"
+        return "unreadable", "its state file cannot be read"
+    if not running:
+        return "gone", "it had ended, and its result file is not there"
+    return "started", f"attempt {attempts}, no result yet"

@@ -130,7 +130,7 @@ def test_a_run_with_a_budget_keeps_it_in_its_file_and_seconds_are_measured_once(
     [
         ("ddpo", {"nfe": 100}, "--budget: 'ddpo' trains"),
         ("base", {"nfe": 100}, "--budget: 'base' has nothing to choose"),
-        ("best_of_n", {"nfe": 0}, r"budget\.nfe 0: expected more than 0\."),
+        ("best_of_n", {"nfe": 0}, r"budget nfe=0: expected more than 0\."),
         ("best_of_n", {"hours": 1}, "expected 'nfe', 'reward_evals' or 'seconds'"),
     ],
 )

@@ -70,7 +70,7 @@ def test_without_a_base_the_summary_says_so(here, capsys):
     assert run_command_line(["run", "--algo", "best_of_n", *MIXTURE]) == 0
     out = capsys.readouterr().out
     assert "no complete `base` with this evaluation beside it yet" in out
-    assert out.splitlines()[-1] == "compare with: alignbench compare results/*.json"
+    assert out.splitlines()[-1] == "compare with: alignbench compare results"
 
 
 def test_a_finished_cell_is_not_run_again(here, capsys):

@@ -252,7 +252,7 @@ def test_several_processes_are_refused_until_they_work(toy_cell, monkeypatch):
     [
         ({"algo": "base", "modle": "tiny"}, "no option named 'modle'. Did you mean model"),
         ({"algo": "base", "limit": 0}, "run.yaml: limit 0: expected at least 1"),
-        ({"algo": "base", "seed": "x"}, "seed x: expected a valid integer"),
+        ({"algo": "base", "seed": "x"}, "seed x: expected a whole number"),
     ],
 )
 def test_wrong_options_are_refused_by_name(values, message):
@@ -270,9 +270,9 @@ def test_wrong_options_are_refused_by_name(values, message):
         ({"prompts": "shaps"}, "no prompt set named 'shaps'. Did you mean shapes"),
         ({"split": "tset"}, "has no split 'tset'; it has"),
         ({"set": {"clpi": 1}}, "no field named 'clpi'. Did you mean clip"),
-        ({"set": {"clip": "abc"}}, "clip='abc': Input should be a valid number"),
+        ({"set": {"clip": "abc"}}, "clip='abc': expected a number"),
         ({"set": {"clip": -1}}, "clip must be positive, got -1"),
-        ({"set": {"estimator": "ppo"}}, "estimator='ppo': Input should be 'importance' or 'reinforce'"),
+        ({"set": {"estimator": "ppo"}}, "estimator='ppo': expected 'importance' or 'reinforce'"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"name": "a/b"}, "--name 'a/b': expected letters"),
         ({"reward": "missing.py:X"}, "there is no file missing.py"),

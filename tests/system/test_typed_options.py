@@ -167,7 +167,7 @@ def test_accuracy_and_audit_judge_the_pairs_of_the_models_typed(labelled, capsys
 def test_accuracy_measures_a_model_in_the_precision_typed(labelled, capsys):
     for dtype in ("float32", "bfloat16"):
         assert run_command_line(["accuracy", "--pairs", "pairs", "--model", "tiny", "--dtype", dtype, "--json"]) == 0
-        assert dtype in capsys.readouterr().out
+        assert json.loads(capsys.readouterr().out)["model"]["dtype"] == dtype
 
 
 def test_train_reward_learns_from_the_pairs_of_the_models_typed(here, capsys):

@@ -165,6 +165,106 @@ def test_fields_are_set_and_wrong_ones_refused(check):
     assert "BROKEN   it improves the reward" in out
 
 
+REWARD = """
+import torch
+from alignbench import RewardInfo, Unsupported
+
+class Blue:
+    differentiable = True
+    infos = 0
+
+    def __call__(self, images, prompts):
+        with torch.no_grad():
+            return self.with_grad(images, prompts)
+
+    def with_grad(self, images, prompts):
+        return VALUES
+
+    def info(self):
+        return INFO
+
+    def unsupported(self, prompts, image_shape):
+        return REASON
+"""
+USUAL = {"VALUES": "images.flatten(1).mean(1)", "INFO": 'RewardInfo("blue")', "REASON": "None"}
+BROKEN_REWARDS = {
+    "it gives one finite number per image": ({"VALUES": "images.mean((2, 3))"}, "6 images gave shape (6, 3)"),
+    "it gives the same number again": ({"VALUES": "torch.rand(len(images)) + images.mean()"}, "two calls differ by"),
+    "a value depends on its own image": (
+        {"VALUES": "images.mean() + images.flatten(1).mean(1)"},
+        "alone, an image",
+    ),
+    "it leaves the images as they are": (
+        {"VALUES": "images.detach().clamp_(0.2, 0.3).flatten(1).mean(1)"},
+        "it changed",
+    ),
+    "it says what identifies it": ({"INFO": 'RewardInfo("")'}, "its id is empty"),
+    "what it cannot score is a sentence": ({"REASON": '"no" if image_shape == (3, 7, 7) else None'}, "is no sentence"),
+    "it has a gradient exactly where": (
+        {"VALUES": "images.flatten(1).round().mean(1)"},
+        "gradient of 6 of 6",
+    ),
+}
+
+
+@pytest.mark.parametrize("contract", BROKEN_REWARDS)
+def test_a_broken_contract_of_a_reward_is_named(check, contract):
+    changes, message = BROKEN_REWARDS[contract]
+    text = REWARD
+    for name, words in (USUAL | changes).items():
+        text = text.replace(name, words)
+    code, out, _ = check(text, name="mine.py:Blue")
+    assert code == 1
+    (line,) = [line for line in out.splitlines() if contract in line]
+    assert line.startswith("  BROKEN ")
+    assert message in line
+
+
+PROMPTS = """
+import itertools
+from alignbench import Prompt
+
+class Own:
+    count = itertools.count()
+    splits = SPLITS
+    def prompts(self, split):
+        return FOUND
+"""
+BROKEN_SETS = {
+    "its splits are train, dev or test": ('("all",)', '[Prompt("a", "a")]', "its splits are all"),
+    "a split is the same each time": (
+        '("test",)',
+        '[Prompt(str(next(self.count)), "a")]',
+        "two readings of test",
+    ),
+    "an id of its own": ('("test",)', '[Prompt("a", "a"), Prompt("a", "b")]', "test has 2 prompts and 1 ids"),
+    "every prompt says something": ('("test",)', '[Prompt("a", " ")]', "prompts of test without text: a"),
+}
+
+
+@pytest.mark.parametrize("contract", BROKEN_SETS)
+def test_a_broken_contract_of_a_prompt_set_is_named(check, contract):
+    splits, found, message = BROKEN_SETS[contract]
+    code, out, _ = check(PROMPTS.replace("SPLITS", splits).replace("FOUND", found), name="mine.py:Own")
+    assert code == 1
+    (line,) = [line for line in out.splitlines() if contract in line]
+    assert line.startswith("  BROKEN ")
+    assert message in line
+
+
+def test_what_is_forgotten_of_a_reward_or_a_prompt_set_is_named(check):
+    """An object that can be called is no prompt set for that, and every class can be."""
+    code, _, err = check("class R:\n    def __call__(self, images, prompts): ...\n", name="mine.py:R")
+    assert code == 2
+    assert "reward 'mine.py:R' lacks differentiable, info, unsupported, with_grad" in err
+    code, _, err = check("class P:\n    def prompts(self, split): ...\n", name="mine.py:P")
+    assert code == 2
+    assert "prompt set 'mine.py:P' lacks splits" in err
+    code, _, err = check("class P:\n    splits = ()\n    def __init__(self, x): ...\n", name="mine.py:P")
+    assert code == 2
+    assert "prompt set 'mine.py:P' cannot be made: TypeError" in err
+
+
 def test_rewards_and_prompt_sets_are_told_from_algorithms(check, capsys):
     code, out, _ = check("", name=f"{PLUGINS / 'colours.py'}:Brightness")
     assert code == 0

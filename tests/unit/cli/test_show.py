@@ -64,10 +64,17 @@ def test_an_algorithm_of_ones_own_has_no_paper_and_none_is_written_as_it_is_type
     assert "is no dataclass" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["stearing", "no.json"])
-def test_what_is_neither_is_wrong_input(what, capsys):
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("stearing", "no plug-in named 'stearing'. Did you mean steering"),
+        ("no.json", "no.json: there is no such file"),
+        ("no.py:Name", "there is no file no.py."),
+    ],
+)
+def test_what_is_neither_is_wrong_input(what, message, capsys):
     assert run_command_line(["show", what]) == 2
-    assert what in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_suite_is_a_shipped_name_or_a_file(tmp_path, monkeypatch):

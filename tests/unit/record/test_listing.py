@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 
 import pytest
@@ -38,6 +39,24 @@ def test_results_in_folders_below_are_pointed_at(tmp_path, make_result, capsys):
     assert f"more in {tmp_path / 'quick'}: alignbench ls" in capsys.readouterr().out
     assert run_command_line(["compare", str(tmp_path)]) == 2
     assert f"There are some in {tmp_path / 'quick'}." in capsys.readouterr().err
+
+
+def test_a_cell_that_ended_and_lost_its_result_and_one_with_a_damaged_state_do_not_go_on(tmp_path):
+    for name, text in (("ended", json.dumps({"attempts": 1, "running": False})), ("torn", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cell.json").write_text(text)
+    found = {cell.name: (cell.state, cell.can_continue) for cell in cells_of(tmp_path)}
+    assert found == {"ended": ("gone", False), "torn": ("unreadable", False)}
+
+
+def test_looking_holds_nothing(folder):
+    """A run that starts while somebody looks finds its folder free."""
+    with open(folder / "begun" / ".lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        assert {cell.name: cell.state for cell in cells_of(folder)}["begun"] == "started"
+    (folder / "plain").write_text("a file where a cell's folder would be")
+    (folder / "done.json").rename(folder / "plain.json")
+    assert {cell.name: cell.state for cell in cells_of(folder)}["plain"] == "complete"
 
 
 def test_every_cell_has_its_state_and_says_whether_it_can_go_on(folder):
