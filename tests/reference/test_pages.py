@@ -193,8 +193,7 @@ def test_the_plugin_of_a_page_runs_as_the_page_says(page, file, run, plugin, tmp
     Path(file).write_text(block(page, file), encoding="utf-8")
     assert run_command_line([*shown(page, run), "--limit", "4", "--steps", "4"]) == 0
     assert f"{plugin.partition(':')[2]} " in capsys.readouterr().out.replace(":", " ") + " "
-    if "check" in app:
-        assert run_command_line(shown(page, f"check {plugin}")) == 0
+    assert run_command_line(shown(page, f"check {plugin}")) == 0
 
 
 @pytest.fixture(scope="module")

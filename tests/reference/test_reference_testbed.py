@@ -11,6 +11,7 @@ from places import ROOT
 from alignbench.analysis.compare import compare
 from alignbench.analysis.comparison import Group
 from alignbench.analysis.frontier import Standing
+from alignbench.analysis.load import no_garbage_collection
 from alignbench.asking.options import RunOptions
 from alignbench.asking.resolve import resolve
 from alignbench.asking.suite import read_suite
@@ -23,7 +24,8 @@ FOLDER = ROOT / "results" / "testbed"
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, results.Result]:
-    return {path.name: results.read(path) for path in sorted(FOLDER.glob("*.json"))}
+    with no_garbage_collection():
+        return {path.name: results.read(path) for path in sorted(FOLDER.glob("*.json"))}
 
 
 @pytest.fixture(scope="module")

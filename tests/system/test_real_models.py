@@ -23,7 +23,7 @@ from alignbench.asking.resolve import resolve
 from alignbench.cli.app import run_command_line
 from alignbench.diffusion import hub, latent
 from alignbench.diffusion import registry as models
-from alignbench.experiment import run
+from alignbench.experiment import align, run
 from alignbench.experiment.run import run_cell
 from alignbench.record import result as results
 
@@ -391,6 +391,7 @@ def test_pictures_that_are_made_in_parts_cost_what_they_cost_at_once_and_it_is_s
 
 def test_a_held_out_probe_that_does_not_fit_does_not_shrink_the_training_batch(folders, cell, monkeypatch):
     limited(monkeypatch, "decode", 4)
+    monkeypatch.setattr(align, "HELD_OUT_PROMPTS", 6)
     made = run_cell(cell("ddpo", folders["sd"], train_prompts="ddpo_dev.py:Dev"), quiet=True)
     assert made.result.status == "complete"
     assert any("held_out" in line for line in made.result.curve)
