@@ -76,7 +76,17 @@ def families() -> list[Any]:
     rooms = sorted(path.parent.name for path in Path(__file__).parent.glob("*/families.py"))
     modules = [importlib.import_module(f"alignbench.{room}.families") for room in rooms]
     own = [getattr(module, name) for module in modules for name in module.__all__]
-    return [*own, *(point.load() for point in _entry_points("families"))]
+    return [*own, *map(_loaded, _entry_points("families"))]
+
+
+def _loaded(point: EntryPoint) -> Any:
+    """What an entry point of another package names. Raises InputError where it cannot be imported."""
+    try:
+        return point.load()
+    except Exception as error:  # somebody's code may raise anything
+        raise InputError(
+            f"{point.value}, which an installed package names, cannot be imported: {_said(error)}."
+        ) from error
 
 
 def aliases(group: Group) -> dict[str, str]:
@@ -131,7 +141,7 @@ def load(group: Group, name: str) -> Any:
         if len(exported) != 1:
             raise InputError(f"{group}/{name}.py must export exactly one name in __all__, has {list(exported)}.")
         return getattr(module, exported[0])
-    return next(point for point in _entry_points(group) if point.name == name).load()
+    return _loaded(next(point for point in _entry_points(group) if point.name == name))
 
 
 def find(name: str) -> tuple[Group, Any]:

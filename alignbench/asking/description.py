@@ -26,7 +26,7 @@ def as_values(name: str) -> dict[str, Any]:
         {
             "name": field.name,
             "type": _shown(hints[field.name]),
-            "default": None if field.default is dataclasses.MISSING else field.default,
+            "default": _default(field),
             "presets": {
                 preset: preset_of(preset)[plain][field.name]
                 for preset in preset_names()
@@ -59,6 +59,12 @@ def text(name: str) -> str:
         default = "none" if field["default"] is None else field["default"]
         lines.append(f"  {field['name']:{width}} = {default}{presets}")
     return "\n".join(lines) + "\n"
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def _shown(hint: Any) -> str:

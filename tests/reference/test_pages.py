@@ -16,7 +16,7 @@ from places import TOY
 import alignbench
 from alignbench import Key, Prompt, plugins
 from alignbench.asking.presets import build_algorithm
-from alignbench.cli.app import app, run_command_line
+from alignbench.cli.app import run_command_line
 
 
 @pytest.fixture(scope="module")

@@ -64,6 +64,13 @@ def test_a_file_and_a_module_work_as_plugins(monkeypatch):
     assert plugins.load("rewards", "somebodys_rewards:Theirs") is from_file
 
 
+def test_an_entry_point_that_cannot_be_imported_is_named(monkeypatch, capsys):
+    point = metadata.EntryPoint("theirs", "not_there.at_all:Theirs", "alignbench.algorithms")
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [point] if group == point.group else [])
+    with pytest.raises(InputError, match=r"^not_there\.at_all:Theirs, which an installed package names, cannot be"):
+        plugins.load("algorithms", "theirs")
+
+
 def test_another_packages_entry_point_is_found_and_listed(monkeypatch):
     point = metadata.EntryPoint("theirs", "collections:OrderedDict", "alignbench.rewards")
     monkeypatch.setattr(metadata, "entry_points", lambda group: [point] if group == point.group else [])
