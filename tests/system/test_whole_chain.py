@@ -75,10 +75,11 @@ def check_the_adapter_in_plain_diffusers(path: Path, base: results.Result) -> No
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
     [
-        pytest.param(random_models.small_sd, marks=pytest.mark.slow, id="sd15"),
+        pytest.param(random_models.small_sd, id="sd15"),
         pytest.param(random_models.small_sdxl, id="sdxl"),
     ],
 )
