@@ -324,19 +324,6 @@ def test_env_prints_versions(capsys):
     assert "device " in out
 
 
-def test_help_answers_without_loading_torch():
-    code = (
-        "import sys; sys.argv = ['alignbench', '--help']\n"
-        "from alignbench.cli.app import run_command_line\n"
-        "run_command_line(['--help']); run_command_line(['run', '--help'])\n"
-        "heavy = {'torch', 'numpy', 'diffusers', 'transformers', 'scipy'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "compare" in done.stdout
-
-
 def test_a_reader_that_leaves_early_is_no_error(here):
     """Of a pipe, as `head` does; here before a line is written, so that the write always fails."""
     read_end, write_end = os.pipe()

@@ -6,8 +6,6 @@ import ast
 import functools
 import itertools
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -222,36 +220,23 @@ def test_no_function_and_no_file_outgrows_its_reader():
     assert not long_functions
 
 
-def loaded_by(statement: str) -> set[str]:
-    code = f"import sys; {statement}; print(' '.join(m for m in sys.modules))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/").stdout
-    return set(out.split())
+LOADERS = {f"alignbench.diffusion.{name}" for name in ("loading", "registry.load")}
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "import alignbench",
-        "import alignbench.cli.app, alignbench.asking.options, alignbench.judging.options",
-        "import alignbench.analysis.compare, alignbench.analysis.tables, alignbench.analysis.plots, "
-        "alignbench.analysis.summary, alignbench.record.result",
-        "import alignbench.diffusion.registry as r; r.named()",
-    ],
-)
-def test_importing_it_loads_no_torch(statement):
-    assert "torch" not in loaded_by(statement)
+def test_unit_tests_start_no_process_and_load_no_network():
+    """Such tests are in tests/system."""
+    wrong = [
+        f"{shown(path)}: {name}"
+        for path in sorted((ROOT / "tests" / "unit").rglob("*.py"))
+        for name in sorted(imported(tree(path)))
+        if name.split(".")[0] in ("subprocess", "multiprocessing") or name in LOADERS
+    ]
+    assert not wrong
 
 
 def test_every_option_of_a_cell_says_what_it_is_to_the_cells_identity():
     undeclared = [name for name in RunOptions.model_fields if not isinstance(option_of(RunOptions, name).role, Role)]
     assert not undeclared
-
-
-@pytest.mark.parametrize("group", GROUPS)
-def test_a_bare_import_of_a_plugin_folder_says_what_to_import(group):
-    done = subprocess.run([sys.executable, "-c", f"import {group}"], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode != 0
-    assert f"import this package as 'alignbench.{group}'" in done.stderr
 
 
 def test_every_public_name_can_be_imported():

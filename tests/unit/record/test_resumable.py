@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from pathlib import Path
 
 import pytest
 
-from alignbench.errors import InputError, RunError
+from alignbench.errors import InputError
 from alignbench.record.resumable import Resumable, differences
 
 CONFIGURATION = {"algorithm": "ddpo", "fields": {"clip": 1e-4, "rounds": 3}, "seed": 0}
@@ -114,28 +113,6 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
         (tmp_path / ".checkpoint.pt.123.tmp").write_text("half")
     with work(tmp_path).held():
         assert not list(tmp_path.glob(".*.tmp"))
-
-
-def _hold(folder: str, ready, leave) -> None:
-    with work(Path(folder)).held():
-        ready.set()
-        leave.wait(20)
-
-
-def test_one_process_at_a_time(tmp_path):
-    context = multiprocessing.get_context("fork")
-    ready, leave = context.Event(), context.Event()
-    child = context.Process(target=_hold, args=(str(tmp_path), ready, leave))
-    child.start()
-    assert ready.wait(20)
-    try:
-        with pytest.raises(RunError, match="is in use by another alignbench process"), work(tmp_path).held():
-            pass
-    finally:
-        leave.set()
-        child.join()
-    with work(tmp_path).held() as attempt:
-        assert attempt == 2
 
 
 def test_differences_are_named_down_to_the_entry():
