@@ -16,20 +16,21 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from alignbench import plugins
 from alignbench.asking.options import RunOptions
 from alignbench.errors import AlignbenchError, InputError, UnknownName
 
+Done = TypeVar("Done")
+
 
 @dataclass(frozen=True)
-class CellReport:
-    """How one cell of a suite went."""
+class CellReport(Generic[Done]):
+    """What one cell of a suite gave, or the error that ended it."""
 
     options: RunOptions
-    status: str
-    message: str
+    outcome: Done | Exception
 
 
 def find_suite(name: str) -> Path:
@@ -91,22 +92,24 @@ def _grid(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def run_suite(
-    cells: list[RunOptions], run: Callable[[RunOptions], str], say: Callable[[str], None]
-) -> list[CellReport]:
-    """Run every cell; one that fails does not stop the others. `run` returns the cell's status."""
+    cells: list[RunOptions], run: Callable[[RunOptions], Done], say: Callable[[str], None]
+) -> list[CellReport[Done]]:
+    """Run every cell; one that fails does not stop the others."""
     reports = []
     for i, options in enumerate(cells):
         say(f"[{i + 1}/{len(cells)}] {describe(options)}")
         try:
-            reports.append(CellReport(options, run(options), ""))
-        except AlignbenchError as error:
-            reports.append(CellReport(options, "failed", str(error)))
-            say(f"  failed: {error}")
+            reports.append(CellReport(options, run(options)))
         except Exception as error:  # a defect in one plug-in must not cost the night's other cells
-            message = f"{type(error).__name__}: {error}"
-            reports.append(CellReport(options, "failed", message))
-            say(f"  failed: {message}")
+            reports.append(CellReport(options, error))
+            say(f"  failed: {explained(error)}")
     return reports
+
+
+def explained(error: Exception) -> str:
+    """An error in a line: one that was raised on purpose explains itself."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, AlignbenchError) else f"{type(error).__name__}: {said}"
 
 
 def describe(options: RunOptions) -> str:

@@ -88,23 +88,31 @@ def suite(name: str | None = None, /, *, output: Path | None = None, dry_run: Fl
         return 0
     from alignbench.experiment.run import run_cell
 
-    def one(options: RunOptions) -> str:
-        outcome = run_cell(_resolve(options))
-        result = outcome.result
-        if result.status == "complete":
-            paths.append(outcome.path)
-        reason = f" ({result.reason})" if result.reason else ""
-        return f"{'already ' if outcome.was_complete else ''}{result.status}{reason}  {outcome.path}"
-
-    paths: list[Path] = []
-    reports = run_suite(asked, one, say=lambda line: print(line, file=sys.stderr, flush=True))
+    reports = run_suite(
+        asked, lambda options: run_cell(_resolve(options)), say=lambda line: print(line, file=sys.stderr, flush=True)
+    )
     for report in reports:
-        print(f"{describe(report.options):60} {report.status}{': ' + report.message if report.message else ''}")
+        print(f"{describe(report.options):60} {_reported(report.outcome)}")
+    ends = [(report.outcome, _status(report.outcome)) for report in reports]
+    paths = [outcome.path for outcome, status in ends if status == "complete" and not isinstance(outcome, Exception)]
     if len(paths) > 1:
         _conclude(paths)
-    return (
-        1 if any(report.status.removeprefix("already ").startswith(("failed", "diverged")) for report in reports) else 0
-    )
+    return 1 if any(status in ("failed", "diverged") for _, status in ends) else 0
+
+
+def _status(outcome: Outcome | Exception) -> str:
+    return "failed" if isinstance(outcome, Exception) else outcome.result.status
+
+
+def _reported(outcome: Outcome | Exception) -> str:
+    """How a cell of a suite ended, and where its result is."""
+    from alignbench.asking.suite import explained
+
+    if isinstance(outcome, Exception):
+        return f"failed: {explained(outcome)}"
+    result = outcome.result
+    reason = f" ({result.reason})" if result.reason else ""
+    return f"{'already ' if outcome.was_complete else ''}{result.status}{reason}  {outcome.path}"
 
 
 def _conclude(paths: list[Path]) -> None:

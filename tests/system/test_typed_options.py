@@ -12,6 +12,7 @@ from PIL import Image
 from places import COLOURS
 from result_files import writer
 
+from alignbench.analysis import plots
 from alignbench.cli.app import run_command_line
 from alignbench.experiment.pairs import MADE
 from alignbench.judging import serving
@@ -224,7 +225,7 @@ def test_serve_uses_the_precision_typed(scorer_files, monkeypatch, capsys):
     assert infos[0] != infos[1]
 
 
-def test_plot_draws_each_axis_typed(here, capsys):
+def test_plot_draws_each_axis_typed(here, monkeypatch, capsys):
     write = writer(here / "cells")
     (here / "cells").mkdir()
     lines = [
@@ -239,10 +240,13 @@ def test_plot_draws_each_axis_typed(here, capsys):
         for i, v in ((1, 0.0), (3, 1.0), (5, 4.0))
     ]
     write("ddpo", [1.0, 2.0], "ddpo", seed=0, curve=lines)
-    drawn = {}
-    for against in ("rounds", "denoiser", "seconds"):
+    figures = []
+    draw = plots.reward_curves
+    monkeypatch.setattr(plots, "reward_curves", lambda *given: figures.append(draw(*given)) or figures[-1])
+    for against, expected in (("rounds", [1, 3, 5]), ("denoiser", [10, 90, 250]), ("seconds", [2, 8, 32])):
         assert run_command_line(["plot", "cells", "--against", against, "--output", f"{against}.png"]) == 0
         assert capsys.readouterr().out == f"written to {against}.png\n"
-        drawn[against] = Path(f"{against}.png").read_bytes()
-    assert len({*drawn.values()}) == 3
+        (line,) = figures[-1].axes[0].lines
+        assert line.get_xdata().tolist() == expected
+        assert Path(f"{against}.png").read_bytes().startswith(b"\x89PNG")
     assert run_command_line(["plot", "cells", "--against", "time"]) == 2
