@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignbench.analysis.compare import DEFAULT_BASELINE, By
+from alignbench.analysis.compare import DEFAULT_BASELINE
 from alignbench.analysis.comparison import Comparison
 from alignbench.analysis.frames import Results, load_results
+from alignbench.choices import Breakdown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,7 +56,7 @@ def load(paths: Paths = "results", skip_bad: bool = False) -> Results:
 def compare(
     paths: Paths | Results = "results",
     baseline: str = DEFAULT_BASELINE,
-    by: By | None = None,
+    by: Breakdown | None = None,
     scorers: Sequence[str] = (),
     skip_bad: bool = False,
     published: bool = False,

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from alignbench.choices import Kernel
 from alignbench.keys import Key
 from alignbench.quantities import Condition, Prediction, Steps
 
@@ -28,9 +29,6 @@ class Prompt:
     category: str = ""
     challenge: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
-
-
-Kernel = Literal["ddim", "exact"]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,11 +40,11 @@ from alignbench.analysis.statistics import (
     paired_differences,
     win_rate,
 )
+from alignbench.choices import Breakdown
 from alignbench.errors import InputError, UnknownName
 from alignbench.keys import Key
 
 DEFAULT_BASELINE = "base"
-By = Literal["category", "challenge", "budget"]
 RIVAL = "best_of_n"  # what methods of one budget are compared with, besides the baseline
 Indices = NDArray[np.int64]
 
@@ -54,7 +53,7 @@ Indices = NDArray[np.int64]
 def compare(
     paths: Sequence[Path],
     baseline: str = DEFAULT_BASELINE,
-    by: By | None = None,
+    by: Breakdown | None = None,
     scorers: Sequence[str] = (),
     skip_bad: bool = False,
     published: bool = False,
@@ -84,7 +83,7 @@ class _Placed:
         return self.method.label
 
 
-def _group(runs: Sequence[Run], baseline: str, by: By | None, chosen: Sequence[str], published: bool) -> Group:
+def _group(runs: Sequence[Run], baseline: str, by: Breakdown | None, chosen: Sequence[str], published: bool) -> Group:
     methods = methods_of(runs)
     placed: list[_Placed] = []
     ordered: list[Run] = []

@@ -7,9 +7,9 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-Format = Literal["table", "markdown", "csv", "latex", "json"]
+from alignbench.choices import Format
+
 MARKDOWN = str.maketrans({"\\": "\\\\", "|": "\\|"})
 LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from alignbench.analysis.comparison import Comparison
 from alignbench.analysis.labels import without_formulas
 from alignbench.analysis.load import Array, load, methods_of
 from alignbench.analysis.statistics import WinRate
+from alignbench.choices import CurveAxis
 from alignbench.errors import InputError, UnknownName
 from alignbench.record.result import Result
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Against = Literal["rounds", "denoiser", "seconds"]
 AXIS = {
     "rounds": "training rounds",
     "denoiser": "denoiser evaluations, forward and backward",
@@ -43,7 +43,7 @@ class Curve:
     seeds: int
 
 
-def curves(paths: Sequence[Path], against: Against = "rounds") -> list[Curve]:
+def curves(paths: Sequence[Path], against: CurveAxis = "rounds") -> list[Curve]:
     """The held-out curves of all trained methods in these files, by method and scorer.
 
     Where the files hold several evaluations, a method's name says which.
@@ -66,7 +66,7 @@ def curves(paths: Sequence[Path], against: Against = "rounds") -> list[Curve]:
     return found
 
 
-def _points(result: Result, against: Against) -> list[dict[str, Any]]:
+def _points(result: Result, against: CurveAxis) -> list[dict[str, Any]]:
     probed = [line for line in result.curve if "held_out" in line]
 
     def place(line: dict[str, Any]) -> float:
@@ -79,7 +79,7 @@ def _points(result: Result, against: Against) -> list[dict[str, Any]]:
     return [{"x": place(line), "held_out": line["held_out"]} for line in probed]
 
 
-def reward_curves(paths: Sequence[Path], against: Against = "rounds", scorers: Sequence[str] = ()) -> Figure:
+def reward_curves(paths: Sequence[Path], against: CurveAxis = "rounds", scorers: Sequence[str] = ()) -> Figure:
     """One panel per scorer, one line per method, a band over its training seeds.
 
     A method has the same colour in every panel. Raises InputError without curves and for a scorer that has none.

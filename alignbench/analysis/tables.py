@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from alignbench.analysis.comparison import Comparison, Group, Versus
-from alignbench.analysis.formats import Format, Table, csv_block, line, number, p_value, percent, written
+from alignbench.analysis.formats import Table, csv_block, line, number, p_value, percent, written
 from alignbench.analysis.frontier import Pooled
+from alignbench.choices import Format
 
 WIDEST_MATRIX = 12  # methods; larger pairwise matrices are only in the JSON
 

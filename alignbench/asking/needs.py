@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from alignbench import plugins
+from alignbench.choices import Fetched
 from alignbench.diffusion import hub, registry
 from alignbench.diffusion.registry import Model
 from alignbench.downloads import File, NeedsFiles, NeedsOwnFiles, cache_folder, look_up, look_up_own, obtain
 from alignbench.errors import InputError, RunError, UnknownName
 from alignbench.interface import PublishedPrompts
 
-Kind = Literal["scorers", "prompts", "models"]
 GROUPS: dict[str, plugins.Group] = {"scorers": "rewards", "prompts": "benchmarks"}
 
 
@@ -67,7 +66,7 @@ def _lacks_files(group: plugins.Group, name: str) -> bool:
     return isinstance(plugin, NeedsFiles) and any(look_up(file) is None for file in plugin.files)
 
 
-def needed(kind: Kind, names: Sequence[str] = ()) -> dict[str, tuple[File, ...]]:
+def needed(kind: Fetched, names: Sequence[str] = ()) -> dict[str, tuple[File, ...]]:
     """The files of each plug-in named; where none is, of all that need any. Raises InputError for one without files."""
     group = GROUPS[kind]
     found: dict[str, tuple[File, ...]] = {}
@@ -88,7 +87,7 @@ def needed(kind: Kind, names: Sequence[str] = ()) -> dict[str, tuple[File, ...]]
     return found
 
 
-def fetch(kind: Kind, names: Sequence[str], folder: Path | None, say: Callable[[str], None]) -> list[Path]:
+def fetch(kind: Fetched, names: Sequence[str], folder: Path | None, say: Callable[[str], None]) -> list[Path]:
     """Download what is not there, verified, below the folder where one is named, else into the caches."""
     if kind == "models":
         return [_fetch_model(name, folder, say) for name in names or _downloadable()]

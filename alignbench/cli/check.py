@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from alignbench.choices import ToyName
 from alignbench.errors import InputError
 
 if TYPE_CHECKING:
     from alignbench.contracts.contract import Finding
-    from alignbench.contracts.toys import ToyName
     from alignbench.plugins import Group
 
 MARKS = {"holds": "holds  ", "broken": "BROKEN ", "not asked": "-      "}
@@ -22,7 +22,7 @@ def check(
     plugin: str,
     *,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None,
-    model: Literal["mixture", "tiny"] = "mixture",
+    model: ToyName = "mixture",
 ) -> int:
     """Run the contracts on a plug-in: an algorithm, a reward or a prompt set. Prints what holds and what does not.
 

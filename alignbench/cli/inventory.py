@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from alignbench.choices import Fetched, KeptKind
 from alignbench.cli.flags import Flag
 from alignbench.cli.output import megabytes
 from alignbench.errors import InputError
@@ -83,7 +84,7 @@ def _list_prompts() -> int:
     return 0
 
 
-def fetch(kind: Literal["scorers", "prompts", "models"], *names: str, to: Path | None = None) -> int:
+def fetch(kind: Fetched, *names: str, to: Path | None = None) -> int:
     """Download what runs without network need later: verified, and continued where it was interrupted.
 
     Parameters
@@ -103,7 +104,7 @@ def fetch(kind: Literal["scorers", "prompts", "models"], *names: str, to: Path |
     return 0
 
 
-def cache(*, clear: Literal["scores", "pairs", "tensors", "files"] | None = None) -> int:
+def cache(*, clear: KeptKind | None = None) -> int:
     """What is kept on this machine for later runs, and how large it is.
 
     Parameters

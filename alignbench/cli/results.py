@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from alignbench.choices import Breakdown, CurveAxis, Format
 from alignbench.cli.flags import Flag, Names
 from alignbench.cli.output import PICTURES, as_json, check_ending, draw, megabytes, typed
 from alignbench.errors import InputError
@@ -13,11 +14,11 @@ from alignbench.errors import InputError
 def compare(
     *files: Path,
     baseline: str = "base",
-    by: Literal["category", "challenge", "budget"] | None = None,
+    by: Breakdown | None = None,
     scorer: Names = None,
     skip_bad: Flag = False,
     published: Flag = False,
-    format: Literal["table", "markdown", "csv", "latex", "json"] = "table",
+    format: Format = "table",
     output: Path | None = None,
 ) -> int:
     """Compare result files: paired win rates with intervals, ranks and costs.
@@ -134,7 +135,7 @@ def sheet(*files: Path, prompts: int = 6, method: Names = None, output: Path = P
 
 def plot(
     *files: Path,
-    against: Literal["rounds", "denoiser", "seconds"] = "rounds",
+    against: CurveAxis = "rounds",
     scorer: Names = None,
     output: Path = Path("curves.png"),
 ) -> int:

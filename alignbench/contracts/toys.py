@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from alignbench import plugins
 from alignbench.asking.prompts import take
+from alignbench.choices import ToyName
 from alignbench.diffusion import registry
 from alignbench.diffusion.schedule import Schedule
 from alignbench.experiment.metered import MeteredReward
@@ -25,8 +26,6 @@ from alignbench.testbed.exact_pairs import MixturePairs
 from alignbench.testbed.pipeline import MixturePipeline
 from alignbench.testbed.tilt import Quadratic
 from alignbench.testbed.toys import grid
-
-ToyName = Literal["mixture", "tiny"]
 
 
 @dataclass(frozen=True)
