@@ -53,3 +53,8 @@ def shown(value: object) -> str:
     """A wrong value in a message, of bounded length."""
     text = ascii(value)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def described(error: BaseException, longest: int | None = None) -> str:
+    """An error that was not raised on purpose, in a line: its kind, and what it says as far as `longest`."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:longest]}"

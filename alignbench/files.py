@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from typing import Any
 
 from alignbench.errors import AlignbenchError, InputError, RunError, shown
 
+LOOKS = 5  # `in_use` holds a folder for an instant: times that a lock is asked for before it counts as held
 LOCK = ".lock"  # in a folder that a process may hold
 
 
@@ -117,10 +119,16 @@ def exclusive(folder: Path) -> Iterator[None]:
 
     make_folder(folder)
     with open(folder / LOCK, "w", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{folder} is in use by another alignbench process; wait for it or choose --name.") from None
+        for tries_left in reversed(range(LOOKS)):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if not tries_left:
+                    raise RunError(
+                        f"{folder} is in use by another alignbench process; wait for it or choose --name."
+                    ) from None
+                time.sleep(0.02)
         yield
 
 

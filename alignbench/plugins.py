@@ -24,7 +24,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from alignbench.errors import InputError, UnknownName
+from alignbench.errors import InputError, UnknownName, described
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -85,7 +85,7 @@ def _loaded(point: EntryPoint) -> Any:
         return point.load()
     except Exception as error:  # somebody's code may raise anything
         raise InputError(
-            f"{point.value}, which an installed package names, cannot be imported: {_said(error)}."
+            f"{point.value}, which an installed package names, cannot be imported: {described(error)}."
         ) from error
 
 
@@ -125,7 +125,7 @@ def summary(group: Group, name: str) -> str:
 def load(group: Group, name: str) -> Any:
     """The plug-in a name means. Raises UnknownName with near names, InputError when the file does not fit."""
     if group == "rewards" and (remote := served(name)):
-        return functools.partial(_load_elsewhere(group, REMOTE_SCORER), remote[1])
+        return functools.partial(_load_elsewhere(KINDS[group], REMOTE_SCORER), remote[1])
     name = full_name(group, name)
     plain, equals, weights = name.partition("=")
     if group == "rewards" and equals and known(group, plain):
@@ -134,7 +134,7 @@ def load(group: Group, name: str) -> Any:
         return _load_weights(Path(name))
     check(group, name)
     if ":" in name:
-        return _load_elsewhere(group, name)
+        return _load_elsewhere(KINDS[group], name)
     if _is_own(group, name):
         module = importlib.import_module(f"alignbench.{group}.{name}")
         exported = getattr(module, "__all__", [])
@@ -155,7 +155,10 @@ def find(name: str) -> tuple[Group, Any]:
             return group, load(group, name)
     if ":" not in name and not name.endswith((".py", WEIGHTS)):
         raise UnknownName("plug-in", name, {other for group in roles for other in names(group)})
-    kind = load("rewards" if name.endswith(WEIGHTS) else "algorithms", name)
+    if name.endswith(WEIGHTS):
+        return "rewards", load("rewards", name)
+    _check_place("plug-in", name)
+    kind = _load_elsewhere("plug-in", name)
 
     def fits(group: Group) -> tuple[int, int]:
         absent = len(lacking(kind, roles[group]))
@@ -164,22 +167,22 @@ def find(name: str) -> tuple[Group, Any]:
     return max(roles, key=fits), kind
 
 
-def is_own(name: str) -> bool:
-    """Whether a name means a plug-in that comes with alignbench."""
-    return any(_is_own(group, full_name(group, name)) for group in KINDS)
-
-
 def check(group: Group, name: str) -> None:
     """Raise UnknownName with near names, or InputError, where a name cannot be meant. Imports no plug-in."""
     if group == "rewards" and (served(name) or "=" in name or name.endswith(WEIGHTS)):
         return
+    _check_place(KINDS[group], name)
+    if ":" not in name and not known(group, full_name(group, name)):
+        raise UnknownName(KINDS[group], name, [*names(group), *aliases(group)])
+
+
+def _check_place(what: str, name: str) -> None:
+    """Raise InputError for a file that is not there, or one without the object that is meant."""
     place, colon, _ = name.rpartition(":")
     if place.endswith(".py") and not Path(place).is_file():
-        raise InputError(f"{KINDS[group]} {name!r}: there is no file {place}.")
+        raise InputError(f"{what} {name!r}: there is no file {place}.")
     if not colon and name.endswith(".py"):
-        raise InputError(f"{KINDS[group]} {name!r}: say which object of the file: {_objects_of(Path(name))}.")
-    if not colon and not known(group, full_name(group, name)):
-        raise UnknownName(KINDS[group], name, [*names(group), *aliases(group)])
+        raise InputError(f"{what} {name!r}: say which object of the file: {_objects_of(Path(name))}.")
 
 
 def _objects_of(path: Path) -> str:
@@ -194,17 +197,17 @@ def _objects_of(path: Path) -> str:
     return " or ".join(f"{path}:{name}" for name in names) or f"{path}:Name"
 
 
-def _load_elsewhere(group: Group, reference: str) -> Any:
+def _load_elsewhere(what: str, reference: str) -> Any:
     """`package.module:Name` or `path/file.py:Name`."""
     place, _, attribute = reference.rpartition(":")
     try:
         module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except ModuleNotFoundError as error:
-        raise InputError(f"{KINDS[group]} {reference!r}: cannot import {error.name!r}.") from error
+        raise InputError(f"{what} {reference!r}: cannot import {error.name!r}.") from error
     except Exception as error:  # somebody's code may raise anything
-        raise InputError(f"{KINDS[group]} {reference!r}: {place} cannot be imported: {_said(error)}.") from error
+        raise InputError(f"{what} {reference!r}: {place} cannot be imported: {described(error)}.") from error
     if not hasattr(module, attribute):
-        raise InputError(f"{KINDS[group]} {reference!r}: {place} has no {attribute!r}.")
+        raise InputError(f"{what} {reference!r}: {place} has no {attribute!r}.")
     return getattr(module, attribute)
 
 
@@ -219,10 +222,6 @@ def _module_of_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _load_weights(path: Path) -> Any:

@@ -52,7 +52,8 @@ def text(name: str) -> str:
     width = max([len(field["name"]) for field in found["fields"]], default=0)
     header = found["header"] or "its file says nothing about it"
     lines = [f"{found['name']} ({'trains' if found['trains'] else 'at test time'})", "", header, ""]
-    own = "fields, with their defaults" + (", the paper's or its code's values" if plugins.is_own(name) else "")
+    values = ", the paper's or its code's values" if found["name"] in plugins.own_names("algorithms") else ""
+    own = f"fields, with their defaults{values}"
     lines.append(own if found["fields"] else "no fields")
     for field in found["fields"]:
         presets = "".join(f"   {preset}: {value}" for preset, value in field["presets"].items())

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from alignbench import plugins
 from alignbench.asking.options import RunOptions
-from alignbench.errors import AlignbenchError, InputError, UnknownName
+from alignbench.errors import AlignbenchError, InputError, UnknownName, described
 
 Done = TypeVar("Done")
 
@@ -108,8 +108,7 @@ def run_suite(
 
 def explained(error: Exception) -> str:
     """An error in a line: one that was raised on purpose explains itself."""
-    said = " ".join(str(error).split())
-    return said if isinstance(error, AlignbenchError) else f"{type(error).__name__}: {said}"
+    return " ".join(str(error).split()) if isinstance(error, AlignbenchError) else described(error)
 
 
 def describe(options: RunOptions) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,15 +92,11 @@ def suite(name: str | None = None, /, *, output: Path | None = None, dry_run: Fl
     )
     for report in reports:
         print(f"{describe(report.options):60} {_reported(report.outcome)}")
-    ends = [(report.outcome, _status(report.outcome)) for report in reports]
-    paths = [outcome.path for outcome, status in ends if status == "complete" and not isinstance(outcome, Exception)]
+    ended = [report.outcome for report in reports if not isinstance(report.outcome, Exception)]
+    paths = [outcome.path for outcome in ended if outcome.result.status == "complete"]
     if len(paths) > 1:
         _conclude(paths)
-    return 1 if any(status in ("failed", "diverged") for _, status in ends) else 0
-
-
-def _status(outcome: Outcome | Exception) -> str:
-    return "failed" if isinstance(outcome, Exception) else outcome.result.status
+    return 1 if len(ended) < len(reports) or any(outcome.result.status == "diverged" for outcome in ended) else 0
 
 
 def _reported(outcome: Outcome | Exception) -> str:
@@ -178,17 +173,18 @@ def _base_command(cell: Cell) -> str:
         of_evaluation = option_of(RunOptions, name).heading in (EVALUATION, MEMORY)
         value = getattr(options, name)
         if (of_evaluation or name in same) and value not in (field.default, ()):
-            words.append(f"--{name.replace('_', '-')}{_typed(value)}")
+            words.append(f"--{name.replace('_', '-')}{_words(value)}")
     return " ".join(words)
 
 
-def _typed(value: Any) -> str:
+def _words(value: Any) -> str:
+    """What is typed behind a flag."""
     if value is True:
         return ""
-    if isinstance(value, tuple):
-        numbers = all(isinstance(part, int) for part in value)  # of pixels
-        return " " + ("x" if numbers else " ").join(shlex.quote(str(part)) for part in value)
-    return f" {shlex.quote(str(value))}"
+    if not isinstance(value, tuple):
+        return f" {typed(value)}"
+    pixels = all(isinstance(part, int) for part in value)
+    return f" {'x'.join(map(str, value)) if pixels else typed(*value)}"
 
 
 def _description(cell: Cell) -> str:

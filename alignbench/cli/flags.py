@@ -33,8 +33,8 @@ def takes(model: type[Options]) -> Callable[[Command], Command]:
 
         signature = inspect.signature(command, eval_str=True)
         _, *own = signature.parameters.values()
-        first = {name: name not in model.__annotations__ for name in model.model_fields}  # its own, then what it shares
-        flags = [_parameter(model, name, model.model_fields[name]) for name in sorted(first, key=first.__getitem__)]
+        own_first = sorted(model.model_fields, key=lambda name: name not in model.__annotations__)
+        flags = [_parameter(model, name, model.model_fields[name]) for name in own_first]
         ours = [p.replace(annotation=Annotated[p.annotation, Parameter(group=COMMAND)]) for p in own]
         parameters = sorted([*flags, *ours], key=lambda parameter: parameter.kind)
         call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -24,9 +24,9 @@ def check_ending(option: str, path: Path | None, endings: tuple[str, ...]) -> No
         raise InputError(f"{option} {path}: expected a {expected} file.")
 
 
-def typed(*paths: Path) -> str:
-    """Paths as a shell takes them."""
-    return " ".join(shlex.quote(str(path)) for path in paths)
+def typed(*words: object) -> str:
+    """Paths and values as a shell takes them."""
+    return " ".join(shlex.quote(str(word)) for word in words)
 
 
 def megabytes(size: int) -> str:

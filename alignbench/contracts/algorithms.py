@@ -18,7 +18,7 @@ from alignbench.contracts.contract import Broken, Contract, NotAsked, require
 from alignbench.contracts.toys import Toy
 from alignbench.errors import Unsupported
 from alignbench.experiment.problem import CellProblem
-from alignbench.interface import Algorithm, Sampler, Samples, TestTimeAlgorithm
+from alignbench.interface import Algorithm, PairAlgorithm, Sampler, Samples, TestTimeAlgorithm
 from alignbench.keys import Key
 from alignbench.meter import Cost
 from alignbench.plugins import lacking
@@ -125,10 +125,10 @@ def _is_a_dataclass(subject: Subject) -> None:
     require(type(algorithm).__dataclass_params__.frozen, "it is a dataclass that is not frozen")  # type: ignore[attr-defined]
     loose = [field.name for field in dataclasses.fields(algorithm) if not field.kw_only]  # type: ignore[arg-type]
     fields = {field.name for field in dataclasses.fields(algorithm)}  # type: ignore[arg-type]
+    known = {*fields, *Algorithm.__annotations__, *PairAlgorithm.__annotations__, *type(algorithm).__annotations__}
     for name, value in vars(type(algorithm)).items():
-        known = name.startswith("_") or name in {*fields, *Algorithm.__annotations__, *type(algorithm).__annotations__}
         require(
-            known or not isinstance(value, int | float | str),
+            name.startswith("_") or name in known or not isinstance(value, int | float | str),
             f"{name} has no annotation, so it is no field and cannot be set; write {name}: {_kind(value)} = {value!r}",
         )
     require(not loose, f"these fields can be given by place: {', '.join(loose)}; declare it with kw_only=True")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from alignbench.errors import AlignbenchError
+from alignbench.errors import AlignbenchError, described
 
 T = TypeVar("T")
 
@@ -49,8 +49,7 @@ def findings(contracts: Sequence[Contract[T]], subject: T, source: Path | None =
         except Broken as error:
             yield Finding(contract.says, "broken", str(error))
         except Exception as error:  # a plug-in may raise anything
-            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            yield Finding(contract.says, "broken", said + line_of(error, source))
+            yield Finding(contract.says, "broken", described(error) + line_of(error, source))
         else:
             yield Finding(contract.says, "holds")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from alignbench.contracts.contract import Contract, require
-from alignbench.errors import InputError
+from alignbench.errors import InputError, described
 from alignbench.interface import PromptSet
 from alignbench.plugins import lacking
 
@@ -18,8 +18,7 @@ def subject(name: str, kind: Callable[[], Any]) -> PromptSet:
     try:
         found = kind()
     except Exception as error:  # somebody's code may raise anything
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(f"prompt set {name!r} cannot be made: {said}.") from error
+        raise InputError(f"prompt set {name!r} cannot be made: {described(error)}.") from error
     if absent := lacking(found, PromptSet):
         raise InputError(f"prompt set {name!r} lacks {', '.join(absent)}; see alignbench.PromptSet.")
     return cast(PromptSet, found)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from alignbench.choices import TrackerName
-from alignbench.errors import InputError
+from alignbench.errors import InputError, described
 
 CLASSES = {
     "tensorboard": "TensorBoardTracker",
@@ -76,7 +76,7 @@ class Trackers:
             work()
         except Exception as error:  # whatever a tracker's library, network or server does
             self._open.pop(name, None)
-            self._say(f"tracker {name} is left out: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            self._say(f"tracker {name} is left out: {described(error, 200)}")
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, float]]:

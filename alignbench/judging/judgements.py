@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alignbench.analysis.statistics import WinRate, win_rate
 from alignbench.devices import chunked
-from alignbench.errors import Unsupported
+from alignbench.errors import Unsupported, described
 from alignbench.images import FORMATS, fitted
 from alignbench.interface import Prompt, Reward
 from alignbench.preferences.choosing import Chosen, preference
@@ -191,7 +191,7 @@ class OwnSizes:
         try:
             first, second = (fitted(content, _size(content), None) for content in contents)
         except Exception as error:  # decoders raise all kinds for broken files, from SyntaxError to struct.error
-            self.skipped[i] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            self.skipped[i] = described(error, 200)
             self._say(f"pair skipped: {self._chosen.pair(i).place}: {self.skipped[i]}")
             return None
         return first, second

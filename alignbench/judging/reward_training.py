@@ -21,7 +21,7 @@ import numpy as np
 from alignbench import plugins
 from alignbench.analysis.formats import percent
 from alignbench.analysis.statistics import win_rate
-from alignbench.errors import InputError
+from alignbench.errors import InputError, described
 from alignbench.files import remove_leftovers_of, sha256_of
 from alignbench.images import fitted
 from alignbench.judging.options import TrainRewardOptions
@@ -124,7 +124,7 @@ def read_pairs(chosen: Chosen, progress: Progress) -> tuple[Judged, dict[str, in
                 image = fitted(content, (SIDE, SIDE), None)
                 pictures[place[i], side] = (image * 255).round().byte().permute(1, 2, 0).numpy()
         except Exception as error:  # decoders raise all kinds for broken files, from SyntaxError to struct.error
-            unreadable[i] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            unreadable[i] = described(error, 200)
             if len(unreadable) <= NAMED:
                 progress.say(f"pair skipped: {chosen.pair(i).place}: {unreadable[i]}")
         progress.advance()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignbench.errors import InputError
+from alignbench.errors import InputError, described
 from alignbench.images import Offset, fitted
 from alignbench.interface import PairBatch, Pipeline, Prompt
 from alignbench.keys import Key
@@ -157,7 +157,7 @@ class EncodedPairs:
         try:
             return fitted(content, self._size, self._offset(i))
         except Exception as error:  # decoders raise all kinds for broken files, from SyntaxError to struct.error
-            self.skipped[i] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            self.skipped[i] = described(error, 200)
             place = self._chosen.pair(i).place
             self._say(f"pair skipped: {place}: {self.skipped[i]} ({len(self.skipped)} of {len(self)} skipped so far)")
             return None

@@ -39,8 +39,11 @@ def folders_below(folders: Iterable[Path]) -> list[Path]:
 
 def _is_result(path: Path) -> bool:
     """Whether a file begins as results do: other JSON lies about too."""
-    with path.open("rb") as handle:
-        return b'"status"' in handle.read(64)
+    try:
+        with path.open("rb") as handle:
+            return b'"status"' in handle.read(64)
+    except OSError:  # a folder of such a name, or one that may not be read
+        return False
 
 
 def _cells(folder: Path) -> Iterator[Listed]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench.errors import RunError, Unsupported
+from alignbench.errors import RunError, Unsupported, described
 from alignbench.interface import Prompt, Reward
 
 
@@ -32,7 +32,7 @@ def score_images(
         raise
     except Exception as error:
         if len(prompts) == 1:
-            return [(math.nan, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")]
+            return [(math.nan, described(error, 200))]
         single = (score_images(name, reward, images[i : i + 1], prompts[i : i + 1]) for i in range(len(prompts)))
         return [row for rows in single for row in rows]
     numbers = checked(name, returned, prompts).double().tolist()

@@ -80,13 +80,18 @@ def test_a_good_algorithm_keeps_all_contracts(check):
     assert "it has no for_budget" in out
 
 
+def broken(out: str, contract: str) -> str:
+    """The line of a contract that does not hold."""
+    (line,) = [line for line in out.splitlines() if contract in line]
+    assert line.startswith("  BROKEN ")
+    return line
+
+
 @pytest.mark.parametrize("contract", BREAKS)
 def test_a_broken_contract_is_named_with_what_was_found(check, contract):
     code, out, _ = check(MINE.replace("PUSH", BREAKS[contract]))
     assert code == 1
-    (line,) = [line for line in out.splitlines() if contract in line]
-    assert line.startswith("  BROKEN ")
-    assert len(line.split(contract)[1]) > 8
+    assert len(broken(out, contract).split(contract)[1]) > 8
     assert re.fullmatch(r"1 contract is broken|\d+ contracts are broken", out.splitlines()[-1])
 
 
@@ -215,9 +220,7 @@ def test_a_broken_contract_of_a_reward_is_named(check, contract):
         text = text.replace(name, words)
     code, out, _ = check(text, name="mine.py:Blue")
     assert code == 1
-    (line,) = [line for line in out.splitlines() if contract in line]
-    assert line.startswith("  BROKEN ")
-    assert message in line
+    assert message in broken(out, contract)
 
 
 PROMPTS = """
@@ -247,9 +250,7 @@ def test_a_broken_contract_of_a_prompt_set_is_named(check, contract):
     splits, found, message = BROKEN_SETS[contract]
     code, out, _ = check(PROMPTS.replace("SPLITS", splits).replace("FOUND", found), name="mine.py:Own")
     assert code == 1
-    (line,) = [line for line in out.splitlines() if contract in line]
-    assert line.startswith("  BROKEN ")
-    assert message in line
+    assert message in broken(out, contract)
 
 
 def test_what_is_forgotten_of_a_reward_or_a_prompt_set_is_named(check):

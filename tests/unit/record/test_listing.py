@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from alignbench import files
 from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError
 from alignbench.files import exclusive
@@ -49,11 +50,20 @@ def test_a_cell_that_ended_and_lost_its_result_and_one_with_a_damaged_state_do_n
     assert found == {"ended": ("gone", False), "torn": ("unreadable", False)}
 
 
-def test_looking_holds_nothing(folder):
-    """A run that starts while somebody looks finds its folder free."""
-    with open(folder / "begun" / ".lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_SH)
-        assert {cell.name: cell.state for cell in cells_of(folder)}["begun"] == "started"
+def test_a_run_that_starts_while_somebody_looks_waits_for_an_instant_and_has_its_folder(folder, monkeypatch):
+    looking = (folder / "begun" / ".lock").open("w")
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    assert {cell.name: cell.state for cell in cells_of(folder)}["begun"] == "started"  # two may look at once
+    waits = []
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: waits.append(seconds) or looking.close())
+    with exclusive(folder / "begun"):
+        assert len(waits) == 1
+
+
+def test_a_file_or_a_folder_in_an_odd_place_is_no_cell(folder):
+    (folder / "odd").mkdir()
+    (folder / "odd" / "folder.json").mkdir()
+    assert folders_below([folder]) == []
     (folder / "plain").write_text("a file where a cell's folder would be")
     (folder / "done.json").rename(folder / "plain.json")
     assert {cell.name: cell.state for cell in cells_of(folder)}["plain"] == "complete"
