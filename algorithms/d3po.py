@@ -77,6 +77,7 @@ class D3PO(PolicyGradient):  # which has eta, tuning and rank
         positive(self, "beta", "clip")
         if self.samples_per_round % 2:
             raise ValueError(f"samples_per_round must be even, two for each pair, got {self.samples_per_round}.")
+        self.cut("pairs", self.samples_per_round // 2)
         if self.clip >= 1:
             raise ValueError(f"clip must lie below 1, got {self.clip}.")
 
@@ -94,7 +95,7 @@ class D3PO(PolicyGradient):  # which has eta, tuning and rank
             path, rewards = joined(episodes)
             pairs = ordered(rewards)
             shown: dict[str, float | Tensor] = {"reward": problem.gather(rewards).mean()}
-            shown |= {"ties": 1 - 2 * len(pairs) / len(rewards), "kl": watched_kl(policy, path)}
+            shown |= {"ties": 1 - 2 * len(pairs) / len(rewards), "kl": watched_kl(policy, path, self.batch)}
             if pairs:
                 updates = [
                     update

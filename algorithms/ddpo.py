@@ -16,7 +16,7 @@ Departures  The prompt statistics are part of the checkpoint (the authors' resta
 Optimum     Not aimed at: there is no β, the reward alone is maximised, and the rounds decide how far.
 Units       log ρ is averaged over the elements of a latent (see alignbench/diffusion/transition.py): the true bound is
             ε times their number.
-Symbols     B images of a batch, A actions (steps with σ > 0) of a path.
+Symbols     n images of a round; an action is a step with σ > 0 of a path.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from alignbench import (
-    Episode,
     Key,
     PipelineSampler,
     Policy,
@@ -42,11 +41,16 @@ from alignbench import (
     Reduction,
     Sampler,
     Sampling,
+    Trajectory,
     at_least_one,
+    chunked,
     clip_fraction,
     clipped_loss,
     collect,
     collect_all,
+    joined,
+    log_density,
+    moves_of,
     not_negative,
     path_divergence,
     positive,
@@ -86,6 +90,7 @@ class DDPO(PolicyGradient):  # which has eta, steps, tuning and rank
         at_least_one(self, "samples_per_prompt", "passes", "buffer", "min_count")
         positive(self, "clip", "advantage_clip")
         not_negative(self, "skip_last")
+        self.cut("images", self.samples_per_round)
         if not 0 < self.action_fraction <= 1:
             raise ValueError(f"action_fraction must lie in (0, 1], got {self.action_fraction}.")
         if self.estimator == "reinforce" and self.updates_per_round * self.passes > 1:
@@ -101,16 +106,19 @@ class DDPO(PolicyGradient):  # which has eta, steps, tuning and rank
         for current in problem.rounds(self.rounds, state):
             set_rate(optimiser, self.learning_rate * (1 - current.index / self.rounds if self.anneal else 1))
             share = share_prompts(problem, current, current.key, self.samples_per_round, self.samples_per_prompt)
-            episodes = collect_all(problem, policy, share.mine, share.keys, sampling, self.batch, self.reduction)
-            rewards = problem.gather(torch.cat([episode.rewards for episode in episodes]))
+            path, own = joined(
+                collect_all(problem, policy, share.mine, share.keys, sampling, self.batch, self.reduction)
+            )
+            rewards = problem.gather(own)
             advantages = statistics.advantages([prompt.id for prompt in share.prompts], rewards)
             mine = advantages.clamp(-self.advantage_clip, self.advantage_clip)[list(share.places)]
-            data = list(zip(episodes, mine.split(self.batch), strict=True))
-            kl = watched_kl(policy, episodes[0].path)
+            kl = watched_kl(policy, path, self.batch)
             updates = [
-                self.update(problem, policy, optimiser, data, current.key("update", k)) for k in range(self.passes)
+                update
+                for k in range(self.passes)
+                for update in self.update(problem, policy, optimiser, path, mine, current.key("update", k))
             ]
-            first, last = updates[0][0], updates[-1][-1]
+            first, last = updates[0], updates[-1]
             current.log(
                 reward=rewards.mean(),
                 reward_std=rewards.std(correction=0),
@@ -135,37 +143,45 @@ class DDPO(PolicyGradient):  # which has eta, steps, tuning and rank
         problem: Problem,
         policy: Policy,
         optimiser: Optimizer,
-        data: Sequence[tuple[Episode, Tensor]],
+        path: Trajectory,
+        advantages: Float[Tensor, " n"],
         key: Key,
     ) -> list[Update]:
-        """One pass over a round's samples, with the advantage of each, in `updates_per_round` optimiser steps."""
+        """One pass over a round's images, with the advantage of each, in `updates_per_round` optimiser steps."""
         done = []
-        for k, part in enumerate(shuffled_parts(data, key("order"), self.updates_per_round)):
+        for part in shuffled_parts(range(len(advantages)), key("order"), self.updates_per_round):
             ratios: list[Tensor] = []
-            losses = self.losses(policy, part, key("actions", k), ratios)
+            losses = self.losses(policy, path, advantages, part, key("actions"), ratios)
             norm = problem.step(losses, optimiser, self.max_norm)
             log_ratio = torch.cat(ratios)
             done.append(Update(float(log_ratio.abs().max()), clip_fraction(log_ratio, self.clip), norm))
         return done
 
     def losses(
-        self, policy: Policy, part: Sequence[tuple[Episode, Tensor]], key: Key, ratios: list[Tensor]
+        self,
+        policy: Policy,
+        path: Trajectory,
+        advantages: Float[Tensor, " n"],
+        images: Sequence[int],
+        key: Key,
+        ratios: list[Tensor],
     ) -> Iterator[Float[Tensor, ""]]:
-        """The terms of (1) or (2), one forward pass each; they add up to the mean over images and actions."""
-        images = sum(len(advantage) for _, advantage in part)
-        for i, (episode, advantage) in enumerate(part):
-            path = episode.path
-            trained = len(path.actions) - self.skip_last
-            kept = max(1, round(self.action_fraction * trained))
-            for action in key(i).permutation(trained)[:kept]:
-                log_prob = path.log_density(policy, action, self.reduction)
-                old = path.log_prob[:, action]
-                ratios.append((log_prob - old).detach().cpu())
+        """The terms of (1) or (2), one forward pass each; they add up to the mean over images and actions. Every image
+        draws its own actions, in an order of its own."""
+        trained = len(path.actions) - self.skip_last
+        kept = max(1, round(self.action_fraction * trained))
+        for part in chunked(images, self.batch):
+            drawn = [key(image).permutation(trained)[:kept] for image in part]
+            for actions in zip(*drawn, strict=True):
+                moves = moves_of(path, part, actions)
+                log_prob = log_density(moves.next_latents, moves.under(moves.predict(policy)), self.reduction)
+                advantage = advantages[list(part)].to(log_prob)
+                ratios.append((log_prob - moves.log_prob).detach().cpu())
                 if self.estimator == "reinforce":
-                    loss = reinforce_loss(log_prob, advantage.to(old.device))
+                    loss = reinforce_loss(log_prob, advantage)
                 else:
-                    loss = clipped_loss(log_prob, old, advantage.to(old.device), self.clip)
-                yield loss.sum() / (images * kept)
+                    loss = clipped_loss(log_prob, moves.log_prob, advantage, self.clip)
+                yield loss.sum() / (len(images) * kept)
 
     def unsupported(self, problem: Problem) -> str | None:
         if reason := without_prompts(problem, "DDPO"):

@@ -32,7 +32,6 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from alignbench import (
-    WATCHED_IMAGES,
     Episode,
     Experience,
     Key,
@@ -60,11 +59,10 @@ from alignbench import (
     moves_of,
     not_negative,
     positive,
-    rollout,
     set_rate,
     share_prompts,
     sum_of_later,
-    watched_kl,
+    watched_divergence,
     without_prompts,
 )
 
@@ -125,10 +123,8 @@ class DPOK(PolicyGradient):  # which has eta, steps, tuning and rank
             episodes = collect_all(
                 problem, policy, share.mine, share.keys, sampling, self.batch, self.reduction, self.lookahead
             )
-            watched = episodes[0].path.first(WATCHED_IMAGES)
-            if not self.guided:  # other methods' are logged under evaluation's guidance
-                watched = rollout(policy, watched.condition, share.keys[: len(watched.log_prob)], evaluated)
-            kl = watched_kl(policy, watched)
+            # Logged under evaluation's guidance, as other methods' is.
+            kl = watched_divergence(policy, share.mine, share.keys, evaluated, self.batch)["kl"]
             data = self.experience(problem, policy, episodes, share.mine)
             if current.index == 0:
                 value.begin(*data.whole(problem))

@@ -114,7 +114,7 @@ class DRaFT(Training):
                 losses = self.losses(problem, policy, share.mine, share.keys, sampling, depth, rewards)
                 norm = problem.step(losses, optimiser, self.max_norm)
             earned = problem.gather(torch.cat(rewards))
-            divergence = watched_divergence(policy, share.mine, share.keys, sampling)
+            divergence = watched_divergence(policy, share.mine, share.keys, sampling, self.batch)
             current.log(reward=earned.mean(), reward_std=earned.std(correction=0), gradient_norm=norm, **divergence)
         return PipelineSampler(policy, problem.sampling)
 

@@ -108,7 +108,7 @@ class ReFL(Training):
                 norm = problem.step(losses, optimiser, self.max_norm)
             earned = problem.gather(torch.cat(rewards))
             closed = (earned >= self.margin).float().mean() if self.margin != "none" else 0.0
-            divergence = watched_divergence(policy, share.mine, share.keys, sampling)
+            divergence = watched_divergence(policy, share.mine, share.keys, sampling, self.batch)
             current.log(reward=earned.mean(), above_margin=closed, gradient_norm=norm, **divergence)
         return PipelineSampler(policy, problem.sampling)
 

@@ -74,6 +74,7 @@ class RewardWeightedRegression(Training):
         positive(self, "temperature")
         if self.keep is not None and not 0 < self.keep <= 1:
             raise ValueError(f"keep must lie in (0, 1] or be left out, got {self.keep}.")
+        self.cut("images that are fitted", max(1, round((self.keep or 1) * self.samples_per_round)))
 
     def align(self, problem: Problem) -> Sampler:
         policy, optimiser = self.start(problem)

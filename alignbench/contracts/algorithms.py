@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,7 +21,7 @@ from alignbench.contracts.contract import Broken, Contract, NotAsked, require
 from alignbench.contracts.toys import Toy
 from alignbench.errors import Unsupported
 from alignbench.experiment.problem import CellProblem
-from alignbench.interface import Algorithm, PairAlgorithm, Sampler, Samples, TestTimeAlgorithm
+from alignbench.interface import Algorithm, PairAlgorithm, Policy, Sampler, Samples, TestTimeAlgorithm
 from alignbench.keys import Key
 from alignbench.meter import Cost
 from alignbench.plugins import lacking
@@ -26,6 +29,8 @@ from alignbench.plugins import lacking
 UNKEYED = "is something drawn without a key, as torch.randn does?"
 BUDGETS = (8, 33, 400)  # denoiser evaluations an image
 PLENTY = 4000
+BATCHES = (1, 3, 8, 10_000)  # the last is all at once
+SAME_WEIGHTS = 1e-5  # up to rounding
 
 
 @dataclass(frozen=True)
@@ -244,6 +249,56 @@ class _Stopping(CellProblem):
             yield current
 
 
+class _Watched(CellProblem):
+    """A problem that counts optimiser steps and keeps what is trained."""
+
+    steps = 0
+    state: Mapping[str, Any] = MappingProxyType({})
+
+    def rounds(self, n: int, state: Mapping[str, Any]) -> Any:
+        self.state = state
+        return super().rounds(n, state)
+
+    def step(self, loss: Any, optimiser: torch.optim.Optimizer, max_norm: float | None = None) -> float:
+        self.steps += 1
+        return super().step(loss, optimiser, max_norm)
+
+
+def _batch_is_memory(subject: Subject) -> None:
+    """`batch` says how much stands in memory at once: neither how many updates there are nor what they are made of."""
+    algorithm = subject.algorithm
+    if not algorithm.trains:
+        raise NotAsked("it trains nothing")
+    fields = {field.name for field in dataclasses.fields(algorithm)}  # type: ignore[arg-type]
+    if "batch" not in fields:
+        raise NotAsked("it has no field `batch`, so memory that is full ends its runs")
+    few = {name: min(2, getattr(algorithm, name)) for name in ("rounds", "updates_per_round") if name in fields}
+    found = {batch: _trained(subject, dataclasses.replace(algorithm, batch=batch, **few)) for batch in BATCHES}  # type: ignore[type-var]
+    for batch, (steps, weights, cost) in found.items():
+        expected = found[BATCHES[-1]]
+        require(
+            steps == expected[0],
+            f"batch={batch} makes {steps} optimiser steps, and batch={BATCHES[-1]} makes {expected[0]}",
+        )
+        off = float((weights - expected[1]).abs().max())
+        require(off <= SAME_WEIGHTS, f"with batch={batch} and batch={BATCHES[-1]} trained weights differ by {off:.2g}")
+        require(cost == expected[2], f"batch={batch} costs {cost}, and batch={BATCHES[-1]} {expected[2]}")
+
+
+def _trained(subject: Subject, algorithm: Algorithm) -> tuple[int, Tensor, Cost]:
+    """Optimiser steps, the trained weights and what they cost."""
+    before = subject.toy.meter.total
+    with tempfile.TemporaryDirectory(dir=subject.folder) as folder:
+        problem = subject.toy.problem(Path(folder), kind=_Watched)
+        assert isinstance(problem, _Watched)
+        algorithm.align(problem)
+    policy = problem.state.get("policy")
+    if not isinstance(policy, Policy):
+        raise NotAsked("what it trains is not the item 'policy' of its state")
+    weights = torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
+    return problem.steps, weights.clone(), subject.toy.meter.total - before
+
+
 def _keeps_its_budget(subject: Subject) -> None:
     algorithm = subject.algorithm
     if not isinstance(algorithm, TestTimeAlgorithm):
@@ -280,5 +335,6 @@ CONTRACTS = (
     Contract("it improves the reward that it is given", _improves),
     Contract("aligning twice gives the same images", _twice),
     Contract("stopped after a round and continued, it ends as in one go", _resumes),
+    Contract("`batch` is memory: it changes neither the updates nor the weights they lead to", _batch_is_memory),
     Contract("it spends at most its budget, or says what it takes", _keeps_its_budget),
 )

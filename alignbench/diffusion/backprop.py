@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from alignbench.devices import chunked
 from alignbench.diffusion.lookahead import without_gradient
 from alignbench.diffusion.rollout import WATCHED_IMAGES, denoise, path_divergence, rollout
 from alignbench.diffusion.training import without_prompts
@@ -22,10 +23,14 @@ def before_steps(
     pipeline: Pipeline, condition: Condition, keys: Sequence[Key], sampling: Sampling, places: Sequence[int]
 ) -> Float[Tensor, b * latent]:
     """The latents that sampling step number places[i] of row i starts from, without gradient: x_T for step 0, x_0 where
-    the number is that of all steps."""
-    latents, steps = pipeline.initial_noise(keys), pipeline.timesteps(sampling.steps)[: max(places)]
-    path = torch.stack([latents, *denoise(pipeline, latents, steps, condition, sampling, keys)])
-    return path[list(places), range(len(keys))]
+    the number is that of all steps. A row takes the steps before its place and no more, so that what it costs does not
+    depend on the rows beside it."""
+    latents, steps = pipeline.initial_noise(keys), pipeline.timesteps(sampling.steps)
+    for i in range(max(places)):
+        rows = [row for row, place in enumerate(places) if place > i]
+        own = [keys[row] for row in rows]
+        (latents[rows],) = denoise(pipeline, latents[rows], steps[: i + 1], condition[rows], sampling, own, i)
+    return latents
 
 
 def sample_through(
@@ -46,11 +51,14 @@ def untrainable(problem: Problem, method: str) -> str | None:
 
 
 def watched_divergence(
-    policy: Policy, prompts: Sequence[Prompt], keys: Sequence[Key], sampling: Sampling
+    policy: Policy, prompts: Sequence[Prompt], keys: Sequence[Key], sampling: Sampling, batch: int
 ) -> dict[str, float]:
-    """The divergence of sampled paths from the reference's in nats (see `path_divergence`) as `kl`, of some of these
-    prompts; nothing where the chain has no noise, whose paths have no density."""
+    """The divergence of sampled paths from the reference's in nats (see `path_divergence`) as `kl`, of the first of
+    these prompts, `batch` at a time; nothing where the chain has no noise, whose paths have no density."""
     if not (std_of(policy.timesteps(sampling.steps), sampling.eta) > 0).any():
         return {}
-    path = rollout(policy, policy.condition(prompts[:WATCHED_IMAGES]), keys[:WATCHED_IMAGES], sampling)
-    return {"kl": float(path_divergence(policy, path).mean())}
+    found = []
+    for part in chunked(range(min(WATCHED_IMAGES, len(prompts))), batch):
+        path = rollout(policy, policy.condition([prompts[i] for i in part]), [keys[i] for i in part], sampling)
+        found.append(path_divergence(policy, path))
+    return {"kl": float(torch.cat(found).mean())}

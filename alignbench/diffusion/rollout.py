@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from alignbench.devices import chunked
 from alignbench.diffusion.transition import Reduction, Transition, ddim, divergence, log_density, std_of
 from alignbench.errors import Unsupported
 from alignbench.interface import ExactKernel, Pipeline, Policy, Prompt, Samples, Sampling, Start
@@ -138,14 +139,14 @@ class Trajectory:
         """x_0."""
         return self.latents[-1]
 
-    def first(self, n: int) -> Trajectory:
-        """The paths of the first n images."""
+    def rows(self, part: slice) -> Trajectory:
+        """The paths of these images."""
         return replace(
             self,
-            latents=self.latents[:, :n],
-            log_prob=self.log_prob[:n],
-            condition=self.condition[slice(n)],
-            x0=None if self.x0 is None else self.x0[:, :n],
+            latents=self.latents[:, part],
+            log_prob=self.log_prob[part],
+            condition=self.condition[part],
+            x0=None if self.x0 is None else self.x0[:, part],
         )
 
     def only(self, actions: range) -> Trajectory:
@@ -211,9 +212,11 @@ def path_divergence(policy: Policy, trajectory: Trajectory) -> Float[Tensor, " b
     return total
 
 
-def watched_kl(policy: Policy, trajectory: Trajectory) -> Float[Tensor, ""]:
-    """The mean `path_divergence` of a round's first images, for the training curve."""
-    return path_divergence(policy, trajectory.first(WATCHED_IMAGES)).mean()
+def watched_kl(policy: Policy, trajectory: Trajectory, batch: int) -> Float[Tensor, ""]:
+    """The mean `path_divergence` of a round's first images, `batch` at a time, for the training curve."""
+    watched = range(min(WATCHED_IMAGES, len(trajectory.log_prob)))
+    parts = [trajectory.rows(slice(part[0], part[-1] + 1)) for part in chunked(watched, batch)]
+    return torch.cat([path_divergence(policy, part) for part in parts]).mean()
 
 
 def density_of_chain(

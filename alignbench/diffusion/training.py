@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar, TypeVar
 
 from torch.optim import Optimizer
 
-from alignbench.devices import chunked
 from alignbench.diffusion.optimisers import OptimiserName, Tuned, optimiser_of, tuning_of
 from alignbench.diffusion.transition import std_of
 from alignbench.errors import Unsupported
@@ -43,6 +43,14 @@ class Training:
         positive(self, "learning_rate", "max_norm")
         not_negative(self, "weight_decay")
 
+    def cut(self, what: str, count: int) -> None:
+        """Raise ValueError where a round has fewer images or pairs than optimiser steps."""
+        if count < self.updates_per_round:
+            raise ValueError(
+                f"updates_per_round={self.updates_per_round} cannot be cut from the {count} {what} of a round; "
+                "set it lower, or make more of them."
+            )
+
     def start(self, problem: Problem, optimiser: OptimiserName = "adamw") -> tuple[Policy, Optimizer]:
         """A policy that equals the model so far, and what will move it."""
         policy = problem.pipeline.adapt(tuning_of(self.tuning, self.rank), problem.key("adapter"))
@@ -53,7 +61,7 @@ class Training:
         return {
             f"{what} a round": count,
             "updates a round": self.updates_per_round * passes,
-            f"{what} an update": -(-count // self.updates_per_round),
+            f"{what} an update": count / self.updates_per_round,
             "learning rate": self.learning_rate,
         }
 
@@ -115,9 +123,12 @@ class PairTraining(Training):
 
 
 def shuffled_parts(items: Sequence[T], key: Key, count: int) -> list[Sequence[T]]:
-    """A pass over items in random order, in `count` updates of one size; the last may be smaller."""
+    """A pass over items in random order, cut into `count` updates, whose sizes differ by one at most. Fewer than
+    `count` items make an update each."""
     order = [items[i] for i in key.permutation(len(items))]
-    return chunked(order, -(-len(order) // count))
+    count = min(count, len(order))
+    bounds = [len(order) * k // count for k in range(count + 1)] if order else []
+    return [order[start:end] for start, end in pairwise(bounds)]
 
 
 def without_prompts(problem: Problem, method: str) -> str | None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from alignbench import LoRA, Prompt, Prompts, Sampling
+from alignbench.diffusion.episodes import moves_of
 from alignbench.diffusion.rollout import rollout
 from alignbench.experiment.problem import TrainingRound
 from alignbench.keys import Key
@@ -98,11 +99,10 @@ class Recorder:
         return 0.0
 
 
-def update_gradient(policy, episodes, advantages, **fields):
-    algorithm = ddpo.DDPO(updates_per_round=1, batch=4, **fields)
+def update_gradient(policy, path, advantages, batch=4, **fields):
+    algorithm = ddpo.DDPO(updates_per_round=1, batch=batch, **fields)
     optimiser = torch.optim.SGD(policy.parameters(), lr=0.0)
-    data = list(zip(episodes, advantages, strict=True))
-    (update,) = algorithm.update(Recorder(), policy, optimiser, data, Key("update"))
+    (update,) = algorithm.update(Recorder(), policy, optimiser, path, advantages, Key("update"))
     return update, torch.cat([p.grad.flatten() for p in policy.parameters()])
 
 
@@ -115,90 +115,104 @@ def policy(mixture):
     return made
 
 
-def episodes_of(policy, sizes):
-    found, start = [], 0
-    for size in sizes:
-        prompts, keys = PROMPTS[start : start + size], [Key("episode", i) for i in range(start, start + size)]
-        path = rollout(policy, policy.condition(prompts), keys, Sampling(6, 1.0, 1.0))
-        found.append(ddpo.Episode(path, path.final[:, 0]))
-        start += size
-    return found
+def path_of(policy):
+    keys = [Key("episode", i) for i in range(len(PROMPTS))]
+    return rollout(policy, policy.condition(PROMPTS), keys, Sampling(6, 1.0, 1.0))
 
 
 ADVANTAGE = torch.tensor([1.0, -0.5, 0.3, -1.2, 0.7, 0.1, -0.9, 2.0])
 
 
 def test_the_first_update_of_a_round_has_ratio_one_and_clips_nothing(policy):
-    update, _ = update_gradient(policy, episodes_of(policy, [4, 4]), ADVANTAGE.split(4))
-    assert update.ratio_error == 0.0
+    update, _ = update_gradient(policy, path_of(policy), ADVANTAGE)
+    assert update.ratio_error <= 1e-6  # other rows stand beside a row than when it was sampled
     assert update.clip_fraction == 0.0
 
 
 def test_importance_and_reinforce_have_the_same_gradient_in_the_first_update(policy):
-    episodes = episodes_of(policy, [4, 4])
-    _, importance = update_gradient(policy, episodes, ADVANTAGE.split(4))
-    _, reinforce = update_gradient(policy, episodes, ADVANTAGE.split(4), estimator="reinforce")
+    path = path_of(policy)
+    _, importance = update_gradient(policy, path, ADVANTAGE)
+    _, reinforce = update_gradient(policy, path, ADVANTAGE, estimator="reinforce")
     torch.testing.assert_close(importance, reinforce, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("sizes", [[8], [2, 6], [1, 3, 4]])
-def test_splitting_a_round_into_other_batches_leaves_the_gradient(policy, sizes):
-    _, expected = update_gradient(policy, episodes_of(policy, [4, 4]), ADVANTAGE.split(4))
-    _, other = update_gradient(policy, episodes_of(policy, sizes), ADVANTAGE.split(sizes))
+@pytest.mark.parametrize("batch", [1, 3, 8, 100])
+@pytest.mark.parametrize("action_fraction", [1.0, 0.5])
+def test_a_forward_pass_of_another_size_leaves_the_gradient(policy, batch, action_fraction):
+    path = path_of(policy)
+    _, expected = update_gradient(policy, path, ADVANTAGE, action_fraction=action_fraction)
+    _, other = update_gradient(policy, path, ADVANTAGE, batch, action_fraction=action_fraction)
     torch.testing.assert_close(other, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16, 64])
+@pytest.mark.parametrize("updates", [1, 3, 4, 8])
+def test_a_pass_makes_the_updates_that_it_announces(policy, batch, updates):
+    algorithm = ddpo.DDPO(updates_per_round=updates, batch=batch)
+    optimiser = torch.optim.SGD(policy.parameters(), lr=0.0)
+    done = algorithm.update(Recorder(), policy, optimiser, path_of(policy), ADVANTAGE, Key("update"))
+    assert len(done) == updates
+
+
+def test_more_updates_than_images_are_refused():
+    with pytest.raises(ValueError, match="updates_per_round=20 cannot be cut from the 16 images of a round"):
+        ddpo.DDPO(samples_per_round=16, updates_per_round=20)
 
 
 def test_the_loss_is_the_mean_over_images_and_actions(policy):
     """Against a loss written out in one expression."""
-    episodes = episodes_of(policy, [8])
-    path = episodes[0].path
+    path = path_of(policy)
     log_prob = torch.stack([path.log_density(policy, a) for a in range(len(path.actions))], 1)
     expected = torch.autograd.grad(-(ADVANTAGE[:, None] * log_prob).mean(), policy.parameters())
-    _, gradient = update_gradient(policy, episodes, [ADVANTAGE])
+    _, gradient = update_gradient(policy, path, ADVANTAGE)
     torch.testing.assert_close(gradient, torch.cat([g.flatten() for g in expected]), atol=1e-6, rtol=1e-4)
 
 
 def test_constant_rewards_leave_the_weights_without_gradient(policy):
-    _, gradient = update_gradient(policy, episodes_of(policy, [8]), [torch.zeros(8)])
+    _, gradient = update_gradient(policy, path_of(policy), torch.zeros(8))
     assert gradient.abs().max() == 0
 
 
 def test_training_on_some_actions_is_unbiased(policy):
     """The mean over many drawn halves is near the gradient over all actions."""
-    episodes = episodes_of(policy, [8])
-    _, whole = update_gradient(policy, episodes, [ADVANTAGE])
+    path = path_of(policy)
+    _, whole = update_gradient(policy, path, ADVANTAGE)
     algorithm = ddpo.DDPO(updates_per_round=1, batch=8, action_fraction=0.5)
     optimiser = torch.optim.SGD(policy.parameters(), lr=0.0)
     total = torch.zeros_like(whole)
     for i in range(200):
-        algorithm.update(Recorder(), policy, optimiser, [(episodes[0], ADVANTAGE)], Key("some", i))
+        algorithm.update(Recorder(), policy, optimiser, path, ADVANTAGE, Key("some", i))
         total += torch.cat([p.grad.flatten() for p in policy.parameters()])
     assert torch.nn.functional.cosine_similarity(total, whole, dim=0) > 0.99
     assert (total / 200).norm() == pytest.approx(whole.norm().item(), rel=0.1)
 
 
-def actions_trained(policy, **fields):
-    """The actions whose densities one update recomputes."""
-    (episode,) = episodes_of(policy, [8])
-    seen, path = [], episode.path
+def actions_trained(policy, monkeypatch, **fields):
+    """The actions of each image whose densities one update recomputes."""
+    seen: dict[int, list[int]] = {image: [] for image in range(len(PROMPTS))}
 
-    class Watched:
-        actions, log_prob = path.actions, path.log_prob
+    def watched(path, images, actions):
+        for image, action in zip(images, actions, strict=True):
+            seen[image].append(action)
+        return moves_of(path, images, actions)
 
-        def log_density(self, policy, action, reduction):
-            seen.append(action)
-            return path.log_density(policy, action, reduction)
-
-    algorithm = ddpo.DDPO(updates_per_round=1, batch=8, **fields)
-    optimiser = torch.optim.SGD(policy.parameters(), lr=0.0)
-    algorithm.update(Recorder(), policy, optimiser, [(episode._replace(path=Watched()), ADVANTAGE)], Key("update"))
-    return sorted(seen)
+    monkeypatch.setattr(ddpo, "moves_of", watched)
+    update_gradient(policy, path_of(policy), ADVANTAGE, **fields)
+    return seen
 
 
-def test_skipped_final_actions_are_never_trained_on(policy):
-    assert actions_trained(policy) == [0, 1, 2, 3, 4, 5]
-    assert actions_trained(policy, skip_last=2) == [0, 1, 2, 3]
-    assert len(actions_trained(policy, skip_last=2, action_fraction=0.5)) == 2
+def test_skipped_final_actions_are_never_trained_on(policy, monkeypatch):
+    assert all(sorted(own) == [0, 1, 2, 3, 4, 5] for own in actions_trained(policy, monkeypatch).values())
+    skipped = actions_trained(policy, monkeypatch, skip_last=2)
+    assert all(sorted(own) == [0, 1, 2, 3] for own in skipped.values())
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_every_image_draws_its_own_actions_whatever_batch_it_stands_in(batch, policy, monkeypatch):
+    some = actions_trained(policy, monkeypatch, batch=batch, skip_last=2, action_fraction=0.5)
+    assert all(len(set(own)) == 2 and set(own) <= {0, 1, 2, 3} for own in some.values())
+    assert len({tuple(own) for own in some.values()}) > 1
+    assert some == actions_trained(policy, monkeypatch, batch=3, skip_last=2, action_fraction=0.5)
 
 
 @pytest.mark.parametrize(("skip_last", "refused"), [(5, False), (6, True), (99, True)])

@@ -360,7 +360,7 @@ def test_what_is_foreseen_is_the_reward_of_the_x0_estimate_before_each_action(po
     condition = policy.condition(PROMPTS)
     keys = [KEY("episode", i) for i in range(8)]
     path = rollout(policy, condition, keys, SAMPLING, keep_x0=True)
-    episodes = [Episode(part, part.final[:, 0]) for part in (path.first(8), path.first(3))]
+    episodes = [Episode(part, part.final[:, 0]) for part in (path.rows(slice(8)), path.rows(slice(3)))]
     asked = [*PROMPTS, *PROMPTS[:3]]
     data = dpok.DPOK(lookahead=True, skip_first=2, skip_last=1, batch=8).experience(problem, policy, episodes, asked)
     assert data.foreseen.shape == (11, 3)

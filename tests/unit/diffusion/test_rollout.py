@@ -86,7 +86,7 @@ def test_divergence_from_the_reference_is_zero_at_the_start_and_grows(mixture, p
 
 def test_the_first_paths_of_a_trajectory_are_those_of_their_images(policy):
     path = rollout(policy, policy.condition(PROMPTS), KEYS, NOISY)
-    part = path.first(3)
+    part = path.rows(slice(3))
     assert torch.equal(part.final, path.final[:3])
     assert torch.equal(part.log_prob, path.log_prob[:3])
     torch.testing.assert_close(path_divergence(policy, part), path_divergence(policy, path)[:3], atol=1e-5, rtol=1e-5)
@@ -98,8 +98,8 @@ def test_the_x0_estimates_of_a_path_are_kept_where_they_are_asked_for(policy):
     assert plain.x0 is None
     assert torch.equal(path.latents, plain.latents)
     assert path.x0.shape == (12, 16, 2)
-    assert torch.equal(path.first(3).x0, path.x0[:, :3])
-    assert plain.first(3).x0 is None
+    assert torch.equal(path.rows(slice(3)).x0, path.x0[:, :3])
+    assert plain.rows(slice(3)).x0 is None
     for action in (0, 7, 11):
         with torch.no_grad():
             prediction = policy.predict(path.latents[action], int(path.steps[action].t), path.condition, 1.0)
