@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -47,6 +50,8 @@ class Components:
     meter: Meter
     checkpointing: bool = False  # policies compute activations again in the backward pass instead of keeping them
     adapters: dict[str, list[nn.Parameter]] = field(default_factory=dict)  # the weights of each
+    owners: WeakValueDictionary[str, LatentPolicy] = field(default_factory=WeakValueDictionary)  # the policy of each
+    numbers: Iterator[int] = field(default_factory=itertools.count)  # for the names of the next
     active: str | None = None  # the adapter that is switched on
 
     def __post_init__(self) -> None:
@@ -69,6 +74,17 @@ class Components:
             for weight in weights:
                 weight.requires_grad_(True)
         self.active = adapter
+
+    def forget(self) -> None:
+        """Delete the adapters of policies that are no more: a run that goes back a round makes its policy anew."""
+        gone = [name for name in self.adapters if name not in self.owners]
+        if gone:
+            self.switch(None)  # peft may otherwise switch another one on
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # one of them was in use, says peft
+                self.unet.delete_adapters(gone)
+        for name in gone:
+            del self.adapters[name]
 
     def restore(self) -> Callable[[], None]:
         """What switches back to the adapter in use now: a recomputation comes after others may have been used."""
@@ -167,6 +183,7 @@ class LatentPipeline:
         return latents
 
     def adapt(self, tuning: Tuning, key: Key) -> LatentPolicy:
+        self.components.forget()
         recomputation = Recomputation(self.components.restore) if self.components.checkpointing else None
         if isinstance(tuning, LoRA):
             return _lora_policy(self.components, tuning, key, recomputation)
@@ -258,7 +275,7 @@ def _lora_policy(components: Components, tuning: LoRA, key: Key, recomputation: 
     """A new adapter on the shared denoiser: A ~ N(0, 1 / rank²) drawn from the key, B = 0."""
     from peft import LoraConfig
 
-    adapter = f"policy{len(components.adapters)}"
+    adapter = f"policy{next(components.numbers)}"
     alpha = tuning.rank if tuning.alpha is None else tuning.alpha
     components.unet.add_adapter(
         LoraConfig(r=tuning.rank, lora_alpha=alpha, target_modules=list(tuning.targets)), adapter_name=adapter
@@ -278,4 +295,5 @@ def _lora_policy(components: Components, tuning: LoRA, key: Key, recomputation: 
     components.adapters[adapter] = list(trained.values())
     components.active = None  # layers that were switched off before stay off when peft adds an adapter
     components.switch(adapter)
-    return LatentPolicy(components, components.unet, adapter, trained, recomputation)
+    policy = components.owners[adapter] = LatentPolicy(components, components.unet, adapter, trained, recomputation)
+    return policy

@@ -111,7 +111,6 @@ def align(algorithm: Algorithm, problem: CellProblem) -> tuple[Sampler, int | No
         except Diverged as error:
             if not problem.roll_back(error):
                 raise
-            continue
         except (RuntimeError, MemoryError) as error:
             if not devices.is_full(error):
                 raise
@@ -121,10 +120,10 @@ def align(algorithm: Algorithm, problem: CellProblem) -> tuple[Sampler, int | No
                     "out of memory with one image in a forward pass; try --checkpointing, --dtype bfloat16, a smaller "
                     "--resolution, or --set tuning=lora where there is a choice."
                 ) from error
-        devices.release()  # outside of the handler, whose error holds what did not fit
-        problem.start_again()
-        write_text(kept, json.dumps(batch))
-        problem.progress.say(f"out of memory: going on with {batch} images in a forward pass")
+            problem.start_again()
+            write_text(kept, json.dumps(batch))
+            problem.progress.say(f"out of memory: going on with {batch} images in a forward pass")
+        devices.release()  # outside of the handlers, whose error holds the policy that failed and what did not fit
 
 
 def _probe(cell: Cell, batch: int, fitting: Fitting) -> Any:

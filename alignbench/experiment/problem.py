@@ -81,13 +81,13 @@ class CellProblem:
         if path.exists():
             return False
         write_text(path, json.dumps({"round": self._done, "reason": str(error)}) + "\n")
-        self.start_again()
         self.progress.say(f"round {self._done + 1}: {error}; going back to the last good round, and drawing it anew")
+        self.start_again()
         return True
 
     def start_again(self) -> None:
-        """Before `align` is called once more: the checkpoint, if there is one, says what was spent."""
-        self.meter.total, self.seconds = Cost(), 0.0
+        """Before `align` is called once more: the checkpoint, if there is one, says what was spent and seen."""
+        self.meter.total, self.seconds, self._done, self._norms = Cost(), 0.0, 0, {}
 
     def rounds(self, n: int, state: Mapping[str, Any]) -> Iterator[TrainingRound]:
         """See `Problem.rounds`. Killed at any moment, a run repeats at most the round it was in."""

@@ -19,10 +19,13 @@ def check(policy: Policy, probe: Probe) -> None:
             worst = found.detach().double().flatten()[(found.detach().double() - expected).abs().argmax()].item()
             raise _failed(f"{name} is {worst:.6g} where policy and reference are equal, and must be {expected:.6g}")
     before = policy.recomputations
+    networks = policy.networks()
+    for network in networks:
+        network.zero_grad()  # what an earlier attempt left is not this policy's
     probe.loss.backward()
     trained = {id(parameter) for parameter in policy.parameters()}
     _check_trained(policy)
-    for network in policy.networks():
+    for network in networks:
         for name, parameter in network.named_parameters():
             if id(parameter) not in trained and parameter.grad is not None:
                 raise _failed(f"the frozen weight {name} receives a gradient")
