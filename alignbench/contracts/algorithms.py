@@ -272,6 +272,8 @@ def _batch_is_memory(subject: Subject) -> None:
     fields = {field.name for field in dataclasses.fields(algorithm)}  # type: ignore[arg-type]
     if "batch" not in fields:
         raise NotAsked("it has no field `batch`, so memory that is full ends its runs")
+    if reason := algorithm.unsupported(subject.problem("memory")):
+        raise NotAsked(f"it does not run on this problem: {reason}")
     few = {name: min(2, getattr(algorithm, name)) for name in ("rounds", "updates_per_round") if name in fields}
     found = {batch: _trained(subject, dataclasses.replace(algorithm, batch=batch, **few)) for batch in BATCHES}  # type: ignore[type-var]
     for batch, (steps, weights, cost) in found.items():

@@ -36,7 +36,17 @@ class Stop(NamedTuple):
     by: str = "SIGKILL"
 
 
-def execute(arguments: Sequence[str], stop: Stop | None = None) -> Done:
+class Kill(NamedTuple):
+    """When a command is killed: before it writes for the n-th time below a folder, or after so many seconds. With
+    neither, its writes are counted into a file."""
+
+    folder: str
+    write: int | None = None
+    seconds: float | None = None
+    count_into: str | None = None
+
+
+def execute(arguments: Sequence[str], stop: Stop | Kill | None = None) -> Done:
     """Run one command as `python -m alignbench` would, with one thread."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -51,7 +61,9 @@ def execute(arguments: Sequence[str], stop: Stop | None = None) -> Done:
         return Done(child.exitcode, *(path.read_text(encoding="utf-8") for path in files))
 
 
-def _run(arguments: list[str], stop: Stop | None, files: list[str], environment: dict[str, str], folder: str) -> None:
+def _run(
+    arguments: list[str], stop: Stop | Kill | None, files: list[str], environment: dict[str, str], folder: str
+) -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -62,12 +74,17 @@ def _run(arguments: list[str], stop: Stop | None, files: list[str], environment:
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), target)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
-    if stop is not None:
+    seen: list[str] = []
+    if isinstance(stop, Stop):
         _arm(stop)
+    elif stop is not None:
+        _watch(stop, seen)
     from alignbench.cli.app import run_command_line
 
     code = run_command_line(arguments)
     sys.stdout.flush()
+    if isinstance(stop, Kill) and stop.count_into is not None:
+        Path(stop.count_into).write_text(str(len(seen)), encoding="ascii")
     sys.exit(code)
 
 
@@ -88,3 +105,30 @@ def _arm(stop: Stop) -> None:
         return real(*arguments, **named)
 
     setattr(holder, last, deadly)
+
+
+WRITING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
+
+
+def _watch(kill: Kill, seen: list[str]) -> None:
+    """Note what is written below a folder by the interpreter's audit events."""
+
+    def hook(event: str, given: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, mode, flags = given
+            writing = (isinstance(mode, str) and set(mode) & set("wax+")) or flags & (os.O_WRONLY | os.O_RDWR)
+        elif event in WRITING:
+            path, writing = given[0], True
+        else:
+            return
+        if not writing or not isinstance(path, str | os.PathLike) or not os.fspath(path).startswith(kill.folder):
+            return
+        seen.append(event)
+        if len(seen) == kill.write:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if kill.seconds is not None:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process as SIGKILL does
+        signal.setitimer(signal.ITIMER_REAL, kill.seconds)
+        return
+    sys.addaudithook(hook)

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from on_tiny import pictures_with_pairs
 from torch import Tensor
 
 from alignbench import plugins
-from alignbench.contracts.toys import Toy, pictures
+from alignbench.contracts.toys import Toy
 from alignbench.experiment import problem as problems
 from alignbench.experiment.align import FORWARD_BATCH, align
 from alignbench.experiment.problem import ROLLBACK, CellProblem
-from alignbench.interface import LoRA, PairBatch
-from alignbench.keys import Key, normal
+from alignbench.interface import LoRA
+from alignbench.keys import Key
 
 TRAINING = [name for name in plugins.own_names("algorithms") if plugins.load("algorithms", name).trains]
 TUNINGS = ("lora", "full", "bias")
@@ -29,22 +30,6 @@ SMALL = {"rounds": 2, "updates_per_round": 2, "batch": 2, "samples_per_round": 4
 SMALL |= {"pairs_per_update": 2, "moves_per_update": 2, "value_updates": 2, "passes": 1, "learning_rate": 1e-3}
 SMALL |= {"margin": "none", "window": 1.0, "warmup": 0}
 QUICK = [("ddpo", "lora"), ("diffusion_dpo", "full")]
-
-
-class Drawn:
-    """Pairs whose pictures are noise: what is learned from them does not matter here."""
-
-    def __init__(self, toy: Toy) -> None:
-        self.toy = toy
-
-    def __len__(self) -> int:
-        return 16
-
-    def batch(self, indices) -> PairBatch:
-        shape = self.toy.pipeline.latent_shape
-        winner, loser = (normal([Key(side, i) for i in indices], shape) for side in ("winner", "loser"))
-        condition = self.toy.pipeline.condition([self.toy.training[i] for i in indices])
-        return PairBatch(winner, loser, condition, torch.ones(len(indices)), range(len(indices)))
 
 
 class Faulty(CellProblem):
@@ -80,8 +65,7 @@ def faulty(losses: Iterable[Tensor], fault: str) -> Iterator[Tensor]:
 
 @pytest.fixture(scope="module")
 def toy() -> Toy:
-    made = pictures(count=4)
-    return dataclasses.replace(made, sampling=dataclasses.replace(made.sampling, steps=2), pairs=Drawn(made))
+    return pictures_with_pairs(steps=2)
 
 
 @pytest.fixture(autouse=True)

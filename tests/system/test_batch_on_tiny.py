@@ -1,0 +1,35 @@
+"""`batch` is memory on pictures as well: the contract that `alignbench check` asks on points."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from on_tiny import pictures_with_pairs
+
+from alignbench import plugins
+from alignbench.contracts import algorithms
+from alignbench.contracts.contract import findings
+from alignbench.contracts.toys import Toy
+
+TRAINING = [name for name in plugins.own_names("algorithms") if plugins.load("algorithms", name).trains]
+FEW = {"rounds": 1, "updates_per_round": 2, "samples_per_round": 10, "samples_per_update": 10, "pairs_per_update": 10}
+FEW |= {"moves_per_update": 10, "value_updates": 2, "passes": 1, "steps": 2, "margin": "none", "window": 1.0}
+FEW |= {"action_fraction": 0.5, "skip_first": 0, "skip_last": 0, "tuning": "lora"}
+FEW |= {"learning_rate": 1e-4}  # an image depends on its batch by 1e-5; Adam makes that a share of the rate
+
+
+@pytest.fixture(scope="module")
+def toy() -> Toy:
+    return pictures_with_pairs(steps=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINING)
+def test_batches_of_one_three_eight_and_all_train_the_same_weights(name, toy, tmp_path):
+    kind = plugins.load("algorithms", name)
+    known = {field.name for field in dataclasses.fields(kind)}
+    fields = {field: value for field, value in FEW.items() if field in known}
+    (contract,) = [c for c in algorithms.CONTRACTS if c.says.startswith("`batch` is memory")]
+    (finding,) = findings([contract], algorithms.subject(name, kind, toy, fields, tmp_path, "tiny"))
+    assert finding.state == "holds", finding.detail
