@@ -90,7 +90,7 @@ def read(source: bytes | Path, formats: Sequence[str] = FORMATS) -> Picture:
             warnings.simplefilter("ignore")  # of Pillow's own limit, which is higher, and of odd metadata
             with Image.open(io.BytesIO(content), formats=tuple(formats)) as image:
                 _check_size(*image.size)
-                before, deep = _orientation(image), _is_deep(image)
+                deep, before = _is_deep(image), _orientation(image)  # a PNG is loaded to find its EXIF
                 image.load()
                 return _as_shown(image, turned=before != 1, deep=deep)
     except PictureError:

@@ -51,9 +51,9 @@ def lines_of(path: Path) -> list[str]:
 
 
 def table_rows(path: Path, tabs: bool = False) -> Iterator[tuple[str, dict[str, str]]]:
-    """The rows of a table with a header, each with its place and its fields by column, in small letters. Commas separate
-    fields and double quotes hold them together (RFC 4180); of tabs, quotes are text. Raises InputError by line for a row
-    that has not as many fields as the header: a comma that is not quoted would cut a text short."""
+    """The rows of a table with a header: the place of each, and its fields by column in small letters. Commas separate
+    fields, and double quotes hold them together (RFC 4180); where tabs do, quotes are text. Raises InputError by line
+    for a row that has not as many fields as the header: a comma that is not quoted would cut a text short."""
     source = io.StringIO(text_of(path), newline="")
     reader = csv.reader(source, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(source, strict=True)
     header: list[str] | None = None

@@ -363,7 +363,7 @@ def coverage(places: Sequence[int], count: int) -> str:
     """How many pictures there are, and of which prompts: 12 pictures of prompts 1 to 12 of 12."""
     each = Counter(places)
     low, high = min(each.values()), max(each.values())
-    times = "" if high == 1 else f", {low} each" if low == high else f", {low} to {high} each"
+    times = "" if high == 1 else f", {low} each," if low == high else f", {low} to {high} each,"
     pictures = f"{len(places)} picture{'s' if len(places) > 1 else ''}{times}"
     first, last = min(each) + 1, max(each) + 1
     missing = [i + 1 for i in range(first - 1, last) if i not in each]

@@ -790,7 +790,7 @@ def test_a_pair_with_an_image_that_cannot_be_read_is_skipped_and_named_once(tmp_
         assert [(i, images is None) for i, images in pairs.images([0, 1])] == [(0, False), (1, True)]
     assert len(said) == 1
     assert said[0].startswith("pair skipped: p.parquet, row 1: ")
-    assert ("are no JPEG, PNG, WEBP" in said[0]) == (kind in ("nothing", "no image", "a script"))
+    assert ("are no JPEG, PNG, WEBP" in said[0]) == (kind in ("no image", "a script"))
     assert said[0].endswith("(1 of 3 skipped so far)")
     assert pairs.skipped.keys() == {1}
 
