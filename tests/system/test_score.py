@@ -159,3 +159,68 @@ def test_pictures_and_prompts_that_do_not_fit_are_refused(folder, tmp_path):
         items_of(folder, prompts)
     (folder / "00007-1.png").unlink()
     assert [item.prompt.text for item in items_of(folder, prompts).items][1] == "a circle"  # numbered: some suffice
+
+
+def test_a_broken_picture_is_a_failed_row_and_not_the_end(folder, tmp_path, capsys):
+    (folder / "00001.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+    (folder / "00002.png").write_bytes((folder / "00002.png").read_bytes()[:-100])
+    assert run_command_line(arguments(folder, "--scorers", "jpeg_compressibility", "--json")) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["scores"]["jpeg_compressibility"] is None for row in rows] == [False, True, True, False]
+    assert "it cannot be read: " in rows[1]["failures"]["jpeg_compressibility"]
+    assert "are no JPEG" in rows[1]["failures"]["jpeg_compressibility"]
+    assert run_command_line(arguments(folder, "--scorers", "jpeg_compressibility")) == 0
+    assert f"without a score: 2, the first {folder}/00001.png: it cannot be read" in capsys.readouterr().out
+    for path in folder.iterdir():
+        path.write_bytes(b"no picture")
+    assert run_command_line(arguments(folder, "--scorers", "jpeg_compressibility")) == 2
+    assert f"not one of 4 pictures can be read; the first, {folder}/00000.png: 10 bytes" in capsys.readouterr().err
+
+
+def test_what_was_done_to_pictures_is_counted_the_second_time_too(folder, capsys):
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    clear.save(folder / "00001.png")
+    clear.save(folder / "00003.png")
+    (folder.parent / "prompts.csv").write_text("prompt,seed\na,1\nb,2\nc,3\nd,4\n")
+    for _ in range(2):
+        typed = [
+            "score",
+            str(folder),
+            "--prompts",
+            str(folder.parent / "prompts.csv"),
+            "--scorers",
+            "jpeg_compressibility",
+        ]
+        assert run_command_line([*typed, "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["pictures"] == {"transparent, shown on white": 2}
+        assert report["about"][1].endswith("prompts.csv: columns that are not used: seed")
+    assert run_command_line(typed) == 0
+    assert "pictures: 2 transparent, shown on white" in capsys.readouterr().out
+
+
+def test_a_picture_is_scored_as_it_is_shown(folder, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide = Image.fromarray(recipe.pictures()[0][:20, :50])
+    wide.save(folder / "00000.png", exif=exif)
+    shapes = []
+
+    class Looking(Counting):
+        def __call__(self, images, prompts):
+            shapes.append(tuple(images.shape[1:]))
+            return super().__call__(images, prompts)
+
+    scored(items_of(folder, str(folder.parent / "prompts.txt")).items[:1], Looking(), tmp_path)
+    assert shapes == [(3, 50, 20)]
+
+
+def test_where_pictures_may_count_from_0_or_1_an_option_says_which(folder, capsys):
+    (folder / "00000.png").unlink()
+    (folder / "00003.png").unlink()
+    typed = arguments(folder, "--scorers", "jpeg_compressibility")
+    assert run_command_line(typed) == 2
+    assert "say which: --first-number 0, or --first-number 1" in capsys.readouterr().err
+    for first, prompts in ((0, "2 to 3"), (1, "1 to 2")):
+        assert run_command_line([*typed, "--first-number", str(first)]) == 0
+        assert f"2 pictures of prompts {prompts} of 4; numbered from {first}" in capsys.readouterr().out
