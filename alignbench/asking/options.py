@@ -230,7 +230,7 @@ class RunOptions(ScoringOptions, PairChoice, SamplingOptions, DeviceOptions):
     )
 
     prompts: Annotated[str | None, Option(DATA, NAMED)] = Field(
-        None, description="Prompts to evaluate on: a name, or a .txt, .tsv, .csv or .jsonl file."
+        None, description="Prompts to evaluate on: a name, or a .txt, .tsv, .csv, .jsonl, .json or .parquet file."
     )
     split: Annotated[str, Option(DATA, HASHED)] = Field(
         "test", description="Split of the prompts; tune on dev, report on test."

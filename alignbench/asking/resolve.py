@@ -73,7 +73,7 @@ class Cell:
         c = self.configuration
         notes = prompt_sets.notes_on(c.prompts, used=(IMAGE,) if self.sources else ())
         notes += prompt_sets.notes_on(c.train_prompts) if c.train_prompts and c.train_prompts != c.prompts else []
-        return notes + ([f"images: {', '.join(self.sources.notes)}"] if self.sources and self.sources.notes else [])
+        return notes + ([f"images: {'; '.join(self.sources.notes)}"] if self.sources and self.sources.notes else [])
 
 
 def resolve(options: RunOptions) -> Cell:

@@ -151,7 +151,7 @@ def text(report: Report) -> str:
     if pairs["used"] < pairs["counts"]["used"]:
         notes[0] += f", the first {pairs['used']} of them (--limit)"
     if pairs["pictures"]:
-        notes.append(f"pairs with pictures: {', '.join(counted(pairs['pictures']))}")
+        notes.append(f"pairs with pictures: {'; '.join(counted(pairs['pictures']))}")
     if pairs["skipped"]:
         place, why = next(iter(pairs["skipped"].items()))
         notes.append(f"skipped: {len(pairs['skipped'])} with an image that cannot be read, first {place}: {why}")

@@ -77,7 +77,7 @@ def text(report: Report) -> str:
     parts.append(plain(Table("sensitivity: mean change of a score, and decisions that turn", header, rows)))
     notes = [f"pairs: {pairs['summary']}"]
     if pairs["pictures"]:
-        notes.append(f"pairs with pictures: {', '.join(counted(pairs['pictures']))}")
+        notes.append(f"pairs with pictures: {'; '.join(counted(pairs['pictures']))}")
     if pairs["skipped"]:
         place, why = next(iter(pairs["skipped"].items()))
         notes.append(f"skipped: {len(pairs['skipped'])} with an image that cannot be read, first {place}: {why}")

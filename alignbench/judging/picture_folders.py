@@ -245,8 +245,7 @@ def _slots(paths: Sequence[Path], places: Sequence[Place]) -> dict[Place, Path]:
         other = slots.setdefault(place, path)
         if other is not path:
             raise InputError(
-                f"{path.parent}: {other.name} and {path.name} are both image {place[1]} of the prompt at place "
-                f"{place[0]}, from 0 on; move one of them away."
+                f"{path.parent}: {other.name} and {path.name} are both image {place[1]} of one prompt; move one away."
             )
     return slots
 

@@ -212,7 +212,7 @@ def as_values(report: Report) -> dict[str, Any]:
 
 def text(report: Report) -> str:
     """The summary as a table, below what to know of the pictures."""
-    about = [*report.about, *([f"pictures: {', '.join(counted(report.pictures))}"] if report.pictures else [])]
+    about = [*report.about, *([f"pictures: {'; '.join(counted(report.pictures))}"] if report.pictures else [])]
     failed = next(((row, why) for row in report.rows for why in row.failures.values()), None)
     if failed is not None:
         count = sum(bool(row.failures) for row in report.rows)

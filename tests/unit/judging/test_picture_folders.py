@@ -91,7 +91,7 @@ def test_what_may_count_from_0_or_from_1_is_asked_for(folder):
         (["0.png", "1.png", "z.png"], None, r"2 of 3 pictures have .*0\.png, 1\.png, and 1 have not, such as z\.png"),
         (["image.png", "image_2.png"], None, r"1 of 2 pictures have .* such as image_2\.png"),
         (["cat_1.png", "dog_2.png"], None, "are not numbered alike"),
-        (["0.png", "0.jpg"], None, r"0\.jpg and 0\.png are both image 0 of the prompt at place 0"),
+        (["0.png", "0.jpg"], None, r"0\.jpg and 0\.png are both image 0 of one prompt"),
         (["0.png", "01.png", "1.png"], None, r"01\.png and 1\.png are both"),
         (["0_a.png", "0_b.png", "1_a.png"], None, r"0_a\.png and 0_b\.png are both"),
         (["0.png", "0 (1).png"], None, r"are both image 0"),
