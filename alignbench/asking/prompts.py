@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 from alignbench import plugins
 from alignbench.asking import prompt_files
 from alignbench.asking.prompt_files import SUFFIXES
-from alignbench.errors import InputError, UnknownName
+from alignbench.errors import InputError, UnknownName, shown
 from alignbench.files import canonical_json
+from alignbench.texts import is_text
 
 if TYPE_CHECKING:
     from alignbench.interface import Prompt, PromptSet
@@ -72,6 +73,8 @@ def take(name: str, split: str) -> Sequence[Prompt]:
     if split not in prompt_set.splits:
         raise InputError(f"prompt set {name!r} has no split {split!r}; it has {', '.join(prompt_set.splits)}.")
     prompts = prompt_set.prompts(split)
+    if wrong := next((prompt for prompt in prompts if not is_text(prompt.text)), None):
+        raise InputError(f"prompt set {name!r}: the prompt {wrong.id!r} is {shown(wrong.text)}; expected text.")
     counts = Counter(prompt.id for prompt in prompts)
     if twice := next((identifier for identifier, count in counts.items() if count > 1), None):
         raise InputError(f"prompt set {name!r}: the ids of split {split!r} are not unique: {twice!r} stands twice.")

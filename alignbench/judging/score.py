@@ -23,6 +23,7 @@ from alignbench.interface import Prompt, Reward, RewardInfo, Truncates
 from alignbench.judging import picture_folders
 from alignbench.judging.options import ScoreOptions
 from alignbench.judging.picture_folders import Found, Item
+from alignbench.judging.picture_names import refuse_first
 from alignbench.pictures import READING, Notes, PictureError, content_of, counted, read
 from alignbench.progress import Progress
 from alignbench.record import result as results
@@ -69,7 +70,7 @@ def items_of(place: Path, prompts: str | None, split: str = "test", first_number
     if place.suffix == ".json" and place.is_file():
         if prompts is not None:
             raise InputError(f"--prompts {prompts}: the result {place} has its own prompts; leave it out.")
-        picture_folders.refuse_first(first_number, f"the result {place} knows its pictures")
+        refuse_first(first_number, f"the result {place} knows its pictures")
         return Found(_items_of_result(place))
     if not place.is_dir():
         raise InputError(f"{place} is neither a folder of pictures nor a result file.")
