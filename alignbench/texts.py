@@ -36,8 +36,7 @@ def text_of(path: Path) -> str:
         line = content[: error.start].count(b"\n") + 1
         seen = content[error.start : error.start + 1].decode("cp1252", "replace")
         raise InputError(
-            f"{path}, line {line}: not UTF-8 ({error.reason}; as Windows-1252 it would be {seen!r}); save the file as "
-            "UTF-8."
+            f"{path}, line {line}: not UTF-8 (as Windows-1252 it would be {seen!r}); save the file as UTF-8."
         ) from None
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1

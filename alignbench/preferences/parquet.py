@@ -141,7 +141,11 @@ def opened(path: Path) -> Iterator[Any]:
     try:
         with pq.ParquetFile(path, buffer_size=BUFFER) as handle:
             yield handle
-    except (pa.ArrowException, OSError) as error:
+    except UnicodeDecodeError:  # a ValueError, as InputError is
+        raise InputError(
+            f"{path} cannot be read as parquet: it holds a text that is not UTF-8. Copy it again."
+        ) from None
+    except (pa.ArrowException, OSError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} cannot be read as parquet: {reason} Copy it again.") from error
 

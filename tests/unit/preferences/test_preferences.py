@@ -306,6 +306,13 @@ def test_damaged_parquet_is_refused_by_name_and_pyarrow_asked_for(tmp_path, monk
         open_pairs(path)
 
 
+def test_a_text_that_is_not_utf8_is_refused_by_name(tmp_path):
+    columns = {"caption": pa.array([b"caf\xe9"], pa.binary()).view(pa.string()), "label_0": [1.0]}
+    pq.write_table(pa.table(columns | {"jpg_0": [picture(0)], "jpg_1": [picture(1)]}), tmp_path / "p.parquet")
+    with pytest.raises(InputError, match=r"p\.parquet cannot be read as parquet: it holds a text that is not UTF-8"):
+        open_pairs(tmp_path / "p.parquet")
+
+
 def test_damage_inside_a_row_group_is_refused_by_name(tmp_path):
     path = write_parquet(tmp_path / "p.parquet", [{"jpg_0": picture(k)} for k in range(4)])
     content = bytearray(path.read_bytes())
