@@ -7,6 +7,7 @@ import io
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,9 @@ def table_rows(path: Path, tabs: bool = False) -> Iterator[tuple[str, dict[str, 
 
 def check_names(names: Sequence[str], where: str) -> None:
     """Refuse columns of one name; those without any may be as many as they like."""
-    twice = [name for name in names if name and names.count(name) > 1]
-    if twice:
-        raise InputError(f"{where}: two columns are called {shown(twice[0])}; rename one of them.")
+    twice = next((name for name, count in Counter(names).items() if name and count > 1), None)
+    if twice is not None:
+        raise InputError(f"{where}: two columns are called {shown(twice)}; rename one of them.")
 
 
 def json_of(text: str, where: str) -> Any:
@@ -105,8 +106,7 @@ class _Twice(Exception):
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Twice(next(name for name in names if names.count(name) > 1))
+        raise _Twice(next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1))
     return found
 
 

@@ -53,9 +53,9 @@ class Found:
 class Listed:
     """What lies in one folder, in natural order."""
 
-    pictures: Sequence[Path]
-    folders: Sequence[Path]
-    skipped: Sequence[Path]  # files of other kinds, and hidden ones
+    pictures: list[Path]
+    folders: list[Path]
+    skipped: list[Path]  # files of other kinds, and hidden ones
 
 
 def find(root: Path, prompts: str | None, split: str, first: int | None) -> Found:
@@ -94,13 +94,15 @@ def listed(folder: Path) -> Listed:
         paths = sorted(folder.iterdir(), key=lambda path: natural(path.name))
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({os.strerror(error.errno or 0)}).") from None
-    folders = [path for path in paths if path.is_dir() and not path.name.startswith(".")]
-    pictures = [
-        path
-        for path in paths
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path not in folders
-    ]
-    return Listed(pictures, folders, [path for path in paths if path not in {*folders, *pictures}])
+    found = Listed([], [], [])
+    for path in paths:
+        if path.name.startswith("."):
+            found.skipped.append(path)
+        elif path.is_dir():
+            found.folders.append(path)
+        else:
+            (found.pictures if path.suffix.lower() in SUFFIXES else found.skipped).append(path)
+    return found
 
 
 def _styles(
@@ -229,8 +231,8 @@ def coverage(places: Sequence[int], count: int) -> str:
 
 
 def _skipped(paths: Sequence[Path]) -> str:
-    hidden = [path for path in paths if path.name.startswith(".")]
-    folders = [path for path in paths if path not in hidden and path.is_dir()]
-    others = [path for path in paths if path not in hidden and path not in folders]
-    kinds = {"hidden": hidden, "folders": folders, "no pictures": others}
+    kinds: dict[str, list[Path]] = {"hidden": [], "folders": [], "no pictures": []}
+    for path in paths:
+        hidden = path.name.startswith(".")
+        kinds["hidden" if hidden else "folders" if path.is_dir() else "no pictures"].append(path)
     return "; ".join(f"{len(found)} {kind} ({listing(found)})" for kind, found in kinds.items() if found)
