@@ -220,6 +220,20 @@ def test_no_function_and_no_file_outgrows_its_reader():
     assert not long_functions
 
 
+OPENERS = {"alignbench/pictures.py", "alignbench/remote/official_packages.py"}  # the latter in another environment
+
+
+def test_pictures_are_opened_in_one_place():
+    """Where formats are a list, sizes are bounded, and a picture is what a viewer shows."""
+    wrong = [
+        shown(path)
+        for path in (*CORE, *PLUGINS)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "Image.open" and shown(path) not in OPENERS
+    ]
+    assert not wrong
+
+
 LOADERS = {f"alignbench.diffusion.{name}" for name in ("loading", "registry.load")}
 
 
