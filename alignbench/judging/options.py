@@ -92,8 +92,8 @@ class ScoreOptions(ScoringOptions):
     prompts: Annotated[str | None, Option(DATA)] = Field(
         None,
         description="What a folder's pictures were made for: a name or a file. Pictures are named by the prompts' "
-        "ids, by their numbers (00012.png, image_12.png, 00012-1.png for the second of a prompt), or without any "
-        "number, one for each prompt. The folders of HPSv2, GenEval and ImageReward are read too.",
+        "ids or words, by their numbers (00012.png, image_12.png, 00012-1.png for the second of a prompt), or without "
+        "any number, one for each prompt. The folders of HPSv2, GenEval and ImageReward are read too.",
     )
     first_number: Annotated[FirstNumber | None, Option(DATA)] = Field(
         None, description="The number of the first prompt's pictures, where the names do not show it."

@@ -1,9 +1,10 @@
 """Names of pictures: which place among the prompts each one says, by the first rule that fits all of them.
 
 1. A prompt's id, or an id and the image's number: 005695-0057_2.png.
-2. A prompt's number, perhaps behind what all names begin with, and perhaps the image's number: 00012.png, 00012-1.png,
+2. A prompt's words, and perhaps the image's number: a_red_fox.png.
+3. A prompt's number, perhaps behind what all names begin with, and perhaps the image's number: 00012.png, 00012-1.png,
    image_12.png, p12_s1.png. It counts from 0 or from 1, which shows where the first or the last prompt has a picture.
-3. Names without any number: the prompts in their order, one each.
+4. Names without any number: the prompts in their order, one each.
 
 Everything else is refused: a score for the wrong prompt looks like any other.
 """
@@ -43,12 +44,14 @@ def placed(
     paths: Sequence[Path], texts: Sequence[Prompt], what: str, first: int | None
 ) -> tuple[dict[Place, Path], str]:
     """Pictures by the place of their prompt and the number of their image, and the rule that was followed."""
-    by_id = _by_ids(paths, texts)
-    numbers = by_numbers(paths) if by_id is None else None
+    by_id, by_words = _by_ids(paths, texts), _by_words(paths, texts)
+    numbers = by_numbers(paths) if by_id is None and by_words is None else None
     if numbers is None:
         refuse_first(first, f"the pictures in {paths[0].parent} are not named by number")
     if by_id is not None:
         return slots_of(paths, by_id), "named by the prompts' ids"
+    if by_words is not None:
+        return slots_of(paths, by_words), "named by the prompts' words"
     if numbers is None:
         if len(paths) != len(texts):
             raise InputError(
@@ -67,13 +70,26 @@ def _by_ids(paths: Sequence[Path], texts: Sequence[Prompt]) -> list[Place] | Non
     ids = {prompt.id: i for i, prompt in enumerate(texts)}
     if all(map(NUMBER.fullmatch, ids)) and len({int(name) for name in ids}) == len(ids):  # 7 and 007 are one id
         ids |= {str(int(name)): i for name, i in ids.items()}
-    found = [_by_id(path.stem, ids) for path in paths]
-    if not any(place is not None for place in found):
-        return None
+    return _all_or_none(paths, [_by_id(path.stem, ids) for path in paths], "a prompt's id")
+
+
+def _by_words(paths: Sequence[Path], texts: Sequence[Prompt]) -> list[Place] | None:
+    """The same of pictures that are named by the prompts' words, whatever stands between them."""
+    words = {_spoken(prompt.text): i for i, prompt in enumerate(texts)}
+    if "" in words or len(words) < len(texts):
+        return None  # of no words or of the same ones: names cannot tell them apart
+    return _all_or_none(paths, [_by_id(_spoken(path.stem), words) for path in paths], "a prompt's words")
+
+
+def _spoken(text: str) -> str:
+    return "_".join(re.findall(r"\w+", text.replace("_", " ").casefold()))
+
+
+def _all_or_none(paths: Sequence[Path], found: Sequence[Place | None], what: str) -> list[Place] | None:
     named = [place for place in found if place is not None]
-    if len(named) < len(found):
-        raise InputError(_mixed(paths, [place is not None for place in found], "a prompt's id"))
-    return named
+    if 0 < len(named) < len(found):
+        raise InputError(_mixed(paths, [place is not None for place in found], what))
+    return named or None
 
 
 def _by_id(stem: str, ids: Mapping[str, int]) -> Place | None:

@@ -141,6 +141,20 @@ def find_in(place: Path, made: list[str], prompts: Path):
     return [(item.path.name, item.prompt.text) for item in found.items], found.about
 
 
+def test_words_come_before_numbers_and_before_the_order_of_names(tmp_path):
+    (tmp_path / "p.txt").write_text("a red fox, at night\n2 hens\na cat\n")
+    made = ["2_hens.png", "a cat.png", "A red fox - at night.png"]
+    found, about = find_in(tmp_path, made, tmp_path / "p.txt")
+    assert found == [(made[2], "a red fox, at night"), (made[0], "2 hens"), (made[1], "a cat")]
+    assert about == ["3 pictures of prompts 1 to 3 of 3; named by the prompts' words"]
+    found, _ = find_in(tmp_path, ["a cat_1.png", "a cat_0.png"], tmp_path / "p.txt")
+    assert found == [("a cat_0.png", "a cat"), ("a cat_1.png", "a cat")]
+    with pytest.raises(
+        InputError, match=r"2 of 3 pictures have a prompt's words .*, and 1 have not, such as a dog\.png"
+    ):
+        find_in(tmp_path, ["a cat.png", "2 hens.png", "a dog.png"], tmp_path / "p.txt")
+
+
 @pytest.fixture
 def styles(tmp_path):
     """Prompts of two categories, one after the other."""
