@@ -16,4 +16,5 @@ Format = Literal["table", "markdown", "csv", "latex", "json"]  # of a comparison
 CurveAxis = Literal["rounds", "denoiser", "seconds"]  # of reward curves
 KeptKind = Literal["scores", "pairs", "tensors", "files"]  # what lies in the cache
 Fetched = Literal["scorers", "prompts", "models"]  # what needs a network once
+FirstNumber = Literal[0, 1]  # of the pictures of the first prompt
 ToyName = Literal["mixture", "tiny"]  # what an algorithm is checked on

@@ -1,8 +1,10 @@
-"""Pictures as files: what two rewards and the image store share."""
+"""Pictures as tensors: from files (`alignbench.pictures`), fitted to a model, as 8-bit pixels, and as JPEG sizes."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from alignbench.interface import RewardInfo
+from alignbench.pictures import FORMATS, LARGEST, Notes, Picture, PictureError, read
 
 JPEG_QUALITY = 95
 
@@ -26,9 +29,23 @@ def to_bytes(images: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b h w 3"]:
 
 
 def as_tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:
-    """A picture of any kind as RGB in [0, 1]; transparency is dropped, as Pillow's conversion does."""
+    """A picture in memory as RGB in [0, 1]. One from a file comes through `read_image`."""
     pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
     return pixels.float().div_(255)
+
+
+def read_image(
+    source: bytes | Path, notes: Notes | None = None, place: str = "", formats: Sequence[str] = FORMATS
+) -> Float[Tensor, "3 h w"]:
+    """A picture from a file or its bytes, in [0, 1], as `pictures.read` has it. What that took is added to `notes`.
+    Raises PictureError."""
+    return as_tensor(_noted(read(source, formats), notes, place))
+
+
+def _noted(picture: Picture, notes: Notes | None, place: str) -> Image.Image:
+    if notes is not None:
+        notes.add(picture.notes, place)
+    return picture.image
 
 
 def jpeg_kilobytes(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
@@ -50,28 +67,21 @@ def jpeg_info(name: str, range_: str) -> RewardInfo:
     return RewardInfo(id=name, preprocessing="8 bit, JPEG quality 95, 4:2:0", range=range_, versions=versions)
 
 
-FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow would also start Ghostscript for an EPS
-LARGEST = 2**26  # pixels of an image, as stored and as resized; more is a decompression bomb
 Offset = tuple[float, float] | None  # of a crop: which share of the places down and across; None is the centre
 
 
-def fitted(content: bytes, size: tuple[int, int], offset: Offset) -> Float[Tensor, "3 h w"]:
-    """An encoded image, resized until it covers `size` and cut to it. Raises whatever the decoder raises."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise ValueError(f"{len(content)} bytes that are no {', '.join(FORMATS)}") from None
-    with image:
-        scaled = _covering(image.size, size)
-        if max(image.width * image.height, scaled[0] * scaled[1]) > LARGEST:
-            raise ValueError(f"{image.width} x {image.height} pixels; resized or not, at most {LARGEST} are decoded")
-        whole = image.convert("RGB").resize(scaled, Image.Resampling.BILINEAR)
+def fitted(
+    content: bytes, size: tuple[int, int], offset: Offset, notes: Notes | None = None, place: str = ""
+) -> Float[Tensor, "3 h w"]:
+    """An encoded image, as `read_image` reads it, resized until it covers `size` and cut to it. Raises PictureError."""
+    image = _noted(read(content), notes, place)
+    scaled = _covering(image.size, size)
+    if scaled[0] * scaled[1] > LARGEST:
+        raise PictureError(f"{image.width} x {image.height} pixels; resized, it would have more than {LARGEST}")
+    whole = image.resize(scaled, Image.Resampling.BILINEAR)
     down, across = offset or (None, None)
     top, left = _place(whole.height - size[0], down), _place(whole.width - size[1], across)
-    pixels = np.array(whole.crop((left, top, left + size[1], top + size[0])))
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    return as_tensor(whole.crop((left, top, left + size[1], top + size[0])))
 
 
 def _covering(found: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

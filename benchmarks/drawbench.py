@@ -8,12 +8,12 @@ Checked     200 prompts, 11 categories.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from alignbench import InputError, Prompt
 from alignbench.downloads import OwnFile, own
+from alignbench.texts import table_rows
 
 __all__ = ["DrawBench"]
 
@@ -30,12 +30,8 @@ class DrawBench:
 
     def prompts(self, split: str) -> Sequence[Prompt]:
         path = own(FILE)
-        try:
-            with open(path, encoding="utf-8-sig", newline="") as handle:
-                rows = [{str(k).strip().lower(): v for k, v in row.items()} for row in csv.DictReader(handle)]
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is not UTF-8 ({error.reason}); export it again.") from None
-        texts = [(row.get("prompts") or "", (row.get("category") or "").strip()) for row in rows]
+        rows = [row for _, row in table_rows(path)]
+        texts = [(row.get("prompts", ""), row.get("category", "").strip()) for row in rows]
         categories = {category for _, category in texts if category}
         filled = sum(bool(text.strip()) for text, _ in texts)
         if not filled == len(texts) == COUNT or len(categories) != CATEGORIES:

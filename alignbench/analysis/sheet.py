@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from alignbench.analysis.load import Method, Run, load, methods_of
 from alignbench.errors import InputError, UnknownName
+from alignbench.pictures import PictureError, read
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,9 +66,9 @@ def _sheet(rows: dict[str, list[Path]], texts: Sequence[str]) -> Image:
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(size=FONT)
-    with Image.open(next(iter(rows.values()))[0]) as first:
-        scale = max(1, -(-CELL // max(first.size)))
-        width, height = first.width * scale, first.height * scale
+    first = _read(next(iter(rows.values()))[0])
+    scale = max(1, -(-CELL // max(first.size)))
+    width, height = first.width * scale, first.height * scale
     left = 2 * GAP + max(int(font.getlength(label)) for label in rows)
     captions = [_wrapped(text, width, font) for text in texts]
     top = 2 * GAP + LINE * max(len(lines) for lines in captions)
@@ -80,10 +81,16 @@ def _sheet(rows: dict[str, list[Path]], texts: Sequence[str]) -> Image:
         y = top + row * (height + GAP)
         pen.text((GAP, y + height // 2 - LINE // 2), label, fill="black", font=font)
         for column, path in enumerate(files):
-            with Image.open(path) as picture:
-                enlarged = picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+            enlarged = _read(path).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (left + column * (width + GAP), y))
     return sheet
+
+
+def _read(path: Path) -> Image:
+    try:
+        return read(path, formats=("PNG",)).image
+    except PictureError as error:
+        raise InputError(f"{path} cannot be read as a picture ({error}); run the cell again.") from None
 
 
 def _wrapped(text: str, width: int, font: FreeTypeFont | ImageFont) -> list[str]:

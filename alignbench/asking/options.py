@@ -94,10 +94,13 @@ class Options(BaseModel):
     @classmethod
     def parse(cls: type[Asked], values: Mapping[str, Any], where: str | None = None) -> Asked:
         """From plain values. Raises InputError naming the key as it stands in the file `where`, or the flag."""
-        for key in values:
+        for key, value in values.items():
+            place = f"{where}: " if where else ""
             if key not in cls.model_fields:
-                place = f"{where}: " if where else ""
                 raise InputError(f"{place}{UnknownName('option', str(key), cls.model_fields)}")
+            if "" in (value if isinstance(value, list | tuple) else [value]):
+                name = f"{place}{key}" if where else f"--{str(key).replace('_', '-')}"
+                raise InputError(f"{name}: an empty value; say what is meant, or leave the option out.")
         try:
             return cls(**values)
         except ValidationError as error:
@@ -227,7 +230,7 @@ class RunOptions(ScoringOptions, PairChoice, SamplingOptions, DeviceOptions):
     )
 
     prompts: Annotated[str | None, Option(DATA, NAMED)] = Field(
-        None, description="Prompts to evaluate on: a name, or a .txt, .tsv, .csv or .jsonl file."
+        None, description="Prompts to evaluate on: a name, or a .txt, .tsv, .csv, .jsonl, .json or .parquet file."
     )
     split: Annotated[str, Option(DATA, HASHED)] = Field(
         "test", description="Split of the prompts; tune on dev, report on test."

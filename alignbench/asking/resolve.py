@@ -15,7 +15,7 @@ from alignbench.asking.adapter_folders import adapter_folder
 from alignbench.asking.needs import Needs
 from alignbench.asking.options import RunOptions, SamplingOptions
 from alignbench.asking.presets import Defaults, build_algorithm, defaults_of, differences
-from alignbench.asking.sources import Sources
+from alignbench.asking.sources import IMAGE, Sources
 from alignbench.diffusion import registry
 from alignbench.diffusion.registry import Family, Hold, Model
 from alignbench.errors import InputError
@@ -66,6 +66,14 @@ class Cell:
     def folder(self) -> Path:
         """Where images, adapter, checkpoint and curve go: beside the result, with its stem."""
         return self.path.with_suffix("")
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know of the files it reads, in sentences: columns that nothing uses, images that were changed."""
+        c = self.configuration
+        notes = prompt_sets.notes_on(c.prompts, used=(IMAGE,) if self.sources else ())
+        notes += prompt_sets.notes_on(c.train_prompts) if c.train_prompts and c.train_prompts != c.prompts else []
+        return notes + ([f"images: {'; '.join(self.sources.notes)}"] if self.sources and self.sources.notes else [])
 
 
 def resolve(options: RunOptions) -> Cell:

@@ -7,19 +7,21 @@ Paths are relative to the file's folder and stay inside of it.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from alignbench.asking.prompts import lines_of
 from alignbench.errors import InputError
 from alignbench.files import Folder, canonical_json
 from alignbench.images import fitted
 from alignbench.interface import Pipeline, Start
+from alignbench.pictures import Notes, PictureError, counted, read
 from alignbench.record.result import Scalar
+from alignbench.texts import json_of, lines_of
+
+IMAGE = "image"  # the column of a line that prompts make no use of
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Sources:
     names: tuple[str, ...]
     sha256: str  # over the files in order
     strength: float
+    notes: Sequence[str] = ()  # what was done to images more than reading them
 
     @property
     def task(self) -> dict[str, Scalar]:
@@ -41,39 +44,41 @@ class Sources:
         _, height, width = pipeline.info()["image_shape"]
         images = []
         for place in places:
+            content = self.folder.read(self.names[place], "--images")
             try:
-                content = self.folder.read(self.names[place], "--images")
                 images.append(fitted(content, (height, width), None))
-            except Exception as error:  # decoders raise all kinds of them on broken files
+            except PictureError as error:
                 raise InputError(f"the image {self.names[place]} cannot be read: {error}.") from None
         return Start(torch.stack(images), self.strength)
 
 
 def read_sources(path: Path, strength: float) -> Sources:
-    """The images of a file whose prompts `alignbench.asking.prompts` reads. Raises InputError naming the line."""
+    """The images of a file whose prompts `prompt_files` reads; each is looked at, so that none ends a run once a model
+    was aligned. Raises InputError naming the line."""
     if path.suffix != ".jsonl":
         raise InputError(f"--images {path}: expected a .jsonl file with a prompt and an image a line.")
-    folder, names, hashes = Folder(path.parent), [], []
-    try:
-        lines = lines_of(path)
-    except OSError as error:
-        raise InputError(f"--images {path} cannot be read ({error}).") from None
-    for number, line in enumerate(lines, start=1):
+    folder, names, hashes, notes = Folder(path.parent), [], [], Notes()
+    for number, line in enumerate(lines_of(path), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where}: not JSON ({error}).") from None
-        image = (
-            {str(name).lower(): value for name, value in row.items()}.get("image") if isinstance(row, dict) else None
-        )
+        row = json_of(line, where)
+        image = {str(name).lower(): value for name, value in row.items()}.get(IMAGE) if isinstance(row, dict) else None
         if image is None:
             raise InputError(f'{where}: expected an object such as {{"prompt": "a red circle", "image": "0.png"}}.')
         names.append(folder.find(image, where))
-        hashes.append(hashlib.sha256(folder.read(names[-1], where)).hexdigest())
+        hashes.append(_identity(folder.read(names[-1], where), names[-1], where, notes))
     if not names:
         raise InputError(f"--images {path} holds no images.")
     digest = hashlib.sha256(canonical_json(hashes).encode()).hexdigest()
-    return Sources(folder, tuple(names), digest, strength)
+    return Sources(folder, tuple(names), digest, strength, counted(notes.counts))
+
+
+def _identity(content: bytes, name: str, where: str, notes: Notes) -> str:
+    """The hash of an image's bytes and, where it takes more than reading it, of what that is: it has changed."""
+    try:
+        picture = read(content)
+    except PictureError as error:
+        raise InputError(f"{where}: the image {name} cannot be read: {error}.") from None
+    notes.add(picture.notes, name)
+    return " ".join([hashlib.sha256(content).hexdigest(), *picture.notes])

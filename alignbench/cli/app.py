@@ -51,6 +51,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
             return 0
     try:
         _check_environment()
+        _check_values(arguments)
         code = app([a for a in arguments if a != "--debug"], exit_on_error=False, print_error=False)
         return code if isinstance(code, int) else 0
     except CycloptsError as error:
@@ -75,7 +76,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
 
 
 def _check_environment() -> None:
-    """Refuse a variable that would set an option which no command has: it would be ignored."""
+    """Refuse a variable that would set an option which no command has, or to nothing: it would be ignored."""
     for variable in os.environ:
         for name in app if variable.startswith(PREFIX) else ():
             start = f"{PREFIX}{name.replace('-', '_').upper()}_"
@@ -87,6 +88,20 @@ def _check_environment() -> None:
             ]
             if variable not in known:
                 raise InputError(str(UnknownName(f"option of `{name}` for the environment variable", variable, known)))
+            if not os.environ[variable]:
+                raise InputError(f"{variable} is set to nothing; say what is meant, or unset it.")
+
+
+def _check_values(arguments: Sequence[str]) -> None:
+    """Refuse empty values, such as a variable of the shell that is not set: a path would mean the folder one is in."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--") and equals and not value:
+            raise InputError(f"{name}: an empty value; say what is meant, or leave the option out.")
+        if not argument:
+            before = arguments[place - 1] if place else "alignbench"
+            what = before if before.startswith("--") else f"what follows {before}"
+            raise InputError(f"{what}: an empty value; say what is meant, or leave it out.")
 
 
 def _one_line(error: BaseException) -> str:

@@ -213,6 +213,7 @@ def _description(cell: Cell) -> str:
         rows.append(("field", f"{name} = {used}{note}"))
     if cell.preset:
         rows.append(("preset", cell.preset))
+    rows += [("note", line) for line in cell.notes]
     lines = [f"{c.algorithm} on {cell.model.name} ({cell.model.source}), would write {cell.path}"]
     return "\n".join([*lines, *(f"  {label:12} {value}" for label, value in [*rows, *_cost_rows(cell, cost)])])
 

@@ -122,6 +122,8 @@ def make_for(options: PairsOptions) -> tuple[str, Made]:
         candidates=options.candidates,
     )
     with Progress() as progress:
+        for line in prompt_sets.notes_on(name):
+            progress.say(line)
         made = make_pairs(feedback, options.output, options.batch_size or BATCH[3], meter, progress)
     return f"{model.name} on {name}/{split}, labelled by {reward_name}", made
 

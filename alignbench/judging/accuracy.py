@@ -29,6 +29,7 @@ from alignbench.judging.judgements import (
 from alignbench.judging.options import AccuracyOptions
 from alignbench.keys import Key
 from alignbench.meter import Meter
+from alignbench.pictures import counted
 from alignbench.plugins import label, reward_of
 from alignbench.preferences.cache import TensorCache
 from alignbench.preferences.choosing import Chosen, choose
@@ -78,7 +79,7 @@ def measure(options: AccuracyOptions, quiet: bool = False) -> Report:
         shape = pipeline.info()["image_shape"] if pipeline is not None else ()
         judged = judge_by_scorers(rewards, pairs, task, shape) + judged
     return Report(
-        pairs=_described(options, chosen, n, pairs.skipped),
+        pairs=_described(options, chosen, n, pairs),
         model=dict(pipeline.info()) if pipeline is not None else None,
         options=options,
         rows=[row_of(item, chosen) for item in judged],
@@ -94,7 +95,7 @@ def _rewards(options: AccuracyOptions, model: Model | None) -> dict[str, Reward]
     return {short: reward_of(name) for short, name in zip(short_names(names, label), names, strict=True)}
 
 
-def _described(options: AccuracyOptions, chosen: Chosen, n: int, skipped: Mapping[int, str]) -> dict[str, Any]:
+def _described(options: AccuracyOptions, chosen: Chosen, n: int, source: EncodedPairs | OwnSizes) -> dict[str, Any]:
     pairs = [chosen.pair(i) for i in range(n)]
     return {
         "path": str(options.pairs),
@@ -103,7 +104,8 @@ def _described(options: AccuracyOptions, chosen: Chosen, n: int, skipped: Mappin
         "used": n,
         "prompts": len({pair.prompt.text for pair in pairs}),
         "ties": sum(pair.label == 0.5 for pair in pairs),
-        "skipped": {chosen.pair(i).place: why for i, why in sorted(skipped.items())},
+        "skipped": {chosen.pair(i).place: why for i, why in sorted(source.skipped.items())},
+        "pictures": source.notes.counts,
         "summary": chosen.summary(),
     }
 
@@ -148,6 +150,8 @@ def text(report: Report) -> str:
     notes = [f"pairs: {pairs['summary']}"]
     if pairs["used"] < pairs["counts"]["used"]:
         notes[0] += f", the first {pairs['used']} of them (--limit)"
+    if pairs["pictures"]:
+        notes.append(f"pairs with pictures: {'; '.join(counted(pairs['pictures']))}")
     if pairs["skipped"]:
         place, why = next(iter(pairs["skipped"].items()))
         notes.append(f"skipped: {len(pairs['skipped'])} with an image that cannot be read, first {place}: {why}")

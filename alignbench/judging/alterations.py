@@ -20,6 +20,7 @@ from torch import Tensor
 from alignbench.images import JPEG_QUALITY, as_tensor, to_bytes
 from alignbench.interface import Prompt
 from alignbench.keys import Key
+from alignbench.pictures import read
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 HALF = "half the prompt"
@@ -53,8 +54,7 @@ def jpeg(pixels: Pixels, key: Key) -> Pixels:
     """Saved as JPEG and read again."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=JPEG_QUALITY)
-    with Image.open(buffer) as image:
-        return np.asarray(image.convert("RGB"))
+    return np.asarray(read(buffer.getvalue(), formats=("JPEG",)).image)
 
 
 def noise(pixels: Pixels, key: Key) -> Pixels:

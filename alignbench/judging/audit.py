@@ -95,6 +95,7 @@ def audit(options: AuditOptions, quiet: bool = False) -> Report:
             "prompts": len(place),
             "ties": int((judged[LABELS] == 0.5).sum()),
             "skipped": {chosen.pair(i).place: why for i, why in sorted(source.skipped.items())},
+            "pictures": source.notes.counts,
             "summary": chosen.summary(),
         },
         scorers={item.name: _findings(item, judged[item.name], chosen, prompts) for item in audited},

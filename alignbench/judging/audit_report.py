@@ -11,6 +11,7 @@ from alignbench.analysis.plots import audit_figure
 from alignbench.analysis.statistics import WinRate
 from alignbench.judging.alterations import CHANGES
 from alignbench.judging.audit import Report, ScorerAudit
+from alignbench.pictures import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,6 +76,8 @@ def text(report: Report) -> str:
     header = ["", "images", "change / spread", "flips %", "95 % interval"]
     parts.append(plain(Table("sensitivity: mean change of a score, and decisions that turn", header, rows)))
     notes = [f"pairs: {pairs['summary']}"]
+    if pairs["pictures"]:
+        notes.append(f"pairs with pictures: {'; '.join(counted(pairs['pictures']))}")
     if pairs["skipped"]:
         place, why = next(iter(pairs["skipped"].items()))
         notes.append(f"skipped: {len(pairs['skipped'])} with an image that cannot be read, first {place}: {why}")

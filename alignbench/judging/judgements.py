@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +16,10 @@ from torch import Tensor
 
 from alignbench.analysis.statistics import WinRate, win_rate
 from alignbench.devices import chunked
-from alignbench.errors import Unsupported, described
-from alignbench.images import FORMATS, fitted
+from alignbench.errors import Unsupported
+from alignbench.images import read_image
 from alignbench.interface import Prompt, Reward
+from alignbench.pictures import Notes, PictureError
 from alignbench.preferences.choosing import Chosen, preference
 from alignbench.preferences.columns import Encoded
 from alignbench.progress import Progress
@@ -180,6 +180,7 @@ class OwnSizes:
 
     def __init__(self, chosen: Chosen, say: Callable[[str], None]) -> None:
         self.skipped: dict[int, str] = {}  # pairs with an image that cannot be read, and why
+        self.notes = Notes(say)
         self._chosen, self._say = chosen, say
 
     def images(self, indices: Sequence[int]) -> list[tuple[int, tuple[Tensor, Tensor] | None]]:
@@ -188,24 +189,14 @@ class OwnSizes:
         return [(i, found[i]) for i in indices]
 
     def _decoded(self, i: int, contents: Encoded) -> tuple[Tensor, Tensor] | None:
+        place = self._chosen.pair(i).place
         try:
-            first, second = (fitted(content, _size(content), None) for content in contents)
-        except Exception as error:  # decoders raise all kinds for broken files, from SyntaxError to struct.error
-            self.skipped[i] = described(error, 200)
-            self._say(f"pair skipped: {self._chosen.pair(i).place}: {self.skipped[i]}")
+            first, second = (read_image(content, self.notes, place) for content in contents)
+        except PictureError as error:
+            self.skipped[i] = str(error)
+            self._say(f"pair skipped: {place}: {error}")
             return None
         return first, second
-
-
-def _size(content: bytes) -> tuple[int, int]:
-    """Height and width of an encoded image."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return image.height, image.width
-    except UnidentifiedImageError:
-        raise ValueError(f"{len(content)} bytes that are no {', '.join(FORMATS)}") from None
 
 
 def short_names(names: Sequence[str], shorten: Callable[[str], str]) -> list[str]:

@@ -23,7 +23,7 @@ from alignbench.asking.options import (
     ScoringOptions,
     Seed,
 )
-from alignbench.choices import Crop
+from alignbench.choices import Crop, FirstNumber
 from alignbench.errors import InputError
 
 PAIRS = "Preference pairs: a Pick-a-Pic parquet file or folder, an HPDv2 .json, or a folder with pairs.jsonl."
@@ -91,8 +91,12 @@ class ScoreOptions(ScoringOptions):
     scorers: Annotated[tuple[str, ...], Option(WHAT)] = Field(description="Scorers, as in `alignbench run`.")
     prompts: Annotated[str | None, Option(DATA)] = Field(
         None,
-        description="What a folder's pictures were made for: a name or a file. Pictures named by number, such as "
-        "00012.png, belong to the prompt of that place from 0 on; others to the prompts in the order of their names.",
+        description="What a folder's pictures were made for: a name or a file. Pictures are named by the prompts' "
+        "ids or words, by their numbers (00012.png, image_12.png, 00012-1.png for the second of a prompt), or without "
+        "any number, one for each prompt. The folders of HPSv2, GenEval and ImageReward are read too.",
+    )
+    first_number: Annotated[FirstNumber | None, Option(DATA)] = Field(
+        None, description="The number of the first prompt's pictures, where the names do not show it."
     )
     split: Annotated[str, Option(DATA)] = Field("test", description="Split of the prompts.")
     device: Annotated[str, Option(MEMORY)] = Field("auto", description="auto, cpu, cuda, or cuda:1.")

@@ -21,11 +21,12 @@ import numpy as np
 from alignbench import plugins
 from alignbench.analysis.formats import percent
 from alignbench.analysis.statistics import win_rate
-from alignbench.errors import InputError, described
+from alignbench.errors import InputError
 from alignbench.files import remove_leftovers_of, sha256_of
 from alignbench.images import fitted
 from alignbench.judging.options import TrainRewardOptions
 from alignbench.keys import Key
+from alignbench.pictures import Notes, PictureError
 from alignbench.plugins import reward_of
 from alignbench.preferences.choosing import Chosen, choose
 from alignbench.preferences.source import open_pairs
@@ -117,14 +118,15 @@ def read_pairs(chosen: Chosen, progress: Progress) -> tuple[Judged, dict[str, in
     pictures = np.empty((len(usable), 2, SIDE, SIDE, 3), dtype=np.uint8)
     place = {i: row for row, i in enumerate(usable)}
     unreadable: dict[int, str] = {}
+    notes = Notes(progress.say)
     progress.stage("read", len(usable))
     for i, contents in chosen.images(usable):
         try:
             for side, content in enumerate(contents):
-                image = fitted(content, (SIDE, SIDE), None)
+                image = fitted(content, (SIDE, SIDE), None, notes, chosen.pair(i).place)
                 pictures[place[i], side] = (image * 255).round().byte().permute(1, 2, 0).numpy()
-        except Exception as error:  # decoders raise all kinds for broken files, from SyntaxError to struct.error
-            unreadable[i] = described(error, 200)
+        except PictureError as error:
+            unreadable[i] = str(error)
             if len(unreadable) <= NAMED:
                 progress.say(f"pair skipped: {chosen.pair(i).place}: {unreadable[i]}")
         progress.advance()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,19 @@ from alignbench import plugins
 from alignbench.asking import prompts as prompt_sets
 from alignbench.caches import scores_folder
 from alignbench.devices import chunked, device_of
-from alignbench.errors import InputError
-from alignbench.files import sha256_of
-from alignbench.images import as_tensor
+from alignbench.errors import InputError, RunError
+from alignbench.images import read_image
 from alignbench.interface import Prompt, Reward, RewardInfo, Truncates
+from alignbench.judging import picture_folders
 from alignbench.judging.options import ScoreOptions
+from alignbench.judging.picture_folders import Found, Item
+from alignbench.judging.picture_names import refuse_first
+from alignbench.pictures import READING, Notes, PictureError, content_of, counted, read
 from alignbench.progress import Progress
 from alignbench.record import result as results
 from alignbench.record.pictures import ImageStore, Slot
 from alignbench.scoring.score_cache import ScoreCache
 from alignbench.scoring.values import score_images
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-NUMBERED = re.compile(r"(\d+)(?:-(\d+))?")  # a prompt's place, and the number of its image
-
-
-@dataclass(frozen=True)
-class Item:
-    """A picture and what it was made for."""
-
-    path: Path
-    prompt: Prompt
-    sample: int = 0
 
 
 @dataclass
@@ -57,52 +48,33 @@ class Report:
     rows: Sequence[Scored]
     scorers: Mapping[str, RewardInfo]
     truncated: Mapping[str, int]  # images whose prompt was longer than the scorer reads
+    about: Sequence[str] = ()  # what to know of the pictures and their prompts, in sentences
+    pictures: Mapping[str, int] = field(default_factory=dict)  # what was done to how many more than reading them
 
 
 def score_place(place: Path, options: ScoreOptions, quiet: bool = False) -> Report:
     """What `alignbench score` does: every scorer on the pictures of a folder or of a result."""
     names = [plugins.full_name("rewards", name) for name in options.scorers]
     rewards = {plugins.label(name): plugins.reward_of(name, options.scoring) for name in names}
-    items = items_of(place, options.prompts, options.split)
+    found = items_of(place, options.prompts, options.split, options.first_number)
     with Progress(quiet) as progress:
         kept = scores_folder()
-        return score_items(items, rewards, options.batch_size, device_of(options.device), kept, progress)
+        report = score_items(found.items, rewards, options.batch_size, device_of(options.device), kept, progress)
+    notes = prompt_sets.notes_on(options.prompts) if options.prompts is not None else []
+    return replace(report, about=[*found.about, *notes])
 
 
-def items_of(place: Path, prompts: str | None, split: str = "test") -> list[Item]:
-    """The pictures of a folder or of a result file, with their prompts.
-
-    Pictures named by number (00012.jpg, or 00012-1.png for the second of a prompt) belong to the prompt of that place;
-    others belong to the prompts in the order of their names, one each. Raises InputError where that does not fit.
-    """
+def items_of(place: Path, prompts: str | None, split: str = "test", first_number: int | None = None) -> Found:
+    """The pictures of a folder (see `picture_folders`) or of a result file, with their prompts. Raises InputError where
+    they do not fit."""
     if place.suffix == ".json" and place.is_file():
         if prompts is not None:
             raise InputError(f"--prompts {prompts}: the result {place} has its own prompts; leave it out.")
-        return _items_of_result(place)
+        refuse_first(first_number, f"the result {place} knows its pictures")
+        return Found(_items_of_result(place))
     if not place.is_dir():
         raise InputError(f"{place} is neither a folder of pictures nor a result file.")
-    if prompts is None:
-        raise InputError(f"say what the pictures in {place} were made for: --prompts NAME or FILE.")
-    texts = prompt_sets.take(prompts, split)
-    paths = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise InputError(f"{place} holds no pictures; expected files ending in {', '.join(SUFFIXES)}.")
-    numbers = [NUMBERED.fullmatch(path.stem) for path in paths]
-    if all(numbers):
-        found = []
-        for path, number in zip(paths, numbers, strict=True):
-            assert number is not None
-            index = int(number[1])
-            if index >= len(texts):
-                raise InputError(f"{path} is of prompt number {index}, but {prompts!r} has {len(texts)}, from 0 on.")
-            found.append(Item(path, texts[index], int(number[2] or 0)))
-        return found
-    if len(paths) != len(texts):
-        raise InputError(
-            f"{place} holds {len(paths)} pictures and {prompts!r} {len(texts)} prompts; expected as many, or pictures "
-            "named by the place of their prompt, such as 00012.png."
-        )
-    return [Item(path, text) for path, text in zip(paths, texts, strict=True)]
+    return picture_folders.find(place, prompts, split, first_number)
 
 
 def _items_of_result(place: Path) -> list[Item]:
@@ -130,50 +102,72 @@ def score_items(
     progress: Progress,
 ) -> Report:
     """Every scorer on every picture. Scores are kept below the folder `kept` as soon as they are there, and found again
-    by picture, prompt and all that identifies the scorer."""
-    rows = [Scored(item) for item in items]
-    hashes = [sha256_of(item.path) for item in items]
+    by picture, prompt and all that identifies the scorer. A picture that cannot be read has no score, and a reason.
+
+    Raises InputError where none can be read, and for a scorer that cannot score these prompts.
+    """
     infos, truncated = {}, {}
     for name, reward in scorers.items():
         if reason := reward.unsupported([item.prompt for item in items], ()):
             raise InputError(f"scorer {name!r} cannot score these prompts: {reason}")
         infos[name] = reward.info()  # finds its files before anything is scored
+    rows, notes = [Scored(item) for item in items], Notes()
+    digests = _looked_at(rows, list(scorers), notes, progress)
     for name, reward in scorers.items():
         cache = ScoreCache(kept, reward)
         progress.stage(name, len(items))
         for chunk in chunked(range(len(items)), batch):
             fresh = []
             for place in chunk:
-                value = cache.get(hashes[place], items[place].prompt.text)
-                if value is None:
-                    fresh.append(place)
-                else:
+                value = cache.get(digests[place], items[place].prompt.text) if place in digests else None
+                if value is not None:
                     rows[place].scores[name] = value
+                elif place in digests:
+                    fresh.append(place)
             for places, images in _alike(items, fresh):
                 scored = score_images(name, reward, images.to(device), [items[place].prompt for place in places])
                 for place, (value, reason) in zip(places, scored, strict=True):
                     rows[place].scores[name] = value if reason is None else None
                     if reason is not None:
                         rows[place].failures[name] = reason
-            found = [(hashes[p], items[p].prompt.text, rows[p].scores[name]) for p in fresh]
+            found = [(digests[p], items[p].prompt.text, rows[p].scores[name]) for p in fresh]
             cache.put([(digest, text, value) for digest, text, value in found if value is not None])
             progress.advance(len(chunk))
         if isinstance(reward, Truncates):
             truncated[name] = sum(reward.truncated([item.prompt for item in items]))
-    return Report(rows, infos, truncated)
+    return Report(rows, infos, truncated, pictures=notes.counts)
+
+
+def _looked_at(rows: Sequence[Scored], names: Sequence[str], notes: Notes, progress: Progress) -> dict[int, str]:
+    """What identifies each picture to the cache, by its place. One that cannot be read has none, and fails in all
+    columns. Raises InputError where that is so for all of them."""
+    digests: dict[int, str] = {}
+    broken: dict[Path, PictureError] = {}
+    progress.stage("read", len(rows))
+    for place, row in enumerate(rows):
+        try:
+            content = content_of(row.item.path)
+            notes.add(read(content).notes, str(row.item.path))
+            digests[place] = f"{READING}:{hashlib.sha256(content).hexdigest()}"
+        except PictureError as error:
+            broken[row.item.path] = error
+            row.scores |= dict.fromkeys(names)
+            row.failures |= dict.fromkeys(names, f"it cannot be read: {error}")
+        progress.advance()
+    if rows and not digests:
+        path, why = next(iter(broken.items()))
+        raise InputError(f"not one of {len(rows)} pictures can be read; the first, {path}: {why}.")
+    return digests
 
 
 def _alike(items: Sequence[Item], places: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
     """The pictures of the places, those of one size together."""
-    from PIL import Image
-
     groups: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
     for place in places:
         try:
-            with Image.open(items[place].path) as image:
-                tensor = as_tensor(image)
-        except OSError as error:
-            raise InputError(f"{items[place].path} cannot be read as a picture ({error}); replace it.") from None
+            tensor = read_image(items[place].path)
+        except PictureError as error:  # it could be read a moment ago
+            raise RunError(f"{items[place].path} can no longer be read ({error}); type the same again.") from None
         groups.setdefault(tuple(tensor.shape), []).append((place, tensor))
     for group in groups.values():
         yield [place for place, _ in group], torch.stack([tensor for _, tensor in group])
@@ -200,6 +194,8 @@ def as_values(report: Report) -> dict[str, Any]:
     """What --json prints."""
     return {
         "scorers": {name: asdict(info) for name, info in report.scorers.items()},
+        "about": list(report.about),
+        "pictures": dict(report.pictures),
         "summary": summary(report),
         "rows": [
             {
@@ -216,8 +212,13 @@ def as_values(report: Report) -> dict[str, Any]:
 
 
 def text(report: Report) -> str:
-    """The summary as a table."""
-    lines = [f"{'scorer':24} {'images':>7} {'failed':>7} {'truncated':>10} {'mean':>10} {'deviation':>10}"]
+    """The summary as a table, below what to know of the pictures."""
+    about = [*report.about, *([f"pictures: {'; '.join(counted(report.pictures))}"] if report.pictures else [])]
+    failed = next(((row, why) for row in report.rows for why in row.failures.values()), None)
+    if failed is not None:
+        count = sum(bool(row.failures) for row in report.rows)
+        about.append(f"without a score: {count}, the first {failed[0].item.path}: {failed[1]}")
+    lines = [*about, f"{'scorer':24} {'images':>7} {'failed':>7} {'truncated':>10} {'mean':>10} {'deviation':>10}"]
     for name, s in summary(report).items():
         mean, deviation = (math.nan if s[key] is None else s[key] for key in ("mean", "deviation"))
         cut = "-" if s["truncated"] is None else s["truncated"]

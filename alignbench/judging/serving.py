@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from http.server import ThreadingHTTPServer
@@ -13,9 +12,10 @@ from torch import Tensor
 from alignbench import plugins
 from alignbench.devices import device_of
 from alignbench.errors import AlignbenchError, InputError, RunError
-from alignbench.images import LARGEST, as_tensor
+from alignbench.images import read_image
 from alignbench.interface import Prompt, Reward
 from alignbench.judging.options import ServeOptions
+from alignbench.pictures import PictureError
 from alignbench.remote.server import HOST, Refused, make_server
 from alignbench.scoring.values import score_images
 
@@ -60,14 +60,7 @@ def server_of(name: str, reward: Reward, port: int, device: str = "cpu") -> Thre
 
 def decoded(content: bytes) -> Tensor:
     """A PNG file as RGB in [0, 1]. Raises Refused for anything else, and for one that would fill the memory."""
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            if image.width * image.height > LARGEST:
-                raise Refused(f"an image has {image.width} x {image.height} pixels, expected at most {LARGEST}.")
-            return as_tensor(image)
-    except Refused:
-        raise
-    except Exception as error:  # Pillow raises all kinds for broken files
-        raise Refused(f"an image is no PNG that can be read ({type(error).__name__}).") from None
+        return read_image(content, formats=("PNG",))
+    except PictureError as error:
+        raise Refused(f"an image is no PNG that can be read ({error}).") from None

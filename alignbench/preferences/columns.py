@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -91,6 +91,31 @@ class Columns:
     def rows(self) -> Iterator[tuple[str, float, Models]]:
         for prompt, label, models in zip(self.prompts, self.labels, self.models, strict=True):
             yield prompt.text, label, models
+
+
+NO_IMAGE = (None, "", "none", "tie")  # what names no image as the best
+OF_JUDGEMENT = ("label_0", "label_1", "best_image_uid", "image_0_uid", "image_1_uid")
+
+
+def check_agreement(label: float, row: Mapping[str, Any], where: str) -> None:
+    """Raise InputError where a row says in another place that another image was preferred: one of the two is wrong, and
+    nothing says which."""
+    for name, expected in (("label_0", label), ("label_1", 1 - label)):
+        other = row.get(name)
+        if other is not None and (isinstance(other, bool) or other != expected):
+            raise InputError(
+                f"{where}: the label is {shown(label)} and {name} is {shown(other)}, which contradict each other: they "
+                "are P(preferred) of one image and of the other. Correct the row, or leave it out."
+            )
+    best, images = row.get("best_image_uid"), (row.get("image_0_uid"), row.get("image_1_uid"))
+    if best in NO_IMAGE or None in images or images[0] == images[1]:
+        return
+    preferred = images[0] if label == 1 else images[1] if label == 0 else None
+    if best != preferred and (preferred is not None or best in images):
+        raise InputError(
+            f"{where}: the label is {shown(label)} and best_image_uid is {shown(best)}, which contradict each other: "
+            f"the images are {shown(images[0])} and {shown(images[1])}. Correct the row, or leave it out."
+        )
 
 
 def check_some(columns: Columns, path: Path, unlabelled: int = 0) -> None:

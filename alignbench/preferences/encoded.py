@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignbench.errors import InputError, described
+from alignbench.errors import InputError
 from alignbench.images import Offset, fitted
 from alignbench.interface import PairBatch, Pipeline, Prompt
 from alignbench.keys import Key
+from alignbench.pictures import READING, Notes, PictureError
 from alignbench.preferences.cache import TensorCache
 from alignbench.preferences.choosing import Chosen
 from alignbench.quantities import Condition
@@ -50,6 +51,7 @@ class EncodedPairs:
         self.skipped: dict[int, str] = {}  # pairs with an image that cannot be read, and why
         self._chosen, self._pipeline, self._cache, self._crop, self._key = chosen, pipeline, cache, crop, key
         self._say, self._size = say, (int(shape[1]), int(shape[2]))
+        self.notes = Notes(say)
         self._model = json.dumps(dict(pipeline.info()), sort_keys=True)
         self._null: Condition | None = None
 
@@ -154,12 +156,12 @@ class EncodedPairs:
         """An image as the model wants it, or None: then its pair is skipped from now on, and that is said."""
         if i in self.skipped:
             return None
+        place = self._chosen.pair(i).place
         try:
-            return fitted(content, self._size, self._offset(i))
-        except Exception as error:  # decoders raise all kinds for broken files, from SyntaxError to struct.error
-            self.skipped[i] = described(error, 200)
-            place = self._chosen.pair(i).place
-            self._say(f"pair skipped: {place}: {self.skipped[i]} ({len(self.skipped)} of {len(self)} skipped so far)")
+            return fitted(content, self._size, self._offset(i), self.notes, place)
+        except PictureError as error:
+            self.skipped[i] = str(error)
+            self._say(f"pair skipped: {place}: {error} ({len(self.skipped)} of {len(self)} skipped so far)")
             return None
 
     def _offset(self, i: int) -> Offset:
@@ -188,7 +190,7 @@ class EncodedPairs:
 
     def _keys(self, i: int, hashes: Sequence[bytes]) -> tuple[bytes, bytes]:
         """Where the latents of a pair's images are kept, from the hashes of their bytes."""
-        how = (self._crop, self._offset(i), self._size)
+        how = (self._crop, self._offset(i), self._size, READING)
         first, second = (self._hash("latents", hashed.hex(), how) for hashed in hashes)
         return first, second
 

@@ -7,17 +7,27 @@ import functools
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from alignbench.errors import InputError
-from alignbench.preferences.columns import Columns, Encoded, Models, Pair, check_some, digest_of
+from alignbench.preferences.columns import (
+    OF_JUDGEMENT,
+    Columns,
+    Encoded,
+    Models,
+    Pair,
+    check_agreement,
+    check_some,
+    digest_of,
+)
 
 HEAVY = ("jpg_0", "jpg_1")
 NEEDED = (*HEAVY, "label_0", "caption")
-OPTIONAL = ("model_0", "model_1", "has_label")
+OPTIONAL = ("model_0", "model_1", "has_label", *OF_JUDGEMENT)
+BINARY = ("binary", "large_binary", "binary_view")
 SPLIT = re.compile(r"(.+)-\d{5}-of-\d{5}(-\w+)?\.parquet")  # how the hub names the files of a split
 ROWS, BUFFER = 16, 2**20  # rows taken out, and bytes of a column read, at once: half the memory of a whole row group
 
@@ -62,11 +72,11 @@ class ParquetPairs:
     def _read_group(self, file: int, group: int, members: Sequence[int]) -> Iterator[tuple[int, Encoded]]:
         """The images of pairs that stand in one row group."""
         first, left = self._groups[file][group], list(reversed(members))
-        with _parquet(self.paths[file]) as handle:
+        with opened(self.paths[file]) as handle:
             for part in handle.iter_batches(ROWS, row_groups=[group], columns=list(HEAVY), use_threads=False):
                 while left and self._rows[left[-1]] < first + len(part):
                     i = left.pop()
-                    images = (part.column(name)[self._rows[i] - first].as_py() or b"" for name in HEAVY)
+                    images = (_bytes_of(part.column(name)[self._rows[i] - first].as_py()) for name in HEAVY)
                     yield i, (next(images), next(images))
                 first += len(part)
                 if not left:
@@ -74,7 +84,7 @@ class ParquetPairs:
 
     def _read_light(self, path: Path) -> None:
         number = len(self._groups)
-        with _parquet(path) as handle:
+        with opened(path) as handle:
             names = handle.schema_arrow.names
             if missing := [name for name in NEEDED if name not in names]:
                 raise InputError(
@@ -82,27 +92,46 @@ class ParquetPairs:
                     "(its copies without images cannot be learnt from)."
                 )
             for name in HEAVY:
-                if (kind := str(handle.schema_arrow.field(name).type)) not in ("binary", "large_binary"):
+                if not _holds_bytes(handle.schema_arrow.field(name).type):
+                    kind = str(handle.schema_arrow.field(name).type)[:80]
                     raise InputError(f"{path}: column {name} holds {kind}; expected the bytes of encoded images.")
             sizes = [handle.metadata.row_group(k).num_rows for k in range(handle.num_row_groups)]
             self._groups.append(list(accumulate(sizes, initial=0))[:-1])
-            light = [name for name in (*NEEDED, *OPTIONAL) if name in names and name not in HEAVY]
-            table = handle.read(columns=light, use_threads=False).to_pydict()
-        nothing = [None] * sum(sizes)
-        columns = (table.get(name, nothing) for name in ("caption", "label_0", "model_0", "model_1", "has_label"))
-        for row, (text, label, *models, judged) in enumerate(zip(*columns, strict=True)):
-            if label is None if judged is None else not judged:
-                self.unlabelled += 1
-                continue
-            both = isinstance(models[0], str) and isinstance(models[1], str)
-            named: Models = (models[0], models[1]) if both else None
-            self._columns.append(text, label, named, f"{path}, row {row}")
-            self._files.append(number)
-            self._rows.append(row)
+            light = [name for name in dict.fromkeys((*NEEDED, *OPTIONAL)) if name in names and name not in HEAVY]
+            for group, start in enumerate(self._groups[-1]):
+                part = handle.read_row_group(group, columns=light, use_threads=False).to_pylist()
+                for row, values in enumerate(part, start):
+                    self._append(values, number, row, f"{path}, row {row}")
+
+    def _append(self, values: Mapping[str, Any], file: int, row: int, where: str) -> None:
+        """Add a pair by its light columns, or count it where nobody judged it."""
+        label, judged = values["label_0"], values.get("has_label")
+        if label is None if judged is None else not judged:
+            self.unlabelled += 1
+            return
+        models = (values.get("model_0"), values.get("model_1"))
+        named: Models = (models[0], models[1]) if isinstance(models[0], str) and isinstance(models[1], str) else None
+        self._columns.append(values["caption"], label, named, where)
+        check_agreement(label, values, where)
+        self._files.append(file)
+        self._rows.append(row)
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Whether a column holds encoded images: their bytes, or those and a path, as `datasets` writes them."""
+    if str(kind) in BINARY:
+        return True
+    names = [kind.field(i).name for i in range(kind.num_fields)] if str(kind).startswith("struct") else []
+    return "bytes" in names and str(kind.field("bytes").type) in BINARY
+
+
+def _bytes_of(value: Any) -> bytes:
+    """An image's bytes in a row; none where it is only named."""
+    return (value.get("bytes") if isinstance(value, dict) else value) or b""
 
 
 @contextlib.contextmanager
-def _parquet(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
     """A parquet file, open for reading through a small buffer. Raises InputError for one that is damaged or absent."""
     try:
         import pyarrow as pa
@@ -112,7 +141,11 @@ def _parquet(path: Path) -> Iterator[Any]:
     try:
         with pq.ParquetFile(path, buffer_size=BUFFER) as handle:
             yield handle
-    except (pa.ArrowException, OSError) as error:
+    except UnicodeDecodeError:  # a ValueError, as InputError is
+        raise InputError(
+            f"{path} cannot be read as parquet: it holds a text that is not UTF-8. Copy it again."
+        ) from None
+    except (pa.ArrowException, OSError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} cannot be read as parquet: {reason} Copy it again.") from error
 

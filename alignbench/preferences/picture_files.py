@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,7 +12,8 @@ from typing import Any
 
 from alignbench.errors import InputError, shown
 from alignbench.files import Folder
-from alignbench.preferences.columns import Columns, Encoded, Pair, check_some, digest_of
+from alignbench.preferences.columns import Columns, Encoded, Pair, check_agreement, check_some, digest_of
+from alignbench.texts import json_of, text_of
 
 FOLDER_FILE = "pairs.jsonl"
 
@@ -54,11 +54,11 @@ def read_folder(path: Path) -> FilePairs:
     source = path / FOLDER_FILE
     columns, folder = Columns(), Folder(path)
     images, places = [], []
-    for number, line in enumerate(_text(source).split("\n"), start=1):
+    for number, line in enumerate(text_of(source).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{source}, line {number}"
-        row = _json(line, where)
+        row = json_of(line, where)
         if not isinstance(row, dict):
             raise InputError(
                 f'{where}: expected an object such as {{"prompt": …, "images": [path, path], "label": 1}}.'
@@ -71,6 +71,7 @@ def read_folder(path: Path) -> FilePairs:
         if not _is_list(row["images"], 2):
             raise InputError(f"{where}: images is {shown(row['images'])}; expected two paths.")
         columns.append(row["prompt"], row["label"], models and (models[0], models[1]), where, row.get("id"))
+        check_agreement(row["label"], row, where)
         first, second = (folder.find(name, where) for name in row["images"])
         images.append((first, second))
         places.append(f"{FOLDER_FILE}, line {number}")
@@ -81,7 +82,7 @@ def read_folder(path: Path) -> FilePairs:
 def read_hpd(path: Path) -> FilePairs:
     """HPDv2's layout: train.json has two images an entry with human_preference, 1 for the one that was preferred;
     test.json has several with their rank, 1 for the best, and every two of them are a pair."""
-    entries = _json(_text(path), str(path))
+    entries = json_of(text_of(path), str(path))
     if not isinstance(entries, list):
         raise InputError(f"{path}: expected a list of objects with prompt, image_path and human_preference or rank.")
     columns, images, places = Columns(), [], []
@@ -107,15 +108,29 @@ def read_hpd(path: Path) -> FilePairs:
 def _comparisons(entry: dict[str, Any], n: int, where: str) -> Iterator[tuple[tuple[int, int], float]]:
     """The pairs of an entry of n images, and P(first preferred) of each."""
     preference, rank = entry.get("human_preference"), entry.get("rank")
-    if preference is not None:
-        if n != 2 or preference not in ([1, 0], [0, 1]):
-            raise InputError(f"{where}: human_preference is {shown(preference)}; expected [1, 0] or [0, 1].")
-        yield (0, 1), float(preference[0])
+    ranked = {} if rank is None and preference is not None else _by_rank(rank, n, where)
+    if preference is None:
+        yield from ranked.items()
         return
-    if not isinstance(rank, list) or len(rank) != n or not all(isinstance(r, int | float) and r == r for r in rank):
+    if n != 2 or not _are_numbers(preference, 2) or preference not in ([1, 0], [0, 1]):
+        raise InputError(f"{where}: human_preference is {shown(preference)}; expected [1, 0] or [0, 1].")
+    if ranked and ranked[0, 1] != preference[0]:
+        raise InputError(
+            f"{where}: human_preference is {shown(preference)} and rank is {shown(rank)}, which contradict each other."
+        )
+    yield (0, 1), float(preference[0])
+
+
+def _by_rank(rank: Any, n: int, where: str) -> dict[tuple[int, int], float]:
+    if not _are_numbers(rank, n):
         raise InputError(f"{where}: rank is {shown(rank)}; expected {n} numbers, one per image, the best lowest.")
-    for a, b in combinations(range(n), 2):
-        yield (a, b), 0.5 if rank[a] == rank[b] else float(rank[a] < rank[b])
+    return {(a, b): 0.5 if rank[a] == rank[b] else float(rank[a] < rank[b]) for a, b in combinations(range(n), 2)}
+
+
+def _are_numbers(values: Any, n: int) -> bool:
+    return _is_list(values, n) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) and value == value for value in values
+    )
 
 
 def _image_folder(path: Path, names: Sequence[object]) -> Folder:
@@ -134,21 +149,5 @@ def _image_folder(path: Path, names: Sequence[object]) -> Folder:
     return Folder(path.parent)  # which says what is wrong with the paths
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}).") from None
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON ({error}).") from None
-
-
-def _is_list(value: object, length: int) -> bool:
+def _is_list(value: Any, length: int) -> bool:
     return isinstance(value, list) and len(value) == length

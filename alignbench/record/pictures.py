@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench.files import replace_file
-from alignbench.images import as_tensor, to_bytes
+from alignbench.images import read_image, to_bytes
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,11 @@ class ImageStore:
 
     def read(self, chunk: Sequence[Slot]) -> Float[Tensor, b * image]:
         """The stored images, in [0, 1]. Raises OSError or ValueError where one is missing or damaged."""
-        from PIL import Image
-
         images = []
         for slot in chunk:
             path = self.path(slot, picture=True)
             if path.exists():
-                with Image.open(path) as image:
-                    images.append(as_tensor(image))
+                images.append(read_image(path, formats=("PNG",)))
             else:
                 images.append(torch.from_numpy(np.load(self.path(slot, picture=False), allow_pickle=False)))
         return torch.stack(images)

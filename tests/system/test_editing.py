@@ -113,10 +113,27 @@ def test_a_bad_line_is_named(images, line, message):
         read_sources(images, 0.5)
 
 
-def test_a_broken_image_is_named(cell, images):
+def test_a_broken_image_is_named_before_anything_is_aligned(cell, images):
     (images.parent / "pictures" / "1.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"the image pictures/1\.png cannot be read"):
-        run_cell(cell("base"), quiet=True)
+    with pytest.raises(InputError, match=r"edits\.jsonl, line 2: the image pictures/1\.png cannot be read: 10 bytes"):
+        cell("base")
+
+
+def test_an_image_is_edited_as_it_is_shown_and_that_is_part_of_what_is_edited(cell, images):
+    plain = read_sources(images, 0.5)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    picture = Image.new("RGB", (48, 40), "red")
+    picture.putpixel((24, 20), (0, 0, 255))
+    picture.save(images.parent / "pictures" / "0.png", exif=exif)
+    turned = read_sources(images, 0.5)
+    assert turned.notes == ["1 turned as their EXIF orientation says"]
+    assert turned.sha256 != plain.sha256
+    pipeline = models.load(models.named()["tiny"], Meter())
+    rotated = turned.start(pipeline, [0]).images
+    picture.save(images.parent / "pictures" / "0.png")
+    assert torch.equal(rotated.flip(2, 3), read_sources(images, 0.5).start(pipeline, [0]).images)
+    assert cell("base").notes == []
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ import alignbench
 from alignbench import Key, Prompt, RunError, plugins
 from alignbench.cli.app import run_command_line
 from alignbench.diffusion import hub
-from alignbench.images import LARGEST, fitted
+from alignbench.images import fitted
+from alignbench.pictures import LARGEST
 from alignbench.scoring import clip
 from alignbench.scoring.blip import blip_scorer
 from alignbench.scoring.weights import WeightFile
@@ -65,7 +66,7 @@ def here(tmp_path, monkeypatch) -> Path:
     ("typed", "message"),
     [
         (["run", "--algo", "base", "--prompts", "empty.txt"], "empty.txt holds no prompts."),
-        (["run", "--algo", "base", "--prompts", "gap.jsonl"], "gap.jsonl: prompt number 2 is empty."),
+        (["run", "--algo", "base", "--prompts", "gap.jsonl"], "gap.jsonl, line 2: the prompt is empty."),
         (["run", "--algo", "base", "--steps", "5000"], "the number of steps must lie in [1, 1000], got 5000"),
         (["run", "--algo", "base", "--steps", "5000", "--dry-run"], "the number of steps must lie in [1, 1000]"),
         (["run", "--algo", "best_of_n", "--budget", "nfe=10", "--dry-run"], "an image costs at least nfe="),
@@ -111,7 +112,7 @@ def test_an_image_of_too_many_pixels_is_not_decoded():
     side = int(LARGEST**0.5) + 1
     stored = io.BytesIO()
     Image.new("1", (side, side)).save(stored, format="PNG")
-    with pytest.raises(ValueError, match=f"{side} x {side} pixels; resized or not, at most {LARGEST} are decoded"):
+    with pytest.raises(ValueError, match=f"{side} x {side} pixels; at most {LARGEST} are decoded"):
         fitted(stored.getvalue(), (32, 32), None)
 
 

@@ -362,10 +362,10 @@ def test_a_request_or_a_picture_of_too_many_bytes_is_refused_unread(truth, monke
     monkeypatch.setattr(server, "LARGEST", 100)
     assert post(truth, {"images": [PNG], "prompts": ["a red circle"]})[0] == 413
     monkeypatch.undo()
-    monkeypatch.setattr("alignbench.judging.serving.LARGEST", 1000)
+    monkeypatch.setattr("alignbench.pictures.LARGEST", 1000)
     status, answer = post(truth, {"images": [PNG], "prompts": ["a red circle"]})
     assert status == 422
-    assert "32 x 32 pixels, expected at most 1000" in answer["error"]
+    assert "32 x 32 pixels; at most 1000 are decoded" in answer["error"]
 
 
 def test_the_server_listens_on_this_machine_alone_and_a_taken_port_is_wrong_input():

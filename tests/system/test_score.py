@@ -54,14 +54,15 @@ def test_every_picture_of_a_folder_gets_its_score(folder, capsys):
 
 
 def test_a_summary_names_the_scorer_and_counts_what_was_cut_off(folder, scorer_files, tmp_path, capsys):
-    items = items_of(folder, str(folder.parent / "prompts.txt"))
+    items = items_of(folder, str(folder.parent / "prompts.txt")).items
     report = scored(items, recipe.scorer("clip_l14"), tmp_path)
     assert summary(report)["it"] | {"mean": 0, "deviation": 0, "min": 0, "max": 0} == {
         "images": 4, "failed": 0, "truncated": 1, "mean": 0, "deviation": 0, "min": 0, "max": 0,
     }  # fmt: skip
     assert run_command_line(arguments(folder, "--scorers", "jpeg_compressibility")) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[1].split()[:4] == ["jpeg_compressibility", "4", "0", "-"]
+    assert out.splitlines()[0] == "4 pictures of prompts 1 to 4 of 4; numbered from 0"
+    assert out.splitlines()[2].split()[:4] == ["jpeg_compressibility", "4", "0", "-"]
 
 
 class Counting:
@@ -88,7 +89,7 @@ class Counting:
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped_and_a_finished_one_scores_nothing(folder, tmp_path):
-    items = items_of(folder, str(folder.parent / "prompts.txt"))
+    items = items_of(folder, str(folder.parent / "prompts.txt")).items
     with pytest.raises(KeyboardInterrupt):
         scored(items, Counting(stop=2), tmp_path)
     rest = Counting()
@@ -103,7 +104,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_a_finished_one_scores_n
 
 
 def test_scores_of_another_precision_are_not_taken_for_these(folder, scorer_files, tmp_path):
-    items = items_of(folder, str(folder.parent / "prompts.txt"))
+    items = items_of(folder, str(folder.parent / "prompts.txt")).items
     full = scored(items, recipe.scorer("clip_l14"), tmp_path)
     half = scored(items, recipe.scorer("clip_l14", dtype="bfloat16"), tmp_path)
     assert [row.scores for row in full.rows] != [row.scores for row in half.rows]
@@ -116,7 +117,7 @@ def test_a_failed_picture_is_a_row_with_a_reason_and_is_tried_again(folder, tmp_
                 raise ValueError("no circles")
             return super().__call__(images, prompts)
 
-    items = items_of(folder, str(folder.parent / "prompts.txt"))
+    items = items_of(folder, str(folder.parent / "prompts.txt")).items
     report = scored(items, Failing(), tmp_path)
     assert [row.scores["it"] is None for row in report.rows] == [False, True, False, False]
     assert report.rows[1].failures == {"it": "ValueError: no circles"}
@@ -154,15 +155,72 @@ def test_pictures_and_prompts_that_do_not_fit_are_refused(folder, tmp_path):
     with pytest.raises(InputError, match="holds no pictures"):
         items_of(tmp_path / "empty", prompts)
     (folder / "00003.png").rename(folder / "00007-1.png")
-    with pytest.raises(InputError, match=r"is of prompt number 7, but .* has 4, from 0 on"):
+    with pytest.raises(InputError, match=r"has number 7, but there are 4 prompts of .* from 0 on, the last is 3"):
         items_of(folder, prompts)
-    (folder / "00007-1.png").rename(folder / "z.png")
-    assert [item.prompt.text for item in items_of(folder, prompts)][::3] == ["a star", "a square"]
-    (folder / "00002.png").unlink()
-    with pytest.raises(InputError, match=r"holds 3 pictures and .* 4 prompts"):
-        items_of(folder, prompts)
-    (folder / "z.png").unlink()
-    assert [item.prompt.text for item in items_of(folder, prompts)] == ["a star", "a circle"]  # numbered: some suffice
-    (folder / "00001.png").write_bytes(b"not a picture")
-    with pytest.raises(InputError, match=r"00001\.png cannot be read as a picture"):
-        scored(items_of(folder, prompts), Counting(), tmp_path)
+    (folder / "00007-1.png").unlink()
+    assert [item.prompt.text for item in items_of(folder, prompts).items][1] == "a circle"  # numbered: some suffice
+
+
+def test_a_broken_picture_is_a_failed_row_and_not_the_end(folder, tmp_path, capsys):
+    (folder / "00001.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+    (folder / "00002.png").write_bytes((folder / "00002.png").read_bytes()[:-100])
+    assert run_command_line(arguments(folder, "--scorers", "jpeg_compressibility", "--json")) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["scores"]["jpeg_compressibility"] is None for row in rows] == [False, True, True, False]
+    assert "it cannot be read: " in rows[1]["failures"]["jpeg_compressibility"]
+    assert "are no JPEG" in rows[1]["failures"]["jpeg_compressibility"]
+    assert run_command_line(arguments(folder, "--scorers", "jpeg_compressibility")) == 0
+    assert f"without a score: 2, the first {folder}/00001.png: it cannot be read" in capsys.readouterr().out
+    for path in folder.iterdir():
+        path.write_bytes(b"no picture")
+    assert run_command_line(arguments(folder, "--scorers", "jpeg_compressibility")) == 2
+    assert f"not one of 4 pictures can be read; the first, {folder}/00000.png: 10 bytes" in capsys.readouterr().err
+
+
+def test_what_was_done_to_pictures_is_counted_the_second_time_too(folder, capsys):
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    clear.save(folder / "00001.png")
+    clear.save(folder / "00003.png")
+    (folder.parent / "prompts.csv").write_text("prompt,seed\na,1\nb,2\nc,3\nd,4\n")
+    for _ in range(2):
+        typed = [
+            "score",
+            str(folder),
+            "--prompts",
+            str(folder.parent / "prompts.csv"),
+            "--scorers",
+            "jpeg_compressibility",
+        ]
+        assert run_command_line([*typed, "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["pictures"] == {"transparent, shown on white": 2}
+        assert report["about"][1].endswith("prompts.csv: columns that are not used: seed")
+    assert run_command_line(typed) == 0
+    assert "pictures: 2 transparent, shown on white" in capsys.readouterr().out
+
+
+def test_a_picture_is_scored_as_it_is_shown(folder, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide = Image.fromarray(recipe.pictures()[0][:20, :50])
+    wide.save(folder / "00000.png", exif=exif)
+    shapes = []
+
+    class Looking(Counting):
+        def __call__(self, images, prompts):
+            shapes.append(tuple(images.shape[1:]))
+            return super().__call__(images, prompts)
+
+    scored(items_of(folder, str(folder.parent / "prompts.txt")).items[:1], Looking(), tmp_path)
+    assert shapes == [(3, 50, 20)]
+
+
+def test_where_pictures_may_count_from_0_or_1_an_option_says_which(folder, capsys):
+    (folder / "00000.png").unlink()
+    (folder / "00003.png").unlink()
+    typed = arguments(folder, "--scorers", "jpeg_compressibility")
+    assert run_command_line(typed) == 2
+    assert "say which: --first-number 0, or --first-number 1" in capsys.readouterr().err
+    for first, prompts in ((0, "2 to 3"), (1, "1 to 2")):
+        assert run_command_line([*typed, "--first-number", str(first)]) == 0
+        assert f"2 pictures of prompts {prompts} of 4; numbered from {first}" in capsys.readouterr().out

@@ -20,15 +20,15 @@ PLUGINS = sorted(path for group in GROUPS for path in (ROOT / group).glob("*.py"
 
 # Rooms and single files of the core, from the ground up. Each may import from itself and from those before it.
 FLOORS = (
-    "errors choices keys files quantities interface meter devices images downloads caches progress processes quiet "
-    "fields plugins record diffusion testbed shapes scoring remote preferences analysis asking experiment judging "
-    "contracts api cli __main__"
+    "errors choices keys files texts pictures quantities interface meter devices images downloads caches progress "
+    "processes quiet fields plugins record diffusion testbed shapes scoring remote preferences analysis asking "
+    "experiment judging contracts api cli __main__"
 ).split()
 # What a plug-in may use of the core beside the public names of `alignbench` itself.
 FOR_PLUGINS: dict[str, set[str]] = {
     "algorithms": set(),
     "rewards": {"scoring", "shapes", "testbed", "images", "downloads"},
-    "benchmarks": {"shapes", "testbed", "downloads"},
+    "benchmarks": {"shapes", "testbed", "downloads", "texts"},
 }
 SHARED = (["ddpo_animals"],)  # a prompt set that another one continues
 HOMES = {f"alignbench.{name}": home for name, home in alignbench._HOME_OF.items()}  # of public names
@@ -218,6 +218,20 @@ def test_no_function_and_no_file_outgrows_its_reader():
     ]
     assert not long_files
     assert not long_functions
+
+
+OPENERS = {"alignbench/pictures.py", "alignbench/remote/official_packages.py"}  # the latter in another environment
+
+
+def test_pictures_are_opened_in_one_place():
+    """Where formats are a list, sizes are bounded, and a picture is what a viewer shows."""
+    wrong = [
+        shown(path)
+        for path in (*CORE, *PLUGINS)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "Image.open" and shown(path) not in OPENERS
+    ]
+    assert not wrong
 
 
 LOADERS = {f"alignbench.diffusion.{name}" for name in ("loading", "registry.load")}

@@ -186,3 +186,40 @@ def test_help_has_the_headings_two_examples_and_says_what_scorers_replace(capsys
     assert places == sorted(places)
     assert out.count("alignbench run --algo ") == 2
     assert "They replace the model's default scorers" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_empty_value_is_refused_for_every_option_that_takes_text(command):
+    """A shell's variable that is not set is an empty value, and the default is not what was asked for."""
+    model = COMMANDS[command]
+    for name in model.model_fields:
+        flag = f"--{name.replace('_', '-')}"
+        for value in ("", [""], ("jpeg_compressibility", "")):
+            with pytest.raises(InputError, match=f"^{flag}: an empty value; say what is meant"):
+                model.parse({name: value})
+        with pytest.raises(InputError, match=f"^a.yaml: {name}: an empty value"):
+            model.parse({name: ""}, "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        (["run", "--algo", "base", "--prompts", ""], "--prompts"),
+        (["run", "--algo", "base", "--prompts="], "--prompts"),
+        (["run", "--algo", "base", "--output", ""], "--output"),
+        (["run", "--algo", "base", "--scorers", "jpeg_compressibility", ""], "what follows jpeg_compressibility"),
+        (["score", "", "--scorers", "jpeg_compressibility"], "what follows score"),
+        (["compare", ""], "what follows compare"),
+        ([""], "what follows alignbench"),
+    ],
+)
+def test_an_empty_value_is_refused_where_it_is_typed(typed, named, capsys):
+    """A path made of it would be the folder one is in."""
+    assert run_command_line(typed) == 2
+    assert capsys.readouterr().err.startswith(f"alignbench: {named}: an empty value; say what is meant")
+
+
+def test_a_variable_that_is_set_to_nothing_is_refused(monkeypatch, capsys):
+    monkeypatch.setenv("ALIGNBENCH_RUN_PROMPTS", "")
+    assert run_command_line(["run", "--algo", "base"]) == 2
+    assert "ALIGNBENCH_RUN_PROMPTS is set to nothing" in capsys.readouterr().err

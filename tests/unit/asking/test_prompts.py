@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from alignbench import downloads
+from alignbench.asking import prompt_files
 from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.options import RunOptions
 from alignbench.asking.resolve import resolve
@@ -122,19 +123,104 @@ def test_the_shapes_prompts_are_pinned():
         ("a.txt", "one\r\ntwo\r\n", ["one", "two"]),
         ("a.tsv", 'Prompt\tCategory\n"G I G" sign\tText\n', ['"G I G" sign']),
         ("a.csv", 'text,category\n"a cat, sitting",Animals\n', ["a cat, sitting"]),
+        ("a.csv", '\ufefftext,id\r\n"a ""cat"" of\ntwo lines",7\r\n\r\n', ['a "cat" of\ntwo lines']),
         ("a.jsonl", '{"caption": "a dog"}\n{"caption": "a cat"}\n', ["a dog", "a cat"]),
+        ("a.json", '["a dog", "a cat"]', ["a dog", "a cat"]),
+        ("a.json", '[{"id": "005695-0057", "prompt": "a dog"}]', ["a dog"]),
+        ("A.TXT", "a dog\n", ["a dog"]),
     ],
 )
 def test_prompt_files_are_read_in_every_format(tmp_path, name, content, texts):
     (tmp_path / name).write_text(content, newline="")
-    assert [prompt.text for prompt in prompt_sets.read_file(tmp_path / name)] == texts
+    assert [prompt.text for prompt in prompt_files.read(tmp_path / name).prompts] == texts
 
 
 def test_columns_of_a_file_carry_over(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("id,prompt,category,challenge\nx1,a cat,Animals,Basic\n")
-    (prompt,) = prompt_sets.read_file(path)
+    (prompt,) = prompt_files.read(path).prompts
     assert (prompt.id, prompt.category, prompt.challenge) == ("x1", "Animals", "Basic")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        # a comma, a tab or a quote that would cut a prompt short
+        (
+            "a.csv",
+            "prompt\na cat, sitting\n",
+            r"line 2: 2 fields between its commas, and the header has 1; a text with",
+        ),
+        ("a.csv", 'prompt,id\n"one\ntwo",1\na, b, c\n', r"line 4: 3 fields"),
+        ("a.csv", "prompt,category\na cat\n", r"line 2: 1 fields"),
+        ("a.csv", 'prompt\n"a" cat\n', r"line 2: .* a double quote inside of quotes is written twice"),
+        ("a.csv", 'prompt\nfine\n"a cat\n', r"line 3: a double quote is never closed"),
+        ("a.tsv", "prompt\tcategory\na cat\tx\ty\n", r"line 2: 3 fields between its tabs"),
+        ("a.csv", "prompt,Prompt\na,b\n", r"line 1: two columns are called 'prompt'"),
+        # what is no text
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt": null}\n', r"line 2: the prompt is null; expected text"),
+        ("a.jsonl", '{"prompt": 3}\n', r"line 1: the prompt is 3, a number; expected text"),
+        ("a.jsonl", '{"prompt": true}\n', r"the prompt is True, true or false"),
+        ("a.jsonl", '{"prompt": NaN}\n', r"the prompt is nan, a number"),
+        ("a.jsonl", '{"prompt": ["a"]}\n', r"a list; expected text"),
+        ("a.jsonl", '{"prompt": {"text": "a"}}\n', r"an object; expected text"),
+        ("a.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', r"line 2: the prompt is not there; expected text"),
+        ("a.jsonl", '{"prompt": "\\ud800"}\n', r"the prompt is '\\ud800', str; expected text"),
+        ("a.jsonl", '{"prompt": "a", "category": 3}\n', r"line 1: the category is 3, a number; expected text"),
+        ("a.jsonl", '{"prompt": "a", "id": 1.5}\n', r"line 1: the id is 1.5, a number"),
+        ("a.jsonl", '{"prompt": "a", "prompt": "b"}\n', r"line 1: 'prompt' stands twice in one object"),
+        ("a.jsonl", '{"prompt": "a", "Prompt": "b"}\n', r"line 1: two columns are called 'prompt'"),
+        ("a.jsonl", "[" * 100_000, r"line 1: not JSON"),
+        ("a.json", '["a", null]', r"entry 1: expected an object"),
+        ("a.json", '{"prompts": ["a"]}', r"expected a list of prompts"),
+        # another encoding
+        ("a.csv", "prompt\ncaf\u00e9\n".encode("cp1252"), r"line 2: not UTF-8 .*as Windows-1252 it would be '\u00e9'"),
+        ("a.csv", "prompt\na cat\n".encode("utf-16"), r"is UTF-16; save the file as UTF-8"),
+        ("a.txt", "a cat\n".encode("utf-16-le"), r"line 1: a null character"),
+        ("a.txt", b"a cat\na\0dog\n", r"line 2: a null character"),
+        ("a.parquet", b"PAR1", r"cannot be read as parquet"),
+    ],
+)
+def test_nothing_is_turned_into_a_prompt_that_is_none(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message) as caught:
+        prompt_sets.take(str(tmp_path / name), "test")
+    assert str(tmp_path / name) in str(caught.value)
+    assert "unexpected" not in str(caught.value)
+
+
+def test_columns_that_nothing_uses_are_named_once(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,negative_prompt,seed\na cat,blurry,1\na dog,,2\n")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a cat"}\n{"prompt": "a dog", "seed": 3, "image": "0.png"}\n')
+    (tmp_path / "a.txt").write_text("a cat\n")
+    assert prompt_sets.notes_on(str(tmp_path / "a.csv")) == [
+        f"{tmp_path}/a.csv: columns that are not used: negative_prompt, seed"
+    ]
+    assert prompt_sets.notes_on(str(tmp_path / "a.jsonl"), used=("image",)) == [
+        f"{tmp_path}/a.jsonl: columns that are not used: seed"
+    ]
+    assert prompt_sets.notes_on(str(tmp_path / "a.txt")) == prompt_sets.notes_on("parti") == []
+
+
+def test_a_cell_says_which_columns_it_does_not_use(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,seed\na red circle,1\n")
+    options = RunOptions(algo="base", model="tiny", prompts=str(tmp_path / "a.csv"), output=tmp_path)
+    assert resolve(options).notes == [f"{tmp_path}/a.csv: columns that are not used: seed"]
+
+
+def test_prompts_are_read_from_parquet_in_every_kind_of_text(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = ["a cat", "a dog", "a cat"]
+    image = pa.array([{"bytes": b"x", "path": "0.png"}] * 3, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    for number, kind in enumerate((pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()))):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"caption": pa.array(texts, kind), "jpg_0": image, "id": [5, 6, 7]}), path)
+        found = prompt_files.read(path)
+        assert [(prompt.id, prompt.text) for prompt in found.prompts] == list(zip("567", texts, strict=True))
+        assert found.unused == ["jpg_0"]
+    pq.write_table(pa.table({"prompt": pa.array(["a", None])}), tmp_path / "null.parquet")
+    with pytest.raises(InputError, match=r"null\.parquet, row 1: the prompt is null; expected text"):
+        prompt_files.read(tmp_path / "null.parquet")
 
 
 @pytest.mark.parametrize(
@@ -147,13 +233,13 @@ def test_columns_of_a_file_carry_over(tmp_path):
         ("a.csv", b"name,kind\na,b\n", "no column named prompt, text, caption; found name, kind"),
         ("a.jsonl", b'{"prompt": "a"}\n{oops\n', "line 2: not JSON"),
         ("a.jsonl", b"[1]\n", "line 1: expected an object"),
-        ("a.jsonl", b'{"prompt": " "}\n', "prompt number 1 is empty"),
+        ("a.jsonl", b'{"prompt": " "}\n', "line 1: the prompt is empty"),
     ],
 )
 def test_a_file_that_is_no_prompt_file_says_where_and_why(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
-        prompt_sets.read_file(tmp_path / name)
+        prompt_files.read(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)
 
 

@@ -224,6 +224,78 @@ def test_a_wrong_parquet_file_is_refused_by_name(tmp_path, rows, drop, message):
         open_pairs(write_parquet(tmp_path / "p.parquet", rows, drop=drop))
 
 
+AS_DATASETS = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.mark.parametrize(
+    "kind", [AS_DATASETS, pa.struct([("path", pa.string()), ("bytes", pa.large_binary())]), pa.large_binary()]
+)
+@pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_images_and_texts_are_read_in_every_kind_that_datasets_writes(tmp_path, kind, text):
+    nested = pa.types.is_struct(kind)
+    images = [
+        [{"bytes": p, "path": None} if nested else p for p in map(picture, numbers)] for numbers in ((1, 3), (2, 4))
+    ]
+    columns = {f"jpg_{i}": pa.array(column, kind) for i, column in enumerate(images)}
+    columns |= {"caption": pa.array(["a fox", "a fox"], text), "label_0": pa.array([1, 0], pa.int64())}
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet", row_group_size=1)
+    source = open_pairs(tmp_path / "p.parquet")
+    assert [(p.prompt.text, p.label) for p in map(source.pair, range(2))] == [("a fox", 1.0), ("a fox", 0.0)]
+    assert dict(source.images([0, 1])) == {0: (picture(1), picture(2)), 1: (picture(3), picture(4))}
+
+
+def test_an_image_that_is_only_named_is_a_pair_skipped(tmp_path):
+    rows = [{"bytes": picture(1), "path": "1.png"}, {"bytes": None, "path": "2.png"}]
+    columns = {"jpg_0": pa.array(rows, AS_DATASETS), "jpg_1": pa.array(rows[:1] * 2, AS_DATASETS)}
+    pq.write_table(pa.table(columns | {"caption": ["a", "b"], "label_0": [1.0, 1.0]}), tmp_path / "p.parquet")
+    said: list[str] = []
+    assert list(encoded(open_pairs(tmp_path / "p.parquet"), said=said).batch([0, 1]).rows) == [0]
+    assert said[0].startswith("pair skipped: p.parquet, row 1: no bytes; an image that is only named")
+
+
+CONTRADICTIONS = [
+    ({"label_0": 1.0, "label_1": 1.0}, "label is 1.0 and label_1 is 1.0, which contradict each other"),
+    ({"label_0": 0.0, "label_1": 0.0}, "label is 0.0 and label_1 is 0.0"),
+    ({"label_0": 0.5, "label_1": 1.0}, "label is 0.5 and label_1 is 1.0"),
+    ({"label_0": 1.0, "label_1": float("nan")}, "label is 1.0 and label_1 is nan"),
+    ({"label_0": 1.0, "best_image_uid": "b"}, "label is 1.0 and best_image_uid is 'b'.*images are 'a' and 'b'"),
+    ({"label_0": 0.0, "best_image_uid": "a"}, "label is 0.0 and best_image_uid is 'a'"),
+    ({"label_0": 1.0, "best_image_uid": "c"}, "label is 1.0 and best_image_uid is 'c'"),
+    ({"label_0": 0.5, "best_image_uid": "a"}, "label is 0.5 and best_image_uid is 'a'"),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), CONTRADICTIONS)
+def test_labels_that_contradict_each_other_are_refused_by_row(tmp_path, row, message):
+    rows = [
+        plain | {"image_0_uid": "a", "image_1_uid": "b", "jpg_0": picture(0), "jpg_1": picture(1), "caption": "a fox"}
+        for plain in ({"label_0": 1.0, "label_1": 0.0, "best_image_uid": "a"}, {"label_1": None} | row)
+    ]
+    pq.write_table(pa.Table.from_pylist([{"best_image_uid": None} | r for r in rows]), tmp_path / "p.parquet")
+    with pytest.raises(InputError, match=rf"p\.parquet, row 1: the {message}"):
+        open_pairs(tmp_path / "p.parquet")
+    own = {("label" if name == "label_0" else name): value for name, value in rows[1].items() if "jpg" not in name}
+    with pytest.raises(InputError, match=rf"pairs\.jsonl, line 1: the {message}"):
+        open_pairs(write_folder(tmp_path / "own", own | {"prompt": "a fox", "images": LINE["images"]}))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"label_0": 1.0, "label_1": 0.0, "best_image_uid": "a"},
+        {"label_0": 0.5, "label_1": 0.5, "best_image_uid": "none"},
+        {"label_0": 0.5, "label_1": None, "best_image_uid": None},
+        {"label_0": 1.0, "label_1": 1.0, "best_image_uid": "c", "has_label": False},
+    ],
+)
+def test_labels_that_agree_and_rows_that_nobody_judged_are_no_contradiction(tmp_path, row):
+    plain = {"jpg_0": picture(0), "jpg_1": picture(1), "caption": "a fox", "image_0_uid": "a", "image_1_uid": "b"}
+    judged = plain | {"label_0": 0.0, "label_1": 1.0, "best_image_uid": "b", "has_label": True}
+    pq.write_table(pa.Table.from_pylist([judged, judged | row]), tmp_path / "p.parquet")
+    source = open_pairs(tmp_path / "p.parquet")
+    assert len(source) + source.unlabelled == 2
+
+
 def test_damaged_parquet_is_refused_by_name_and_pyarrow_asked_for(tmp_path, monkeypatch):
     path = write_parquet(tmp_path / "p.parquet", [{}])
     path.write_bytes(path.read_bytes()[:-100])
@@ -232,6 +304,13 @@ def test_damaged_parquet_is_refused_by_name_and_pyarrow_asked_for(tmp_path, monk
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match=r"pip install 'alignbench\[parquet\]'"):
         open_pairs(path)
+
+
+def test_a_text_that_is_not_utf8_is_refused_by_name(tmp_path):
+    columns = {"caption": pa.array([b"caf\xe9"], pa.binary()).view(pa.string()), "label_0": [1.0]}
+    pq.write_table(pa.table(columns | {"jpg_0": [picture(0)], "jpg_1": [picture(1)]}), tmp_path / "p.parquet")
+    with pytest.raises(InputError, match=r"p\.parquet cannot be read as parquet: it holds a text that is not UTF-8"):
+        open_pairs(tmp_path / "p.parquet")
 
 
 def test_damage_inside_a_row_group_is_refused_by_name(tmp_path):
@@ -298,6 +377,15 @@ def test_hpdv2s_test_file_gives_all_pairs_of_its_ranks(tmp_path):
         ),
         ('[{"prompt": "x", "image_path": ["a.png", "b.png"], "rank": [1, NaN]}]', r"entry 0: rank is \[1, nan\]"),
         (
+            '[{"prompt": "x", "image_path": ["a.png", "b.png"], "human_preference": [1, 0], "rank": [2, 1]}]',
+            r"entry 0: human_preference is \[1, 0\] and rank is \[2, 1\], which contradict each other",
+        ),
+        (
+            '[{"prompt": "x", "image_path": ["a.png", "b.png"], "human_preference": [true, false]}]',
+            r"entry 0: human_preference is \[True, False\]",
+        ),
+        ('[{"prompt": "x", "prompt": "y"}]', r"'prompt' stands twice in one object"),
+        (
             '[{"prompt": "x", "image_path": ["a.png", "z.png"], "rank": [1, 2]}]',
             r"a\.png and z\.png, are not beside it",
         ),
@@ -338,6 +426,7 @@ def test_a_folder_of_our_own_is_read(tmp_path):
     [
         ("{", r"line 2: not JSON"),
         ("[" * 100_000, r"line 2: not JSON"),
+        ('{"label": 1, "label": 0}', r"line 2: 'label' stands twice in one object"),
         ("[1]", r"line 2: expected an object"),
         ({"prompt": "x", "label": 1}, r"line 2: no images; expected prompt, images and label"),
         (LINE | {"label": 2}, r"line 2: the label is 2; expected 1, 0 or 0\.5"),
@@ -790,9 +879,26 @@ def test_a_pair_with_an_image_that_cannot_be_read_is_skipped_and_named_once(tmp_
         assert [(i, images is None) for i, images in pairs.images([0, 1])] == [(0, False), (1, True)]
     assert len(said) == 1
     assert said[0].startswith("pair skipped: p.parquet, row 1: ")
-    assert ("are no JPEG, PNG, WEBP" in said[0]) == (kind in ("nothing", "no image", "a script"))
+    assert ("are no JPEG, PNG, WEBP" in said[0]) == (kind in ("no image", "a script"))
     assert said[0].endswith("(1 of 3 skipped so far)")
     assert pairs.skipped.keys() == {1}
+
+
+def test_a_pair_is_shown_as_a_viewer_shows_it_and_that_is_said_once(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3  # by half a turn
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(picture(7))).save(buffer, "PNG", exif=exif)
+    source = open_pairs(
+        write_parquet(tmp_path / "p.parquet", [{}, {"jpg_0": buffer.getvalue()}, {"jpg_1": buffer.getvalue()}])
+    )
+    said: list[str] = []
+    pairs = encoded(source, said=said)
+    (_, (first, _)), (_, (_, second)) = pairs.images([1, 2])
+    assert torch.equal(first, fitted(picture(7), (SIDE, SIDE), None).flip(1, 2))
+    assert torch.equal(first, second)
+    assert said == ["pictures turned as their EXIF orientation says; the first is p.parquet, row 1"]
+    assert list(pairs.notes.counts.values()) == [2]
 
 
 def test_a_batch_of_broken_pairs_alone_has_no_rows(tmp_path):

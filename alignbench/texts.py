@@ -1,0 +1,121 @@
+"""Text files that somebody gives: UTF-8 and nothing else, and tables and JSON that can be read in one way only."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignbench.errors import InputError, shown
+
+MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # what files of another encoding begin with
+LARGEST = 2**31  # bytes; HPDv2's largest file has a third of it
+
+
+def text_of(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a mark at its beginning. Raises InputError saying what else it is."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{path} is not a file.")
+        if found.st_size > LARGEST:
+            raise InputError(f"{path} has {found.st_size} bytes; a text of at most {LARGEST} was expected.")
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({os.strerror(error.errno or 0)}).") from None
+    if kind := MARKS.get(content[:2]):
+        raise InputError(f"{path} is {kind}; save the file as UTF-8.")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        seen = content[error.start : error.start + 1].decode("cp1252", "replace")
+        raise InputError(
+            f"{path}, line {line}: not UTF-8 (as Windows-1252 it would be {seen!r}); save the file as UTF-8."
+        ) from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise InputError(f"{path}, line {line}: a null character, which no text has; save the file as UTF-8.")
+    return text
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file; only line ends of the three systems end one. Raises InputError."""
+    return text_of(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def table_rows(path: Path, tabs: bool = False) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a table with a header: the place of each, and its fields by column in small letters. Commas separate
+    fields, and double quotes hold them together (RFC 4180); where tabs do, quotes are text. Raises InputError by line
+    for a row that has not as many fields as the header: a comma that is not quoted would cut a text short."""
+    source = io.StringIO(text_of(path), newline="")
+    reader = csv.reader(source, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(source, strict=True)
+    header: list[str] | None = None
+    begun = 1
+    try:
+        for fields in reader:
+            where, begun = f"{path}, line {begun}", reader.line_num + 1
+            if not fields:
+                continue
+            if header is None:
+                header = [name.strip().lower() for name in fields]
+                check_names(header, where)
+                continue
+            if len(fields) != len(header):
+                mark = "tab" if tabs else "comma"
+                why = "" if tabs else "; a text with a comma in it stands between double quotes"
+                raise InputError(
+                    f"{where}: {len(fields)} fields between its {mark}s, and the header has {len(header)}{why}."
+                )
+            yield where, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        why = "a double quote is never closed" if "end of data" in str(error) else str(error)
+        raise InputError(f"{path}, line {begun}: {why}; a double quote inside of quotes is written twice.") from None
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+    """Refuse columns of one name; those without any may be as many as they like."""
+    twice = next((name for name, count in Counter(names).items() if name and count > 1), None)
+    if twice is not None:
+        raise InputError(f"{where}: two columns are called {shown(twice)}; rename one of them.")
+
+
+def json_of(text: str, where: str) -> Any:
+    """The value of a JSON text. Raises InputError naming `where` for what is no JSON, and for an object that has a name
+    twice: readers would differ on which is meant."""
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except _Twice as error:
+        raise InputError(
+            f"{where}: {shown(error.args[0])} stands twice in one object; leave one of them out."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON ({error}).") from None
+
+
+class _Twice(Exception):
+    pass
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Twice(next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1))
+    return found
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is text that can be written: JSON can hold halves of characters."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
