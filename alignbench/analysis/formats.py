@@ -130,13 +130,25 @@ def _listed(header: Sequence[str], row: Sequence[str], screen: Screen) -> str:
     return "\n".join(folded(text, screen.width) for text in (row[0] or header[0], *cells))
 
 
-def folded(text: str, width: int | None, indent: str = "    ") -> str:
-    """A line of prose, broken between words where a screen is too narrow for it."""
+def folded(text: str, width: int | None, whole_words: bool = False) -> str:
+    """A line, broken between words where a screen is too narrow for it, and within words that are wider than that
+    unless they are to stay whole, as paths that are copied."""
     if width is None or _wide(text) <= width:
         return text
-    start = text[: len(text) - len(text.lstrip())]
-    lines = textwrap.wrap(text.strip(), width, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False)
-    return "\n".join(lines)
+    start = text[: len(text) - len(text.lstrip())][: width // 3]
+    wrapper = textwrap.TextWrapper(
+        width,
+        initial_indent=start,
+        subsequent_indent=f"{start}    ",
+        break_on_hyphens=False,
+        break_long_words=not whole_words,
+    )
+    return "\n".join(wrapper.wrap(text.strip()))
+
+
+def remarks(texts: Iterable[str], screen: Screen = WHOLE) -> str:
+    """What stands below a table, a line each."""
+    return "".join(f"{folded(f'  {one_line(text)}', screen.width)}\n" for text in texts)
 
 
 def _wide(text: str) -> int:

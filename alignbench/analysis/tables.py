@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from alignbench.analysis.comparison import Comparison, Group, Versus
-from alignbench.analysis.formats import Table, csv_block, folded, markdown, number, p_value, percent, written
+from alignbench.analysis.formats import Table, csv_block, folded, markdown, number, p_value, percent, remarks, written
 from alignbench.analysis.frontier import Pooled
 from alignbench.choices import Format
 from alignbench.printed import WHOLE, Screen, one_line
@@ -306,12 +306,9 @@ def _reading(group: Group) -> list[str]:
 
 
 def _notes(lines: Sequence[str], form: Format, screen: Screen) -> str:
-    shown = {
-        "markdown": lambda text: f"- {markdown(text)}",
-        "latex": lambda text: f"% {one_line(text)}",
-        "table": lambda text: folded(f"  {one_line(text)}", screen.width),
-    }
-    return "".join(f"{shown[form](text)}\n" for text in lines)
+    if form == "table":
+        return remarks(lines, screen)
+    return "".join(f"- {markdown(text)}\n" if form == "markdown" else f"% {one_line(text)}\n" for text in lines)
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignbench.asking.options import RunOptions
 from alignbench.cli.flags import Flag, takes
-from alignbench.cli.output import note, print_json, say, typed
+from alignbench.cli.output import listing, note, print_json, say, typed
 from alignbench.errors import AlignbenchError, InputError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def suite(name: str | None = None, /, *, output: Path | None = None, dry_run: Fl
 
     reports = run_suite(asked, lambda options: run_cell(_resolve(options)), say=note)
     for report in reports:
-        say(f"{describe(report.options):60} {_reported(report.outcome)}")
+        listing(f"{describe(report.options):60} {_reported(report.outcome)}")
     ended = [report.outcome for report in reports if not isinstance(report.outcome, Exception)]
     paths = [outcome.path for outcome in ended if outcome.result.status == "complete"]
     if len(paths) > 1:
@@ -147,7 +147,7 @@ def _show(cell: Cell, outcome: Outcome) -> None:
 
     if outcome.was_complete:
         say("already complete; --force runs it again")
-    print(summary.text(outcome.result, outcome.path), end="")
+    listing(*summary.text(outcome.result, outcome.path).splitlines())
     if outcome.result.status != "complete" or outcome.result.configuration.algorithm == "base":
         return
     lines, base = summary.against_base(outcome.path)

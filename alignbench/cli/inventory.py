@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from alignbench.choices import Fetched, KeptKind
 from alignbench.cli.flags import Flag
-from alignbench.cli.output import megabytes, say
+from alignbench.cli.output import listing, megabytes, say
 from alignbench.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ def list_(
         if group in (None, title):
             say(title)
             for name in plugins.names(room):
-                say(f"  {name:27} {plugins.summary(room, name)}")
+                listing(f"  {name:27} {plugins.summary(room, name)}")
             for short, name in plugins.aliases(room).items():
-                say(f"  {short:27} means {name}.")
+                listing(f"  {short:27} means {name}.")
     if group in (None, "models"):
         _list_models()
     return 0
@@ -59,18 +59,18 @@ def _list_models() -> None:
 
     say("models")
     for model in named().values():
-        say(f"  {model.name:27} {model.note}")
+        listing(f"  {model.name:27} {model.note}")
         if model.licence:
             sampling = f"{model.prediction}-prediction, {model.steps} steps, guidance {model.guidance:g}"
             others = [part.name for part in (model.denoiser, model.refiner) if part is not None]
-            say(f"  {'':27} {' and '.join([model.source, *others])}; {sampling}; {model.licence}")
+            listing(f"  {'':27} {' and '.join([model.source, *others])}; {sampling}; {model.licence}")
 
 
 def _list_scorers() -> int:
     from alignbench.asking.needs import present
 
     for name, file, state in present():
-        say(f"{name:16} {file.place}", f"{'':16} {state}")
+        listing(f"{name:16} {file.place}", f"{'':16} {state}")
     return 0
 
 
@@ -80,7 +80,7 @@ def _list_prompts() -> int:
     for name, lines in prompt_sets():
         say(name)
         for line in lines.splitlines():
-            say(f"  {line}")
+            listing(f"  {line}")
     return 0
 
 
@@ -119,7 +119,7 @@ def cache(*, clear: KeptKind | None = None) -> int:
         say(f"{clear}: {megabytes(caches.clear(clear))} deleted")
         return 0
     for item in caches.kept():
-        say(f"{item.kind:8} {megabytes(item.bytes):>12} in {item.files:5} files  {item.what}")
+        listing(f"{item.kind:8} {megabytes(item.bytes):>12} in {item.files:5} files  {item.what}")
     say(f"in {cache_folder()}; models of the hub lie in its own cache (`hf cache list`)")
     return 0
 
@@ -131,7 +131,7 @@ def env() -> int:
     for name, value in environment().items():
         if isinstance(value, dict):
             for package, version in value.items():
-                say(f"{package:12} {version}")
+                listing(f"{package:12} {version}")
         else:
-            say(f"{name:12} {value}")
+            listing(f"{name:12} {value}")
     return 0

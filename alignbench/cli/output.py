@@ -34,6 +34,14 @@ def say(*lines: str) -> None:
     print("\n".join(map(one_line, lines)), flush=True)
 
 
+def listing(*lines: str) -> None:
+    """Print laid-out lines, folded where the screen is narrow; words stay whole, so that paths can be copied."""
+    from alignbench.analysis.formats import folded
+
+    width = screen().width
+    print("\n".join(folded(one_line(line), width, whole_words=True) for line in lines), flush=True)
+
+
 def note(*lines: str) -> None:
     """Lines that do not belong to what a program would read from stdout."""
     print("\n".join(map(one_line, lines)), file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from alignbench.asking.options import PairsOptions
 from alignbench.cli.flags import Flag, takes
-from alignbench.cli.output import check_ending, print_json, report, say, typed
+from alignbench.cli.output import check_ending, listing, print_json, report, say, typed
 from alignbench.judging.options import AccuracyOptions, TrainRewardOptions
 
 
@@ -72,6 +72,6 @@ def train_reward(given: dict[str, Any], *, force: Flag = False, json: Flag = Fal
         return 0
     if trained.was_complete:
         say("already complete; --force trains it again")
-    print(reward_training.text(trained), end="")
+    listing(*reward_training.text(trained).splitlines())
     say(f"use it with: alignbench run --algo NAME --model tiny --reward {typed(trained.path)}")
     return 0

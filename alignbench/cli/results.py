@@ -7,7 +7,7 @@ from typing import Literal
 
 from alignbench.choices import Breakdown, CurveAxis, Format
 from alignbench.cli.flags import Flag, Names
-from alignbench.cli.output import PICTURES, check_ending, draw, megabytes, note, print_json, say, screen, typed
+from alignbench.cli.output import PICTURES, check_ending, draw, listing, megabytes, note, print_json, say, screen, typed
 from alignbench.errors import InputError
 
 
@@ -76,14 +76,14 @@ def show(what: str, *, json: Flag = False) -> int:
         if json:
             print_json(summary.as_values(result, file))
         else:
-            print(summary.text(result, file, details=True), end="")
+            listing(*summary.text(result, file, details=True).splitlines())
         return 0
     from alignbench.asking import description
 
     if json:
         print_json(description.as_values(what))
     else:
-        print(description.text(what), end="")
+        listing(*description.text(what).splitlines())
     return 0
 
 
@@ -106,7 +106,7 @@ def ls(folder: Path = Path("results"), *, json: Flag = False) -> int:
     for cell in cells:
         more = "  (type its command again to continue)" if cell.can_continue else ""
         detail = " ".join(cell.detail.split())
-        print(f"{cell.name:60} {cell.state:11} {megabytes(cell.bytes):>10}  {detail}{more}")
+        listing(f"{cell.name:60} {cell.state:11} {megabytes(cell.bytes):>10}  {detail}{more}")
     say(f"{len(cells)} cells, {megabytes(sum(cell.bytes for cell in cells)).strip()} in {folder}")
     for below in folders_below([folder]):
         say(f"more in {below}: alignbench ls {typed(below)}")

@@ -122,6 +122,7 @@ def make_for(options: PairsOptions) -> tuple[str, Made]:
         candidates=options.candidates,
     )
     with Progress() as progress:
+        progress.follow(meter)
         made = make_pairs(feedback, options.output, options.batch_size or BATCH[3], meter, progress)
     return f"{model.name} on {name}/{split}, labelled by {reward_name}", made
 

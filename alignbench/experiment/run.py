@@ -92,6 +92,7 @@ def _prepare(cell: Cell, attempt: int, device: str, progress: Progress) -> _Run:
     """Load the model, build the problem, and write down that the cell is in progress."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     meter = Meter()
+    progress.follow(meter)
     progress.say(f"loading model {cell.model.name}")
     pipeline, aligned = _pipeline(cell, meter, device)
     _check_scorers(cell, pipeline)

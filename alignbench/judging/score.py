@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from alignbench import plugins
+from alignbench.analysis.formats import Table, plain, remarks
 from alignbench.asking import prompts as prompt_sets
 from alignbench.caches import scores_folder
 from alignbench.devices import chunked, device_of
@@ -22,6 +23,7 @@ from alignbench.files import sha256_of
 from alignbench.images import as_tensor
 from alignbench.interface import Prompt, Reward, RewardInfo, Truncates
 from alignbench.judging.options import ScoreOptions
+from alignbench.printed import WHOLE, Screen
 from alignbench.progress import Progress
 from alignbench.record import result as results
 from alignbench.record.pictures import ImageStore, Slot
@@ -215,12 +217,13 @@ def as_values(report: Report) -> dict[str, Any]:
     }
 
 
-def text(report: Report) -> str:
+def text(report: Report, screen: Screen = WHOLE) -> str:
     """The summary as a table."""
-    lines = [f"{'scorer':24} {'images':>7} {'failed':>7} {'truncated':>10} {'mean':>10} {'deviation':>10}"]
+    rows = []
     for name, s in summary(report).items():
         mean, deviation = (math.nan if s[key] is None else s[key] for key in ("mean", "deviation"))
-        cut = "-" if s["truncated"] is None else s["truncated"]
-        lines.append(f"{name:24} {s['images']:7} {s['failed']:7} {cut:>10} {mean:10.4g} {deviation:10.4g}")
-        lines.append(f"  {report.scorers[name].id}; {report.scorers[name].preprocessing}")
-    return "\n".join(lines) + "\n"
+        cut = "-" if s["truncated"] is None else str(s["truncated"])
+        rows.append([name, str(s["images"]), str(s["failed"]), cut, f"{mean:.4g}", f"{deviation:.4g}"])
+    header = ["scorer", "images", "failed", "truncated", "mean", "deviation"]
+    about = [f"{name}: {info.id}; {info.preprocessing}" for name, info in report.scorers.items()]
+    return plain(Table(f"{len(report.rows)} pictures", header, rows), screen) + remarks(about, screen)
