@@ -6,7 +6,6 @@ import csv
 import io
 import math
 import re
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -135,15 +134,22 @@ def folded(text: str, width: int | None, whole_words: bool = False) -> str:
     unless they are to stay whole, as paths that are copied."""
     if width is None or _wide(text) <= width:
         return text
+    from rich.cells import chop_cells
+
     start = text[: len(text) - len(text.lstrip())][: width // 3]
-    wrapper = textwrap.TextWrapper(
-        width,
-        initial_indent=start,
-        subsequent_indent=f"{start}    ",
-        break_on_hyphens=False,
-        break_long_words=not whole_words,
-    )
-    return "\n".join(wrapper.wrap(text.strip()))
+    further = f"{start}    "
+    lines, line = [], start
+    for word in re.findall(r" *[^ ]+", text.strip()):
+        if line.strip() and _wide(line + word) > width:
+            lines.append(line)
+            line = further
+        line += word if line.strip() else word.strip()
+        if not whole_words and _wide(line) > width:
+            indent = further if lines else start
+            *whole, rest = chop_cells(line.strip(), width - len(further))
+            lines += [indent + part for part in whole]
+            line = further + rest
+    return "\n".join([*lines, line])
 
 
 def remarks(texts: Iterable[str], screen: Screen = WHOLE) -> str:
