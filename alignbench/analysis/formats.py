@@ -19,7 +19,7 @@ MARKDOWN = re.compile(
 )
 ENTITIES = {"<": "&lt;", "&": "&amp;", ":": "&#58;", ".": "&#46;", "@": "&#64;"}
 # What a spreadsheet would compute. Signed numbers and the intervals of them are what the tables hold.
-FORMULA = re.compile("\\s*[=+\\-@\t\r\uff1d\uff0b\uff0d\uff20]")  # the last four are as wide as Chinese letters
+FORMULA = re.compile(r"\s*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")  # the last four are as wide as Chinese letters
 SIGNED = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?[kMG]?"
 NUMBERS = re.compile(rf"{SIGNED}( to {SIGNED})?\*?|[-+]?(inf|nan)")
 LATEX = str.maketrans(

@@ -120,7 +120,7 @@ def cache(*, clear: KeptKind | None = None) -> int:
         return 0
     for item in caches.kept():
         listing(f"{item.kind:8} {megabytes(item.bytes):>12} in {item.files:5} files  {item.what}")
-    say(f"in {cache_folder()}; models of the hub lie in its own cache (`hf cache list`)")
+    listing(f"in {cache_folder()}; models of the hub lie in its own cache (`hf cache list`)")
     return 0
 
 
