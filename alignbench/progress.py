@@ -159,7 +159,7 @@ def _live(stream: Any) -> Live:
 
     console, whole = Console(file=drawing(stream)), Column(no_wrap=True)
     columns: list[ProgressColumn] = [
-        TextColumn(f"{{task.description:{NAME}}}", table_column=whole),
+        TextColumn(f"{{task.description:{NAME}}}", markup=False, table_column=whole),
         MofNCompleteColumn(table_column=whole),
         TimeRemainingColumn(table_column=whole),
         TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(no_wrap=True, overflow="crop")),

@@ -73,7 +73,7 @@ def megabytes(size: int) -> str:
 def as_json(values: Mapping[str, Any]) -> str:
     """JSON that says the same in every encoding: what is hidden, or half of a pair, is an escape of JSON's own."""
     text = json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    return HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text.replace("\x7f", "\\u007f"))
+    return HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def print_json(values: Mapping[str, Any]) -> None:
@@ -82,7 +82,7 @@ def print_json(values: Mapping[str, Any]) -> None:
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
-        text = json.dumps(values, indent=1, allow_nan=False).replace("\x7f", "\\u007f") + "\n"
+        text = json.dumps(values, indent=1, allow_nan=False) + "\n"
     print(text, end="")
 
 
