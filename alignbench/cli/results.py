@@ -38,7 +38,7 @@ def compare(
     published: bool
         Also show what papers report about these methods on these prompts, with who judged.
     format: str
-        table, markdown, csv, latex or json.
+        table (as wide as the terminal, or as COLUMNS says), markdown, csv (its notes go to stderr), latex or json.
     output: Path
         Write to this file instead of the terminal.
     """
