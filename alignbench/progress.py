@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 NAME, BAR, LEFT = 10, 24, 7  # columns of a stage's name, of its bar and of the time left
 WIDE = 72  # columns of a terminal with room for a bar
-ALMOST = 0.99  # of a step is the most that is shown as done before it is
+ALMOST = 0.99  # of what is under way is the most that is shown as done before it is
 
 
 class Progress:
@@ -38,7 +38,7 @@ class Progress:
         self._started = self._last = 0.0
         self._meter: Meter | None = None
         self._used_before = 0  # at the beginning of this step
-        self._per_step = 0.0  # what the steps of this stage have used, each
+        self._per_step, self._at_once = 0.0, 0  # what the last steps have used, each, and how many there were
         self._numbers: dict[str, float] = {}
 
     def __enter__(self) -> Progress:
@@ -75,7 +75,8 @@ class Progress:
         self._per_step, self._numbers = 0.0, {}
         self._step_begins()
         if self._live is not None:
-            self._task = self._live.add_task(one_line(name), total=total, completed=done, numbers="")
+            count, numbers = self._texts()
+            self._task = self._live.add_task(one_line(name), total=total, completed=done, count=count, numbers=numbers)
 
     def skip(self, n: int) -> None:
         """n more steps were done before: they say nothing about how long the others take."""
@@ -87,7 +88,7 @@ class Progress:
     def advance(self, n: int = 1, **numbers: float | None) -> None:
         """n more steps are done; numbers that are None are left out."""
         self._done += n
-        self._per_step = self._used() / max(1, n)
+        self._per_step, self._at_once = self._used() / max(1, n), n
         self._step_begins()
         self._numbers = {name: value for name, value in numbers.items() if value is not None}
         if self._live is not None:
@@ -105,15 +106,19 @@ class Progress:
             self._plain_line(max(self._started, self._last))
 
     def _step_begins(self) -> None:
-        self._used_before += self._used()
+        self._used_before = self._evaluations()
 
     def _used(self) -> int:
         """Evaluations within this step; a measurement that is no part of the cost takes them back."""
-        return 0 if self._meter is None else max(0, self._meter.total.evaluations - self._used_before)
+        return max(0, self._evaluations() - self._used_before)
+
+    def _evaluations(self) -> int:
+        return 0 if self._meter is None else self._meter.total.evaluations
 
     def _within(self) -> float:
-        """How much of this step is done, as far as the last one tells."""
-        return min(ALMOST, self._used() / self._per_step) if self._per_step and self._done < self._total else 0.0
+        """How many of the steps that are under way are done, as far as the last ones tell."""
+        under_way = min(self._at_once, self._total - self._done)
+        return min(ALMOST * under_way, self._used() / self._per_step) if self._per_step else 0.0
 
     def _shown(self) -> list[str]:
         """The numbers worth showing, the first ones also where there is little room."""
@@ -122,7 +127,13 @@ class Progress:
         return [f"{used:,} evaluations", *shown] if used else shown
 
     def _draw(self) -> None:
-        """The live line: whole numbers, as many as there is room for."""
+        """Bring the live line up to date."""
+        assert self._live is not None
+        count, numbers = self._texts()
+        self._live.update(self._task, completed=self._done + self._within(), count=count, numbers=numbers)
+
+    def _texts(self) -> tuple[str, str]:
+        """What the live line says: the count of steps that are kept, and as many whole numbers as there is room for."""
         assert self._live is not None
         width, counts = self._live.console.width, 2 * len(str(self._total)) + 1
         bar = BAR + 1 if width >= WIDE else 0
@@ -132,7 +143,7 @@ class Progress:
             texts.pop()
         if not texts and self._used():
             texts = [f"+{self._used()}"]
-        self._live.update(self._task, completed=self._done + self._within(), numbers="  ".join(texts))
+        return f"{self._done:{len(str(self._total))}}/{self._total}", "  ".join(texts)
 
     def _plain_line(self, last: float) -> None:
         now = time.monotonic()
@@ -153,14 +164,14 @@ class Progress:
 def _live(stream: Any) -> Live:
     """The line on a terminal: what must not be cut stands in front."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Live
     from rich.table import Column
 
     console, whole = Console(file=drawing(stream)), Column(no_wrap=True)
     columns: list[ProgressColumn] = [
         TextColumn(f"{{task.description:{NAME}}}", markup=False, table_column=whole),
-        MofNCompleteColumn(table_column=whole),
+        TextColumn("{task.fields[count]}", markup=False, table_column=whole),
         TimeRemainingColumn(table_column=whole),
         TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(no_wrap=True, overflow="crop")),
     ]

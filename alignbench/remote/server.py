@@ -155,7 +155,7 @@ class _Answers:
         try:
             return _said(200, {"scorer": self.scorer, "scores": await self._scored(request)})
         except Refused as refusal:
-            if refusal.status in (413, 503):
+            if refusal.status != 408:
                 await _drain(request)
             return _said(refusal.status, {"error": str(refusal)})
         except ClientDisconnect:
@@ -266,7 +266,7 @@ async def _body(request: Request) -> bytes:
 
 
 async def _drain(request: Request) -> None:
-    """Let the rest of a request pass by."""
+    """Let the rest of a request pass by, if there is one."""
     with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):
         async with asyncio.timeout(LINGER):
             async for _ in request.stream():

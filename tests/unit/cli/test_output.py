@@ -12,6 +12,8 @@ import pytest
 from result_files import writer
 from rich.cells import cell_len
 
+from alignbench.__main__ import main
+from alignbench.analysis.labels import written_out
 from alignbench.cli.app import run_command_line
 from alignbench.cli.output import as_json, print_json, typed
 
@@ -110,6 +112,20 @@ def test_to_a_file_lines_are_as_long_as_they_are(tmp_path, monkeypatch, capsys):
     make_result("one", [1.0] * 12, "best_of_n", {"n": 4})
     assert run_command_line(["compare", "."]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) > 120
+
+
+def test_a_traceback_hides_nothing_either(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["alignbench", "show", EVIL, "--debug"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert "Traceback" in printed
+    assert not hidden(printed)
+
+
+def test_pictures_are_labelled_with_what_is_visible():
+    assert written_out(f"a{EVIL}\n$b$\udcff") == r"a\x1b[2J\u202e\x9b \$b\$\udcff"
 
 
 def test_csv_goes_to_stdout_alone_and_its_notes_to_stderr(hostile, capsys):

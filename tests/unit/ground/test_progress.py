@@ -64,6 +64,21 @@ def test_something_moves_within_a_step_and_what_the_last_one_used_says_how_far_i
     assert capsys.readouterr().err == "align 4/4\n"
 
 
+def test_steps_that_are_done_several_at_a_time_are_under_way_together(clock, capsys):
+    meter, shown = Meter(), Progress()
+    shown.follow(meter)
+    shown.stage("generate", 40)
+    meter.forward("denoiser", 640)
+    clock.now += 16
+    shown.advance(16)
+    meter.forward("denoiser", 320)
+    clock.now += 20
+    meter.forward("denoiser", 160)
+    assert capsys.readouterr().err.splitlines()[-1] == "generate 16/40  about 15 s left  480 evaluations", "28 in 36 s"
+    meter.forward("denoiser", 6400)
+    assert shown._within() < 16
+
+
 def test_a_measurement_outside_of_the_cost_moves_nothing_backwards(clock, capsys):
     meter, shown = Meter(), Progress()
     shown.follow(meter)
