@@ -86,17 +86,17 @@ def print_json(values: Mapping[str, Any]) -> None:
     print(text, end="")
 
 
-def report(values: Mapping[str, Any], text: Callable[[Screen], str], print_json_: bool, output: Path | None) -> None:
+def report(values: Mapping[str, Any], text: Callable[[Screen], str], in_json: bool, output: Path | None) -> None:
     """Print the values as JSON, or the text for people, and write the JSON to a file where one is named."""
     from alignbench.files import write_text
 
-    if print_json_:
+    if in_json:
         print_json(values)
     else:
         print(text(screen()), end="")
     if output is not None:
         write_text(output, as_json(values))
-        if not print_json_:
+        if not in_json:
             say(f"written to {output}")
 
 
