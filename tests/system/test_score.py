@@ -61,7 +61,7 @@ def test_a_summary_names_the_scorer_and_counts_what_was_cut_off(folder, scorer_f
     }  # fmt: skip
     assert run_command_line(arguments(folder, "--scorers", "jpeg_compressibility")) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[1].split()[:4] == ["jpeg_compressibility", "4", "0", "-"]
+    assert out.splitlines()[3].split()[:4] == ["jpeg_compressibility", "4", "0", "-"]
 
 
 class Counting:
