@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
 
 def main() -> None:
     """Run the command line; the exit code is 0, 1 for a failed run, 2 for wrong input, 130 when interrupted."""
     from alignbench.cli.app import run_command_line
+    from alignbench.printed import guarded
 
     try:
         code = run_command_line(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception:  # under --debug
+        with guarded():
+            traceback.print_exc()
         code = 1
     sys.exit(code)
 

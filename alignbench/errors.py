@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from alignbench.printed import visible
+
 
 class AlignbenchError(Exception):
     """Base of all errors raised on purpose."""
@@ -57,4 +59,9 @@ def shown(value: object) -> str:
 
 def described(error: BaseException, longest: int | None = None) -> str:
     """An error that was not raised on purpose, in a line: its kind, and what it says as far as `longest`."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:longest]}"
+    return f"{type(error).__name__}: {said(error)[:longest]}"
+
+
+def said(error: BaseException) -> str:
+    """What an error says, in one line in which nothing is hidden."""
+    return " ".join(visible(str(error)).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
@@ -27,6 +28,11 @@ class Cost:
     def __sub__(self, other: Cost) -> Cost:
         return Cost(**{f.name: getattr(self, f.name) - getattr(other, f.name) for f in fields(self)})
 
+    @property
+    def evaluations(self) -> int:
+        """All of them together: what grows while something is done."""
+        return sum(getattr(self, f.name) for f in fields(self))
+
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
 
@@ -36,10 +42,11 @@ class Meter:
     """The running total of one run; pipelines and rewards count themselves here."""
 
     total: Cost = field(default_factory=Cost)
+    moved: Callable[[], None] | None = None  # is called whenever something was counted
 
     def forward(self, resource: Resource, n: int) -> None:
         """Count n forward evaluations."""
-        self.total = self.total + Cost(**{f"{resource}_forward": n})
+        self._count(Cost(**{f"{resource}_forward": n}))
 
     def watch(self, resource: Resource, output: Tensor, n: int, recomputed: bool = False) -> None:
         """Count n backward evaluations each time a gradient flows back through `output`; with `recomputed`, as many
@@ -49,4 +56,9 @@ class Meter:
 
     def _backward(self, resource: Resource, n: int, recomputed: bool) -> None:
         again = {f"{resource}_forward": n} if recomputed else {}
-        self.total = self.total + Cost(**{f"{resource}_backward": n}, **again)
+        self._count(Cost(**{f"{resource}_backward": n}, **again))
+
+    def _count(self, cost: Cost) -> None:
+        self.total = self.total + cost
+        if self.moved is not None:
+            self.moved()

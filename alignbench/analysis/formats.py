@@ -5,16 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from alignbench.choices import Format
+from alignbench.printed import WHOLE, Screen, one_line, spelled, visible
 
-MARKDOWN = str.maketrans({"\\": "\\\\", "|": "\\|"})
+# What begins a tag, an entity, code, a link, a picture, a formula or emphasis. A `<0.001`, a star at the end of a
+# number and an underscore within a name begin none.
+MARKDOWN = re.compile(
+    r"[\\|`\[\]$~]|<(?=[A-Za-z/!?])|&(?=[#\w])|\*(?!$)|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.|(?<=\w)@(?=\w)"
+)
+ENTITIES = {"<": "&lt;", "&": "&amp;", ":": "&#58;", ".": "&#46;", "@": "&#64;"}
+# What a spreadsheet would compute. Signed numbers and the intervals of them are what the tables hold.
+FORMULA = re.compile(r"\s*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")  # the last four are as wide as Chinese letters
+SIGNED = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?[kMG]?"
+NUMBERS = re.compile(rf"{SIGNED}( to {SIGNED})?\*?|[-+]?(inf|nan)")
 LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
-    | {"<": "$<$", ">": "$>$", "·": "$\\cdot$", "–": "--"}
+    | {"[": "{[}", "]": "{]}", "<": "$<$", ">": "$>$", "·": "$\\cdot$", "–": "--"}
 )
 
 
@@ -46,17 +57,21 @@ def p_value(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def written(table: Table, form: Format) -> str:
+def written(table: Table, form: Format, screen: Screen = WHOLE) -> str:
     """The table in a format that is read by people."""
-    flat = Table(
-        line(table.title), [line(c) for c in table.header], [[line(c) for c in r] for r in table.rows], table.strong
-    )
-    return {"table": plain, "markdown": _markdown, "latex": _latex}[form](flat)
+    if form == "table":
+        return plain(table, screen)
+    return {"markdown": _markdown, "latex": _latex}[form](_flat(table))
 
 
-def line(text: str) -> str:
-    """Text without line breaks: names and reasons come from outside."""
-    return " ".join(text.splitlines())
+def _flat(table: Table, encoding: str = "utf-8") -> Table:
+    """The table with every text in one line, without what is hidden or the encoding lacks."""
+
+    def flat(cells: Iterable[str]) -> list[str]:
+        return [spelled(one_line(cell), encoding) for cell in cells]
+
+    (title,) = flat([table.title])
+    return Table(title, flat(table.header), [flat(row) for row in table.rows], table.strong)
 
 
 def _marked(table: Table) -> list[list[str]]:
@@ -67,29 +82,107 @@ def _marked(table: Table) -> list[list[str]]:
     ]
 
 
-def plain(table: Table) -> str:
-    """Plain columns; the same on a terminal and in a file."""
-    rows = [table.header, *_marked(table)]
-    widths = [max(len(row[j]) for row in rows) for j in range(len(table.header))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if j == 0 else cell.rjust(w) for j, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([table.title, lines[0], "─" * len(lines[0]), *lines[1:]]).rstrip() + "\n"
+def plain(table: Table, screen: Screen = WHOLE) -> str:
+    """Plain columns. Where a screen is too narrow for all of them, they stand below each other in groups, each with
+    the first column again; where it is too narrow for that, every row is a list of its cells. No cell is broken but
+    one that is wider than the screen."""
+    flat = _flat(table, screen.encoding)
+    rows = [flat.header, *_marked(flat)]
+    widths = [max(_wide(row[j]) for row in rows) for j in range(len(flat.header))]
+    title = folded(flat.title, screen.width)
+    groups = _groups(widths, screen.width)
+    if groups is None:
+        parts = [_listed(flat.header, row, screen) for row in rows[1:]]
+    else:
+        parts = ["\n".join(_columns(rows, widths, [0, *group], screen.encoding)) for group in groups]
+    return "\n".join([title, *parts]).rstrip() + "\n"
+
+
+def _groups(widths: Sequence[int], width: int | None) -> list[list[int]] | None:
+    """Which columns behind the first stand side by side; None where some do not even fit beside the first."""
+    groups: list[list[int]] = [[]]
+    left = room = math.inf if width is None else width - widths[0]
+    for j, own in enumerate(widths[1:], start=1):
+        if own + 2 > room:
+            return None
+        if own + 2 > left:
+            groups.append([])
+            left = room
+        groups[-1].append(j)
+        left -= own + 2
+    return groups if room >= 0 else None
+
+
+def _columns(rows: Sequence[Sequence[str]], widths: Sequence[int], chosen: Sequence[int], encoding: str) -> list[str]:
+    def row_of(row: Sequence[str]) -> str:
+        padding = [" " * (widths[j] - _wide(row[j])) for j in chosen]
+        cells = (p + row[j] if place else row[j] + p for place, (j, p) in enumerate(zip(chosen, padding, strict=True)))
+        return "  ".join(cells)
+
+    head, *others = map(row_of, rows)
+    return [head, spelled("─", encoding) * _wide(head), *others]
+
+
+def _listed(header: Sequence[str], row: Sequence[str], screen: Screen) -> str:
+    """A row of a table that is too wide: its cells below each other, but for empty ones."""
+    cells = [f"  {name}  {cell}" for name, cell in zip(header[1:], row[1:], strict=True) if cell]
+    return "\n".join(folded(text, screen.width) for text in (row[0] or header[0], *cells))
+
+
+def folded(text: str, width: int | None, whole_words: bool = False) -> str:
+    """A line, broken between words where a screen is too narrow for it, and within words that are wider than that
+    unless they are to stay whole, as paths that are copied."""
+    if width is None or _wide(text) <= width:
+        return text
+    from rich.cells import chop_cells
+
+    start = text[: len(text) - len(text.lstrip())][: width // 3]
+    further = f"{start}    "
+    lines, line = [], start
+    for word in re.findall(r" *[^ ]+", text.strip()):
+        if line.strip() and _wide(line + word) > width:
+            lines.append(line)
+            line = further
+        line += word if line.strip() else word.strip()
+        if not whole_words and _wide(line) > width:
+            indent = further if lines else start
+            *whole, rest = chop_cells(line.strip(), width - len(further))
+            lines += [indent + part for part in whole]
+            line = further + rest
+    return "\n".join([*lines, line])
+
+
+def remarks(texts: Iterable[str], screen: Screen = WHOLE) -> str:
+    """What stands below a table, a line each."""
+    return "".join(f"{folded(f'  {one_line(text)}', screen.width)}\n" for text in texts)
+
+
+def _wide(text: str) -> int:
+    """Columns of a terminal: letters of Chinese take two, marks above others none."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def _markdown(table: Table) -> str:
     def row_of(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.translate(MARKDOWN) for cell in cells) + " |"
+        return "| " + " | ".join(cells) + " |"
 
-    rows = [
+    rows = [[markdown(cell) for cell in row] for row in table.rows]
+    bold = [
         [f"**{cell}**" if i in table.strong and j in (0, 2) else cell for j, cell in enumerate(row)]
-        for i, row in enumerate(table.rows)
+        for i, row in enumerate(rows)
     ]
     rule = ["---", *["---:"] * (len(table.header) - 1)]
-    return "\n".join([f"**{table.title}**", "", row_of(table.header), row_of(rule), *map(row_of, rows)]) + "\n"
+    header = row_of([markdown(cell) for cell in table.header])
+    return "\n".join([f"**{markdown(table.title)}**", "", header, row_of(rule), *map(row_of, bold)]) + "\n"
+
+
+def markdown(text: str) -> str:
+    """Text as Markdown in which it is nothing but itself: no HTML, link, picture, code or formula."""
+    return MARKDOWN.sub(lambda found: ENTITIES.get(found[0], f"\\{found[0]}"), one_line(text))
 
 
 def _latex(table: Table) -> str:
@@ -108,9 +201,18 @@ def _latex(table: Table) -> str:
 
 def csv_block(evaluation: str, table: Table) -> str:
     """One block per table, with the evaluation's fingerprint and the table's title in front of every row."""
+    rows = [["evaluation", "table", *table.header], *([evaluation, table.title, *row] for row in table.rows)]
+    return csv_text(rows)
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV in which every text is data: an apostrophe stands before what a spreadsheet would compute."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["evaluation", "table", *table.header])
-    for row in table.rows:
-        writer.writerow([evaluation, table.title, *row])
+    writer.writerows([_csv_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
     return buffer.getvalue()
+
+
+def _csv_cell(text: str) -> str:
+    mark = "'" if FORMULA.match(text) and not NUMBERS.fullmatch(text) else ""
+    return mark + visible(text)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from alignbench.analysis.costs import cost_of
+from alignbench.analysis.formats import csv_text
 from alignbench.analysis.load import Method, load, methods_of
 from alignbench.errors import InputError, UnknownName
 from alignbench.plugins import label
@@ -170,14 +169,12 @@ COLUMNS = (
 
 def as_csv(found: Sequence[Panel]) -> str:
     """The data of the figure: a row per point of a frontier, and per method and β. Unknown numbers are empty."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    rows: list[dict[str, object]] = []
     for panel in found:
         common = {"evaluation": panel.fingerprint, "problem": panel.problem, "scorer": panel.scorer}
         for rate, reward, kl in panel.target.points:
             at = {"beta": 1 / rate} if rate else {}
-            writer.writerow({**common, "kind": "frontier", **at, "reward": reward, "kl": kl})
+            rows.append({**common, "kind": "frontier", **at, "reward": reward, "kl": kl})
         for standing in panel.standings:
             m = standing.metrics
             row: dict[str, object] = {"kind": "method", "method": standing.method}
@@ -188,8 +185,8 @@ def as_csv(found: Sequence[Panel]) -> str:
             row |= {"kl_kind": m["kl"].kind} if "kl" in m else {}
             row |= {"alignment_nfe": standing.alignment_nfe, "image_nfe": standing.image_nfe}
             for beta, regret in regrets(panel.target, m).items():
-                writer.writerow({**common, **row, "beta": beta, "regret": regret})
-    return buffer.getvalue()
+                rows.append({**common, **row, "beta": beta, "regret": regret})
+    return csv_text([COLUMNS, *([row.get(name) for name in COLUMNS] for row in rows)])
 
 
 def regrets(target: Target, metrics: dict[str, Pooled]) -> dict[float, float | None]:

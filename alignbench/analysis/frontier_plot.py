@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignbench.analysis.frontier import Panel, Pooled, Standing
-from alignbench.analysis.labels import Box, place, without_formulas
+from alignbench.analysis.labels import Box, place, written_out
 from alignbench.analysis.load import Array
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class _Drawing:
         axis.set_yticks(*scale.ticks(low, high))
         axis.minorticks_off()
         axis.set_xlim(-0.05 * self.widest, self.widest)
-        axis.set_title(without_formulas(f"{self.panel.problem}, reward {self.panel.scorer}"), fontsize="medium")
+        axis.set_title(written_out(f"{self.panel.problem}, reward {self.panel.scorer}"), fontsize="medium")
         axis.set_xlabel("KL from the model (nats)")
         axis.set_ylabel("mean reward")
         axis.grid(alpha=0.25)
@@ -215,7 +215,7 @@ def _mark(axis: Axes, standing: Standing, named: bool) -> None:
 def _write(axis: Axes, text: str, offset: tuple[float, float], at: tuple[float, float], **how: Any) -> Annotation:
     """A text at an offset in points, for which nothing makes room."""
     usual: dict[str, Any] = {"color": "#444444", "textcoords": "offset points", "fontsize": FONT}
-    written = axis.annotate(without_formulas(text), at, offset, **(usual | how))
+    written = axis.annotate(written_out(text), at, offset, **(usual | how))
     written.set_in_layout(False)
     return written
 

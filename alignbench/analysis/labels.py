@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from alignbench.analysis.load import Array
+from alignbench.printed import one_line
 
 DISTANCES = (6, 9, 13, 18, 24, 31, 40, 50, 62, 76, 92, 110, 130, 155)  # of a label's nearest edge from its point
 DIRECTIONS = 24
@@ -74,6 +75,7 @@ def _candidates(point: Array, size: tuple[float, float]) -> Iterator[tuple[Box, 
             yield Box(left, bottom, left + width, bottom + height), away - 2 * right
 
 
-def without_formulas(text: str) -> str:
-    """Text in which matplotlib finds no formulas, which it looks for between dollars."""
-    return text.replace("$", r"\$")
+def written_out(text: str) -> str:
+    """Text as matplotlib draws it letter by letter: in one line, with nothing hidden, and without formulas, which it
+    looks for between dollars."""
+    return one_line(text).replace("$", r"\$")

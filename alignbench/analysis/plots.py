@@ -11,7 +11,7 @@ import numpy as np
 
 from alignbench.analysis.agreement import Agreement, Sensitivity, matrix
 from alignbench.analysis.comparison import Comparison
-from alignbench.analysis.labels import without_formulas
+from alignbench.analysis.labels import written_out
 from alignbench.analysis.load import Array, load, methods_of
 from alignbench.analysis.statistics import WinRate
 from alignbench.choices import CurveAxis
@@ -105,11 +105,11 @@ def reward_curves(paths: Sequence[Path], against: CurveAxis = "rounds", scorers:
             number = methods.index(curve.method)
             colour, style = f"C{number % 10}", STYLES[number // 10 % len(STYLES)]
             seeds = f" ({curve.seeds} seeds)" if curve.seeds > 1 else ""
-            (lines[without_formulas(curve.method) + seeds],) = panel.plot(
+            (lines[written_out(curve.method) + seeds],) = panel.plot(
                 curve.x, curve.mean, color=colour, linestyle=style, marker="o", markersize=3
             )
             panel.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
-        panel.set_title(without_formulas(name))
+        panel.set_title(written_out(name))
         panel.set_xlabel(AXIS[against])
         if against == "rounds":
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -146,10 +146,10 @@ def win_rates(comparison: Comparison, scorers: Sequence[str] = ()) -> Figure:
             arms = [[100 * (rate.rate - rate.low)], [100 * (rate.high - rate.rate)]]
             colour = "C0" if rate.low > 0.5 else "C3" if rate.high < 0.5 else "grey"
             axis.errorbar(100 * rate.rate, place[item.method], xerr=arms, fmt="o", color=colour, markersize=4)
-        axis.set_title(without_formulas(name))
-        axis.set_xlabel(f"wins against {without_formulas(str(group.baseline))} (% of pairs)")
+        axis.set_title(written_out(name))
+        axis.set_xlabel(f"wins against {written_out(str(group.baseline))} (% of pairs)")
         axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks([place[method] for method in methods], [without_formulas(method) for method in methods])
+    axes[0].set_yticks([place[method] for method in methods], [written_out(method) for method in methods])
     return figure
 
 
@@ -170,7 +170,7 @@ def audit_figure(
             arms = [[100 * (rate.rate - rate.low)], [100 * (rate.high - rate.rate)]]
             first.errorbar(100 * rate.rate, place, xerr=arms, fmt="o", color=f"C{place % 10}", capsize=3)
     first.axvline(50, color="black", linewidth=0.8, linestyle=":")
-    first.set_yticks(range(len(scorers)), [without_formulas(name) for name in scorers])
+    first.set_yticks(range(len(scorers)), [written_out(name) for name in scorers])
     first.set_ylim(len(scorers) - 0.5, -0.5)
     first.set_xlabel("agreement with the labels (%)")
     first.grid(alpha=0.3)
@@ -182,8 +182,8 @@ def audit_figure(
             if not np.isnan(value):
                 colour = "white" if abs(value) > 0.6 else "black"
                 second.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
-    second.set_xticks(range(len(judges)), [without_formulas(name) for name in judges], rotation=45, ha="right")
-    second.set_yticks(range(len(judges)), [without_formulas(name) for name in judges])
+    second.set_xticks(range(len(judges)), [written_out(name) for name in judges], rotation=45, ha="right")
+    second.set_yticks(range(len(judges)), [written_out(name) for name in judges])
     second.set_title("Kendall's τ within prompts", fontsize="medium")
     changes = list(dict.fromkeys(change for found in sensitivity.values() for change in found))
     width = 0.8 / max(1, len(scorers))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from alignbench.analysis.load import Method, Run, load, methods_of
 from alignbench.errors import InputError, UnknownName
 from alignbench.pictures import PictureError, read
+from alignbench.printed import one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,8 +39,10 @@ def draw(paths: Sequence[Path], prompts: int = 6, methods: Sequence[str] = ()) -
     shared = [prompt for prompt in _order(runs[0]) if all(prompt in own for own in pictures.values())][:prompts]
     if not shared:
         raise InputError("these methods have no picture of the same prompt; give results of the same prompts.")
-    texts = {prompt.id: prompt.text for run in runs for prompt in run.result.prompts}
-    return _sheet({label: [own[p] for p in shared] for label, own in pictures.items()}, [texts[p] for p in shared])
+    texts = {prompt.id: one_line(prompt.text) for run in runs for prompt in run.result.prompts}
+    return _sheet(
+        {one_line(label): [own[p] for p in shared] for label, own in pictures.items()}, [texts[p] for p in shared]
+    )
 
 
 def _order(run: Run) -> list[str]:

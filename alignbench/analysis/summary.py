@@ -12,6 +12,7 @@ from alignbench.analysis.compare import compare
 from alignbench.analysis.formats import number, p_value, percent
 from alignbench.analysis.load import is_aligned
 from alignbench.errors import AlignbenchError
+from alignbench.printed import one_line
 from alignbench.record.result import Metric, Result, read
 
 
@@ -83,7 +84,7 @@ def text(result: Result, path: Path, details: bool = False) -> str:
             f"{result.environment.get('commit')}, attempt {result.attempts}",
         ]
     lines.append(f"  file        {path}")
-    return "\n".join(lines) + "\n"
+    return "".join(f"{one_line(text)}\n" for text in lines)
 
 
 def _optimality_lines(result: Result) -> list[str]:

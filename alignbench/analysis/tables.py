@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from alignbench.analysis.comparison import Comparison, Group, Versus
-from alignbench.analysis.formats import Table, csv_block, line, number, p_value, percent, written
+from alignbench.analysis.formats import Table, csv_block, folded, markdown, number, p_value, percent, remarks, written
 from alignbench.analysis.frontier import Pooled
 from alignbench.choices import Format
+from alignbench.printed import WHOLE, Screen, one_line
 
 WIDEST_MATRIX = 12  # methods; larger pairwise matrices are only in the JSON
 
 
-def render(comparison: Comparison, form: Format) -> str:
-    """The whole comparison as text in one of the formats."""
+def render(comparison: Comparison, form: Format, screen: Screen = WHOLE) -> str:
+    """The whole comparison as text in one of the formats; a table of plain text as wide as the screen."""
     if form == "json":
         return json.dumps(_plain(comparison), indent=1, allow_nan=False) + "\n"
     parts = []
@@ -28,18 +29,27 @@ def render(comparison: Comparison, form: Format) -> str:
         if form == "csv":
             parts += [csv_block(group.evaluation.fingerprint, table) for table in tables]
             continue
-        parts.append(_heading(group, form))
-        parts += [written(table, form) for table in tables]
-        parts.append(_notes([*_reading(group), *group.notes], form))
+        parts.append(_heading(group, form, screen))
+        parts += [written(table, form, screen) for table in tables]
+        parts.append(_notes([*_reading(group), *group.notes], form, screen))
     if comparison.unfinished:
         rows = [[str(item.path), item.status, item.reason] for item in comparison.unfinished]
         table = Table("Not in the tables", ["file", "status", "reason"], rows)
-        parts.append(csv_block("", table) if form == "csv" else written(table, form))
+        parts.append(csv_block("", table) if form == "csv" else written(table, form, screen))
     if form != "csv":
-        parts.append(_notes([f"skipped: {item.reason}" for item in comparison.skipped] + comparison.notes, form))
+        parts.append(_notes(_remarks(comparison), form, screen))
     if not parts:
         parts.append("no complete results to compare.\n")
     return "\n".join(part for part in parts if part)
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What stands beside the tables: how to read them, and what is not in them. In CSV it has no place."""
+    return [text for group in comparison.groups for text in (*_reading(group), *group.notes)] + _remarks(comparison)
+
+
+def _remarks(comparison: Comparison) -> list[str]:
+    return [f"skipped: {item.reason}" for item in comparison.skipped] + comparison.notes
 
 
 def group_tables(group: Group) -> list[Table]:
@@ -244,20 +254,20 @@ def _costs_table(group: Group) -> Table:
     return Table("Cost (NFE: denoiser evaluations, forward and backward; mean over runs)", header, rows)
 
 
-def _heading(group: Group, form: Format) -> str:
+def _heading(group: Group, form: Format, screen: Screen) -> str:
     e = group.evaluation
     size = "x".join(map(str, e.model.get("image_shape", [])[1:])) or "points"
-    text = line(
+    text = one_line(
         f"{e.model['name']} ({size}) on {e.prompts}/{e.split}, noise seed {e.eval_seed}, evaluation {e.fingerprint}"
     )
-    samplers = line(
+    samplers = one_line(
         "; ".join(f"{', '.join(methods)}: {description}" for description, methods in _by_sampler(group).items())
     )
     if form == "markdown":
-        return f"## {text}\n\nSamplers. {samplers}\n"
+        return f"## {markdown(text)}\n\nSamplers. {markdown(samplers)}\n"
     if form == "latex":
         return f"% {text}\n% samplers: {samplers}\n"
-    return f"{text}\nsamplers  {samplers}\n"
+    return f"{folded(text, screen.width)}\n{folded(f'samplers  {samplers}', screen.width)}\n"
 
 
 def _by_sampler(group: Group) -> dict[str, list[str]]:
@@ -295,11 +305,10 @@ def _reading(group: Group) -> list[str]:
     ]
 
 
-def _notes(lines: Sequence[str], form: Format) -> str:
-    if not lines:
-        return ""
-    mark = {"markdown": "- ", "latex": "% "}.get(form, "  ")
-    return "\n".join(mark + line(text) for text in lines) + "\n"
+def _notes(lines: Sequence[str], form: Format, screen: Screen) -> str:
+    if form == "table":
+        return remarks(lines, screen)
+    return "".join(f"- {markdown(text)}\n" if form == "markdown" else f"% {one_line(text)}\n" for text in lines)
 
 
 def _plain(value: Any) -> Any:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
 from alignbench import __version__
-from alignbench.errors import AlignbenchError, InputError, UnknownName
+from alignbench.errors import AlignbenchError, InputError, UnknownName, said
+from alignbench.printed import drawing, guarded
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 HELP = {"--help", "-h"}
 PREFIX = "ALIGNBENCH_"  # ALIGNBENCH_RUN_MODEL is `run --model`
@@ -41,26 +46,31 @@ app.register_install_completion_command(
 
 def run_command_line(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; every failure is one line on stderr unless --debug is given."""
+    with guarded():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     if not arguments or HELP.intersection(arguments):
         command = next((argument for argument in arguments if not argument.startswith("-")), None)
         if command is None:
             app.resolved_commands()  # for their summaries
         if command is None or command in app:  # at once: parsing what stands beside it takes a third of the time
-            app.help_print([command] if command else [])
+            app.help_print([command] if command else [], console=_console())
             return 0
     try:
         _check_environment()
         _check_values(arguments)
-        code = app([a for a in arguments if a != "--debug"], exit_on_error=False, print_error=False)
+        code = app([a for a in arguments if a != "--debug"], exit_on_error=False, print_error=False, console=_console())
         return code if isinstance(code, int) else 0
     except CycloptsError as error:
-        print(f"alignbench: {_one_line(error)}", file=sys.stderr)
+        print(f"alignbench: {said(error)}", file=sys.stderr)
         return 2
     except AlignbenchError as error:
         if debug:
             raise
-        print(f"alignbench: {_one_line(error)}", file=sys.stderr)
+        print(f"alignbench: {said(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("alignbench: interrupted; the same command continues where it stopped.", file=sys.stderr)
@@ -71,7 +81,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
         if debug:
             raise
         kind = type(error).__name__
-        print(f"alignbench: unexpected {kind}: {_one_line(error)} (--debug shows where)", file=sys.stderr)
+        print(f"alignbench: unexpected {kind}: {said(error)} (--debug shows where)", file=sys.stderr)
         return 1
 
 
@@ -104,5 +114,8 @@ def _check_values(arguments: Sequence[str]) -> None:
             raise InputError(f"{what}: an empty value; say what is meant, or leave it out.")
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def _console() -> Console:
+    """Where help is printed."""
+    from rich.console import Console
+
+    return Console(file=drawing(sys.stdout))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignbench.asking.options import RunOptions
 from alignbench.cli.flags import Flag, takes
-from alignbench.cli.output import as_json, typed
+from alignbench.cli.output import listing, note, print_json, say, typed
 from alignbench.errors import AlignbenchError, InputError
 
 if TYPE_CHECKING:
@@ -54,11 +53,11 @@ def run(
         options = RunOptions.parse({**values, **given, **both}, str(config))
     names.check(options)
     if not json:  # what follows imports for seconds
-        print(f"loading {options.algorithm} and what it needs", file=sys.stderr, flush=True)
+        note(f"loading {options.algorithm} and what it needs")
     cell = _resolve(options)
     if dry_run:
         cell.family.device(options.device)  # refuses what a run would
-        print(_description(cell))
+        say(*_description(cell))
         return 0
     return _run(cell, force, json)
 
@@ -83,15 +82,13 @@ def suite(name: str | None = None, /, *, output: Path | None = None, dry_run: Fl
     asked = read_suite(find_suite(name), output)
     if dry_run:
         for options in asked:
-            print(f"{describe(options)}  ->  {_resolve(options).path}")
+            say(f"{describe(options)}  ->  {_resolve(options).path}")
         return 0
     from alignbench.experiment.run import run_cell
 
-    reports = run_suite(
-        asked, lambda options: run_cell(_resolve(options)), say=lambda line: print(line, file=sys.stderr, flush=True)
-    )
+    reports = run_suite(asked, lambda options: run_cell(_resolve(options)), say=note)
     for report in reports:
-        print(f"{describe(report.options):60} {_reported(report.outcome)}")
+        listing(f"{describe(report.options):60} {_reported(report.outcome)}")
     ended = [report.outcome for report in reports if not isinstance(report.outcome, Exception)]
     paths = [outcome.path for outcome in ended if outcome.result.status == "complete"]
     if len(paths) > 1:
@@ -115,11 +112,11 @@ def _conclude(paths: list[Path]) -> None:
     from alignbench.analysis.verdict import sentences
 
     try:
-        print("\n".join(["", *sentences(paths)]))
+        say("", *sentences(paths))
     except AlignbenchError as error:  # such as one configuration under two names
-        print(f"\nno comparison: {error}")
+        say("", f"no comparison: {error}")
     folders = typed(*dict.fromkeys(path.parent for path in paths))
-    print(f"all tables: alignbench compare {folders}; pictures: alignbench sheet {folders}")
+    say(f"all tables: alignbench compare {folders}; pictures: alignbench sheet {folders}")
 
 
 def _resolve(options: RunOptions) -> Cell:
@@ -128,15 +125,15 @@ def _resolve(options: RunOptions) -> Cell:
     return resolve(options)
 
 
-def _run(cell: Cell, force: bool, print_json: bool) -> int:
+def _run(cell: Cell, force: bool, json: bool) -> int:
     from alignbench.experiment.run import run_cell
 
-    outcome = run_cell(cell, force=force, quiet=print_json)
-    if print_json:
+    outcome = run_cell(cell, force=force, quiet=json)
+    if json:
         from alignbench.analysis import summary
 
         values = summary.as_values(outcome.result, outcome.path) | {"was_complete": outcome.was_complete}
-        print(as_json(values), end="")
+        print_json(values)
     else:
         _show(cell, outcome)
     if outcome.result.status == "unsupported":
@@ -149,17 +146,17 @@ def _show(cell: Cell, outcome: Outcome) -> None:
     from alignbench.analysis import summary
 
     if outcome.was_complete:
-        print("already complete; --force runs it again")
-    print(summary.text(outcome.result, outcome.path), end="")
+        say("already complete; --force runs it again")
+    listing(*summary.text(outcome.result, outcome.path).splitlines())
     if outcome.result.status != "complete" or outcome.result.configuration.algorithm == "base":
         return
     lines, base = summary.against_base(outcome.path)
     if not lines:
-        print(f"  no complete `base` with this evaluation beside it yet: {_base_command(cell)}")
+        say(f"  no complete `base` with this evaluation beside it yet: {_base_command(cell)}")
     else:
-        print("\n".join(lines))
+        say(*lines)
     both = [base, outcome.path] if base else [outcome.path.parent]
-    print(f"compare with: alignbench compare {typed(*both)}")
+    say(f"compare with: alignbench compare {typed(*both)}")
 
 
 def _base_command(cell: Cell) -> str:
@@ -187,7 +184,7 @@ def _words(value: Any) -> str:
     return f" {'x'.join(map(str, value)) if pixels else typed(*value)}"
 
 
-def _description(cell: Cell) -> str:
+def _description(cell: Cell) -> list[str]:
     """What a cell would do, and what is known of its cost."""
     from alignbench.analysis.load import budget_text
     from alignbench.experiment.estimate import estimate
@@ -214,8 +211,8 @@ def _description(cell: Cell) -> str:
     if cell.preset:
         rows.append(("preset", cell.preset))
     rows += [("note", line) for line in cell.notes]
-    lines = [f"{c.algorithm} on {cell.model.name} ({cell.model.source}), would write {cell.path}"]
-    return "\n".join([*lines, *(f"  {label:12} {value}" for label, value in [*rows, *_cost_rows(cell, cost)])])
+    title = f"{c.algorithm} on {cell.model.name} ({cell.model.source}), would write {cell.path}"
+    return [title, *(f"  {label:12} {value}" for label, value in [*rows, *_cost_rows(cell, cost)])]
 
 
 def _listed(values: Any) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from alignbench.choices import ToyName
+from alignbench.cli.output import say
 from alignbench.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,16 +46,16 @@ def check(
     except ValueError as error:
         raise InputError(f"--set {' '.join(set_ or [])}: {error}.") from None
     group, kind = plugins.find(plugin)
-    print(f"{plugin}: {plugins.KINDS[group]}", flush=True)
+    say(f"{plugin}: {plugins.KINDS[group]}")
     broken = 0
     for finding in _findings(group, plugin, kind, fields, model):
         broken += finding.state == "broken"
         detail = f": {finding.detail}" if finding.detail else ""
-        print(f"  {MARKS[finding.state]}  {finding.says}{detail}", flush=True)
+        say(f"  {MARKS[finding.state]}  {finding.says}{detail}")
     if broken:
-        print("1 contract is broken" if broken == 1 else f"{broken} contracts are broken")
+        say("1 contract is broken" if broken == 1 else f"{broken} contracts are broken")
     else:
-        print("all contracts hold")
+        say("all contracts hold")
     return 1 if broken else 0
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from alignbench.choices import Fetched, KeptKind
 from alignbench.cli.flags import Flag
-from alignbench.cli.output import megabytes
+from alignbench.cli.output import listing, megabytes, say
 from alignbench.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ def list_(
     )
     for title, room in rooms:
         if group in (None, title):
-            print(title)
+            say(title)
             for name in plugins.names(room):
-                print(f"  {name:27} {plugins.summary(room, name)}")
+                listing(f"  {name:27} {plugins.summary(room, name)}")
             for short, name in plugins.aliases(room).items():
-                print(f"  {short:27} means {name}.")
+                listing(f"  {short:27} means {name}.")
     if group in (None, "models"):
         _list_models()
     return 0
@@ -57,20 +57,20 @@ def list_(
 def _list_models() -> None:
     from alignbench.diffusion.registry import named
 
-    print("models")
+    say("models")
     for model in named().values():
-        print(f"  {model.name:27} {model.note}")
+        listing(f"  {model.name:27} {model.note}")
         if model.licence:
             sampling = f"{model.prediction}-prediction, {model.steps} steps, guidance {model.guidance:g}"
             others = [part.name for part in (model.denoiser, model.refiner) if part is not None]
-            print(f"  {'':27} {' and '.join([model.source, *others])}; {sampling}; {model.licence}")
+            listing(f"  {'':27} {' and '.join([model.source, *others])}; {sampling}; {model.licence}")
 
 
 def _list_scorers() -> int:
     from alignbench.asking.needs import present
 
     for name, file, state in present():
-        print(f"{name:16} {file.place}\n{'':16} {state}")
+        listing(f"{name:16} {file.place}", f"{'':16} {state}")
     return 0
 
 
@@ -78,9 +78,9 @@ def _list_prompts() -> int:
     from alignbench.asking.needs import prompt_sets
 
     for name, lines in prompt_sets():
-        print(name)
+        say(name)
         for line in lines.splitlines():
-            print(f"  {line}")
+            listing(f"  {line}")
     return 0
 
 
@@ -98,9 +98,9 @@ def fetch(kind: Fetched, *names: str, to: Path | None = None) -> int:
     """
     from alignbench.asking.needs import fetch as fetch_files
 
-    paths = fetch_files(kind, names, to, say=lambda line: print(line, flush=True))
+    paths = fetch_files(kind, names, to, say=say)
     if to is not None and kind != "models":
-        print(f"{len(paths)} files; use them with ALIGNBENCH_DATA={to}")
+        say(f"{len(paths)} files; use them with ALIGNBENCH_DATA={to}")
     return 0
 
 
@@ -116,11 +116,11 @@ def cache(*, clear: KeptKind | None = None) -> int:
     from alignbench.downloads import cache_folder
 
     if clear is not None:
-        print(f"{clear}: {megabytes(caches.clear(clear))} deleted")
+        say(f"{clear}: {megabytes(caches.clear(clear))} deleted")
         return 0
     for item in caches.kept():
-        print(f"{item.kind:8} {megabytes(item.bytes):>12} in {item.files:5} files  {item.what}")
-    print(f"in {cache_folder()}; models of the hub lie in its own cache (`hf cache list`)")
+        listing(f"{item.kind:8} {megabytes(item.bytes):>12} in {item.files:5} files  {item.what}")
+    listing(f"in {cache_folder()}; models of the hub lie in its own cache (`hf cache list`)")
     return 0
 
 
@@ -131,7 +131,7 @@ def env() -> int:
     for name, value in environment().items():
         if isinstance(value, dict):
             for package, version in value.items():
-                print(f"{package:12} {version}")
+                listing(f"{package:12} {version}")
         else:
-            print(f"{name:12} {value}")
+            listing(f"{name:12} {value}")
     return 0

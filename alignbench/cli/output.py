@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
-from collections.abc import Mapping
+import shutil
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignbench.errors import InputError
+from alignbench.printed import HIDDEN, Screen, one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURES = (".png", ".pdf", ".svg")
+NARROWEST = 24  # columns that are laid out for; below it the terminal breaks lines
 
 
 def check_ending(option: str, path: Path | None, endings: tuple[str, ...]) -> None:
@@ -24,9 +29,41 @@ def check_ending(option: str, path: Path | None, endings: tuple[str, ...]) -> No
         raise InputError(f"{option} {path}: expected a {expected} file.")
 
 
+def say(*lines: str) -> None:
+    """Print lines, each of which stays one whatever names it holds."""
+    print("\n".join(map(one_line, lines)), flush=True)
+
+
+def listing(*lines: str) -> None:
+    """Print laid-out lines, folded where the screen is narrow; words stay whole, so that paths can be copied."""
+    from alignbench.analysis.formats import folded
+
+    width = screen().width
+    print("\n".join(folded(one_line(line), width, whole_words=True) for line in lines), flush=True)
+
+
+def note(*lines: str) -> None:
+    """Lines that do not belong to what a program would read from stdout."""
+    print("\n".join(map(one_line, lines)), file=sys.stderr, flush=True)
+
+
+def screen() -> Screen:
+    """What stdout is: a terminal, or COLUMNS where that is set, has a width; a file or a pipe takes lines of any."""
+    width = shutil.get_terminal_size((0, 0)).columns
+    return Screen(max(width, NARROWEST) if width else None, sys.stdout.encoding or "utf-8")
+
+
 def typed(*words: object) -> str:
-    """Paths and values as a shell takes them."""
-    return " ".join(shlex.quote(str(word)) for word in words)
+    """Paths and values as a shell takes them; hidden characters in the form that bash, zsh and ksh read."""
+    return " ".join(_quoted(str(word)) for word in words)
+
+
+def _quoted(word: str) -> str:
+    if not HIDDEN.search(word) and "\n" not in word and "\t" not in word:
+        return shlex.quote(word)
+    plain = {"\\": "\\\\", "'": "\\'"}
+    shown = (plain.get(c, c if c.isprintable() else "".join(f"\\x{b:02x}" for b in os.fsencode(c))) for c in word)
+    return f"$'{''.join(shown)}'"
 
 
 def megabytes(size: int) -> str:
@@ -34,19 +71,33 @@ def megabytes(size: int) -> str:
 
 
 def as_json(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    """JSON that says the same in every encoding: what is hidden, or half of a pair, is an escape of JSON's own."""
+    text = json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    return HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
-def report(values: Mapping[str, Any], text: str, print_json: bool, output: Path | None) -> None:
+def print_json(values: Mapping[str, Any]) -> None:
+    """Print values as JSON: characters that stdout lacks are escapes of JSON, not replaced."""
+    text = as_json(values)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(values, indent=1, allow_nan=False) + "\n"
+    print(text, end="")
+
+
+def report(values: Mapping[str, Any], text: Callable[[Screen], str], in_json: bool, output: Path | None) -> None:
     """Print the values as JSON, or the text for people, and write the JSON to a file where one is named."""
     from alignbench.files import write_text
 
-    content = as_json(values)
-    print(content if print_json else text, end="")
+    if in_json:
+        print_json(values)
+    else:
+        print(text(screen()), end="")
     if output is not None:
-        write_text(output, content)
-        if not print_json:
-            print(f"written to {output}")
+        write_text(output, as_json(values))
+        if not in_json:
+            say(f"written to {output}")
 
 
 def draw(figure: Figure, path: Path) -> None:

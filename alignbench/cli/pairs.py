@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alignbench.asking.options import PairsOptions
 from alignbench.cli.flags import Flag, takes
-from alignbench.cli.output import as_json, check_ending, report, typed
+from alignbench.cli.output import check_ending, listing, print_json, report, say, typed
 from alignbench.judging.options import AccuracyOptions, TrainRewardOptions
 
 
@@ -19,13 +20,13 @@ def pairs(given: dict[str, Any]) -> int:
 
     options = PairsOptions.parse(given)
     about, made = make_for(options)
-    print(f"{made.pairs} pairs of {about}, in {made.folder}")
-    print(f"  ties  {made.ties}")
-    print(
+    say(f"{made.pairs} pairs of {about}, in {made.folder}")
+    say(f"  ties  {made.ties}")
+    say(
         f"  cost  {number(made.cost.denoiser_forward)} denoiser evaluations, {number(made.cost.reward_forward)} reward "
         f"evaluations, {made.seconds:.1f} s"
     )
-    print(f"learn from them with: alignbench run --algo NAME --model {options.model} --pairs {typed(made.folder)}")
+    say(f"learn from them with: alignbench run --algo NAME --model {options.model} --pairs {typed(made.folder)}")
     return 0
 
 
@@ -45,7 +46,7 @@ def accuracy(given: dict[str, Any], *, json: Flag = False, output: Path | None =
     from alignbench.judging.accuracy import as_values, measure, text
 
     measured = measure(options, quiet=json)
-    report(as_values(measured), text(measured), json, output)
+    report(as_values(measured), partial(text, measured), json, output)
     return 0
 
 
@@ -67,10 +68,10 @@ def train_reward(given: dict[str, Any], *, force: Flag = False, json: Flag = Fal
 
     trained = reward_training.train_reward(options, force=force, quiet=json)
     if json:
-        print(as_json(trained.as_values()), end="")
+        print_json(trained.as_values())
         return 0
     if trained.was_complete:
-        print("already complete; --force trains it again")
-    print(reward_training.text(trained), end="")
-    print(f"use it with: alignbench run --algo NAME --model tiny --reward {typed(trained.path)}")
+        say("already complete; --force trains it again")
+    listing(*reward_training.text(trained).splitlines())
+    say(f"use it with: alignbench run --algo NAME --model tiny --reward {typed(trained.path)}")
     return 0

@@ -7,7 +7,7 @@ from typing import Literal
 
 from alignbench.choices import Breakdown, CurveAxis, Format
 from alignbench.cli.flags import Flag, Names
-from alignbench.cli.output import PICTURES, as_json, check_ending, draw, megabytes, typed
+from alignbench.cli.output import PICTURES, check_ending, draw, listing, megabytes, note, print_json, say, screen, typed
 from alignbench.errors import InputError
 
 
@@ -38,21 +38,22 @@ def compare(
     published: bool
         Also show what papers report about these methods on these prompts, with who judged.
     format: str
-        table, markdown, csv, latex or json.
+        table (as wide as the terminal, or as COLUMNS says), markdown, csv (its notes go to stderr), latex or json.
     output: Path
         Write to this file instead of the terminal.
     """
     from alignbench.analysis.compare import compare as compare_files
-    from alignbench.analysis.tables import render
+    from alignbench.analysis.tables import notes, render
     from alignbench.files import write_text
 
     comparison = compare_files(files or (Path("results"),), baseline, by, scorer or (), skip_bad, published)
-    text = render(comparison, format)
     if output is None:
-        print(text, end="")
+        print(render(comparison, format, screen()), end="")
     else:
-        write_text(output, text)
-        print(f"written to {output}")
+        write_text(output, render(comparison, format))
+        say(f"written to {output}")
+    if format == "csv" and (remarks := notes(comparison)):
+        note(*remarks)
     return 0
 
 
@@ -72,11 +73,17 @@ def show(what: str, *, json: Flag = False) -> int:
         from alignbench.record.result import read
 
         result = read(file)
-        print(as_json(summary.as_values(result, file)) if json else summary.text(result, file, details=True), end="")
+        if json:
+            print_json(summary.as_values(result, file))
+        else:
+            listing(*summary.text(result, file, details=True).splitlines())
         return 0
     from alignbench.asking import description
 
-    print(as_json(description.as_values(what)) if json else description.text(what), end="")
+    if json:
+        print_json(description.as_values(what))
+    else:
+        listing(*description.text(what).splitlines())
     return 0
 
 
@@ -94,15 +101,15 @@ def ls(folder: Path = Path("results"), *, json: Flag = False) -> int:
 
     cells = cells_of(folder)
     if json:
-        print(as_json({"folder": str(folder), "cells": [vars(cell) for cell in cells]}), end="")
+        print_json({"folder": str(folder), "cells": [vars(cell) for cell in cells]})
         return 0
     for cell in cells:
         more = "  (type its command again to continue)" if cell.can_continue else ""
         detail = " ".join(cell.detail.split())
-        print(f"{cell.name:60} {cell.state:11} {megabytes(cell.bytes):>10}  {detail}{more}")
-    print(f"{len(cells)} cells, {megabytes(sum(cell.bytes for cell in cells)).strip()} in {folder}")
+        listing(f"{cell.name:60} {cell.state:11} {megabytes(cell.bytes):>10}  {detail}{more}")
+    say(f"{len(cells)} cells, {megabytes(sum(cell.bytes for cell in cells)).strip()} in {folder}")
     for below in folders_below([folder]):
-        print(f"more in {below}: alignbench ls {typed(below)}")
+        say(f"more in {below}: alignbench ls {typed(below)}")
     return 0
 
 
@@ -129,7 +136,7 @@ def sheet(*files: Path, prompts: int = 6, method: Names = None, output: Path = P
     drawn = draw_sheet(files or (Path("results"),), prompts, method or ())
     with replace_file(output) as temporary:
         drawn.save(temporary, format="PNG", optimize=True)
-    print(f"written to {output}")
+    say(f"written to {output}")
     return 0
 
 
@@ -156,7 +163,7 @@ def plot(
 
     check_ending("--output", output, PICTURES)
     draw(reward_curves(files or (Path("results"),), against, scorer or ()), output)
-    print(f"written to {output}")
+    say(f"written to {output}")
     return 0
 
 
@@ -200,8 +207,8 @@ def frontier(
             (p.problem, s.method): s.missing.get("kl", "") for p in found for s in p.standings if "kl" not in s.metrics
         }
         for (problem, method), why in lacking.items():
-            print(f"not drawn on {problem}: {method} ({why or 'it has no KL'})")
+            say(f"not drawn on {problem}: {method} ({why or 'it has no KL'})")
         if (others := len(found) - len(drawn(found))) > 0:
-            print(f"not drawn: {others} more evaluations or rewards, which fewer methods or none were aligned with")
-    print(f"written to {output}")
+            say(f"not drawn: {others} more evaluations or rewards, which fewer methods or none were aligned with")
+    say(f"written to {output}")
     return 0

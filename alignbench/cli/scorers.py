@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alignbench.cli.flags import Flag, takes
-from alignbench.cli.output import PICTURES, check_ending, draw, report
+from alignbench.cli.output import PICTURES, check_ending, draw, report, say
 from alignbench.judging.options import AuditOptions, ScoreOptions, ServeOptions
 
 
@@ -28,7 +29,7 @@ def score(given: dict[str, Any], place: Path, *, json: Flag = False, output: Pat
     from alignbench.judging import score as scoring
 
     scored = scoring.score_place(place, options, quiet=json)
-    report(scoring.as_values(scored), scoring.text(scored), json, output)
+    report(scoring.as_values(scored), partial(scoring.text, scored), json, output)
     return 0
 
 
@@ -52,11 +53,11 @@ def audit(given: dict[str, Any], *, json: Flag = False, output: Path | None = No
     from alignbench.judging.audit import audit as audit_scorers
 
     found = audit_scorers(options, quiet=json)
-    report(audit_report.as_values(found), audit_report.text(found), json, output)
+    report(audit_report.as_values(found), partial(audit_report.text, found), json, output)
     if figure is not None:
         draw(audit_report.figure(found), figure)
         if not json:
-            print(f"written to {figure}")
+            say(f"written to {figure}")
     return 0
 
 
@@ -76,10 +77,10 @@ def serve(given: dict[str, Any], name: str) -> int:
     name = plugins.full_name("rewards", name)
 
     def ready(url: str) -> None:
-        print(f"{name} at {url}; use it with: alignbench run --reward {url}", flush=True)
+        say(f"{name} at {url}; use it with: alignbench run --reward {url}")
 
     try:
         serve_scorer(name, options, ready)
     except KeyboardInterrupt:
-        print("stopped", flush=True)
+        say("stopped")
     return 0

@@ -124,6 +124,7 @@ def make_for(options: PairsOptions) -> tuple[str, Made]:
     with Progress() as progress:
         for line in prompt_sets.notes_on(name):
             progress.say(line)
+        progress.follow(meter)
         made = make_pairs(feedback, options.output, options.batch_size or BATCH[3], meter, progress)
     return f"{model.name} on {name}/{split}, labelled by {reward_name}", made
 

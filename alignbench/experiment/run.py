@@ -94,6 +94,7 @@ def _prepare(cell: Cell, attempt: int, device: str, progress: Progress) -> _Run:
     meter = Meter()
     for line in cell.notes:
         progress.say(line)
+    progress.follow(meter)
     progress.say(f"loading model {cell.model.name}")
     pipeline, aligned = _pipeline(cell, meter, device)
     _check_scorers(cell, pipeline)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignbench import plugins
-from alignbench.analysis.formats import Table, percent, plain
+from alignbench.analysis.formats import Table, percent, plain, remarks
 from alignbench.asking.adapter_folders import adapter_folder, check_model
 from alignbench.asking.presets import defaults_of
 from alignbench.caches import tensors_file
@@ -35,6 +35,7 @@ from alignbench.preferences.cache import TensorCache
 from alignbench.preferences.choosing import Chosen, choose
 from alignbench.preferences.encoded import EncodedPairs
 from alignbench.preferences.source import open_pairs
+from alignbench.printed import WHOLE, Screen
 from alignbench.progress import Progress
 from alignbench.record.environment import environment
 
@@ -69,7 +70,9 @@ def measure(options: AccuracyOptions, quiet: bool = False) -> Report:
         judged: list[Judgements] = []
         if model is not None:
             family = registry.family_of(model)
-            pipeline = family.load(model, Meter(), Hold(device, options.dtype))
+            meter = Meter()
+            progress.follow(meter)
+            pipeline = family.load(model, meter, Hold(device, options.dtype))
             for folder in folders:
                 check_model(folder, pipeline)
             cache = TensorCache(tensors_file(), say=progress.say)
@@ -136,7 +139,7 @@ def as_values(report: Report) -> dict[str, Any]:
     }
 
 
-def text(report: Report) -> str:
+def text(report: Report, screen: Screen = WHOLE) -> str:
     """The report for people."""
     pairs = report.pairs
     header = ["", "pairs", "ties %"]
@@ -168,7 +171,7 @@ def text(report: Report) -> str:
         )
     notes += [f"{head}: {DEFINITIONS[name]}" for name, head in HEADS.items()]
     notes.append("intervals: Wilson at the prompt-clustered effective sample size")
-    return plain(Table(title, header, rows)) + "".join(f"  {note}\n" for note in notes)
+    return plain(Table(title, header, rows), screen) + remarks(notes, screen)
 
 
 def _cells(row: Row) -> list[str]:

@@ -6,12 +6,13 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from alignbench.analysis.agreement import Agreement
-from alignbench.analysis.formats import Table, percent, plain
+from alignbench.analysis.formats import Table, percent, plain, remarks
 from alignbench.analysis.plots import audit_figure
 from alignbench.analysis.statistics import WinRate
 from alignbench.judging.alterations import CHANGES
 from alignbench.judging.audit import Report, ScorerAudit
 from alignbench.pictures import counted
+from alignbench.printed import WHOLE, Screen
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +58,7 @@ def as_values(report: Report) -> dict[str, Any]:
     }
 
 
-def text(report: Report) -> str:
+def text(report: Report, screen: Screen = WHOLE) -> str:
     """The report for people."""
     pairs = report.pairs
     rows = []
@@ -66,15 +67,17 @@ def text(report: Report) -> str:
         shown = ["–", ""] if rate is None else [percent(rate.rate), _share(rate)]
         rows.append([name, str(found.accuracy.pairs), *shown])
     title = f"accuracy on the labels of {pairs['path']}: {pairs['used']} pairs, {pairs['prompts']} prompts"
-    parts = [plain(Table(title, ["scorer", "pairs", "accuracy %", "95 % interval"], rows))]
+    parts = [plain(Table(title, ["scorer", "pairs", "accuracy %", "95 % interval"], rows), screen)]
     rows = [
         [f"{a} – {b}", str(t.pairs), *(["–", ""] if math.isnan(t.tau) else [f"{t.tau:.3f}", _range(t)])]
         for (a, b), t in report.agreement.items()
     ]
-    parts.append(plain(Table("agreement: Kendall's τ_b over these pairs", ["", "pairs", "τ", "95 % interval"], rows)))
+    parts.append(
+        plain(Table("agreement: Kendall's τ_b over these pairs", ["", "pairs", "τ", "95 % interval"], rows), screen)
+    )
     rows = [[f"{name}: {c}", *_cells(found, c)] for name, found in report.scorers.items() for c in CHANGES]
     header = ["", "images", "change / spread", "flips %", "95 % interval"]
-    parts.append(plain(Table("sensitivity: mean change of a score, and decisions that turn", header, rows)))
+    parts.append(plain(Table("sensitivity: mean change of a score, and decisions that turn", header, rows), screen))
     notes = [f"pairs: {pairs['summary']}"]
     if pairs["pictures"]:
         notes.append(f"pairs with pictures: {'; '.join(counted(pairs['pictures']))}")
@@ -92,7 +95,7 @@ def text(report: Report) -> str:
     notes.append(
         "accuracy and flips: ties count half; intervals: Wilson clustered on prompts, of τ a bootstrap over prompts"
     )
-    return "\n".join(parts) + "".join(f"  {note}\n" for note in notes)
+    return "\n".join(parts) + remarks(notes, screen)
 
 
 def _share(rate: WinRate) -> str:

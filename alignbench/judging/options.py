@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -109,7 +110,18 @@ class ServeOptions(ScoringOptions):
     port: Annotated[int, Option(EVALUATION)] = Field(
         8000, description="Port to listen on, at 127.0.0.1 alone; 0 takes a free one."
     )
+    allowed_hosts: Annotated[tuple[str, ...], Option(EVALUATION)] = Field(
+        (), description="Names beside 127.0.0.1 and localhost under which it may be asked, such as a proxy's."
+    )
     device: Annotated[str, Option(MEMORY)] = Field("auto", description="auto, cpu, cuda, or cuda:1.")
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not re.fullmatch(r"[A-Za-z0-9.-]+", host):
+                raise ValueError(f"{host!r} is no host name; expected one such as scorers.example.org, without a port")
+        return hosts
 
 
 class TrainRewardOptions(PairChoice):

@@ -30,6 +30,7 @@ from alignbench.pictures import Notes, PictureError
 from alignbench.plugins import reward_of
 from alignbench.preferences.choosing import Chosen, choose
 from alignbench.preferences.source import open_pairs
+from alignbench.printed import one_line
 from alignbench.progress import Progress
 from alignbench.record.resumable import Resumable
 from alignbench.shapes import bradley_terry
@@ -203,7 +204,7 @@ def text(trained: Trained) -> str:
         f"  A network that knows nothing has log loss {math.log(2):.4f} and Brier score 0.25.",
         f"  file        {trained.path}",
     ]
-    return "\n".join(lines) + "\n"
+    return "".join(f"{one_line(text)}\n" for text in lines)
 
 
 def _interval(accuracy: Mapping[str, float]) -> str:

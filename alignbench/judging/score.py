@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from alignbench import plugins
+from alignbench.analysis.formats import Table, plain, remarks
 from alignbench.asking import prompts as prompt_sets
 from alignbench.caches import scores_folder
 from alignbench.devices import chunked, device_of
@@ -25,6 +26,7 @@ from alignbench.judging.options import ScoreOptions
 from alignbench.judging.picture_folders import Found, Item
 from alignbench.judging.picture_names import refuse_first
 from alignbench.pictures import READING, Notes, PictureError, content_of, counted, read
+from alignbench.printed import WHOLE, Screen
 from alignbench.progress import Progress
 from alignbench.record import result as results
 from alignbench.record.pictures import ImageStore, Slot
@@ -211,17 +213,19 @@ def as_values(report: Report) -> dict[str, Any]:
     }
 
 
-def text(report: Report) -> str:
-    """The summary as a table, below what to know of the pictures."""
-    about = [*report.about, *([f"pictures: {'; '.join(counted(report.pictures))}"] if report.pictures else [])]
+def text(report: Report, screen: Screen = WHOLE) -> str:
+    """The summary as a table, and what to know of the pictures."""
+    rows = []
+    for name, s in summary(report).items():
+        mean, deviation = (math.nan if s[key] is None else s[key] for key in ("mean", "deviation"))
+        cut = "-" if s["truncated"] is None else str(s["truncated"])
+        rows.append([name, str(s["images"]), str(s["failed"]), cut, f"{mean:.4g}", f"{deviation:.4g}"])
+    header = ["scorer", "images", "failed", "truncated", "mean", "deviation"]
+    title, *about = report.about or [f"{len(report.rows)} pictures"]
+    about += [f"pictures: {'; '.join(counted(report.pictures))}"] if report.pictures else []
     failed = next(((row, why) for row in report.rows for why in row.failures.values()), None)
     if failed is not None:
         count = sum(bool(row.failures) for row in report.rows)
         about.append(f"without a score: {count}, the first {failed[0].item.path}: {failed[1]}")
-    lines = [*about, f"{'scorer':24} {'images':>7} {'failed':>7} {'truncated':>10} {'mean':>10} {'deviation':>10}"]
-    for name, s in summary(report).items():
-        mean, deviation = (math.nan if s[key] is None else s[key] for key in ("mean", "deviation"))
-        cut = "-" if s["truncated"] is None else s["truncated"]
-        lines.append(f"{name:24} {s['images']:7} {s['failed']:7} {cut:>10} {mean:10.4g} {deviation:10.4g}")
-        lines.append(f"  {report.scorers[name].id}; {report.scorers[name].preprocessing}")
-    return "\n".join(lines) + "\n"
+    about += [f"{name}: {info.id}; {info.preprocessing}" for name, info in report.scorers.items()]
+    return plain(Table(title, header, rows), screen) + remarks(about, screen)

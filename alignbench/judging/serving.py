@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from http.server import ThreadingHTTPServer
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from alignbench import plugins
@@ -16,50 +16,60 @@ from alignbench.images import read_image
 from alignbench.interface import Prompt, Reward
 from alignbench.judging.options import ServeOptions
 from alignbench.pictures import PictureError
-from alignbench.remote.server import HOST, Refused, make_server
+from alignbench.remote.server import HOST, HOSTS, Refused, ScorerServer, make_server, size_of
 from alignbench.scoring.values import score_images
+
+AT_ONCE = 2**24  # pixels that are decoded at a time, unless one picture has more
 
 
 def serve(name: str, options: ServeOptions, ready: Callable[[str], None]) -> None:
     """Serve a scorer until interrupted; `ready` is told the URL. Raises InputError for a port that cannot be had."""
     reward = plugins.reward_of(name, options.scoring)
-    with server_of(plugins.label(name), reward, options.port, device_of(options.device)) as server:
-        ready(f"http://{HOST}:{server.server_port}")
-        server.serve_forever()
+    hosts = (*HOSTS, *options.allowed_hosts)
+    server = server_of(plugins.label(name), reward, options.port, device_of(options.device), hosts)
+    ready(f"http://{HOST}:{server.port}")
+    server.serve()
 
 
-def server_of(name: str, reward: Reward, port: int, device: str = "cpu") -> ThreadingHTTPServer:
+def server_of(name: str, reward: Reward, port: int, device: str = "cpu", hosts: Sequence[str] = HOSTS) -> ScorerServer:
     """The server, bound to its port and not yet running."""
 
     def score(contents: Sequence[bytes], texts: Sequence[str]) -> list[float | None]:
         prompts = [Prompt(str(i), text) for i, text in enumerate(texts)]
+        values: list[float | None] = [None] * len(texts)
         try:
-            groups: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
-            for i, image in enumerate(map(decoded, contents)):
-                groups.setdefault(tuple(image.shape), []).append((i, image))
-            values: dict[int, float | None] = {}
-            for shape, group in groups.items():
-                own = [prompts[i] for i, _ in group]
-                if reason := reward.unsupported(own, shape):
+            for places in alike([size_of(content) for content in contents]):
+                images = torch.stack([decoded(contents[i]) for i in places])
+                own = [prompts[i] for i in places]
+                if reason := reward.unsupported(own, tuple(images.shape[1:])):
                     raise Refused(reason)
-                images = torch.stack([image for _, image in group]).to(device)
-                for (i, _), (value, failed) in zip(group, score_images(name, reward, images, own), strict=True):
+                for i, (value, failed) in zip(places, score_images(name, reward, images.to(device), own), strict=True):
                     values[i] = value if failed is None else None
         except RunError:
             raise
         except AlignbenchError as error:
             raise Refused(str(error)) from error
-        return [values[i] for i in range(len(texts))]
+        return values
 
     info = asdict(reward.info()) | {"files": dict(reward.info().files), "versions": dict(reward.info().versions)}
     try:
-        return make_server(info, score, port)
+        return make_server(info, score, port, hosts)
     except (OSError, OverflowError) as error:
         raise InputError(f"--port {port} cannot be used ({error}); choose another, or 0 for a free one.") from None
 
 
-def decoded(content: bytes) -> Tensor:
-    """A PNG file as RGB in [0, 1]. Raises Refused for anything else, and for one that would fill the memory."""
+def alike(sizes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+    """The places of pictures of one size, as many as are decoded at a time."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, size in enumerate(sizes):
+        groups.setdefault(size, []).append(place)
+    for (width, height), places in groups.items():
+        n = max(1, AT_ONCE // (width * height))
+        yield from (places[i : i + n] for i in range(0, len(places), n))
+
+
+def decoded(content: bytes) -> Float[Tensor, "3 h w"]:
+    """A PNG file, whose size was looked at, as RGB in [0, 1]. Raises Refused for what cannot be decoded."""
     try:
         return read_image(content, formats=("PNG",))
     except PictureError as error:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from alignbench.errors import RunError
 from alignbench.files import make_folder
+from alignbench.printed import one_line
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ class _Damaged(Exception):
 
 
 def _warn(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 class TensorCache:

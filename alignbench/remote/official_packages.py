@@ -11,6 +11,7 @@ is served is said by the packages' own `score`, one picture after the other.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import io
@@ -27,7 +28,10 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import server  # type: ignore[import-not-found]  # beside this file; alignbench is not here
+try:
+    import server  # type: ignore[import-not-found]  # beside this file; alignbench is not here
+except ImportError as error:
+    raise SystemExit(f"{error}; the server needs: pip install starlette uvicorn") from None
 
 Pictures = Sequence[Image.Image]
 Official = Callable[[Pictures, Sequence[str]], list[float]]
@@ -131,12 +135,13 @@ def serve(package: str, weights: Path, official: Official, port: int) -> None:
         except Exception as error:
             if len(prompts) > 1:  # one picture that cannot be scored is a row without a score
                 return [score([content], [text])[0] for content, text in zip(contents, prompts, strict=True)]
-            print(f"not scored: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            print(ascii(f"not scored: {type(error).__name__}: {error}")[1:-1], file=sys.stderr, flush=True)
             return [None]
 
     running = server.make_server(identity(package, weights), score, port)
-    print(f"official {package} at http://{server.HOST}:{running.server_port}", flush=True)
-    running.serve_forever()
+    print(f"official {package} at http://{server.HOST}:{running.port}", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        running.serve()
 
 
 def opened(content: bytes) -> Image.Image:

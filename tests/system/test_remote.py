@@ -6,14 +6,20 @@ import ast
 import base64
 import contextlib
 import http.client
+import http.server
 import importlib
 import io
 import json
+import math
 import os
+import signal
+import socket
+import socketserver
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -25,11 +31,12 @@ from PIL import Image
 from alignbench import Key, Prompt, RewardInfo, plugins
 from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError, RunError, Unsupported
-from alignbench.judging.serving import server_of
+from alignbench.judging.serving import alike, server_of
 from alignbench.plugins import label, reward_of
 from alignbench.record import result as results
 from alignbench.remote import client, official_packages, server
 from alignbench.remote.client import RemoteScorer
+from alignbench.remote.server import ScorerServer
 
 CAPTIONS = ["a red circle", "a blue star", "two green squares", "a small cyan ring", "a large red star"]
 PROMPTS = [Prompt(f"p{i}", text) for i, text in enumerate(CAPTIONS)]
@@ -41,8 +48,20 @@ def pictures(n: int, height: int = 32, width: int = 32) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def running(made: ThreadingHTTPServer):
-    """The URL of a server while it runs in a thread."""
+def running(made: ScorerServer):
+    """The URL of our server while it runs in a thread."""
+    thread = threading.Thread(target=made.serve)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{made.port}"
+    finally:
+        made.stop()
+        thread.join()
+
+
+@contextlib.contextmanager
+def standing_in(made: ThreadingHTTPServer):
+    """The URL of a server of the tests while it runs in a thread."""
     thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -63,13 +82,15 @@ def scripted(*answers, wait: float = 0.0):
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             asked.append({"method": self.command, "body": json.loads(body) if body else None})
-            status, content = answers[min(len(asked), len(answers)) - 1]
+            status, content, *more = answers[min(len(asked), len(answers)) - 1]
             time.sleep(wait)
             body = content if isinstance(content, bytes) else json.dumps(content).encode()
             with contextlib.suppress(OSError):
                 self.send_response(status)
                 if status == 302:
                     self.send_header("Location", "/elsewhere")
+                for name, value in more[0].items() if more else ():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -78,7 +99,7 @@ def scripted(*answers, wait: float = 0.0):
         def log_message(self, *_) -> None:
             pass
 
-    with running(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
+    with standing_in(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
         yield url, asked
 
 
@@ -233,6 +254,7 @@ def test_what_is_no_scorer_is_said_to_be_none(hello, message):
         ((200, {"scorer": SCORER}), 'expected 2 "scores"'),
         ((200, {"scorer": SCORER, "scores": {"a": 1}}), 'expected 2 "scores"'),
         (scores(1.0, "2"), "expected numbers or null as \"scores\", not '2'"),
+        (scores(1.0, "\u202e\x1b[2J"), r"not '\\u202e\\x1b\[2J'"),
         (scores(1.0, True), "expected numbers or null as \"scores\", not 'True'"),
         ((200, b'{"scorer": {"id": "judge-1"}, "scores": [1, NaN]}'), "which is not JSON"),
         ((200, b'{"scorer": {"id": "judge-1"}, "scores": [1, 1e999]}'), "which is not JSON"),
@@ -341,7 +363,8 @@ PNG = base64.b64encode(BLACK.getvalue()).decode()
     [
         ({}, {}, 400, "expected {"),
         (b"{", {}, 400, "not JSON"),
-        (b"[" * 100_000, {}, 400, "not JSON"),
+        (b"[" * 100_000, {}, 400, "brackets"),
+        (b"[" * 60_000, {}, 400, "not JSON"),
         ([1], {}, 400, "expected {"),
         ({"images": [PNG], "prompts": []}, {}, 400, "one per image"),
         ({"images": [PNG], "prompts": [1]}, {}, 400, "one per image"),
@@ -358,30 +381,83 @@ def test_a_wrong_request_is_refused_in_a_sentence(truth, content, changes, statu
     assert message in answer["error"]
 
 
-def test_a_request_or_a_picture_of_too_many_bytes_is_refused_unread(truth, monkeypatch):
-    monkeypatch.setattr(server, "LARGEST", 100)
-    assert post(truth, {"images": [PNG], "prompts": ["a red circle"]})[0] == 413
-    monkeypatch.undo()
-    monkeypatch.setattr("alignbench.pictures.LARGEST", 1000)
-    status, answer = post(truth, {"images": [PNG], "prompts": ["a red circle"]})
-    assert status == 422
-    assert "32 x 32 pixels; at most 1000 are decoded" in answer["error"]
+@pytest.mark.parametrize(
+    ("limit", "most", "images", "message"),
+    [
+        ("LARGEST", 100, 1, "bytes, expected at most 100"),
+        ("IMAGES", 2, 3, "3 images, expected at most 2"),
+        ("PIXELS", 1000, 1, "32 x 32 have 1024 pixels, expected at most 1000"),
+        ("PIXELS", 4000, 4, "have 4096 pixels, expected at most 4000"),
+    ],
+)
+def test_what_would_fill_the_memory_is_refused_before_it_does(truth, monkeypatch, limit, most, images, message):
+    monkeypatch.setattr(server, limit, most)
+    monkeypatch.setattr("alignbench.judging.serving.decoded", None)
+    status, answer = post(truth, {"images": [PNG] * images, "prompts": ["a red circle"] * images})
+    assert status == 413
+    assert message in answer["error"]
+
+
+def test_pictures_of_gigabytes_are_refused_by_their_headers():
+    """Four black pictures of 8192 x 8192 are 0.3 MB as files and 800 MB each as numbers."""
+    with pytest.raises(server.Refused, match="8192 x 8192 have 134217728 pixels") as refused:
+        server.check_sizes([BIG] * 4)
+    assert refused.value.status == 413
+
+
+def black(width: int, height: int) -> bytes:
+    """A PNG file, written row by row."""
+
+    def part(name: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(name + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + name + content + check
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
+    rows = zlib.compress(bytes(width + 1)) if height < 64 else b""
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", rows) + part(b"IEND", b"")
+
+
+BIG = black(8192, 8192)
+
+
+def test_a_second_header_does_not_hide_a_size():
+    """Pillow believes the last one."""
+    small = black(8, 8)
+    both = small[: 8 + 25] + BIG[8 : 8 + 25] + small[8 + 25 :]
+    assert server.size_of(both) == (8192, 8192)
+
+
+def test_a_request_of_nothing_but_brackets_is_refused_unparsed(monkeypatch):
+    monkeypatch.setattr(server.json, "loads", None)
+    with pytest.raises(server.Refused, match="more than 65536 brackets and commas"):
+        server.asked(b"[" + b"[]," * 40_000 + b"[]]")
+
+
+def test_pictures_are_decoded_a_few_at_a_time():
+    assert [list(places) for places in alike([(2048, 2048)] * 6)] == [[0, 1, 2, 3], [4, 5]]
+    assert list(alike([(8192, 8192)] * 2)) == [[0], [1]]
+    assert list(alike([(9, 9), (7, 9), (9, 9)])) == [[0, 2], [1]]
 
 
 def test_the_server_listens_on_this_machine_alone_and_a_taken_port_is_wrong_input():
     reward = plugins.load("rewards", "shapes_truth")()
-    with server_of("truth", reward, 0) as made:
-        assert made.server_address[0] == "127.0.0.1"
+    made = server_of("truth", reward, 0)
+    with made.listening:
+        assert made.listening.getsockname()[0] == "127.0.0.1"
         with pytest.raises(InputError, match=r"--port \d+ cannot be used"):
-            server_of("truth", reward, made.server_port)
+            server_of("truth", reward, made.port)
     with pytest.raises(InputError, match="--port 70000 cannot be used"):
         server_of("truth", reward, 70_000)
 
 
 @pytest.mark.parametrize(
-    ("module", "allowed"), [(server, set()), (official_packages, {"torch", "PIL", "hpsv2", "ImageReward", "server"})]
+    ("module", "allowed"),
+    [
+        (server, {"starlette", "uvicorn", "PIL"}),
+        (official_packages, {"torch", "PIL", "hpsv2", "ImageReward", "server"}),
+    ],
 )
-def test_the_server_needs_no_more_than_python_and_what_it_serves(module, allowed):
+def test_the_server_needs_nothing_of_alignbench(module, allowed):
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8")) if module.__file__ else None
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
@@ -463,15 +539,21 @@ def test_a_gradient_method_on_a_served_reward_is_refused(here, capsys):
 
 
 def test_the_command_says_the_url_and_serves_until_it_is_interrupted(monkeypatch, capsys):
+    infos: list[RewardInfo] = []
+    serve = ScorerServer.serve
+
     def serve_one(self):
-        thread = threading.Thread(target=self.handle_request)
+        def ask():
+            infos.append(RemoteScorer(f"http://127.0.0.1:{self.port}").info())
+            self.stop()
+
+        thread = threading.Thread(target=ask)
         thread.start()
-        infos.append(RemoteScorer(f"http://127.0.0.1:{self.server_port}").info())
+        serve(self)
         thread.join()
         raise KeyboardInterrupt
 
-    infos: list[RewardInfo] = []
-    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", serve_one)
+    monkeypatch.setattr(ScorerServer, "serve", serve_one)
     assert run_command_line(["serve", "jpeg_compressibility", "--port", "0"]) == 0
     said, stopped = capsys.readouterr().out.splitlines()
     assert said.startswith("jpeg_compressibility at http://127.0.0.1:")
@@ -480,6 +562,216 @@ def test_the_command_says_the_url_and_serves_until_it_is_interrupted(monkeypatch
     assert infos == [plugins.load("rewards", "jpeg_compressibility")().info()]
     assert run_command_line(["serve", "jpeg_compresibility"]) == 2
     assert "Did you mean jpeg_compressibility" in capsys.readouterr().err
+    assert run_command_line(["serve", "jpeg_compressibility", "--allowed-hosts", "*"]) == 2
+    assert "'*' is no host name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_server_in_one_word(sign, tmp_path):
+    code = (
+        "import sys, threading, os, time\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "import server\n"
+        "made = server.make_server({'id': 'judge'}, lambda images, prompts: [], 0)\n"
+        "print(made.port, flush=True)\n"
+        "try:\n"
+        "    made.serve()\n"
+        "except KeyboardInterrupt:\n"
+        "    print('stopped', flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(Path(server.__file__).parent)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        port = int(process.stdout.readline())
+        answer = ask(port, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert answer.endswith(b'{"protocol": 1, "scorer": {"id": "judge"}}')
+        process.send_signal(sign)
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert (out, err, process.returncode) == ("stopped\n", "", 0)
+
+
+# What a server bears
+
+
+def ask(port: int, *parts: bytes, wait: float = 0.0) -> bytes:
+    """All that the server says to these bytes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        for part in parts:
+            with contextlib.suppress(OSError):
+                connection.sendall(part)
+            time.sleep(wait)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(2**16):
+                answer += part
+        return answer
+
+
+HEAD = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture
+def plain_server(monkeypatch):
+    """The port of a server whose scorer takes as long as `held` is set, and whose time limits are short."""
+    monkeypatch.setattr(server, "SECONDS", 0.3)
+    monkeypatch.setattr(server, "LINGER", 0.3)
+    may_end = threading.Event()
+    may_end.set()
+
+    def score(images, prompts):
+        assert may_end.wait(10)
+        return [math.inf] + [1.0] * (len(prompts) - 1)
+
+    made = server.make_server({"id": "judge"}, score, 0, ("127.0.0.1", "judge.example.org"))
+    with running(made):
+        yield made.port, may_end
+        may_end.set()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        (b"127.0.0.1", 200), (b"127.0.0.1:9", 200), (b"judge.example.org", 200), (b"evil.example", 400),
+        (b"127.0.0.1.evil.example", 400), (b"", 400), (b"[::1]", 400),
+    ],
+)  # fmt: skip
+def test_a_server_is_asked_under_its_own_names_alone(plain_server, host, status):
+    answer = ask(plain_server[0], b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        [b"POST / HT"],
+        [b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: ", *[b"a"] * 12],
+        [HEAD + b"Content-Length: 100\r\n\r\n"],
+        [HEAD + b"Content-Length: 100\r\n\r\n", *[b"{"] * 12],
+        [HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[b"1\r\n \r\n"] * 12],
+    ],
+)
+def test_a_request_that_does_not_arrive_in_time_is_given_up(plain_server, parts):
+    assert ask(plain_server[0], *parts, wait=0.05).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_body_without_a_length_is_counted_as_it_comes(plain_server, monkeypatch):
+    monkeypatch.setattr(server, "LARGEST", 1000)
+    chunk = b"400\r\n" + b" " * 1024 + b"\r\n"
+    answer = ask(plain_server[0], HEAD + b"Transfer-Encoding: chunked\r\n\r\n", chunk, b"0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"more than 1000 bytes" in answer
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\x00\x01\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"GET /\x1b HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"GET /%0d%0a\xe2 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", HEAD + b"Content-Length: -1\r\n\r\n",
+        HEAD + b"Content-Length: 1e9\r\n\r\n", HEAD + b"Content-Length: 2\r\n\r\n[]",
+        HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n[]", HEAD + b"Transfer-Encoding: gzip\r\n\r\n",
+        HEAD + b"Upgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+)  # fmt: skip
+def test_no_request_ends_in_a_traceback(plain_server, request_, capfd):
+    assert ask(plain_server[0], request_).startswith(b"HTTP/1.1 4")
+    assert capfd.readouterr().err == ""
+    assert ask(plain_server[0], b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+def test_an_infinite_score_is_none_and_a_wrong_number_of_them_is_the_servers_fault(plain_server, capfd):
+    url = f"http://127.0.0.1:{plain_server[0]}"
+    assert post(url, {"images": [PNG] * 2, "prompts": ["a", "b"]})[1]["scores"] == [None, 1.0]
+    with running(server.make_server({"id": "judge"}, lambda images, prompts: [1.0], 0)) as other:
+        status, answer = post(other, {"images": [PNG] * 2, "prompts": ["a", "b"]})
+    assert (status, answer["error"]) == (500, "ValueError: the scorer returned 1 scores of 2 pictures")
+    assert capfd.readouterr().err == "ValueError: the scorer returned 1 scores of 2 pictures\n"
+
+
+def test_a_few_requests_wait_and_more_are_told_when_to_come_again(plain_server, monkeypatch):
+    monkeypatch.setattr(server, "TAKEN", 2)
+    monkeypatch.setattr(server, "SECONDS", 10.0)
+    port, may_end = plain_server
+    may_end.clear()
+    body = json.dumps({"images": [PNG], "prompts": ["a red circle"]}).encode()
+    message = HEAD + b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n" + body
+    answers: list[bytes] = []
+    waiting = [threading.Thread(target=lambda: answers.append(ask(port, message))) for _ in range(2)]
+    for thread in waiting:
+        thread.start()
+    time.sleep(0.3)
+    refused = ask(port, message)
+    may_end.set()
+    for thread in waiting:
+        thread.join()
+    assert refused.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: 1" in refused.lower()
+    assert [answer[:12] for answer in answers] == [b"HTTP/1.1 200"] * 2
+
+
+def test_a_busy_server_is_asked_for_as_long_as_an_answer_may_take(monkeypatch):
+    slept = []
+    monkeypatch.setattr(client.time, "sleep", slept.append)
+    busy = (503, {"error": "2 requests are here already"}, {"Retry-After": "1"})
+    with scripted(*[busy] * 7, HELLO) as (url, _):
+        assert RemoteScorer(url).info() == RewardInfo("judge-1")
+    assert slept[-7:].count(0.0) == 7, "at most the longest of the waits, which these tests have set to none"
+    monkeypatch.setattr(client, "SECONDS", 0.3)
+    expected = pytest.raises(RunError, match=r"answered 503 \(2 requests are here already\)")
+    with scripted(busy) as (url, _), expected:
+        RemoteScorer(url).info()
+
+
+def test_what_is_said_before_a_request_is_read_is_plain_text_and_shown_as_well(plain_server):
+    port = plain_server[0]
+    with pytest.raises(RunError, match="refuses with 400: Invalid host header"):
+        RemoteScorer(f"http://localhost:{port}").info()
+
+
+@pytest.mark.parametrize("part", ["headers", "an error", "continues"])
+def test_a_server_that_says_a_byte_now_and_then_is_left(monkeypatch, part):
+    monkeypatch.setattr(client, "SECONDS", 0.4)
+    begin, again = {
+        "headers": (b"HTTP/1.1 200 OK\r\nX: ", b"a"),
+        "an error": (b"HTTP/1.1 400 Bad\r\nContent-Length: 1000\r\n\r\n", b"a"),
+        "continues": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    }[part]
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                self.request.sendall(begin)
+                for _ in range(30):
+                    self.request.sendall(again)
+                    time.sleep(0.05)
+
+    with standing_in(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as url:
+        started = time.monotonic()
+        with pytest.raises(RunError, match=r"did not answer within 0\.4 s"):
+            RemoteScorer(url).info()
+        assert time.monotonic() - started < 1.2
+
+
+def test_what_a_server_says_is_shown_without_what_would_move_the_cursor():
+    hidden = "\x1b[2J\u202eok\x9b"
+    with scripted((400, {"error": hidden * 100})) as (url, _), pytest.raises(RunError) as refused:
+        RemoteScorer(url).info()
+    assert r"\x1b[2J\u202eok\x9b" in str(refused.value)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 1000
+
+
+def test_a_request_holds_no_more_pixels_than_a_server_takes(monkeypatch):
+    monkeypatch.setattr(client, "PIXELS", 3000)
+    chunks = list(client._requests(pictures(5), PROMPTS))
+    assert [len(texts) for _, texts in chunks] == [2, 2, 1]
+    assert client.PIXELS * 2**11 <= server.PIXELS
 
 
 # The official packages

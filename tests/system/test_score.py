@@ -62,7 +62,7 @@ def test_a_summary_names_the_scorer_and_counts_what_was_cut_off(folder, scorer_f
     assert run_command_line(arguments(folder, "--scorers", "jpeg_compressibility")) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0] == "4 pictures of prompts 1 to 4 of 4; numbered from 0"
-    assert out.splitlines()[2].split()[:4] == ["jpeg_compressibility", "4", "0", "-"]
+    assert out.splitlines()[3].split()[:4] == ["jpeg_compressibility", "4", "0", "-"]
 
 
 class Counting:

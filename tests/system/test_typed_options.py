@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from alignbench.cli.app import run_command_line
 from alignbench.experiment.pairs import MADE
 from alignbench.judging import serving
 from alignbench.record import result as results
+from alignbench.remote.server import ScorerServer
 
 RED = f"{COLOURS}:Red"
 PICTURE = ["--model", "tiny", "--steps", "2", "--prompts", "captions.txt"]
@@ -216,7 +216,7 @@ def test_score_and_audit_use_the_precision_typed(labelled, scorer_files, monkeyp
 
 def test_serve_uses_the_precision_typed(scorer_files, monkeypatch, capsys):
     small_architectures(monkeypatch)
-    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(ScorerServer, "serve", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     infos = []
     make = serving.make_server
     monkeypatch.setattr(serving, "make_server", lambda info, *rest: infos.append(info) or make(info, *rest))

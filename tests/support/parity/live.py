@@ -31,7 +31,7 @@ from alignbench import plugins
 HERE = Path(__file__).parent
 PINNED = (
     "torch==2.14.1 torchvision==0.29.1 transformers==4.36.2 timm==0.6.13 fairscale==0.4.13 huggingface_hub<0.26 "
-    "setuptools<80 ftfy regex requests args clint"
+    "setuptools<80 ftfy regex requests args clint starlette uvicorn"
 ).split()
 OFFICIAL = ("image-reward==1.5", "hpsv2==1.2.0")  # without what they ask for, which cannot be installed together
 

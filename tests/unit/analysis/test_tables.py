@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import re
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from result_files import writer
+from rich.cells import cell_len
 
 from alignbench.analysis.compare import compare
-from alignbench.analysis.formats import number, p_value, percent
+from alignbench.analysis.formats import Table, csv_text, markdown, number, p_value, percent, plain
 from alignbench.analysis.tables import render
+from alignbench.printed import Screen
 
 WINS = [1.0] * 12
 ODD = 'a|b\\|c_d%e&f#g$h{i}j~k^l<m>"n", ü 猫\nsecond line'  # once around the keyboard
@@ -61,7 +65,7 @@ def markdown_tables(text):
     for line in [*text.split("\n"), ""]:
         if line.startswith("| "):
             cells = re.findall(r"((?:\\.|[^|\\])*)\|", line[1:])
-            current.append([re.sub(r"\\([\\|])", r"\1", cell).strip() for cell in cells])
+            current.append([html.unescape(re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", cell)).strip() for cell in cells])
         elif current:
             tables.append(current)
             current = []
@@ -344,6 +348,126 @@ def test_odd_names_do_not_break_markdown_tables(odd):
     assert tables[-1][2][2] == flat(ODD)
     outside = [line for line in text.splitlines() if line and not line.startswith("| ")]
     assert all(line.startswith(("## ", "Samplers. ", "**", "- ")) for line in outside)
+
+
+HOSTILE = "<img src=x onerror=a()>|[a](javascript:b)![c](http://d.example)`e`*f*_g_&lt;$h$ www.i.example ~~j~~ k@l.m"
+TAGS = {"h2", "p", "strong", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "em"}
+
+
+def named(make_result, name, **more):
+    """A comparison in which everything that comes from outside is this."""
+    prompts = [{"id": f"p{i}", "text": name, "category": name} for i in range(12)]
+    both = {"evaluation": {"prompts": name}, "prompts": prompts, "sampler": {"kind": name}}
+    paths = [
+        make_result("base", {name: [0.0] * 12}, **both),
+        make_result("one", {name: WINS}, "x", {"text": name}, **both),
+        make_result("two", {name: WINS}, "y", {"text": name}, **both),
+        make_result("three", {name: WINS}, "x", status="failed", reason=name, **both),
+    ]
+    return compare(paths, by="category")
+
+
+def test_markdown_makes_no_html_no_link_and_no_code_of_a_name(make_result):
+    text = render(named(make_result, HOSTILE), "markdown")
+    shown = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)
+    assert set(re.findall(r"<(\w+)", shown)) <= TAGS - {"em"}
+    assert html.escape(HOSTILE, quote=False) in shown
+    assert "http://" not in text
+    assert "www." not in text
+
+
+def test_markdown_leaves_the_numbers_and_names_of_the_house_alone():
+    for text in ("<0.001", "+0.1 to +0.3", "0.031*", "best_of_n n=2", "-1.2", "1. +0.20 (+0.1 to +0.3)", "–", "a-b"):
+        assert markdown(text) == text
+
+
+HIDDEN = [
+    "\x1b[31m",
+    "\x07",
+    "\r",
+    "\x7f",
+    "\x85",
+    "\x9b",
+    "\u202e",
+    "\u2066",
+    "\u200f",
+    "\u061c",
+    "\u200b",
+    "\ufeff",
+    "\u2028",
+]
+
+
+@pytest.mark.parametrize("form", ["table", "markdown", "latex", "csv", "json"])
+def test_nothing_in_a_name_is_hidden_in_any_format(make_result, form):
+    text = render(named(make_result, f"a{HIDDEN}b"), form)
+    assert not [c for c in text if not c.isprintable() and c != "\n"]
+    escapes = {"latex": r"\textbackslash{}u202e", "markdown": r"\\\\u202e"}
+    assert escapes.get(form, r"\u202e").replace(r"\\", "\\") in text
+
+
+@pytest.mark.parametrize(
+    ("cell", "written"),
+    [
+        ("=1+1", "'=1+1"), ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"), ("-2+3", "'-2+3"), ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'\t=1"), ("\r=1", "'\\r=1"), (" =1", "' =1"), ("\uff1d1", "'\uff1d1"), ("--x", "'--x"),
+        ("-1.2", "-1.2"), ("+0.3", "+0.3"), ("-1e-05", "-1e-05"), ("-45.6k", "-45.6k"),
+        ("-0.1 to +0.3", "-0.1 to +0.3"),
+        ("-0.031*", "-0.031*"), ("–", "–"), ("1=2", "1=2"), ("", ""),
+    ],
+)  # fmt: skip
+def test_a_spreadsheet_computes_no_cell_and_reads_every_number(cell, written):
+    assert next(csv.reader(io.StringIO(csv_text([[cell, -1.5]])))) == [written, "-1.5"]
+
+
+def test_formulas_are_quoted_in_the_header_and_the_title_as_well(make_result):
+    text = render(named(make_result, "=HYPERLINK(1)"), "csv")
+    cells = [cell for row in csv.reader(io.StringIO(text)) for cell in row]
+    assert "'=HYPERLINK(1)" in cells
+    assert not [cell for cell in cells if cell.startswith("=")]
+
+
+def screens(text):
+    return max(cell_len(line) for line in text.splitlines())
+
+
+@pytest.mark.parametrize("width", [24, 40, 60, 80, 120])
+def test_a_comparison_is_as_wide_as_the_screen(comparison, odd, width):
+    for of in (comparison, odd):
+        assert screens(render(of, "table", Screen(width))) <= width
+
+
+def test_a_table_that_is_too_wide_stands_in_groups_that_begin_with_the_same_column():
+    rows = [["one", "1.5", "22.22", "333.333"], ["two", "-1.5", "2", "3"]]
+    table = Table("title", ["method", "a", "b", "c"], rows, frozenset({1}))
+    assert plain(table, Screen(21)).splitlines() == [
+        "title",
+        "method     a      b",
+        "───────────────────",
+        "one      1.5  22.22",
+        "two     -1.5     2*",
+        "method        c",
+        "───────────────",
+        "one     333.333",
+        "two           3",
+    ]
+    assert plain(table, Screen(14)).splitlines() == [
+        "title", "one", "  a  1.5", "  b  22.22", "  c  333.333", "two", "  a  -1.5", "  b  2*", "  c  3",
+    ]  # fmt: skip
+    assert plain(table) == plain(table, Screen(80))
+
+
+def test_letters_that_are_two_columns_wide_keep_the_columns_straight():
+    lines = plain(Table("t", ["m", "a"], [["猫猫", "1"], ["ab", "2"]])).splitlines()
+    assert len({cell_len(line) for line in lines[1:]}) == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])
+def test_tables_line_up_in_every_encoding(comparison, encoding):
+    text = render(comparison, "table", Screen(None, encoding))
+    start = text.index("r: against base")
+    table = text[start : text.index("\n\n", start)].encode(encoding).decode(encoding).split("\n")
+    assert {len(line) for line in table[1:-1]} == {len(table[2])}
 
 
 def test_odd_names_are_escaped_in_latex(odd):
