@@ -39,7 +39,7 @@ def find(name: str) -> PromptSet:
     from alignbench.interface import PromptSet
 
     check(name)
-    if Path(name).suffix in SUFFIXES:
+    if is_file(name):
         return FilePrompts(Path(name))
     prompt_set = plugins.load("benchmarks", name)()
     if absent := plugins.lacking(prompt_set, PromptSet):
@@ -49,7 +49,7 @@ def find(name: str) -> PromptSet:
 
 def check(name: str) -> None:
     """Raise InputError where a name is that of no prompt set and of no file. Imports no plug-in."""
-    if Path(name).suffix not in SUFFIXES:
+    if not is_file(name):
         try:
             plugins.check("benchmarks", name)
         except UnknownName as error:
@@ -62,7 +62,7 @@ def check(name: str) -> None:
 
 def label(name: str) -> str:
     """A prompt set's name as it stands in a result's file name."""
-    return Path(name).stem if Path(name).suffix in SUFFIXES else name.rpartition(":")[2]
+    return Path(name).stem if is_file(name) else name.rpartition(":")[2]
 
 
 def take(name: str, split: str) -> Sequence[Prompt]:
@@ -79,6 +79,19 @@ def take(name: str, split: str) -> Sequence[Prompt]:
 def digest(prompts: Sequence[Prompt]) -> str:
     """SHA-256 over ids and texts in order."""
     return hashlib.sha256(canonical_json([[prompt.id, prompt.text] for prompt in prompts]).encode()).hexdigest()
+
+
+def is_file(name: str) -> bool:
+    """Whether a name is that of a user's file."""
+    return Path(name).suffix in SUFFIXES
+
+
+def source(name: str) -> str | None:
+    """What tells this prompt set from another of its name: of a plug-in its code, of a file what it holds; None of
+    alignbench's own."""
+    if is_file(name):
+        return digest(read_file(Path(name)))
+    return plugins.source("benchmarks", name, plugins.load("benchmarks", name))
 
 
 def overlap(training: Sequence[Prompt], evaluation: Sequence[Prompt]) -> list[str]:

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -25,14 +24,17 @@ from alignbench.files import canonical_json, write_text
 from alignbench.interface import Algorithm, Pipeline, Prompt, Sampler
 from alignbench.keys import Key
 from alignbench.meter import Meter
+from alignbench.plugins import served
 from alignbench.preferences.cache import TensorCache
 from alignbench.preferences.choosing import Chosen, choose
 from alignbench.preferences.encoded import EncodedPairs
 from alignbench.preferences.source import open_pairs
 from alignbench.progress import Progress
+from alignbench.provenance import identity_of, is_hashed
 
 FORWARD_BATCH = "forward_batch.json"
 HELD_OUT_PROMPTS = 24
+OWN_PAIRS = "pairs"  # in the cell's folder
 
 
 def problem_of(cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progress: Progress) -> CellProblem:
@@ -72,9 +74,12 @@ def add_pairs(cell: Cell, problem: CellProblem, batch: int) -> Made | None:
 
 def _make_pairs(cell: Cell, problem: CellProblem, count: int, candidates: int, batch: int) -> tuple[Made, Chosen]:
     """Pairs of the base model on the training prompts, labelled by the reward: one set for all seeds."""
-    asked = [dict(problem.pipeline.info()), asdict(cell.reward.info()), prompt_sets.digest(cell.training)]
+    info = cell.reward.info()
+    asked = [dict(problem.pipeline.info()), identity_of(info), prompt_sets.digest(cell.training)]
     content = canonical_json([*asked, count, candidates, cell.sampling.as_dict()])
     folder = pairs_folder() / hashlib.sha256(content.encode()).hexdigest()[:16]
+    if served(cell.reward_name) and not is_hashed(info):  # nobody can say tomorrow who labelled them
+        folder = cell.folder / OWN_PAIRS
     problem.progress.say(
         f"no --pairs: {count} pairs of {cell.model.name} on {cell.configuration.train_prompts}/train, "
         f"labelled by {cell.reward_name}, are made or found in {folder}"

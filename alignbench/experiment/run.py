@@ -36,6 +36,8 @@ from alignbench.record.pictures import ImageStore, Slot, slots
 from alignbench.record.result import Costs, Evaluation, FrontierCurve, Metric, PromptRow, Result, Row, Status, identity
 from alignbench.record.resumable import Resumable
 
+PROMPTS = "prompts_sha256"  # of a cell's folder, where the prompts are of a file
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -53,7 +55,7 @@ def run_cell(cell: Cell, force: bool = False, quiet: bool = False) -> Outcome:
     refuse_several()
     work = Resumable(
         cell.folder,
-        cell.configuration.model_dump(mode="json"),
+        _asked(cell),
         STATE,
         elsewhere="choose --name or another --output",
         replace="use --force to replace it",
@@ -79,12 +81,21 @@ def run_cell(cell: Cell, force: bool = False, quiet: bool = False) -> Outcome:
         return outcome
 
 
+def _asked(cell: Cell) -> dict[str, Any]:
+    """What the cell's folder belongs to: its configuration, and what a file of prompts holds, which may change."""
+    asked = cell.configuration.model_dump(mode="json")
+    return asked | ({PROMPTS: cell.prompts_sha256} if prompt_sets.is_file(cell.configuration.prompts) else {})
+
+
 def _finished(cell: Cell, work: Resumable, force: bool) -> Result | None:
     """The result that is already there, if it is final. Raises InputError if its configuration is another."""
     if force or not cell.path.exists():
         return None
     result = results.read(cell.path)
-    work.check_same(result.configuration.model_dump(mode="json"), cell.path)
+    found = result.configuration.model_dump(mode="json")
+    if PROMPTS in work.configuration:
+        found[PROMPTS] = result.evaluation.prompts_sha256
+    work.check_same(found, cell.path)
     return result if result.status in ("complete", "diverged", "unsupported") else None
 
 

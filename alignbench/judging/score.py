@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from alignbench.images import as_tensor
 from alignbench.interface import Prompt, Reward, RewardInfo, Truncates
 from alignbench.judging.options import ScoreOptions
 from alignbench.progress import Progress
+from alignbench.provenance import identity_of
 from alignbench.record import result as results
 from alignbench.record.pictures import ImageStore, Slot
 from alignbench.scoring.score_cache import ScoreCache
@@ -61,8 +62,7 @@ class Report:
 
 def score_place(place: Path, options: ScoreOptions, quiet: bool = False) -> Report:
     """What `alignbench score` does: every scorer on the pictures of a folder or of a result."""
-    names = [plugins.full_name("rewards", name) for name in options.scorers]
-    rewards = {plugins.label(name): plugins.reward_of(name, options.scoring) for name in names}
+    rewards = plugins.rewards_of(options.scorers, options.scoring)
     items = items_of(place, options.prompts, options.split)
     with Progress(quiet) as progress:
         kept = scores_folder()
@@ -129,8 +129,8 @@ def score_items(
     kept: Path,
     progress: Progress,
 ) -> Report:
-    """Every scorer on every picture. Scores are kept below the folder `kept` as soon as they are there, and found again
-    by picture, prompt and all that identifies the scorer."""
+    """Every scorer on every picture. Below the folder `kept`, scores of those that name their weights are kept as soon
+    as they are there, and found again by picture, prompt and all that identifies the scorer."""
     rows = [Scored(item) for item in items]
     hashes = [sha256_of(item.path) for item in items]
     infos, truncated = {}, {}
@@ -199,7 +199,7 @@ def summary(report: Report) -> dict[str, dict[str, Any]]:
 def as_values(report: Report) -> dict[str, Any]:
     """What --json prints."""
     return {
-        "scorers": {name: asdict(info) for name, info in report.scorers.items()},
+        "scorers": {name: identity_of(info) for name, info in report.scorers.items()},
         "summary": summary(report),
         "rows": [
             {

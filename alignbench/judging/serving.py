@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from http.server import ThreadingHTTPServer
 
 import torch
@@ -16,6 +15,7 @@ from alignbench.errors import AlignbenchError, InputError, RunError
 from alignbench.images import LARGEST, as_tensor
 from alignbench.interface import Prompt, Reward
 from alignbench.judging.options import ServeOptions
+from alignbench.provenance import identity_of
 from alignbench.remote.server import HOST, Refused, make_server
 from alignbench.scoring.values import score_images
 
@@ -51,9 +51,8 @@ def server_of(name: str, reward: Reward, port: int, device: str = "cpu") -> Thre
             raise Refused(str(error)) from error
         return [values[i] for i in range(len(texts))]
 
-    info = asdict(reward.info()) | {"files": dict(reward.info().files), "versions": dict(reward.info().versions)}
     try:
-        return make_server(info, score, port)
+        return make_server(identity_of(reward.info()), score, port)
     except (OSError, OverflowError) as error:
         raise InputError(f"--port {port} cannot be used ({error}); choose another, or 0 for a free one.") from None
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alignbench.errors import ResultFileError
 from alignbench.files import canonical_json, write_text
+from alignbench.provenance import identity_of
 
 if TYPE_CHECKING:
     from alignbench.interface import RewardInfo
@@ -56,6 +56,7 @@ class Configuration(_Record):
     vae: str | None = None  # an autoencoder in the place of the model's own
     vae_tiling: bool = False
     resolution: str | None = None  # in pixels; None: the model's own
+    code: dict[str, str] | None = None  # what plug-ins that are not alignbench's own are, by name
 
     def differences(self, other: Configuration) -> list[str]:
         """The names of the entries in which two configurations differ; hyper-parameters as `fields.<name>`."""
@@ -110,6 +111,7 @@ class Scorer(_Record):
     range: str
     higher_is_better: bool
     versions: dict[str, str]
+    source: str | None = None  # what code a plug-in is; None: alignbench's own, or a file of before this was kept
 
 
 class Metric(_Record):
@@ -228,6 +230,4 @@ def _refuse_constant(name: str) -> float:
 
 def identity(info: RewardInfo) -> Scorer:
     """What the result file keeps of a reward."""
-    content = asdict(info)
-    content["files"], content["versions"] = dict(info.files), dict(info.versions)
-    return Scorer(**content)
+    return Scorer(**identity_of(info))
