@@ -224,7 +224,6 @@ class RewardInfo:
     range: str = ""
     higher_is_better: bool = True
     versions: Mapping[str, str] = field(default_factory=dict)  # libraries the value depends on
-    source: str | None = None  # what code a plug-in is; alignbench says it (see alignbench/provenance.py)
 
 
 @runtime_checkable

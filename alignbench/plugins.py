@@ -341,13 +341,14 @@ def reward_of(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> R
     """The reward a name means, with those of the options that it has (dtype, allow_unverified). What it says of itself
     holds the source of its code. Raises InputError where it does not fit the interface."""
     from alignbench.interface import Reward
+    from alignbench.sourced import sourced
 
     kind = load("rewards", name)
     takes = inspect.signature(kind).parameters
     reward = kind(**{option: value for option, value in options.items() if option in takes})
     if absent := lacking(reward, Reward):
         raise InputError(f"reward {name!r} lacks {', '.join(absent)}; see alignbench.Reward.")
-    return provenance.sourced(reward, source("rewards", name, kind))
+    return sourced(reward, source("rewards", name, kind))
 
 
 def text_of(kind: Any) -> str:

@@ -10,24 +10,20 @@ package. Files are read and never run. What code reads while it runs, such as we
 from __future__ import annotations
 
 import ast
-import dataclasses
 import functools
 import hashlib
-import re
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alignbench.files import canonical_json
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
-
-    from alignbench.interface import Prompt, Reward, RewardInfo
 
 OWN = "alignbench"
 INSTALLED = {"site-packages", "dist-packages"}  # folders of what an installer put there
@@ -190,57 +186,3 @@ def _distribution(module: str) -> Distribution | None:
 
 def _top(module: str) -> str:
     return module.partition(".")[0]
-
-
-def is_hashed(info: RewardInfo) -> bool:
-    """Whether a scorer names files of weights by their SHA-256: what it says is then what it was, on any day. Others
-    are their code, or what a server says of itself."""
-    return bool(info.files) and all(re.fullmatch("[0-9a-f]{64}", digest) for digest in info.files.values())
-
-
-def identity_of(info: RewardInfo) -> dict[str, Any]:
-    """All that identifies a scorer, as JSON holds it; the source only where there is one, as before there were any."""
-    content = dataclasses.asdict(info) | {"files": dict(info.files), "versions": dict(info.versions)}
-    return {name: value for name, value in content.items() if name != "source" or value is not None}
-
-
-@dataclass(frozen=True)
-class Sourced:
-    """A reward that is not alignbench's own: the same, and its identity says what code it is."""
-
-    reward: Reward
-    source: str
-
-    @property
-    def differentiable(self) -> bool:
-        return self.reward.differentiable
-
-    def __call__(self, images: Any, prompts: Sequence[Prompt]) -> Any:
-        return self.reward(images, prompts)
-
-    def with_grad(self, images: Any, prompts: Sequence[Prompt]) -> Any:
-        return self.reward.with_grad(images, prompts)
-
-    def info(self) -> RewardInfo:
-        return dataclasses.replace(self.reward.info(), source=self.source)
-
-    def unsupported(self, prompts: Sequence[Prompt], image_shape: Sequence[int]) -> str | None:
-        return self.reward.unsupported(prompts, image_shape)
-
-
-@dataclass(frozen=True)
-class SourcedReader(Sourced):
-    """One that reads so many words of a prompt and no more."""
-
-    def truncated(self, prompts: Sequence[Prompt]) -> Sequence[bool]:
-        counted: Sequence[bool] = self.reward.truncated(prompts)  # type: ignore[attr-defined]
-        return counted
-
-
-def sourced(reward: Reward, source: str | None) -> Reward:
-    """The reward, with an identity that holds its source where it has one."""
-    from alignbench.interface import Truncates
-
-    if source is None:
-        return reward
-    return SourcedReader(reward, source) if isinstance(reward, Truncates) else Sourced(reward, source)

@@ -29,8 +29,8 @@ from alignbench.interface import (
 )
 from alignbench.plugins import label, reward_of
 from alignbench.preferences.choosing import Chosen
-from alignbench.provenance import Sourced
 from alignbench.record.result import Configuration
+from alignbench.sourced import Sourced
 
 
 @dataclass(frozen=True)

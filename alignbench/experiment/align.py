@@ -30,7 +30,7 @@ from alignbench.preferences.choosing import Chosen, choose
 from alignbench.preferences.encoded import EncodedPairs
 from alignbench.preferences.source import open_pairs
 from alignbench.progress import Progress
-from alignbench.provenance import identity_of, is_hashed
+from alignbench.sourced import identity_of, is_hashed
 
 FORWARD_BATCH = "forward_batch.json"
 HELD_OUT_PROMPTS = 24

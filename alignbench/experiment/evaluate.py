@@ -19,10 +19,10 @@ from alignbench.interface import Prompt, Reward, Sampler, Start
 from alignbench.keys import Key
 from alignbench.meter import Cost, Meter
 from alignbench.progress import Progress
-from alignbench.provenance import is_hashed
 from alignbench.record.pictures import ImageStore, Slot
 from alignbench.scoring.score_cache import ScoreCache
 from alignbench.scoring.values import score_images
+from alignbench.sourced import is_hashed
 
 GENERATED = "generated.jsonl"
 SCORED = "scored.jsonl"

@@ -23,11 +23,11 @@ from alignbench.images import as_tensor
 from alignbench.interface import Prompt, Reward, RewardInfo, Truncates
 from alignbench.judging.options import ScoreOptions
 from alignbench.progress import Progress
-from alignbench.provenance import identity_of
 from alignbench.record import result as results
 from alignbench.record.pictures import ImageStore, Slot
 from alignbench.scoring.score_cache import ScoreCache
 from alignbench.scoring.values import score_images
+from alignbench.sourced import identity_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 NUMBERED = re.compile(r"(\d+)(?:-(\d+))?")  # a prompt's place, and the number of its image

@@ -15,9 +15,9 @@ from alignbench.errors import AlignbenchError, InputError, RunError
 from alignbench.images import LARGEST, as_tensor
 from alignbench.interface import Prompt, Reward
 from alignbench.judging.options import ServeOptions
-from alignbench.provenance import identity_of
 from alignbench.remote.server import HOST, Refused, make_server
 from alignbench.scoring.values import score_images
+from alignbench.sourced import identity_of
 
 
 def serve(name: str, options: ServeOptions, ready: Callable[[str], None]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -14,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alignbench.errors import ResultFileError
 from alignbench.files import canonical_json, write_text
-from alignbench.provenance import identity_of
 
 if TYPE_CHECKING:
     from alignbench.interface import RewardInfo
@@ -230,4 +230,6 @@ def _refuse_constant(name: str) -> float:
 
 def identity(info: RewardInfo) -> Scorer:
     """What the result file keeps of a reward."""
-    return Scorer(**identity_of(info))
+    content = asdict(info)
+    content["files"], content["versions"] = dict(info.files), dict(info.versions)
+    return Scorer(**content)

@@ -5,9 +5,10 @@
 
 SCORER is what identifies the scores in a result file: `id` with its version, and, where they are not the defaults of
 `alignbench.RewardInfo`, `range`, `preprocessing`, `files` (name -> SHA-256), `versions` (library -> version),
-`tie_epsilon` and `higher_is_better`. It never changes while the server runs. A picture that cannot be scored is null.
-Whatever goes wrong with a whole request has a status of 400 or more and says {"error": "a sentence"}: 4xx where asking
-again is useless, 5xx where it may help. A request has one image per prompt and at most 64 MiB.
+`tie_epsilon`, `higher_is_better`, and `source`, what code a plug-in is. It never changes while the server runs. A
+picture that cannot be scored is null. Whatever goes wrong with a whole request has a status of 400 or more and says
+{"error": "a sentence"}: 4xx where asking again is useless, 5xx where it may help. A request has one image per prompt
+and at most 64 MiB.
 """
 
 from __future__ import annotations

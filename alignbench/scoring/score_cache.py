@@ -10,7 +10,7 @@ from pathlib import Path
 
 from alignbench.files import append_line, canonical_json, complete_lines, make_folder
 from alignbench.interface import Reward
-from alignbench.provenance import Sourced, identity_of, is_hashed
+from alignbench.sourced import Sourced, identity_of, is_hashed
 
 
 class ScoreCache:
