@@ -131,7 +131,7 @@ def score(
             missing = [slot for slot in chunk if slot not in values[name] and slot not in failures[name]]
             if missing:
                 texts = [prompts[slot.place] for slot in missing]
-                scored = _scored(name, reward, store, missing, texts, cache, device)
+                scored = score_chunk(name, reward, store, missing, texts, cache, device)
                 rows = []
                 for slot, (value, reason) in zip(missing, scored, strict=True):
                     if reason is None:
@@ -144,7 +144,7 @@ def score(
     return Scores(values, failures)
 
 
-def _scored(
+def score_chunk(
     name: str,
     reward: Reward,
     store: ImageStore,

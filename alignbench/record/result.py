@@ -145,6 +145,13 @@ class Costs(_Record):
     pairs_seconds: float = 0.0  # of alignment_seconds, spent on making preference pairs: once for all that use them
 
 
+class Kept(_Record):
+    """What lies in a cell's folder, as SHA-256: so that nobody takes something else for it."""
+
+    pictures: str
+    weights: str | None = None  # of a method that trains, where its family can read them
+
+
 class Result(_Record):
     """One cell."""
 
@@ -167,6 +174,10 @@ class Result(_Record):
     budget: dict[str, float] | None  # as it was resolved: seconds with what an evaluation takes
     cost: Costs | None
     environment: dict[str, Any]
+    asked: dict[str, Any] | None = None  # the options of the identity as they were given, from which it is asked again
+    kept: Kept | None = None  # None: an older file, or one that is not complete
+    origin: str | None = None  # of weights that another cell trained: the name of its result file
+    added: dict[str, str] = Field(default_factory=dict)  # columns that came after the run, and when
     attempts: int
     started: str
     finished: str | None

@@ -1,0 +1,84 @@
+"""A finished cell asked for once more, with another evaluation and everything else as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from alignbench.asking import prompts as prompt_sets
+from alignbench.asking.options import EvaluateOptions, RunOptions
+from alignbench.asking.resolve import Cell, resolve
+from alignbench.errors import InputError
+from alignbench.record.result import Configuration, Result
+
+CHANGES = ("prompts", "split", "limit", "images_per_prompt", "eval_seed", "scorers")  # what an evaluation may choose
+BESIDE = ("device", "batch_size", "name")  # and where and how it is made
+
+
+def ask_again(path: Path, result: Result, wanted: EvaluateOptions) -> Cell:
+    """The cell that `alignbench run` makes of a result's options with another evaluation.
+
+    Raises InputError where nothing would be another, where the file does not say its options, where something that
+    made the pictures has changed since, or where prompts would be evaluated that the method was trained on.
+    """
+    if result.status != "complete":
+        raise InputError(f"{path} is {result.status}; type its command again, and evaluate what is complete.")
+    if result.asked is None:
+        raise InputError(
+            f"{path} was written before results kept their options; type its `alignbench run` with the new ones."
+        )
+    given = {name: getattr(wanted, name) for name in wanted.model_fields_set}
+    values = {name: given[name] for name in (*CHANGES, *BESIDE) if given.get(name) is not None}
+    asked: dict[str, Any] = {**result.asked, "reward": result.configuration.reward}  # the default depends on prompts
+    output = wanted.output or path.parent
+    cell = _resolved({**asked, **values, "output": output}, path)
+    if _training_prompts(cell.configuration) != _training_prompts(result.configuration):  # so does this one
+        asked["train_prompts"] = _training_prompts(result.configuration)
+        cell = _resolved({**asked, **values, "output": output}, path)
+    _check_same_method(path, result, cell)
+    if cell.path.resolve() == path.resolve():
+        raise InputError(
+            f"{path} has this evaluation already; choose another --images-per-prompt, --prompts, --split, --limit, "
+            "--eval-seed or --scorers."
+        )
+    if cell.algorithm.trains:
+        _check_same_training(path, cell, _resolved({**asked, "output": output}, path))
+    return cell
+
+
+def _resolved(values: dict[str, Any], path: Path) -> Cell:
+    return resolve(RunOptions.parse(values, str(path)))
+
+
+def _training_prompts(configuration: Configuration) -> str | None:
+    """What was trained on: with pairs that were made, their prompts."""
+    made = (configuration.pairs or {}).get("prompts")
+    return configuration.train_prompts or (str(made) if made else None)
+
+
+def _check_same_method(path: Path, result: Result, cell: Cell) -> None:
+    """Raise InputError where what made the old pictures is not what it was: code, a preset, a file of pairs."""
+    old, new = result.configuration, cell.configuration
+    makers = {new.algorithm, new.reward, new.train_prompts}
+    parts = [
+        configuration.model_copy(update={"code": {k: v for k, v in (configuration.code or {}).items() if k in makers}})
+        for configuration in (old, new)
+    ]
+    if changed := [name for name in parts[0].differences(parts[1]) if name not in CHANGES]:
+        raise InputError(
+            f"{path} cannot be evaluated once more as it was: {', '.join(changed)} would be another now; bring that "
+            "back, or run the method anew."
+        )
+
+
+def _check_same_training(path: Path, cell: Cell, before: Cell) -> None:
+    """Raise InputError where the evaluation has prompts that the method was trained on: a run of it leaves them out of
+    its training."""
+    if prompt_sets.digest(cell.training) == prompt_sets.digest(before.training):
+        return
+    kept = {prompt.text for prompt in cell.training}
+    example = next((prompt.text for prompt in before.training if prompt.text not in kept), "")
+    raise InputError(
+        f"{path} was trained on prompts that would be evaluated, such as {example!r}; choose other --prompts, or run "
+        "the method anew without them."
+    )
