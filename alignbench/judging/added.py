@@ -87,7 +87,7 @@ def score_results(
                 f"{', '.join(map(str, paths))}: there is a column {', '.join(asked)} already; --force scores it again."
             )
     for cell in cells:
-        _check(cell)
+        _check(cell, save)
     device, done = device_of(options.device), []
     batch = options.batch_size if "batch_size" in options.model_fields_set else None
     with Progress(quiet) as progress:
@@ -135,7 +135,7 @@ def _without_known(cell: _Cell, asked: Mapping[str, results.Scorer]) -> _Cell:
     return replace(cell, scorers={name: reward for name, reward in cell.scorers.items() if name not in columns})
 
 
-def _check(cell: _Cell) -> None:
+def _check(cell: _Cell, save: bool) -> None:
     """Raise InputError where the pictures are not there, or not those of the result, or cannot be scored."""
     again = "Bring them back, or make them again: type the cell's command with --force"
     state = cell.folder / STATE
@@ -149,6 +149,10 @@ def _check(cell: _Cell) -> None:
     known = cell.result.kept.pictures if cell.result.kept else None
     if known is not None and cell.store.digest(cell.wanted) != known:
         raise InputError(f"the pictures in {cell.folder} are not those that {cell.path} is of. {again}.")
+    for slot, size in zip(cell.wanted, _sizes(cell, cell.wanted), strict=True):
+        if save and size != cell.shape[1:]:
+            path = cell.store.path(slot, picture=True)
+            raise InputError(f"{path} has {size} pixels, and {cell.path} is of pictures of {cell.shape[1:]}. {again}.")
     for name, reward in cell.scorers.items():
         if reason := reward.unsupported(cell.prompts, cell.shape):
             raise InputError(f"scorer {name!r} cannot score the pictures of {cell.path}: {reason}")
@@ -200,12 +204,39 @@ def _score_chunk(
     cache: ScoreCache | None,
     device: str,
 ) -> list[tuple[float, str | None]]:
-    """Values, or reasons why there are none. Raises InputError for a picture that cannot be read."""
-    try:
-        return score_chunk(name, reward, cell.store, slots, texts, cache, device)
-    except (OSError, ValueError) as error:
-        first = cell.store.path(slots[0], picture=len(cell.shape) != 1)
-        raise InputError(f"a picture of {cell.path}, from {first} on, cannot be read ({error}).") from None
+    """Values, or reasons why there are none; pictures of one size are scored together. Raises InputError for one that
+    cannot be read."""
+    sizes = _sizes(cell, slots)
+    found: dict[int, tuple[float, str | None]] = {}
+    for size in dict.fromkeys(sizes):
+        own = [k for k, other in enumerate(sizes) if other == size]
+        try:
+            values = score_chunk(
+                name, reward, cell.store, [slots[k] for k in own], [texts[k] for k in own], cache, device
+            )
+        except (OSError, ValueError) as error:
+            first = cell.store.path(slots[own[0]], picture=len(cell.shape) != 1)
+            raise InputError(f"a picture of {cell.path}, from {first} on, cannot be read ({error}).") from None
+        found |= zip(own, values, strict=True)
+    return [found[k] for k in range(len(slots))]
+
+
+def _sizes(cell: _Cell, slots: Sequence[Slot]) -> list[tuple[int, ...]]:
+    """Height and width of pictures; nothing of points. Raises InputError for a file that is no picture."""
+    from PIL import Image
+
+    found: list[tuple[int, ...]] = []
+    for slot in slots:
+        path = cell.store.path(slot, picture=True)
+        if not path.exists():
+            found.append(cell.shape[1:])
+            continue
+        try:
+            with Image.open(path) as image:
+                found.append((image.height, image.width))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise InputError(f"{path} cannot be read as a picture ({error}); replace it.") from None
+    return found
 
 
 def _with_columns(cell: _Cell, report: Report) -> Result:
