@@ -51,11 +51,13 @@ def source_of(places: Sequence[Place]) -> str | None:
     files: dict[str, str] = {}
     versions = set()
     for place in foreign:
-        found = place.distribution or (None if place.file else _distribution(place.module))
-        if found is not None:
-            versions.add(f"{found.name} {found.version}")
         spec = None if place.file else _spec(place.module)
         file = place.file or _file(spec)
+        found = place.distribution
+        if found is None and place.file is None and file is not None and _is_installed(file):
+            found = _distribution(_top(place.module))
+        if found is not None:
+            versions.add(f"{found.name} {found.version}")
         if file is not None:
             name = "" if place.file else place.module  # a file is what it holds, wherever it lies
             files |= _hashes(name, file, spec is not None and spec.submodule_search_locations is not None)
@@ -175,11 +177,12 @@ def _is_installed(file: Path) -> bool:
     return bool(INSTALLED.intersection(where.parts)) or any(where.is_relative_to(folder) for folder in library)
 
 
-def _distribution(module: str) -> Distribution | None:
-    """The installed package that a module belongs to."""
+@functools.cache  # it takes a second or two
+def _distribution(top: str) -> Distribution | None:
+    """The installed package that a top-level module belongs to."""
     from importlib import metadata
 
-    for name in metadata.packages_distributions().get(_top(module), ()):
+    for name in metadata.packages_distributions().get(top, ()):
         return metadata.distribution(name)
     return None
 

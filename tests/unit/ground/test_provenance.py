@@ -147,6 +147,16 @@ def test_another_version_of_an_installed_package_is_another_source(place):
     assert old.split()[-1] == new.split()[-1]
 
 
+def test_a_module_that_an_installer_put_there_has_the_version_of_its_package(place, monkeypatch):
+    write(place / "site-packages" / "package.py")
+    monkeypatch.syspath_prepend(str(place / "site-packages"))
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: {"package": ["their-rewards"]})
+    monkeypatch.setattr(metadata, "distribution", lambda name: Installed("2.0"))
+    provenance._distribution.cache_clear()
+    assert source("package:Mean").startswith("their-rewards 2.0 ")
+    provenance._distribution.cache_clear()
+
+
 def test_an_entry_point_has_the_source_of_its_module(place, monkeypatch):
     path = write(place / "package.py")
     point = metadata.EntryPoint("theirs", "package:Mean", "alignbench.rewards")
