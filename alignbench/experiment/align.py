@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,14 +73,20 @@ def add_pairs(cell: Cell, problem: CellProblem, batch: int) -> Made | None:
     return made
 
 
+def folder_of_pairs(cell: Cell, pipeline: Pipeline, count: int, candidates: int) -> Path:
+    """Where the pairs that a cell makes are kept: shared by all that ask for the same ones, unless a server labels them
+    that names no weights. What it says of itself, another scorer may say tomorrow."""
+    info = cell.reward.info()
+    if served(cell.reward_name) and not is_hashed(info):
+        return cell.folder / OWN_PAIRS
+    asked = [dict(pipeline.info()), identity_of(info), prompt_sets.digest(cell.training)]
+    content = canonical_json([*asked, count, candidates, cell.sampling.as_dict()])
+    return pairs_folder() / hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
 def _make_pairs(cell: Cell, problem: CellProblem, count: int, candidates: int, batch: int) -> tuple[Made, Chosen]:
     """Pairs of the base model on the training prompts, labelled by the reward: one set for all seeds."""
-    info = cell.reward.info()
-    asked = [dict(problem.pipeline.info()), identity_of(info), prompt_sets.digest(cell.training)]
-    content = canonical_json([*asked, count, candidates, cell.sampling.as_dict()])
-    folder = pairs_folder() / hashlib.sha256(content.encode()).hexdigest()[:16]
-    if served(cell.reward_name) and not is_hashed(info):  # nobody can say tomorrow who labelled them
-        folder = cell.folder / OWN_PAIRS
+    folder = folder_of_pairs(cell, problem.pipeline, count, candidates)
     problem.progress.say(
         f"no --pairs: {count} pairs of {cell.model.name} on {cell.configuration.train_prompts}/train, "
         f"labelled by {cell.reward_name}, are made or found in {folder}"
