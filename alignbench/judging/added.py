@@ -138,10 +138,8 @@ def _without_known(cell: _Cell, asked: Mapping[str, results.Scorer]) -> _Cell:
 def _check(cell: _Cell, save: bool) -> None:
     """Raise InputError where the pictures are not there, or not those of the result, or cannot be scored."""
     again = "Bring them back, or make them again: type the cell's command with --force"
-    state = cell.folder / STATE
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        if json.loads(state.read_text(encoding="utf-8")).get("running"):
-            raise InputError(f"{cell.folder} is being made again, or was interrupted; type the cell's command first.")
+    if _is_running(cell.folder / STATE):
+        raise InputError(f"{cell.folder} is being made again, or was interrupted; type the cell's command first.")
     for slot in cell.wanted:
         if not cell.store.holds([slot]):
             path = cell.store.path(slot, picture=len(cell.shape) != 1)
@@ -156,6 +154,14 @@ def _check(cell: _Cell, save: bool) -> None:
     for name, reward in cell.scorers.items():
         if reason := reward.unsupported(cell.prompts, cell.shape):
             raise InputError(f"scorer {name!r} cannot score the pictures of {cell.path}: {reason}")
+
+
+def _is_running(state: Path) -> bool:
+    """Whether a cell's state says that its pictures are being made."""
+    try:
+        return bool(json.loads(state.read_text(encoding="utf-8"))["running"])
+    except (OSError, ValueError, KeyError, TypeError):  # of an older version, or left behind: the pictures decide
+        return False
 
 
 @contextlib.contextmanager
