@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +11,49 @@ from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.options import EvaluateOptions, RunOptions
 from alignbench.asking.resolve import Cell, resolve
 from alignbench.errors import InputError
+from alignbench.record.listing import complete_of
 from alignbench.record.result import Configuration, Result
 
 CHANGES = ("prompts", "split", "limit", "images_per_prompt", "eval_seed", "scorers")  # what an evaluation may choose
 BESIDE = ("device", "batch_size", "name")  # and where and how it is made
 
 
-def ask_again(path: Path, result: Result, wanted: EvaluateOptions) -> Cell:
-    """The cell that `alignbench run` makes of a result's options with another evaluation.
+@dataclass(frozen=True)
+class Again:
+    """A finished cell, and the one that is asked for."""
 
-    Raises InputError where nothing would be another, where the file does not say its options, where something that
-    made the pictures has changed since, or where prompts would be evaluated that the method was trained on.
+    path: Path
+    result: Result
+    cell: Cell
+
+
+def ask_again(paths: Sequence[Path], wanted: EvaluateOptions, say: Callable[[str], None]) -> list[Again]:
+    """The cells that `alignbench run` makes of results' options with another evaluation, each once.
+
+    Of several results, those that are not complete or have this evaluation already are left out, and said. Raises
+    InputError where none is left, where a file does not say its options, where something that made its pictures has
+    changed since, or where prompts would be evaluated that the method was trained on.
     """
-    if result.status != "complete":
-        raise InputError(f"{path} is {result.status}; type its command again, and evaluate what is complete.")
+    found: dict[Path, Again] = {}
+    theirs: list[Path] = []
+    for path, result in complete_of(paths, say):
+        cell = _asked_again(path, result, wanted)
+        if cell.path.resolve() == path.resolve():
+            theirs.append(path)
+        else:
+            found.setdefault(cell.path.resolve(), Again(path, result, cell))
+    if not found:
+        raise InputError(
+            f"{', '.join(map(str, theirs))}: there is this evaluation already; choose another --images-per-prompt, "
+            "--prompts, --split, --limit, --eval-seed or --scorers."
+        )
+    for path in theirs:
+        say(f"left out: {path} has this evaluation already")
+    return list(found.values())
+
+
+def _asked_again(path: Path, result: Result, wanted: EvaluateOptions) -> Cell:
+    """The cell of one result's options with another evaluation."""
     if result.asked is None:
         raise InputError(
             f"{path} was written before results kept their options; type its `alignbench run` with the new ones."
@@ -36,11 +67,6 @@ def ask_again(path: Path, result: Result, wanted: EvaluateOptions) -> Cell:
         asked["train_prompts"] = _training_prompts(result.configuration)
         cell = _resolved({**asked, **values, "output": output}, path)
     _check_same_method(path, result, cell)
-    if cell.path.resolve() == path.resolve():
-        raise InputError(
-            f"{path} has this evaluation already; choose another --images-per-prompt, --prompts, --split, --limit, "
-            "--eval-seed or --scorers."
-        )
     if cell.algorithm.trains:
         _check_same_training(path, cell, _resolved({**asked, "output": output}, path))
     return cell

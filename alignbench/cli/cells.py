@@ -89,25 +89,22 @@ def evaluate(
         raise InputError("name a result file: alignbench evaluate RESULT.json --images-per-prompt 4.")
     options = EvaluateOptions.parse(given)
     from alignbench.asking.evaluation import ask_again
-    from alignbench.record.result import read
 
-    olds = [(path, read(path)) for path in results]
-    cells = [ask_again(path, old, options) for path, old in olds]
+    asked = ask_again(results, options, say=lambda line: print(line, file=sys.stderr, flush=True))
     if dry_run:
-        for path, cell in zip(results, cells, strict=True):
-            print(f"{path}  ->  {cell.path}")
+        for again in asked:
+            print(f"{again.path}  ->  {again.cell.path}")
         return 0
     from alignbench.experiment.run import run_cell
     from alignbench.experiment.trained import Trained
 
     code, found = 0, []
-    for (path, old), cell in zip(olds, cells, strict=True):
-        trained = Trained(path, old) if old.trains else None
-        outcome = run_cell(cell, force, json, trained)
-        found.append(outcome)
-        code = max(code, _code(outcome))
+    for again in asked:
+        trained = Trained(again.path, again.result) if again.result.trains else None
+        found.append(run_cell(again.cell, force, json, trained))
+        code = max(code, _code(found[-1]))
         if not json:
-            _show(cell, outcome)
+            _show(again.cell, found[-1])
     if json:
         print(as_json({"results": [_values(outcome) for outcome in found]}), end="")
     return code

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ from alignbench.judging.score import Item, Report, Scored
 from alignbench.plugins import rewards_of
 from alignbench.progress import Progress
 from alignbench.record import result as results
-from alignbench.record.listing import STATE
+from alignbench.record.listing import STATE, complete_of
 from alignbench.record.pictures import ImageStore, Slot
 from alignbench.record.result import Result, identity
 from alignbench.scoring.score_cache import ScoreCache
@@ -71,15 +72,16 @@ def score_results(
 ) -> list[Rescored]:
     """Score the pictures of results; with `save`, write the columns into them, atomically and one result after another.
 
-    Everything is checked before anything is scored. Raises InputError where a result is not complete, its pictures are
+    Everything is checked before anything is scored. Raises InputError where no result is complete, pictures are
     not there or not those that it is of, a scorer cannot score them, or a column is there already and `force` is not
-    given. With several results, those that have these very columns already are left as they are.
+    given. Of several results, those that are not complete are left out, and those that have these very columns already
+    are left as they are.
     """
     if options.prompts is not None:
         raise InputError(f"--prompts {options.prompts}: the result {paths[0]} has its own prompts; leave it out.")
     scorers = rewards_of(options.scorers, options.scoring)
     asked = {name: identity(reward.info()) for name, reward in scorers.items()}  # finds its files
-    cells = [_cell(path, scorers) for path in dict.fromkeys(paths)]
+    cells = [_cell(path, result, scorers) for path, result in complete_of(paths, _say)]
     if save and not force:
         cells = [cell for cell in (_without_known(cell, asked) for cell in cells) if cell.scorers]
         if not cells:
@@ -100,10 +102,11 @@ def score_results(
     return done
 
 
-def _cell(path: Path, scorers: Mapping[str, Reward]) -> _Cell:
-    result = results.read(path)
-    if result.status != "complete":
-        raise InputError(f"{path} is {result.status}; type its command again, and score what is complete.")
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _cell(path: Path, result: Result, scorers: Mapping[str, Reward]) -> _Cell:
     places = {prompt.id: i for i, prompt in enumerate(result.prompts)}
     wanted = [Slot(places[row.prompt], row.sample) for row in result.rows]
     return _Cell(path, result, wanted, _prompts_of(result), scorers)

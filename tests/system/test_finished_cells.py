@@ -12,6 +12,7 @@ from PIL import Image
 from places import TOY
 
 from alignbench.analysis.compare import compare
+from alignbench.analysis.load import load, methods_of
 from alignbench.asking.options import RunOptions
 from alignbench.asking.resolve import resolve
 from alignbench.cli.app import run_command_line
@@ -292,6 +293,32 @@ def test_a_method_that_trains_nothing_simply_runs_with_the_new_evaluation(algo, 
     assert run(options | {"images_per_prompt": 2}).was_complete
 
 
+def test_all_results_of_a_folder_may_be_named_and_again(trained, make_result, capsys):
+    path, options = trained
+    run(options | {"seed": 4})
+    make_result("results/diverged", [1.0], algorithm="ddpo", seed=9, status="diverged")
+    for attempt in range(2):
+        assert command("evaluate", *sorted(path.parent.glob("*.json")), "--images-per-prompt", 2) == 0
+        captured = capsys.readouterr()
+        assert "diverged.json is diverged" in captured.err
+        assert captured.err.count("has this evaluation already") == 2 * attempt
+        assert captured.out.count("already complete") == 2 * attempt
+    assert len(list(path.parent.glob("*.json"))) == 5
+    (group,) = compare([path.parent]).groups
+    assert [len(runs) for runs in group_of_runs(path.parent)] == [2, 2]
+    assert [method.split()[-1] for method in group.methods] == ["images_per_prompt=1", "images_per_prompt=2"]
+    assert (
+        command("score", *path.parent.glob("*.json"), "--scorers", f"{TOY}:FirstCoordinate", "--save", "--force") == 0
+    )
+    assert command("score", path.parent / "diverged.json", "--scorers", NEW) == 2
+
+
+def group_of_runs(folder):
+    """The runs of each method, in the order of `compare`."""
+    (runs,) = load([folder]).groups.values()
+    return [method.runs for method in methods_of(runs)]
+
+
 def test_an_interrupted_evaluation_goes_on_and_no_run_trains_in_its_folder(trained, monkeypatch, capsys):
     path, options = trained
     with monkeypatch.context() as patch:
@@ -366,7 +393,7 @@ def test_weights_that_are_not_those_of_the_result_are_refused(damage, message, t
 def test_an_evaluation_that_is_no_other_and_prompts_that_were_trained_on_are_refused(trained, capsys):
     path, options = trained
     assert command("evaluate", path) == 2
-    assert "has this evaluation already" in capsys.readouterr().err
+    assert "there is this evaluation already" in capsys.readouterr().err
     assert command("evaluate", path, "--prompts", options["train_prompts"]) == 2
     assert "would be both trained on and evaluated" in capsys.readouterr().err
     assert command("evaluate") == 2
