@@ -170,7 +170,7 @@ def _foreign_scorers(holders: dict[str, Run], runs: Sequence[Run]) -> list[str]:
             if found is not None and found != expected:
                 differing = [f for f in type(found).model_fields if getattr(found, f) != getattr(expected, f)]
                 unknown = "source" in differing and None in (found.source, expected.source)
-                why = " (only one of them says what code it is: results of before did not)" if unknown else ""
+                why = " (only one of them says what code it is; older results did not)" if unknown else ""
                 notes.append(
                     f"{name}: {run.path} is left out: its scorer differs from {holder.path} in "
                     f"{', '.join(differing)}{why}."

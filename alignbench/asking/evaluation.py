@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignbench import plugins
 from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.options import EvaluateOptions, RunOptions
+from alignbench.asking.presets import build_algorithm, defaults_of
 from alignbench.asking.resolve import Cell, resolve
+from alignbench.diffusion import registry
 from alignbench.errors import InputError
 from alignbench.record.listing import complete_of
 from alignbench.record.result import Configuration, Result
@@ -54,13 +59,10 @@ def ask_again(paths: Sequence[Path], wanted: EvaluateOptions, say: Callable[[str
 
 def _asked_again(path: Path, result: Result, wanted: EvaluateOptions) -> Cell:
     """The cell of one result's options with another evaluation."""
-    if result.asked is None:
-        raise InputError(
-            f"{path} was written before results kept their options; type its `alignbench run` with the new ones."
-        )
     given = {name: getattr(wanted, name) for name in wanted.model_fields_set}
     values = {name: given[name] for name in (*CHANGES, *BESIDE) if given.get(name) is not None}
-    asked: dict[str, Any] = {**result.asked, "reward": result.configuration.reward}  # the default depends on prompts
+    old = result.asked if result.asked is not None else _asked_before(path, result.configuration)
+    asked: dict[str, Any] = {**old, "reward": result.configuration.reward}  # the default depends on prompts
     output = wanted.output or path.parent
     cell = _resolved({**asked, **values, "output": output}, path)
     if _training_prompts(cell.configuration) != _training_prompts(result.configuration):  # so does this one
@@ -108,3 +110,47 @@ def _check_same_training(path: Path, cell: Cell, before: Cell) -> None:
         f"{path} was trained on prompts that would be evaluated, such as {example!r}; choose other --prompts, or run "
         "the method anew without them."
     )
+
+
+def _asked_before(path: Path, was: Configuration) -> dict[str, Any]:
+    """Options that give a configuration, for results of before they were kept. Raises InputError where it holds
+    something of which only the content is known, and not where it lies."""
+    lost = {
+        "--adapter": was.adapter,
+        "--vae": was.vae,
+        "--images": was.task,
+        "--pairs": (was.pairs or {}).get("sha256"),
+        "a plug-in or server as a scorer": [name for name in was.scorers if not plugins.known("rewards", name)],
+    }
+    if unknown := [name for name, value in lost.items() if value]:
+        raise InputError(
+            f"{path} was written before results kept their options, and had {', '.join(unknown)}; type its `alignbench "
+            "run` with the new ones."
+        )
+    model = registry.find(was.model)
+    algorithm, _ = build_algorithm(was.algorithm, plugins.load("algorithms", was.algorithm), model.preset, {})
+    usual = json.loads(json.dumps(dataclasses.asdict(algorithm)))  # type: ignore[call-overload]
+    fields = {name: value for name, value in was.fields.items() if name not in usual or usual[name] != value}
+    asked: dict[str, Any] = {
+        "algo": was.algorithm,
+        "model": was.model,
+        "prompts": was.prompts,
+        "reward": was.reward,
+        "set": {name: "none" if value is None else value for name, value in fields.items()},
+        "seed": was.seed or 0,
+        "budget": was.budget,
+        **{name: getattr(was, name) for name in ("split", "limit", "images_per_prompt", "dtype", "eval_seed")},
+        **{name: getattr(was, name) for name in ("vae_tiling", "resolution")},
+        **{name: value for name, value in was.sampling.items() if getattr(model, name, None) != value},
+    }
+    defaults = defaults_of(model)
+    pairs = {
+        "count": registry.family_of(model).own_pairs or defaults.pair_count,
+        "candidates": defaults.pair_candidates,
+    }
+    for name, default in pairs.items():
+        if (made := (was.pairs or {}).get(name)) not in (None, default):
+            asked[f"pair_{name}"] = made
+    if _resolved({**asked, "output": path.parent}, path).configuration.scorers != was.scorers:
+        asked["scorers"] = [name for name in was.scorers if name != was.reward]
+    return asked

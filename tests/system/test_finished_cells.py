@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from places import TOY
+from places import ROOT, TOY
 
 from alignbench.analysis.compare import compare
 from alignbench.analysis.load import load, methods_of
-from alignbench.asking.options import RunOptions
+from alignbench.asking.evaluation import ask_again
+from alignbench.asking.options import EvaluateOptions, RunOptions
 from alignbench.asking.resolve import resolve
 from alignbench.cli.app import run_command_line
 from alignbench.experiment.run import run_cell
@@ -355,6 +356,7 @@ def with_another_sampler(path):
 
 
 def from_before(path):
+    """As older versions wrote it, which names a reward of a file by its label alone."""
     results.write(path, results.read(path).model_copy(update={"asked": None}))
 
 
@@ -376,7 +378,7 @@ def with_other_fields(path):
         (with_other_weights, "have changed since .* was written"),
         (of_another_model, "was trained on a model whose name is 'another', and it is 'mixture' now"),
         (with_another_sampler, "samples in a way of its own"),
-        (from_before, "was written before results kept their options"),
+        (from_before, "was written before results kept their options, and had a plug-in or server as a scorer"),
         (unfinished, "is partial; type its command again"),
         (with_other_fields, r"cannot be evaluated once more as it was: fields\.clip would be another now"),
     ],
@@ -398,3 +400,26 @@ def test_an_evaluation_that_is_no_other_and_prompts_that_were_trained_on_are_ref
     assert "would be both trained on and evaluated" in capsys.readouterr().err
     assert command("evaluate") == 2
     assert "name a result file" in capsys.readouterr().err
+
+
+COMMITTED = [
+    "tiny-shapes-base",
+    "tiny-shapes-best_of_n-4d269f",
+    "tiny-shapes-ddpo-shapes_truth-seed2",
+    "tiny-shapes-diffusion_dpo-seed1",
+    "tiny-shapes-steering-7f3a1b",
+    "testbed/mixture-grid64-diffusion_dpo-seed2",
+    "testbed/mixture-overlap-sft-seed2",
+    "testbed/mixture-gaussian-base-7a55cc",
+]
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_a_result_of_before_options_were_kept_is_asked_for_again(name):
+    path = ROOT / "results" / f"{name}.json"
+    result = results.read(path)
+    assert result.asked is None
+    (again,) = ask_again([path], EvaluateOptions(eval_seed=5), print)
+    assert result.configuration.differences(again.cell.configuration) == ["eval_seed"]
+    options = again.cell.options.model_copy(update={"eval_seed": 0})
+    assert resolve(options).path == path
