@@ -101,6 +101,22 @@ def read(source: bytes | Path, formats: Sequence[str] = FORMATS) -> Picture:
         raise PictureError(described(error, 200)) from None
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    """Height and width of a picture's file, undecoded and as it lies. Raises PictureError."""
+    from PIL import Image
+
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(content_of(path)), formats=FORMATS) as image,
+        ):
+            return image.height, image.width
+    except PictureError:
+        raise
+    except Exception as error:  # as in `read`
+        raise PictureError(described(error, 200)) from None
+
+
 def content_of(path: Path) -> bytes:
     """The bytes of a picture's file. Raises PictureError for what is none, such as a pipe, and for one too large."""
     try:

@@ -5,7 +5,8 @@ object. Others come from the entry-point groups `alignbench.algorithms`, `alignb
 `alignbench.benchmarks`, or are given as `package.module:Name` or `path/file.py:Name`. A reward may also be a file of
 weights, `path/file.safetensors`, whose metadata names the installed reward that reads it, `name=path/file`, an
 installed reward with weights of one's own, or the URL of a scorer that is served, `name=URL` to name it. A folder's
-`aliases.toml` says which plug-in a shorter name means. Listing reads docstrings with `ast` and imports nothing.
+`aliases.toml` says which plug-in a shorter name means. Listing reads docstrings with `ast` and imports nothing. What is
+not alignbench's own is known by its source as well (`provenance`), wherever it comes from.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
+from alignbench import provenance
 from alignbench.errors import InputError, UnknownName, described
+from alignbench.provenance import Place
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -36,6 +39,7 @@ KINDS: dict[Group, str] = {"algorithms": "algorithm", "rewards": "reward", "benc
 WEIGHTS = ".safetensors"
 REMOTE_SCORER = "alignbench.remote.client:RemoteScorer"  # the reward that a URL means
 READER = "alignbench.reward"  # in the metadata of a file of weights: the name of the reward that reads it
+EXPECTED = f"expected weights with {READER!r} in their metadata, as `alignbench train-reward` writes them"
 
 
 def folder_of(group: Group) -> Path:
@@ -213,8 +217,7 @@ def _load_elsewhere(what: str, reference: str) -> Any:
 
 def _module_of_file(path: Path) -> ModuleType:
     """The module of a Python file. Raises whatever the file raises."""
-    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    name = f"alignbench_plugin_{path.stem}_{place}"  # files of one stem are two modules
+    name = _module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -224,8 +227,25 @@ def _module_of_file(path: Path) -> ModuleType:
     return module
 
 
+def _module_name(path: Path) -> str:
+    """What the module of a file is called: files of one stem are two modules."""
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    return f"alignbench_plugin_{path.stem}_{place}"
+
+
 def _load_weights(path: Path) -> Any:
     """The reward that a file of weights names, called with the path when it is made."""
+    reader = _reader_of(path)
+    kind = load("rewards", reader)
+    try:
+        inspect.signature(kind).bind(path)
+    except TypeError:
+        raise InputError(f"reward {str(path)!r} is for {reader!r}, which reads no weights; {EXPECTED}.") from None
+    return functools.partial(kind, path)
+
+
+def _reader_of(path: Path) -> str:
+    """The installed reward that a file of weights names. Raises InputError."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -237,17 +257,11 @@ def _load_weights(path: Path) -> Any:
         raise InputError(
             f"reward {str(path)!r} cannot be read as safetensors ({error}); make or copy it again."
         ) from None
-    expected = f"expected weights with {READER!r} in their metadata, as `alignbench train-reward` writes them"
     if reader is None:
-        raise InputError(f"reward {str(path)!r} does not say which reward reads it; {expected}.")
+        raise InputError(f"reward {str(path)!r} does not say which reward reads it; {EXPECTED}.")
     if not known("rewards", reader):  # nor a path: weights are data, and data does not choose what code runs
-        raise InputError(f"reward {str(path)!r} is for {reader!r}, which is no installed reward; {expected}.")
-    kind = load("rewards", reader)
-    try:
-        inspect.signature(kind).bind(path)
-    except TypeError:
-        raise InputError(f"reward {str(path)!r} is for {reader!r}, which reads no weights; {expected}.") from None
-    return functools.partial(kind, path)
+        raise InputError(f"reward {str(path)!r} is for {reader!r}, which is no installed reward; {EXPECTED}.")
+    return reader
 
 
 def _with_weights(name: str, path: Path) -> Any:
@@ -269,20 +283,75 @@ def label(name: str) -> str:
     return Path(name).stem if name.endswith(WEIGHTS) else name.rpartition(":")[2]
 
 
+def source(group: Group, name: str, kind: Any) -> str | None:
+    """What tells the code of a plug-in that was loaded from other code (see `provenance`); None where it is
+    alignbench's own. Of a scorer that is served, its server knows."""
+    if group == "rewards" and served(name):
+        return None
+    name = full_name(group, name)
+    if group == "rewards" and name.endswith(WEIGHTS) and "=" not in name:
+        name = _reader_of(Path(name))
+    plain, equals, _ = name.partition("=")
+    name = plain if group == "rewards" and equals and known(group, plain) else name
+    if _is_own(group, name):
+        return None
+    places = [_place_of(group, name)]
+    module = str(getattr(getattr(kind, "func", kind), "__module__", ""))
+    if module not in ("", places[0].module):  # the place only passes on what another module defines
+        places.append(Place(module))
+    return provenance.source_of(places)
+
+
+def _place_of(group: Group, name: str) -> Place:
+    """Where a plug-in that is not our own begins."""
+    place, colon, _ = name.rpartition(":")
+    if not colon:
+        point = next(point for point in _entry_points(group) if point.name == name)
+        return Place(point.module, distribution=point.dist)
+    return Place(_module_name(Path(place)), Path(place)) if place.endswith(".py") else Place(place)
+
+
+def rewards_of(names: Iterable[str], options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Reward]:
+    """Several scorers, by the labels of their columns. Raises InputError where two would share one."""
+    check_columns(names := list(names))
+    return {label(name): reward_of(name, options) for name in map(_full_reward_name, names)}
+
+
+def check_columns(names: Iterable[str]) -> None:
+    """Raise InputError where two scorers would stand in one column, or one is named twice."""
+    by_column: dict[str, str] = {}
+    for name in names:
+        column = label(_full_reward_name(name))
+        if (other := by_column.get(column)) is None:
+            by_column[column] = name
+        elif _full_reward_name(other) == _full_reward_name(name):
+            known_as = f"{name!r} is named twice" if other == name else f"{other!r} and {name!r} are one scorer"
+            raise InputError(f"scorers: {known_as}; name it once.")
+        else:
+            raise InputError(
+                f"two scorers would share the column {column!r}: {other!r} and {name!r}; leave one out, or rename one."
+            )
+
+
+def _full_reward_name(name: str) -> str:
+    return full_name("rewards", name)
+
+
 def reward_of(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> Reward:
-    """The reward a name means, with those of the options that it has (dtype, allow_unverified). Raises InputError where
-    it does not fit the interface."""
+    """The reward a name means, with those of the options that it has (dtype, allow_unverified). What it says of itself
+    holds the source of its code. Raises InputError where it does not fit the interface."""
     from alignbench.interface import Reward
+    from alignbench.sourced import sourced
 
     kind = load("rewards", name)
     takes = inspect.signature(kind).parameters
     reward = kind(**{option: value for option, value in options.items() if option in takes})
     if absent := lacking(reward, Reward):
         raise InputError(f"reward {name!r} lacks {', '.join(absent)}; see alignbench.Reward.")
-    return reward
+    return sourced(reward, source("rewards", name, kind))
 
 
-def source_of(kind: Any) -> str:
+def text_of(kind: Any) -> str:
     """The source text of the file that defines a plug-in; '' where it cannot be had."""
     try:
         return inspect.getsource(sys.modules[getattr(kind, "func", kind).__module__])

@@ -169,8 +169,11 @@ def _foreign_scorers(holders: dict[str, Run], runs: Sequence[Run]) -> list[str]:
             found = run.result.scorers.get(name)
             if found is not None and found != expected:
                 differing = [f for f in type(found).model_fields if getattr(found, f) != getattr(expected, f)]
+                unknown = "source" in differing and None in (found.source, expected.source)
+                why = " (only one of them says what code it is; older results did not)" if unknown else ""
                 notes.append(
-                    f"{name}: {run.path} is left out: its scorer differs from {holder.path} in {', '.join(differing)}."
+                    f"{name}: {run.path} is left out: its scorer differs from {holder.path} in "
+                    f"{', '.join(differing)}{why}."
                 )
     return notes
 

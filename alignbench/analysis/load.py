@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from alignbench.record.result import Result, Scorer, read
 
 Array = NDArray[np.float64]
 IN_EVALUATION = {"model", "prompts", "vae", "vae_tiling", "resolution"}
+UNSAID = ("fields.", "code", "scorer_code")  # not worth a word where they are None: as in evaluation, or our own
 ALIGNED = ("adapter", "denoiser", "refiner")  # entries of a sampler whose model somebody changed before the run
 
 
@@ -32,10 +34,12 @@ class Run:
     @property
     def pool(self) -> str:
         """Equal for runs that differ in the training seed alone. The model, how it is held, and the prompts are the
-        evaluation's: here they are as somebody typed them, such as a path. The order of scorers is of no account."""
-        configuration = self.result.configuration.model_dump(exclude=IN_EVALUATION | {"seed"})
-        configuration["scorers"] = sorted(configuration["scorers"])
-        return canonical_json([configuration, self.result.sampler])
+        evaluation's: here they are as somebody typed them, such as a path. Scorers are the columns that are there,
+        whoever wrote them and when."""
+        configuration = self.result.configuration.model_dump(exclude=IN_EVALUATION | {"seed", "code"})
+        configuration["scorers"] = columns_of(self.result)
+        code = [code_of(self.result), {name: scorer.source for name, scorer in self.result.scorers.items()}]
+        return canonical_json([configuration, code, self.result.sampler])
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
         peers = [other for other in facts if other["algorithm"] == name]
         aligned = [f"sampler.{k}" for k in ALIGNED]
         differing = [k for k in own if k in aligned or any(peer.get(k) != own[k] for peer in peers)]
-        said = [k for k in differing if own[k] != "None" or not k.startswith("fields.")]  # None: as in evaluation
+        said = [k for k in differing if own[k] != "None" or not k.startswith(UNSAID)]
         details = dict.fromkeys(f"{k.rpartition('.')[2]}={own[k]}" for k in said)
         methods.append(Method(" ".join([name, *details]), group))
     return sorted(methods, key=lambda method: (method.first.trains, natural(method.label)))
@@ -143,6 +147,18 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
 def is_aligned(result: Result) -> bool:
     """Whether the model was changed before the run, by an adapter or another network in the place of its own."""
     return any(name in result.sampler for name in ALIGNED)
+
+
+def columns_of(result: Result) -> list[str]:
+    """The scorers that were asked for, and those that were added later."""
+    return sorted({*result.configuration.scorers, *result.scorers})
+
+
+def code_of(result: Result) -> dict[str, str]:
+    """What the plug-ins are that made the pictures; of scorers, their columns know, and of prompts the evaluation."""
+    asked = result.configuration
+    makers = (asked.algorithm, asked.reward, asked.train_prompts)
+    return {name: source for name, source in (asked.code or {}).items() if name in makers}
 
 
 def natural(label: str) -> list[tuple[bool, float, str]]:
@@ -162,6 +178,7 @@ def _facts(result: Result) -> dict[str, str]:
     fields = configuration.fields
     if configuration.budget:  # it chose one of them, and the sampler says which value
         fields = {name: result.sampler.get(name, value) for name, value in fields.items()}
+    made_by = code_of(result).values()
     values = {
         "algorithm": configuration.algorithm,
         **{f"fields.{name}": value for name, value in fields.items()},
@@ -173,11 +190,21 @@ def _facts(result: Result) -> dict[str, str]:
         "images_per_prompt": configuration.images_per_prompt,
         "train_prompts": configuration.train_prompts,
         "dtype": configuration.dtype,
-        "scorers": ",".join(sorted(configuration.scorers)),
+        "scorers": ",".join(columns_of(result)),
+        "code": _shortened(made_by),
+        "scorer_code": _shortened(
+            source for scorer in result.scorers.values() if (source := scorer.source) and source not in made_by
+        ),
         "eval_seed": configuration.eval_seed,
         **{f"budget.{kind}": f"{limit:g}" for kind, limit in (configuration.budget or {}).items()},
     }
     return {name: str(value) for name, value in values.items()}
+
+
+def _shortened(sources: Iterable[str]) -> str | None:
+    """A few digits that tell code from other code."""
+    code = sorted(sources)
+    return hashlib.sha256(canonical_json(code).encode()).hexdigest()[:6] if code else None
 
 
 @dataclass(frozen=True)

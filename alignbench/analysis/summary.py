@@ -80,6 +80,8 @@ def text(result: Result, path: Path, details: bool = False) -> str:
             f"  fields      {_pairs(c.fields)}",
             f"  not default {_pairs(changed)}{f' (preset {result.preset})' if result.preset else ''}",
             f"  scorers     {', '.join(s.id for s in result.scorers.values())}",
+            *([f"  weights     of {result.origin}, evaluated once more"] if result.origin else []),
+            *([f"  added       {_pairs(result.added)}"] if result.added else []),
             f"  made        {result.finished}, {result.environment.get('device')}, commit "
             f"{result.environment.get('commit')}, attempt {result.attempts}",
         ]

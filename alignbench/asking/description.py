@@ -15,7 +15,7 @@ def as_values(name: str) -> dict[str, Any]:
     """Headline, docstring and fields of an algorithm, docstring of a reward or a prompt set; by name, file or package.
     Raises UnknownName, InputError."""
     group, kind = plugins.find(name)
-    header = ast.get_docstring(ast.parse(plugins.source_of(kind))) or ""
+    header = ast.get_docstring(ast.parse(plugins.text_of(kind))) or ""
     if group != "algorithms":
         return {"name": plugins.full_name(group, name), "kind": plugins.KINDS[group], "header": header}
     if not dataclasses.is_dataclass(kind):

@@ -28,6 +28,8 @@ def stem(options: RunOptions, model: str, default_reward: str, configuration: Co
         changed = options.changed
         if configuration.adapter:  # what it holds, wherever it lies
             changed["adapter"] = configuration.adapter
+        if configuration.code:  # what it is, wherever it lies
+            changed["code"] = sorted(set(configuration.code.values()))
         if changed:
             parts.append(hashlib.sha256(canonical_json(_text(changed)).encode()).hexdigest()[:6])
     if configuration.seed is not None:

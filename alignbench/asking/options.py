@@ -328,11 +328,45 @@ class RunOptions(ScoringOptions, PairChoice, SamplingOptions, DeviceOptions):
     @property
     def changed(self) -> dict[str, Any]:
         """The options of the identity that have no place of their own in the file name and are not at their default."""
+        return self._not_default(HASHED)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The options of the identity that are not at their default, as JSON holds them: `parse` makes the same again,
+        but for where results go and how they are computed."""
+        return self.model_dump(mode="json", include=set(self._not_default(NAMED, HASHED)))
+
+    def _not_default(self, *roles: Role) -> dict[str, Any]:
         return {
             name: value
             for name, field in type(self).model_fields.items()
-            if option_of(type(self), name).role is HASHED and (value := getattr(self, name)) != field.default
+            if option_of(type(self), name).role in roles and (value := getattr(self, name)) != field.default
         }
+
+
+class EvaluateOptions(Options):
+    """The options of `alignbench evaluate`. What is not given is as it was."""
+
+    prompts: Annotated[str | None, Option(DATA)] = Field(
+        None, description="Other prompts: a name, or a .txt, .tsv, .csv or .jsonl file."
+    )
+    split: Annotated[str | None, Option(DATA)] = Field(None, description="Another split of the prompts.")
+    limit: Annotated[Count | None, Option(EVALUATION)] = Field(None, description="Evaluate the first prompts only.")
+    images_per_prompt: Annotated[Count | None, Option(EVALUATION)] = Field(
+        None, description="Images evaluated per prompt."
+    )
+    eval_seed: Annotated[Seed | None, Option(EVALUATION)] = Field(None, description="Seed of the evaluation's noise.")
+    scorers: Annotated[tuple[str, ...] | None, Option(EVALUATION)] = Field(
+        None, description="Held-out scorers in the place of those it had, besides the reward."
+    )
+    device: Annotated[str, Option(MEMORY)] = Field("auto", description="auto, cpu, cuda, or cuda:1.")
+    batch_size: Annotated[Count | None, Option(MEMORY)] = Field(None, description="Images at once.")
+    output: Annotated[Path | None, Option(FILES)] = Field(
+        None, description="Folder for the new result and its files; by default that of the old one."
+    )
+    name: Annotated[str | None, Option(FILES)] = Field(
+        None, description="A name in the new result's file name, instead of a hash of what is not default."
+    )
 
 
 class PairsOptions(SamplingOptions, DeviceOptions):

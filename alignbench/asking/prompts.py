@@ -94,6 +94,14 @@ def digest(prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256(canonical_json([[prompt.id, prompt.text] for prompt in prompts]).encode()).hexdigest()
 
 
+def source(name: str) -> str | None:
+    """What tells this prompt set from another of its name: of a plug-in its code, of a file what it holds; None of
+    alignbench's own."""
+    if is_file(name):
+        return digest(prompt_files.read(Path(name)).prompts)
+    return plugins.source("benchmarks", name, plugins.load("benchmarks", name))
+
+
 def overlap(training: Sequence[Prompt], evaluation: Sequence[Prompt]) -> list[str]:
     """Texts that would be both trained on and evaluated, ignoring case and spacing."""
     seen = {_plain(prompt) for prompt in training}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from alignbench.interface import (
 from alignbench.plugins import label, reward_of
 from alignbench.preferences.choosing import Chosen
 from alignbench.record.result import Configuration
+from alignbench.sourced import Sourced
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def resolve(options: RunOptions) -> Cell:
     reward = reward_of(reward_name, options.scoring)
     chosen, pairs = data.pairs_of(options, defaults, algorithm, family, asked, reward_name)
     scorers = _scorers(options, defaults, reward_name, asked.evaluated)
+    train_name = asked.train_name if algorithm.trains and chosen is None else None
     configuration = Configuration(
         algorithm=options.algorithm,
         fields=dataclasses.asdict(algorithm),  # type: ignore[call-overload]
@@ -102,9 +104,9 @@ def resolve(options: RunOptions) -> Cell:
         limit=options.limit,
         images_per_prompt=options.images_per_prompt,
         reward=reward_name,
-        train_prompts=asked.train_name if algorithm.trains and chosen is None else None,
+        train_prompts=train_name,
         pairs=pairs,
-        scorers=list(scorers),
+        scorers=[label(name) for name in scorers],
         sampling=sampling.as_dict(),
         dtype=options.dtype,
         eval_seed=options.eval_seed,
@@ -115,6 +117,7 @@ def resolve(options: RunOptions) -> Cell:
         vae=_vae(options),
         vae_tiling=options.vae_tiling,
         resolution="x".join(map(str, options.resolution)) if options.resolution else None,
+        code=_code(options, kind, {reward_name: reward, **scorers}, options.prompts, train_name),
     )
     stem = naming.stem(options, model.name, defaults.reward(asked.evaluated), configuration)
     return Cell(
@@ -135,7 +138,7 @@ def resolve(options: RunOptions) -> Cell:
         sources=asked.sources,
         reward=reward,
         reward_name=reward_name,
-        scorers=scorers,
+        scorers={label(name): scorer for name, scorer in scorers.items()},
         adapter=adapter,
         path=options.output / f"{stem}.json",
     )
@@ -180,24 +183,36 @@ def sampling_of(model: Model, options: SamplingOptions) -> Sampling:
 def _scorers(
     options: RunOptions, defaults: Defaults, reward_name: str, evaluated: Sequence[Prompt]
 ) -> dict[str, Reward]:
-    """The reward and the held-out scorers that can score these prompts, by label. Raises InputError for one that was
-    named and cannot."""
+    """The reward and the held-out scorers that can score these prompts, by name. Raises InputError for one that was
+    named and cannot, and for two of one column."""
+    plugins.check_columns(options.scorers or ())
     named = {name for name in (options.reward, *(options.scorers or ())) if name}
     others = defaults.scorers if options.scorers is None else options.scorers
     chosen, why = {}, ""
     for name in dict.fromkeys([reward_name, *others]):
         reward = reward_of(name, options.scoring)
         reason = reward.unsupported(evaluated, ())
-        if reason is None and label(name) in chosen:
-            raise InputError(f"two scorers would be called {label(name)!r}, one of them {name!r}; rename a file.")
         if reason is None:
-            chosen[label(name)] = reward
+            chosen[name] = reward
         elif name in named:
             raise InputError(f"scorer {name!r} cannot score these prompts: {reason}")
         why = why or (f" ({name}: {reason.rstrip('.')})" if reason else "")
     if not chosen:
         raise InputError(f"nothing would be scored{why}; pass --reward NAME or --scorers NAME (see `alignbench list`).")
+    plugins.check_columns(chosen)
     return chosen
+
+
+def _code(
+    options: RunOptions, kind: Any, rewards: Mapping[str, Reward], prompts: str | None, train_prompts: str | None
+) -> dict[str, str] | None:
+    """The source of each plug-in that is not alignbench's own, and the content of a file of training prompts, by name;
+    None where there is none. What a file of evaluated prompts holds stands in the evaluation."""
+    found = {options.algorithm: plugins.source("algorithms", options.algorithm, kind)}
+    found |= {name: reward.source for name, reward in rewards.items() if isinstance(reward, Sourced)}
+    evaluated = None if prompts is None or prompt_sets.is_file(prompts) else prompts
+    found |= {name: prompt_sets.source(name) for name in (evaluated, train_prompts) if name is not None}
+    return {name: source for name, source in found.items() if source is not None} or None
 
 
 def _vae(options: RunOptions) -> str | None:

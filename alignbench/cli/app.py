@@ -33,7 +33,8 @@ app = App(
     default_parameter=Parameter(show_env_var=False),
 )
 COMMANDS = (
-    "cells:run cells:suite results:compare results:show results:ls results:sheet results:plot results:frontier "
+    "cells:run cells:evaluate cells:suite "
+    "results:compare results:show results:ls results:sheet results:plot results:frontier "
     "pairs:pairs pairs:accuracy pairs:train_reward scorers:score scorers:audit scorers:serve "
     "inventory:list_ inventory:fetch inventory:cache inventory:env check:check"
 ).split()  # imported when they are asked for

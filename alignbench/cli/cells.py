@@ -1,11 +1,11 @@
-"""Commands that run cells: `run` and `suite`."""
+"""Commands that run cells: `run`, `evaluate` and `suite`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignbench.asking.options import RunOptions
+from alignbench.asking.options import EvaluateOptions, RunOptions
 from alignbench.cli.flags import Flag, takes
 from alignbench.cli.output import listing, note, print_json, say, typed
 from alignbench.errors import AlignbenchError, InputError
@@ -60,6 +60,52 @@ def run(
         say(*_description(cell))
         return 0
     return _run(cell, force, json)
+
+
+@takes(EvaluateOptions)
+def evaluate(
+    given: dict[str, Any], *results: Path, force: Flag = False, dry_run: Flag = False, json: Flag = False
+) -> int:
+    """Evaluate a finished cell once more: more images, other prompts, another seed or other scorers, without training.
+
+    What is not given is as it was. The new cell has the old method's name and what its alignment cost. It is the one
+    that `alignbench run` makes with these options, which then finds it complete.
+
+    alignbench evaluate results/tiny-shapes-refl-seed0.json --images-per-prompt 4
+
+    Parameters
+    ----------
+    results: Path
+        Result files. Of a method that trains, the weights lie in the folder beside them.
+    force: bool
+        Make a finished evaluation again, and replace a half-finished one of another configuration.
+    dry_run: bool
+        Only say which result files would be written.
+    json: bool
+        Print the outcomes as JSON.
+    """
+    if not results:
+        raise InputError("name a result file: alignbench evaluate RESULT.json --images-per-prompt 4.")
+    options = EvaluateOptions.parse(given)
+    from alignbench.asking.evaluation import ask_again
+
+    asked = ask_again(results, options, say=note)
+    if dry_run:
+        say(*(f"{again.path}  ->  {again.cell.path}" for again in asked))
+        return 0
+    from alignbench.experiment.run import run_cell
+    from alignbench.experiment.trained import Trained
+
+    code, found = 0, []
+    for again in asked:
+        trained = Trained(again.path, again.result) if again.result.trains else None
+        found.append(run_cell(again.cell, force, json, trained))
+        code = max(code, _code(found[-1]))
+        if not json:
+            _show(again.cell, found[-1])
+    if json:
+        print_json({"results": [_values(outcome) for outcome in found]})
+    return code
 
 
 def suite(name: str | None = None, /, *, output: Path | None = None, dry_run: Flag = False) -> int:
@@ -130,12 +176,21 @@ def _run(cell: Cell, force: bool, json: bool) -> int:
 
     outcome = run_cell(cell, force=force, quiet=json)
     if json:
-        from alignbench.analysis import summary
-
-        values = summary.as_values(outcome.result, outcome.path) | {"was_complete": outcome.was_complete}
-        print_json(values)
+        print_json(_values(outcome))
     else:
         _show(cell, outcome)
+    return _code(outcome)
+
+
+def _values(outcome: Outcome) -> dict[str, Any]:
+    """What --json prints."""
+    from alignbench.analysis import summary
+
+    return summary.as_values(outcome.result, outcome.path) | {"was_complete": outcome.was_complete}
+
+
+def _code(outcome: Outcome) -> int:
+    """The exit code of a cell. Raises InputError where the method cannot do what was asked."""
     if outcome.result.status == "unsupported":
         raise InputError(outcome.result.reason or "this is unsupported")
     return 1 if outcome.result.status == "diverged" else 0

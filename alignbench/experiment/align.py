@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,14 +25,17 @@ from alignbench.files import canonical_json, write_text
 from alignbench.interface import Algorithm, Pipeline, Prompt, Sampler
 from alignbench.keys import Key
 from alignbench.meter import Meter
+from alignbench.plugins import served
 from alignbench.preferences.cache import TensorCache
 from alignbench.preferences.choosing import Chosen, choose
 from alignbench.preferences.encoded import EncodedPairs
 from alignbench.preferences.source import open_pairs
 from alignbench.progress import Progress
+from alignbench.sourced import identity_of, is_hashed
 
 FORWARD_BATCH = "forward_batch.json"
 HELD_OUT_PROMPTS = 24
+OWN_PAIRS = "pairs"  # in the cell's folder
 
 
 def problem_of(cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progress: Progress) -> CellProblem:
@@ -70,11 +73,20 @@ def add_pairs(cell: Cell, problem: CellProblem, batch: int) -> Made | None:
     return made
 
 
+def folder_of_pairs(cell: Cell, pipeline: Pipeline, count: int, candidates: int) -> Path:
+    """Where the pairs that a cell makes are kept: shared by all that ask for the same ones, unless a server labels them
+    that names no weights. What it says of itself, another scorer may say tomorrow."""
+    info = cell.reward.info()
+    if served(cell.reward_name) and not is_hashed(info):
+        return cell.folder / OWN_PAIRS
+    asked = [dict(pipeline.info()), identity_of(info), prompt_sets.digest(cell.training)]
+    content = canonical_json([*asked, count, candidates, cell.sampling.as_dict()])
+    return pairs_folder() / hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
 def _make_pairs(cell: Cell, problem: CellProblem, count: int, candidates: int, batch: int) -> tuple[Made, Chosen]:
     """Pairs of the base model on the training prompts, labelled by the reward: one set for all seeds."""
-    asked = [dict(problem.pipeline.info()), asdict(cell.reward.info()), prompt_sets.digest(cell.training)]
-    content = canonical_json([*asked, count, candidates, cell.sampling.as_dict()])
-    folder = pairs_folder() / hashlib.sha256(content.encode()).hexdigest()[:16]
+    folder = folder_of_pairs(cell, problem.pipeline, count, candidates)
     problem.progress.say(
         f"no --pairs: {count} pairs of {cell.model.name} on {cell.configuration.train_prompts}/train, "
         f"labelled by {cell.reward_name}, are made or found in {folder}"

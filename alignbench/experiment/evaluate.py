@@ -22,6 +22,7 @@ from alignbench.progress import Progress
 from alignbench.record.pictures import ImageStore, Slot
 from alignbench.scoring.score_cache import ScoreCache
 from alignbench.scoring.values import score_images
+from alignbench.sourced import is_hashed
 
 GENERATED = "generated.jsonl"
 SCORED = "scored.jsonl"
@@ -114,8 +115,7 @@ def score(
 ) -> Scores:
     """The scores of every image.
 
-    With `kept`, scores of scorers that read files of weights are looked for there and kept there: those are the
-    expensive ones, and their files say that they are what they were. The code of others may have changed.
+    With `kept`, scores of scorers that name their weights are looked for there and kept there (see `ScoreCache`).
     """
     store, log = ImageStore(folder / "images"), folder / SCORED
     values: dict[str, dict[Slot, float]] = {name: {} for name in scorers}
@@ -126,12 +126,12 @@ def score(
             known[line["scorer"]][Slot(place, sample)] = value if reason is None else reason
     progress.stage("score", len(scorers) * len(wanted))
     for name, reward in scorers.items():
-        cache = ScoreCache(kept, reward) if kept is not None and reward.info().files else None
+        cache = ScoreCache(kept, reward) if kept is not None and is_hashed(reward.info()) else None
         for chunk in chunked(wanted, batch):
             missing = [slot for slot in chunk if slot not in values[name] and slot not in failures[name]]
             if missing:
                 texts = [prompts[slot.place] for slot in missing]
-                scored = _scored(name, reward, store, missing, texts, cache, device)
+                scored = score_chunk(name, reward, store, missing, texts, cache, device)
                 rows = []
                 for slot, (value, reason) in zip(missing, scored, strict=True):
                     if reason is None:
@@ -144,7 +144,7 @@ def score(
     return Scores(values, failures)
 
 
-def _scored(
+def score_chunk(
     name: str,
     reward: Reward,
     store: ImageStore,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from alignbench.experiment.evaluate import Scores
 from alignbench.experiment.pairs import Made
 from alignbench.experiment.problem import CellProblem
 from alignbench.experiment.trackers import Trackers, check_installed
+from alignbench.experiment.trained import WEIGHTS, Trained, kept_of
 from alignbench.files import remove_leftovers_of
 from alignbench.interface import Pipeline, Sampler, TestTimeAlgorithm, Truncates
 from alignbench.meter import Cost, Meter
@@ -33,8 +34,21 @@ from alignbench.record import result as results
 from alignbench.record.environment import environment
 from alignbench.record.listing import STATE
 from alignbench.record.pictures import ImageStore, Slot, slots
-from alignbench.record.result import Costs, Evaluation, FrontierCurve, Metric, PromptRow, Result, Row, Status, identity
+from alignbench.record.result import (
+    Costs,
+    Evaluation,
+    FrontierCurve,
+    Kept,
+    Metric,
+    PromptRow,
+    Result,
+    Row,
+    Status,
+    identity,
+)
 from alignbench.record.resumable import Resumable
+
+PROMPTS = "prompts_sha256"  # of a cell's folder, where the prompts are of a file
 
 
 @dataclass(frozen=True)
@@ -47,13 +61,13 @@ class Outcome:
     resumed_at: int = 0
 
 
-def run_cell(cell: Cell, force: bool = False, quiet: bool = False) -> Outcome:
-    """Run or continue a cell. Raises InputError where another configuration holds its path; other failures are
-    written into the result before they are raised."""
+def run_cell(cell: Cell, force: bool = False, quiet: bool = False, trained: Trained | None = None) -> Outcome:
+    """Run or continue a cell, or evaluate weights that another one has `trained`. Raises InputError where another
+    configuration holds its path; other failures are written into the result before they are raised."""
     refuse_several()
     work = Resumable(
         cell.folder,
-        cell.configuration.model_dump(mode="json"),
+        _asked(cell),
         STATE,
         elsewhere="choose --name or another --output",
         replace="use --force to replace it",
@@ -64,10 +78,12 @@ def run_cell(cell: Cell, force: bool = False, quiet: bool = False) -> Outcome:
     cell.needs.check()
     check_installed(cell.options.report_to)
     device = cell.family.device(cell.options.device)
+    if trained is not None:  # nobody goes on training in a folder whose pictures are of other weights
+        work = replace(work, configuration={**work.configuration, "weights": trained.digest(cell.family)})
     with work.held(force) as attempt, Progress(quiet) as progress:
         remove_leftovers_of(cell.path)
         devices.reset_peak(device)
-        run = _prepare(cell, attempt, device, progress)
+        run = _prepare(cell, attempt, device, progress, trained)
         try:
             outcome = run.complete()
         except (Diverged, Unsupported) as error:
@@ -79,16 +95,25 @@ def run_cell(cell: Cell, force: bool = False, quiet: bool = False) -> Outcome:
         return outcome
 
 
+def _asked(cell: Cell) -> dict[str, Any]:
+    """What the cell's folder belongs to: its configuration, and what a file of prompts holds, which may change."""
+    asked = cell.configuration.model_dump(mode="json")
+    return asked | ({PROMPTS: cell.prompts_sha256} if prompt_sets.is_file(cell.configuration.prompts) else {})
+
+
 def _finished(cell: Cell, work: Resumable, force: bool) -> Result | None:
     """The result that is already there, if it is final. Raises InputError if its configuration is another."""
     if force or not cell.path.exists():
         return None
     result = results.read(cell.path)
-    work.check_same(result.configuration.model_dump(mode="json"), cell.path)
+    found = result.configuration.model_dump(mode="json")
+    if PROMPTS in work.configuration:
+        found[PROMPTS] = result.evaluation.prompts_sha256
+    work.check_same(found, cell.path)
     return result if result.status in ("complete", "diverged", "unsupported") else None
 
 
-def _prepare(cell: Cell, attempt: int, device: str, progress: Progress) -> _Run:
+def _prepare(cell: Cell, attempt: int, device: str, progress: Progress, trained: Trained | None) -> _Run:
     """Load the model, build the problem, and write down that the cell is in progress."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     meter = Meter()
@@ -100,13 +125,13 @@ def _prepare(cell: Cell, attempt: int, device: str, progress: Progress) -> _Run:
     _check_scorers(cell, pipeline)
     batch = cell.options.batch_size or BATCH[3 if len(pipeline.info()["image_shape"]) == 3 else 1]
     problem = problem_of(cell, pipeline, meter, batch, progress)
-    made = add_pairs(cell, problem, batch)
-    draft = _Draft(cell, pipeline, aligned, device, attempt, started)
+    made = add_pairs(cell, problem, batch) if trained is None else None
+    draft = _Draft(cell, pipeline, aligned, device, attempt, started, trained.path.name if trained else None)
     if attempt > 1:
         _check_same_scorers(cell)
     if not cell.path.exists():
         results.write(cell.path, draft.result("partial", "in progress, or interrupted; the same command continues"))
-    return _Run(cell, pipeline, problem, draft, batch, device, progress, made)
+    return _Run(cell, pipeline, problem, draft, batch, device, progress, made, trained)
 
 
 @dataclass(frozen=True)
@@ -121,13 +146,14 @@ class _Run:
     device: str
     progress: Progress
     made: Made | None
+    trained: Trained | None
 
     def complete(self) -> Outcome:
         """Align, generate, score, write."""
         cell, problem = self.cell, self.problem
         sampler, fewer = self.align()
         alignment, alignment_seconds = problem.meter.total, problem.seconds
-        sampler.save(cell.folder / "adapter")
+        sampler.save(cell.folder / WEIGHTS)
         wanted = slots(len(cell.evaluated), cell.options.images_per_prompt)
         generation, seconds = self.generate(sampler, wanted)
         scores = self.score(wanted)
@@ -147,8 +173,9 @@ class _Run:
             rows=_rows(cell, wanted, scores),
             metrics=metrics,
             frontiers=optimality.frontiers(cell, self.pipeline) if metrics else {},
-            curve=problem.curve(),
-            cost=costs,
+            curve=self.trained.result.curve if self.trained else problem.curve(),
+            cost=self.trained.costs(costs) if self.trained else costs,
+            kept=kept_of(cell, images, wanted),
             budget=dict(problem.budget) if problem.budget else None,
             truncated=_truncated(cell, self.progress),
         )
@@ -157,6 +184,10 @@ class _Run:
     def align(self) -> tuple[Sampler, int | None]:
         """The sampler to evaluate, and how many images a forward pass had if they were fewer than asked for."""
         cell, algorithm = self.cell, self.cell.algorithm
+        if self.trained is not None:
+            sampler = self.trained.sampler(cell, self.pipeline)
+            _check_sampling(cell, sampler)
+            return sampler, None
         if reason := algorithm.unsupported(self.problem):
             raise Unsupported(reason)
         if (budget := cell.configuration.budget) and isinstance(algorithm, TestTimeAlgorithm):
@@ -301,6 +332,7 @@ class _Found:
     curve: list[dict[str, Any]] = field(default_factory=list)
     budget: dict[str, float] | None = None
     cost: Costs | None = None
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -313,6 +345,7 @@ class _Draft:
     device: str
     attempts: int
     started: str
+    origin: str | None  # the result whose weights are evaluated
 
     def result(self, status: Status, reason: str | None, found: _Found | None = None) -> Result:
         cell = self.cell
@@ -337,6 +370,8 @@ class _Draft:
                 PromptRow(id=p.id, text=p.text, category=p.category, challenge=p.challenge) for p in cell.evaluated
             ],
             environment=environment(self.device),
+            asked=cell.options.asked,
+            origin=self.origin,
             attempts=self.attempts,
             started=self.started,
             finished=datetime.now(UTC).isoformat(timespec="seconds") if status != "partial" else None,

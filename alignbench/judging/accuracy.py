@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignbench import plugins
 from alignbench.analysis.formats import Table, percent, plain, remarks
 from alignbench.asking.adapter_folders import adapter_folder, check_model
 from alignbench.asking.presets import defaults_of
@@ -24,13 +23,12 @@ from alignbench.judging.judgements import (
     Task,
     judge_by_scorers,
     row_of,
-    short_names,
 )
 from alignbench.judging.options import AccuracyOptions
 from alignbench.keys import Key
 from alignbench.meter import Meter
 from alignbench.pictures import counted
-from alignbench.plugins import label, reward_of
+from alignbench.plugins import rewards_of
 from alignbench.preferences.cache import TensorCache
 from alignbench.preferences.choosing import Chosen, choose
 from alignbench.preferences.encoded import EncodedPairs
@@ -92,10 +90,10 @@ def measure(options: AccuracyOptions, quiet: bool = False) -> Report:
 
 def _rewards(options: AccuracyOptions, model: Model | None) -> dict[str, Reward]:
     """The scorers that were named; where nothing is to be measured yet, those of the model's preset."""
-    names = list(dict.fromkeys(plugins.full_name("rewards", name) for name in options.scorers))
+    names = options.scorers
     if not names and not options.adapter and model is not None:
-        names = list(defaults_of(model).scorers)
-    return {short: reward_of(name) for short, name in zip(short_names(names, label), names, strict=True)}
+        names = defaults_of(model).scorers
+    return rewards_of(names)
 
 
 def _described(options: AccuracyOptions, chosen: Chosen, n: int, source: EncodedPairs | OwnSizes) -> dict[str, Any]:

@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from alignbench import plugins
 from alignbench.analysis.agreement import Agreement, Array, Places, Sensitivity, agreements, sensitivity
 from alignbench.devices import chunked, device_of
 from alignbench.errors import InputError, Unsupported
 from alignbench.interface import Prompt, Reward
 from alignbench.judging.alterations import CHANGES, altered, shortened
-from alignbench.judging.judgements import Judgements, OwnSizes, by_shape, row_of, scored, short_names
+from alignbench.judging.judgements import Judgements, OwnSizes, by_shape, row_of, scored
 from alignbench.judging.judgements import Row as AccuracyRow
 from alignbench.judging.options import AuditOptions
 from alignbench.keys import Key
-from alignbench.plugins import label, reward_of
+from alignbench.plugins import rewards_of
 from alignbench.preferences.choosing import Chosen, choose, preference
 from alignbench.preferences.source import open_pairs
 from alignbench.progress import Progress
@@ -67,8 +66,7 @@ class Report:
 
 def audit(options: AuditOptions, quiet: bool = False) -> Report:
     """Score the pairs as they are and under every change. Raises InputError for what cannot be read."""
-    names = list(dict.fromkeys(plugins.full_name("rewards", name) for name in options.scorers))
-    rewards = {short: reward_of(n, options.scoring) for short, n in zip(short_names(names, label), names, strict=True)}
+    rewards = rewards_of(options.scorers, options.scoring)
     if LABELS in rewards:
         raise InputError(f"a scorer called {LABELS!r} cannot be told from the labels; rename it.")
     device = device_of(options.device)

@@ -6,7 +6,7 @@ import hashlib
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from alignbench.record import result as results
 from alignbench.record.pictures import ImageStore, Slot
 from alignbench.scoring.score_cache import ScoreCache
 from alignbench.scoring.values import score_images
+from alignbench.sourced import identity_of
 
 
 @dataclass
@@ -56,8 +57,7 @@ class Report:
 
 def score_place(place: Path, options: ScoreOptions, quiet: bool = False) -> Report:
     """What `alignbench score` does: every scorer on the pictures of a folder or of a result."""
-    names = [plugins.full_name("rewards", name) for name in options.scorers]
-    rewards = {plugins.label(name): plugins.reward_of(name, options.scoring) for name in names}
+    rewards = plugins.rewards_of(options.scorers, options.scoring)
     found = items_of(place, options.prompts, options.split, options.first_number)
     with Progress(quiet) as progress:
         kept = scores_folder()
@@ -103,8 +103,9 @@ def score_items(
     kept: Path,
     progress: Progress,
 ) -> Report:
-    """Every scorer on every picture. Scores are kept below the folder `kept` as soon as they are there, and found again
-    by picture, prompt and all that identifies the scorer. A picture that cannot be read has no score, and a reason.
+    """Every scorer on every picture. Below the folder `kept`, scores of those that name their weights are kept as soon
+    as they are there, and found again by picture, prompt and all that identifies the scorer. A picture that cannot be
+    read has no score, and a reason.
 
     Raises InputError where none can be read, and for a scorer that cannot score these prompts.
     """
@@ -195,7 +196,7 @@ def summary(report: Report) -> dict[str, dict[str, Any]]:
 def as_values(report: Report) -> dict[str, Any]:
     """What --json prints."""
     return {
-        "scorers": {name: asdict(info) for name, info in report.scorers.items()},
+        "scorers": {name: identity_of(info) for name, info in report.scorers.items()},
         "about": list(report.about),
         "pictures": dict(report.pictures),
         "summary": summary(report),

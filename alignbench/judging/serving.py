@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 
 import torch
 from jaxtyping import Float
@@ -18,6 +17,7 @@ from alignbench.judging.options import ServeOptions
 from alignbench.pictures import PictureError
 from alignbench.remote.server import HOST, HOSTS, Refused, ScorerServer, make_server, size_of
 from alignbench.scoring.values import score_images
+from alignbench.sourced import identity_of
 
 AT_ONCE = 2**24  # pixels that are decoded at a time, unless one picture has more
 
@@ -51,9 +51,8 @@ def server_of(name: str, reward: Reward, port: int, device: str = "cpu", hosts: 
             raise Refused(str(error)) from error
         return values
 
-    info = asdict(reward.info()) | {"files": dict(reward.info().files), "versions": dict(reward.info().versions)}
     try:
-        return make_server(info, score, port, hosts)
+        return make_server(identity_of(reward.info()), score, port, hosts)
     except (OSError, OverflowError) as error:
         raise InputError(f"--port {port} cannot be used ({error}); choose another, or 0 for a free one.") from None
 

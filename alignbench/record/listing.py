@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,24 @@ def cells_of(folder: Path) -> list[Listed]:
 def folders_below(folders: Iterable[Path]) -> list[Path]:
     """The folders directly in these that hold results, which are not looked at where only these are named."""
     return sorted({path.parent for folder in folders for path in folder.glob("*/*.json") if _is_result(path)})
+
+
+def complete_of(paths: Iterable[Path], say: Callable[[str], None]) -> list[tuple[Path, Result]]:
+    """The complete results among files; each of the others is said in a line. Raises InputError where none is
+    complete, ResultFileError for a file that cannot be trusted."""
+    found, reasons = [], []
+    for path in dict.fromkeys(paths):
+        result = read(path)
+        if result.status == "complete":
+            found.append((path, result))
+        else:
+            again = "; type its command again" if result.status in ("partial", "failed") else ""
+            reasons.append(f"{path} is {result.status}{again}")
+    if not found:
+        raise InputError(f"{reasons[0] if reasons else 'no result was named'}; only complete results have pictures.")
+    for reason in reasons:
+        say(f"left out: {reason}")
+    return found
 
 
 def _is_result(path: Path) -> bool:

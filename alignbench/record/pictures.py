@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench.files import replace_file
+from alignbench.files import replace_file, sha256_of
 from alignbench.images import read_image, to_bytes
 
 
@@ -60,6 +61,15 @@ class ImageStore:
             else:
                 images.append(torch.from_numpy(np.load(self.path(slot, picture=False), allow_pickle=False)))
         return torch.stack(images)
+
+    def digest(self, wanted: Sequence[Slot]) -> str:
+        """SHA-256 over the files of these images in order. Raises OSError where one is missing."""
+        found = hashlib.sha256()
+        for slot in wanted:
+            picture = self.path(slot, picture=True)
+            path = picture if picture.exists() else self.path(slot, picture=False)
+            found.update(f"{path.name} {sha256_of(path)}\n".encode())
+        return found.hexdigest()
 
     def holds(self, chunk: Sequence[Slot]) -> bool:
         """Whether every image of a chunk is there."""

@@ -56,6 +56,7 @@ class Configuration(_Record):
     vae: str | None = None  # an autoencoder in the place of the model's own
     vae_tiling: bool = False
     resolution: str | None = None  # in pixels; None: the model's own
+    code: dict[str, str] | None = None  # what plug-ins that are not alignbench's own are, by name
 
     def differences(self, other: Configuration) -> list[str]:
         """The names of the entries in which two configurations differ; hyper-parameters as `fields.<name>`."""
@@ -110,6 +111,7 @@ class Scorer(_Record):
     range: str
     higher_is_better: bool
     versions: dict[str, str]
+    source: str | None = None  # what code a plug-in is; None: alignbench's own, or a file of before this was kept
 
 
 class Metric(_Record):
@@ -143,6 +145,13 @@ class Costs(_Record):
     pairs_seconds: float = 0.0  # of alignment_seconds, spent on making preference pairs: once for all that use them
 
 
+class Kept(_Record):
+    """What lies in a cell's folder, as SHA-256: so that nobody takes something else for it."""
+
+    pictures: str
+    weights: str | None = None  # of a method that trains, where its family can read them
+
+
 class Result(_Record):
     """One cell."""
 
@@ -165,6 +174,10 @@ class Result(_Record):
     budget: dict[str, float] | None  # as it was resolved: seconds with what an evaluation takes
     cost: Costs | None
     environment: dict[str, Any]
+    asked: dict[str, Any] | None = None  # the options of the identity as they were given, from which it is asked again
+    kept: Kept | None = None  # None: an older file, or one that is not complete
+    origin: str | None = None  # of weights that another cell trained: the name of its result file
+    added: dict[str, str] = Field(default_factory=dict)  # columns that came after the run, and when
     attempts: int
     started: str
     finished: str | None

@@ -94,7 +94,7 @@ class Resumable:
                     f"{path} is damaged, or of an older alignbench ({type(error).__name__}: {error}). {self._remedy}"
                 ) from error
             found, attempts, running = {}, 0, False
-        if found == dict(self.configuration) and running:
+        if running and not list(differences(found, self.configuration)):  # an older file lacks what was added since
             return attempts + 1
         if not force:
             self.check_same(found, self.folder)

@@ -34,6 +34,7 @@ from alignbench.interface import Prompt, RewardInfo
 from alignbench.printed import visible
 from alignbench.remote.server import PROTOCOL
 from alignbench.scoring.preprocessing import unsuitable_shape
+from alignbench.sourced import SourcedInfo
 
 IMAGES = 16  # in one request
 PIXELS = 2**25  # of pictures in one request, unless one alone has more
@@ -120,7 +121,9 @@ class RemoteScorer:
 
     def _identity(self, answer: Any) -> RewardInfo:
         try:
-            return TypeAdapter(RewardInfo).validate_json(json.dumps(answer["scorer"]), strict=True)
+            said = answer["scorer"]
+            kind = SourcedInfo if "source" in said else RewardInfo
+            return TypeAdapter(kind).validate_json(json.dumps(said), strict=True)
         except (ValidationError, KeyError, TypeError):
             raise RunError(self._strange(answer, 'the scorer\'s identity as "scorer"')) from None
 

@@ -6,10 +6,10 @@ alignbench: any environment can run it.
 
 SCORER is what identifies the scores in a result file: `id` with its version, and, where they are not the defaults of
 `alignbench.RewardInfo`, `range`, `preprocessing`, `files` (name -> SHA-256), `versions` (library -> version),
-`tie_epsilon` and `higher_is_better`. It never changes while the server runs. A picture that cannot be scored is null.
-Whatever goes wrong with a whole request has a status of 400 or more and says {"error": "a sentence"}: 4xx where asking
-again is useless, 5xx where it may help; 503 names in Retry-After when. What is no HTTP, and what is asked under another
-host name than the server's, is refused in plain text.
+`tie_epsilon`, `higher_is_better`, and `source`, what code a plug-in is. It never changes while the server runs. A
+picture that cannot be scored is null. Whatever goes wrong with a whole request has a status of 400 or more and says
+{"error": "a sentence"}: 4xx where asking again is useless, 5xx where it may help; 503 names in Retry-After when. What
+is no HTTP, and what is asked under another host name than the server's, is refused in plain text.
 
 A request has one image per prompt, at most 64, of at most 2²⁶ pixels together, and at most 64 MiB. A few are taken at a
 time, and one of them is scored.

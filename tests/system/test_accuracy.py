@@ -346,8 +346,8 @@ def test_an_adapter_is_found_by_its_cell_and_refused_on_another_model(tiny, shap
         measure(AccuracyOptions(pairs=shapes, model="tiny", adapter=[path]), quiet=True)
 
 
-def test_short_names_are_told_apart(by_hand, tmp_path):
+def test_two_scorers_of_one_short_name_are_refused(by_hand, tmp_path):
     other = tmp_path / "other.py"
     other.write_text(COLOURS.read_text())
-    report = measure(AccuracyOptions(pairs=by_hand, scorers=[RED, DARKNESS, f"{other}:Red"]), quiet=True)
-    assert [row.name for row in report.rows] == [RED, "Darkness", f"{other}:Red"]
+    with pytest.raises(InputError, match=r"share the column 'Red': .*colours\.py:Red' and .*other\.py:Red'"):
+        measure(AccuracyOptions(pairs=by_hand, scorers=[RED, DARKNESS, f"{other}:Red"]), quiet=True)

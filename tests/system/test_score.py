@@ -8,7 +8,7 @@ import pytest
 from parity import recipe
 from PIL import Image
 
-from alignbench import plugins
+from alignbench import RewardInfo, plugins
 from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError
 from alignbench.images import as_tensor
@@ -70,8 +70,8 @@ class Counting:
 
     differentiable = False
 
-    def __init__(self, stop: int = 100) -> None:
-        self.seen, self.stop = 0, stop
+    def __init__(self, stop: int = 100, weights: str = "a" * 64) -> None:
+        self.seen, self.stop, self.weights = 0, stop, weights
 
     def __call__(self, images, prompts):
         if self.seen >= self.stop:
@@ -82,7 +82,7 @@ class Counting:
     with_grad = __call__
 
     def info(self):
-        return plugins.load("rewards", "jpeg_compressibility")().info()
+        return RewardInfo(id="counting-1", files={"counting.safetensors": self.weights} if self.weights else {})
 
     def unsupported(self, prompts, image_shape):
         return None
@@ -101,6 +101,16 @@ def test_an_interrupted_run_goes_on_where_it_stopped_and_a_finished_one_scores_n
     Image.new("RGB", (9, 9)).save(folder / "00001.png")  # another picture under the name
     scored(items, again, tmp_path)
     assert again.seen == 1
+
+
+@pytest.mark.parametrize("weights", ["", "v2 of my weights"])
+def test_scores_of_a_scorer_that_names_no_weights_by_their_hash_are_not_kept(weights, folder, tmp_path):
+    items = items_of(folder, str(folder.parent / "prompts.txt")).items
+    counting = Counting(weights=weights)
+    scored(items, counting, tmp_path)
+    scored(items, counting, tmp_path)
+    assert counting.seen == 8
+    assert not (tmp_path / "kept").exists()
 
 
 def test_scores_of_another_precision_are_not_taken_for_these(folder, scorer_files, tmp_path):
@@ -170,8 +180,8 @@ def test_a_broken_picture_is_a_failed_row_and_not_the_end(folder, tmp_path, caps
     assert "it cannot be read: " in rows[1]["failures"]["jpeg_compressibility"]
     assert "are no JPEG" in rows[1]["failures"]["jpeg_compressibility"]
     assert run_command_line(arguments(folder, "--scorers", "jpeg_compressibility")) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"without a score: 2, the first {folder}/00001.png: it cannot be read" in said
+    said = "".join(capsys.readouterr().out.split())  # folded where the screen is narrow
+    assert f"withoutascore:2,thefirst{folder}/00001.png:itcannotberead" in said
     for path in folder.iterdir():
         path.write_bytes(b"no picture")
     assert run_command_line(arguments(folder, "--scorers", "jpeg_compressibility")) == 2

@@ -599,7 +599,8 @@ def test_two_rewards_of_one_name_are_refused_instead_of_one_hiding_the_other(tmp
     run = ["run", "--algo", "base", "--reward", str(path), "--scorers", "shapes_preference", "--output", str(tmp_path)]
     assert run_command_line(run) == 2
     assert message(capsys) == (
-        "two scorers would be called 'shapes_preference', one of them 'shapes_preference'; rename a file."
+        f"two scorers would share the column 'shapes_preference': {str(path)!r} and 'shapes_preference'; "
+        "leave one out, or rename one."
     )
 
 
