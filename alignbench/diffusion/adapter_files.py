@@ -19,6 +19,8 @@ LORA = "pytorch_lora_weights.safetensors"  # as diffusers names it, and alignben
 PEFT, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 NETWORK = "diffusion_pytorch_model.safetensors"
 INDEX = f"{NETWORK}.index.json"
+USUAL = tuple(name.partition(".")[0] for name in (LORA, PEFT, NETWORK))  # what files of weights are called
+BESIDE = (PEFT_CONFIG, INDEX)  # what may be named instead of the weights that it is about
 HALVES = ("fp16", "bf16")  # variants that hold all weights in half precision
 SHARD = re.compile(r"diffusion_pytorch_model(\.\w+)?-\d{5}-of-\d{5}(\.\w+)?\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -134,11 +136,11 @@ def _network(folder: Path) -> Found | None:
 def _shards(index: Path) -> tuple[Path, ...]:
     """The files that an index names. Names are data: one that would leave the folder is refused."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()), key=str)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{index} cannot be read as an index of shards ({error}); copy it again.") from error
     for name in names:
-        if not SHARD.fullmatch(name):
+        if not isinstance(name, str) or not SHARD.fullmatch(name):
             raise RunError(f"{index} names {shown(name)}; expected files such as {NETWORK[:-12]}-00001-of-00002….")
         if not (index.parent / name).is_file():
             raise RunError(f"{index.parent / name} is missing, which {index.name} names; copy it again.")
@@ -150,9 +152,8 @@ def _shards(index: Path) -> tuple[Path, ...]:
 def _refuse_pickles(folder: Path) -> None:
     """Raise InputError where all that a folder holds are pickles; an optimiser's may lie beside those of weights."""
     inside = [path for part in (folder, folder / "unet") for path in sorted(part.glob("*")) if path.suffix in PICKLES]
-    weights = tuple(name.partition(".")[0] for name in (NETWORK, LORA, PEFT))
     if inside:
-        _refuse_pickle(min(inside, key=lambda path: not path.name.startswith(weights)))
+        _refuse_pickle(min(inside, key=lambda path: not path.name.startswith(USUAL)))
 
 
 def _refuse_pickle(path: Path) -> None:

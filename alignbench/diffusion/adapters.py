@@ -14,7 +14,7 @@ from typing import Any
 
 from alignbench.diffusion import adapter_files, lora_files
 from alignbench.diffusion.adapter_files import LORA, NETWORK, Found
-from alignbench.diffusion.latent import LatentPipeline, LatentPolicy
+from alignbench.diffusion.latent import LatentPipeline
 from alignbench.diffusion.states import State, read_state, refuse_misfits, shapes, state_digest
 from alignbench.errors import InputError, RunError, shown
 from alignbench.files import sha256_of
@@ -93,7 +93,7 @@ def _check_config(pipeline: LatentPipeline, path: Path) -> None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two values of a field mean the same: a number stands for all blocks, and null for a switch that is off."""
+    """Whether two values of a field mean the same: a number stands for all blocks, null for a switch that is off."""
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, list | tuple) or isinstance(other, list | tuple):

@@ -79,7 +79,7 @@ class LoraFile:
         if self.config is None:
             return rank
         alpha = self.config.get("alpha_pattern") or {}
-        value = float(alpha.get(_pattern(alpha, layer), self.config["lora_alpha"]))
+        value: float = alpha.get(_pattern(alpha, layer), self.config["lora_alpha"])
         return value * math.sqrt(rank) if self.config.get("use_rslora") else value
 
 
@@ -208,7 +208,7 @@ def _config(found: Found, metadata: Mapping[str, str]) -> Mapping[str, Any] | No
     if config.get("init_lora_weights") not in INITS:
         raise InputError(
             f"{path} has init_lora_weights {shown(config['init_lora_weights'])}, which changes the base model's "
-            "weights; expected a LoRA that was converted to a plain one (peft: path_initial_model_for_weight_conversion)."
+            "weights; expected a plain LoRA (peft converts: path_initial_model_for_weight_conversion)."
         )
     _check_numbers(path, config)
     return config

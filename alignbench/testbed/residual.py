@@ -13,8 +13,10 @@ from alignbench.testbed.pipeline import RESIDUAL, WIDTH_PER_RANK
 
 
 def open_policy(pipeline: Pipeline, place: Path) -> Policy:
-    """The policy that was saved in a folder, or in this file. Raises InputError where nothing was saved, RunError where it is damaged or
-    of another model."""
+    """The policy that was saved in a folder, or in this file.
+
+    Raises InputError where nothing was saved, RunError where it is damaged or of another model.
+    """
     path = _file(place)
     state, _ = read_state(path)
     return filled(pipeline.adapt(_tuning(path, state), Key("open")), path, state)

@@ -81,7 +81,7 @@ def random_lora(base: Base, ends: tuple[str, ...], rank=lambda i: 2, alpha=lambd
 
 def written(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: tensor.contiguous() for key, tensor in state.items()}, path, metadata)
+    save_file({key: tensor.contiguous().clone() for key, tensor in state.items()}, path, metadata)
     return path
 
 
@@ -240,7 +240,7 @@ def peft_folder(base: Base, folder: Path, **fields) -> Path:
     "fields",
     [
         {"r": 3, "lora_alpha": 6, "target_modules": ["to_q", "to_out.0"], "lora_dropout": 0.1},
-        {"r": 4, "lora_alpha": 6, "target_modules": ["to_q", "ff.net.2", "conv1"], "use_rslora": True},
+        {"r": 4, "lora_alpha": 1.5, "target_modules": ["to_q", "ff.net.2", "conv1"], "use_rslora": True},
         {
             "r": 2,
             "lora_alpha": 3,
