@@ -147,9 +147,11 @@ def _run(cell: Cell, force: bool, print_json: bool) -> int:
 def _show(cell: Cell, outcome: Outcome) -> None:
     """The result, how it stands against `base` where that is beside it, and what to type next."""
     from alignbench.analysis import summary
+    from alignbench.analysis.card import write_card
 
     if outcome.was_complete:
         print("already complete; --force runs it again")
+        write_card(outcome.path)  # `base` may have come since
     print(summary.text(outcome.result, outcome.path), end="")
     if outcome.result.status != "complete" or outcome.result.configuration.algorithm == "base":
         return

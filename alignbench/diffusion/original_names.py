@@ -34,8 +34,8 @@ def original_names(layers: Iterable[str], layers_per_block: object) -> dict[str,
     if not isinstance(layers_per_block, int):
         return {}
     attending = {found[2] for name in names if (found := BLOCK.match(name)) and found[1] == "up" and "attn" in name}
-    found = {name: _original(name, layers_per_block + 1, attending) for name in names}
-    return {name: original for name, original in found.items() if original is not None}
+    originals = {name: _original(name, layers_per_block + 1, attending) for name in names}
+    return {name: original for name, original in originals.items() if original is not None}
 
 
 def _original(name: str, blocks: int, attending: set[str]) -> str | None:

@@ -331,8 +331,8 @@ def test_a_whole_checkpoint_in_one_file_is_refused_with_the_line_that_converts_i
     save_file({name: torch.zeros(1) for name in ("model.diffusion_model.out.0.bias", text)}, path)
     message = (
         r"civitai.safetensors is a whole checkpoint in one file \(model.diffusion_model.out.0.bias, and 1 more .*"
-        rf"`python -c 'from diffusers import {kind} as P; P.from_single_file\(\".*civitai.safetensors\"\).save_pretrained"
-        r"\(\".*civitai\"\)'`, then name the folder .*civitai\.$"
+        rf"`python -c 'from diffusers import {kind} as P; P.from_single_file\(\".*civitai.safetensors\"\)"
+        r".save_pretrained\(\".*civitai\"\)'`, then name the folder .*civitai\.$"
     )
     for place in (path, tmp_path):
         with pytest.raises(InputError, match=message):
