@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alignbench.diffusion.hub import Part, Repository
 from alignbench.errors import InputError, RunError, shown
@@ -97,6 +98,18 @@ def whole_checkpoint(path: Path, names: Sequence[str]) -> str | None:
     return f"{path} is a whole checkpoint in one file ({held}); expected {EXPECTED}. {advice}"
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file beside weights. Raises RunError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else "no such file"
+    except (OSError, ValueError, RecursionError) as error:
+        content = str(error)
+    if not isinstance(content, dict):
+        reason = content if isinstance(content, str) else f"{type(content).__name__}, not an object"
+        raise RunError(f"{path} cannot be read ({reason}); copy the folder again.")
+    return content
+
+
 def _of_file(path: Path) -> Found:
     """The adapter that one file is, or is a part of."""
     if path.suffix in PICKLES:
@@ -135,17 +148,15 @@ def _network(folder: Path) -> Found | None:
 
 def _shards(index: Path) -> tuple[Path, ...]:
     """The files that an index names. Names are data: one that would leave the folder is refused."""
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()), key=str)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunError(f"{index} cannot be read as an index of shards ({error}); copy it again.") from error
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise RunError(f"{index} names no files (weight_map); copy it again.")
+    names = sorted({name if isinstance(name, str) else shown(name) for name in places.values()})
     for name in names:
-        if not isinstance(name, str) or not SHARD.fullmatch(name):
+        if not SHARD.fullmatch(name):
             raise RunError(f"{index} names {shown(name)}; expected files such as {NETWORK[:-12]}-00001-of-00002….")
         if not (index.parent / name).is_file():
             raise RunError(f"{index.parent / name} is missing, which {index.name} names; copy it again.")
-    if not names:
-        raise RunError(f"{index} names no files; copy it again.")
     return tuple(index.parent / name for name in names)
 
 

@@ -75,13 +75,8 @@ def _check_config(pipeline: LatentPipeline, path: Path) -> None:
     that a file leaves out has the class's default."""
     own: dict[str, Any] = json.loads(pipeline.components.unet.to_json_string())
     defaults = inspect.signature(type(pipeline.components.unet).__init__).parameters
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        left_out = {name: defaults[name].default for name in own if name in defaults}
-        values = {**left_out, "_class_name": own["_class_name"], **found}
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{path} cannot be read ({error}); copy the folder again.") from error
-    for name, value in values.items():
+    left_out = {name: defaults[name].default for name in own if name in defaults}
+    for name, value in {**left_out, **adapter_files.read_object(path)}.items():
         known = name in own and (name == "_class_name" or not name.startswith("_"))
         if known and not _same(value, own[name]):
             raise RunError(

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from alignbench.diffusion.adapter_files import EXPECTED, Found, whole_checkpoint
+from alignbench.diffusion.adapter_files import EXPECTED, Found, read_object, whole_checkpoint
 from alignbench.diffusion.original_names import original_names
 from alignbench.diffusion.states import State, refuse_misfits
 from alignbench.errors import InputError, RunError, shown
@@ -131,9 +131,9 @@ def placed(file: LoraFile, unet: Any, model: str) -> Placed:
         if name in state:
             raise RunError(f"{file.path} holds {name} twice, last as {spelled}; expected one LoRA.")
         state[name] = tensor
-    targets = _targets(file, layers, model)
+    targets = _targets(file, [name for name, _ in unet.named_modules()], layers, model)
     held = {layer for spelled, _ in file.matrices if (layer := spellings.get(_joined(spelled))) is not None}
-    adapted = [name for name in layers if name in held or f".{name}".endswith(tuple(f".{end}" for end in targets))]
+    adapted = [name for name in layers if name in held or _is_one_of(name, targets)]
     if not adapted:
         first = next(iter(file.matrices))[0]
         raise RunError(
@@ -191,11 +191,13 @@ def _config(found: Found, metadata: Mapping[str, str]) -> Mapping[str, Any] | No
     path = found.config or found.files[0]
     if found.config is None and METADATA not in metadata:
         return None
-    try:
-        content = json.loads(found.config.read_text(encoding="utf-8") if found.config else metadata[METADATA])
-        config = dict(content if found.config else {name.removeprefix("unet."): content[name] for name in content})
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: the configuration of its LoRA cannot be read ({error}); copy it again.") from error
+    if found.config is not None:
+        config = read_object(found.config)
+    else:
+        try:
+            config = {name.removeprefix("unet."): value for name, value in json.loads(metadata[METADATA]).items()}
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise RunError(f"{path} has a {METADATA} that cannot be read ({error}); copy it again.") from error
     for name in ("r", "lora_alpha"):
         if name not in config:
             raise RunError(f"{path} does not say {name} in the configuration of its LoRA; copy it again.")
@@ -240,16 +242,25 @@ def _pattern(patterns: Mapping[str, Any], layer: str) -> str:
     return str(get_pattern_key(list(patterns), layer))
 
 
-def _targets(file: LoraFile, layers: Mapping[str, Tensor], model: str) -> tuple[str, ...]:
+def _is_one_of(name: str, ends: Sequence[str]) -> bool:
+    """Whether a module is meant by one of peft's targets: its name, or the end of it."""
+    return f".{name}".endswith(tuple(f".{end}" for end in ends))
+
+
+def _targets(file: LoraFile, modules: Sequence[str], layers: Mapping[str, Tensor], model: str) -> tuple[str, ...]:
     """The layers that the configuration lists, so that one without tensors is found. An expression lists none. Raises
-    RunError where no layer has one of the names: peft would refuse too, but with the adapter half made."""
+    RunError where one of the names is no layer's that can have a LoRA: peft would refuse too, but with the adapter half
+    made."""
     config = file.config or {}
     targets = config.get("target_modules") or ()
     if isinstance(targets, str) or any(config.get(name) for name in ("exclude_modules", "layers_to_transform")):
         return ()
     if not isinstance(targets, list | tuple) or not all(isinstance(name, str) for name in targets):
         raise RunError(f"{file.path} says target modules {shown(targets)}; expected a list of names.")
-    if targets and not any(f".{name}".endswith(tuple(f".{end}" for end in targets)) for name in layers):
+    meant = [name for name in modules if _is_one_of(name, targets)]
+    if wrong := [name for name in meant if name not in layers]:
+        raise RunError(f"{file.path} says target modules {shown(targets)}, but {wrong[0]} is neither linear nor conv.")
+    if targets and not meant:
         raise RunError(
             f"{file.path} does not fit model {model!r}: it has no layer {' or '.join(targets)}; "
             "was it trained on another model?"
@@ -264,6 +275,8 @@ def _rank(file: LoraFile, layer: str, state: State) -> int:
     if down is not None and down.dim() > 1:
         if said not in (None, len(down)):
             raise RunError(f"{file.path} says rank {said}, but {layer}.lora_A.weight has shape {tuple(down.shape)}.")
+        if not len(down):
+            raise RunError(f"{file.path} has rank 0: {layer}.lora_A.weight has shape {tuple(down.shape)}.")
         return len(down)
     return said or (up.shape[1] if up is not None and up.dim() > 1 else 1)
 

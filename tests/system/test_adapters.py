@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -216,8 +217,14 @@ SMALL = {"max_shard_size": "300KB"}
 
 
 @pytest.fixture(scope="module")
-def tuned(tiny):
-    return trained(tiny, FullFineTune())
+def plain():
+    """The embedded model without adapters, of which every copy for a full fine-tune would have to be rid."""
+    return models.load(models.named()["tiny"], Meter())
+
+
+@pytest.fixture(scope="module")
+def tuned(plain):
+    return trained(plain, FullFineTune())
 
 
 @pytest.mark.parametrize(
@@ -230,20 +237,20 @@ def tuned(tiny):
     ],
     ids=["shards", "variant", "shards-of-a-variant", "bf16"],
 )
-def test_a_denoiser_in_shards_or_of_a_variant_opens_as_in_one_file(tiny, tuned, tmp_path, asked, name):
+def test_a_denoiser_in_shards_or_of_a_variant_opens_as_in_one_file(plain, tuned, tmp_path, asked, name):
     tuned.save(tmp_path / "whole")
     tuned.unet.save_pretrained(tmp_path / "other" / "unet", **asked)
     assert (tmp_path / "other" / "unet" / name).is_file()
     for place in (tmp_path / "other", tmp_path / "other" / "unet"):
-        assert torch.equal(predicted(adapters.open_policy(tiny, place)), predicted(tuned))
+        assert torch.equal(predicted(adapters.open_policy(plain, place)), predicted(tuned))
         assert adapters.digest(place) == adapters.digest(tmp_path / "whole")
 
 
-def test_full_precision_goes_before_half(tiny, tuned, tmp_path):
+def test_full_precision_goes_before_half(plain, tuned, tmp_path):
     tuned.save(tmp_path)
     half = tmp_path / "unet" / f"{WEIGHTS}.fp16.safetensors"
     save_file({name: torch.zeros_like(value) for name, value in load_file(tmp_path / adapters.DENOISER).items()}, half)
-    assert torch.equal(predicted(adapters.open_policy(tiny, tmp_path)), predicted(tuned))
+    assert torch.equal(predicted(adapters.open_policy(plain, tmp_path)), predicted(tuned))
     with pytest.raises(
         InputError, match=r"fp16.safetensors is not what \S+unet is read from: diffusion_pytorch_model.saf"
     ):
@@ -258,14 +265,14 @@ def index_of(folder: Path) -> Path:
     ("damage", "message"),
     [
         (lambda unet, index: next(unet.glob("*-00002-of-*")).unlink(), r"-00002-of-\d+.safetensors is missing, which"),
-        (lambda unet, index: index.write_text("{"), "index.json cannot be read as an index of shards"),
-        (lambda unet, index: index.write_text("{}"), "index.json cannot be read as an index of shards"),
-        (lambda unet, index: index.write_text('{"weight_map": {}}'), "index.json names no files"),
+        (lambda unet, index: index.write_text("{"), r"index.json cannot be read \(Expecting"),
+        (lambda unet, index: index.write_text("[" * 10**5), r"index.json cannot be read \(maximum rec"),
+        (lambda unet, index: index.write_text('{"weight_map": {}}'), r"index.json names no files \(weight_map\)"),
         (
             lambda unet, index: index.write_text('{"weight_map": {"a": "../secret"}}'),
             r"names '../secret'; expected files",
         ),
-        (lambda unet, index: index.write_text('{"weight_map": {"a": 3}}'), "names 3; expected files"),
+        (lambda unet, index: index.write_text('{"weight_map": {"a": 3}}'), "names '3'; expected files"),
         (
             lambda unet, index: next(unet.glob("*-00001-of-*")).write_bytes(
                 next(unet.glob("*-00002-of-*")).read_bytes()
@@ -297,7 +304,7 @@ def run_line_of(error: InputError) -> None:
 
 
 @pytest.mark.parametrize("asked", [{}, SMALL, {"variant": "fp16"}], ids=["one", "shards", "variant"])
-def test_a_denoiser_in_pickles_is_refused_with_the_line_that_converts_it(tiny, tuned, tmp_path, asked):
+def test_a_denoiser_in_pickles_is_refused_with_the_line_that_converts_it(plain, tuned, tmp_path, asked):
     folder = tmp_path / "with 'quotes' $and spaces"
     tuned.unet.save_pretrained(folder / "unet", safe_serialization=False, **asked)
     for place in (folder, next((folder / "unet").glob("*.bin"))):
@@ -306,7 +313,7 @@ def test_a_denoiser_in_pickles_is_refused_with_the_line_that_converts_it(tiny, t
         ) as raised:
             adapters.digest(place)
     run_line_of(raised.value)
-    assert torch.equal(predicted(adapters.open_policy(tiny, folder)), predicted(tuned))
+    assert torch.equal(predicted(adapters.open_policy(plain, folder)), predicted(tuned))
 
 
 @pytest.mark.parametrize("name", ["pytorch_lora_weights.bin", "any.pt"])
@@ -342,24 +349,24 @@ def test_a_whole_checkpoint_in_one_file_is_refused_with_the_line_that_converts_i
         adapters.digest(tmp_path / "old.ckpt")
 
 
-def test_fields_that_a_denoiser_leaves_out_are_those_of_its_class(tiny, tuned, tmp_path):
+def test_fields_that_a_denoiser_leaves_out_are_those_of_its_class(plain, tuned, tmp_path):
     config = saved(tuned, tmp_path) / adapters.CONFIG
     was = json.loads(config.read_text())
     config.write_text(json.dumps({name: value for name, value in was.items() if name != "attention_head_dim"}))
     with pytest.raises(RunError, match="attention_head_dim is 8, not 4; was it trained on another model"):
-        adapters.open_policy(tiny, tmp_path)
+        adapters.open_policy(plain, tmp_path)
     config.write_text(json.dumps(was | {"attention_head_dim": [4, 4], "upcast_attention": None, "_name_or_path": "x"}))
-    assert torch.equal(predicted(adapters.open_policy(tiny, tmp_path)), predicted(tuned))
+    assert torch.equal(predicted(adapters.open_policy(plain, tmp_path)), predicted(tuned))
     for more, message in (
         ({"of_tomorrow": 2}, "has of_tomorrow 2"),
         ({"_class_name": "Other"}, "_class_name is 'Other'"),
     ):
         config.write_text(json.dumps(was | more))
         with pytest.raises((InputError, RunError), match=message):
-            adapters.open_policy(tiny, tmp_path)
+            adapters.open_policy(plain, tmp_path)
 
 
-def test_an_adapter_may_be_named_by_its_file(tiny, tuned, tmp_path):
+def test_an_adapter_may_be_named_by_its_file(tiny, plain, tuned, tmp_path):
     policy = trained(tiny, DEFAULT)
     lora, own, full = (tmp_path / name for name in ("cell/adapter", "loras", "full"))
     policy.save(lora)
@@ -374,7 +381,7 @@ def test_an_adapter_may_be_named_by_its_file(tiny, tuned, tmp_path):
         (full / "unet", full / "unet", "full"),
     ):
         assert (adapter_folder(given), name_of(given)) == (place, name)
-        opened = adapters.open_policy(tiny, adapter_folder(given))
+        opened = adapters.open_policy(plain if name == "full" else tiny, adapter_folder(given))
         assert torch.equal(predicted(opened), predicted(tuned if name == "full" else policy))
     with pytest.raises(InputError, match=r"--adapter loras/other.safetensors: there is no such file"):
         adapter_folder(Path("loras/other.safetensors"))
@@ -398,3 +405,35 @@ def test_weights_have_the_permissions_of_any_new_file(tiny, tuned, mixture, tmp_
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
     assert len(modes) == 4
     assert set(modes.values()) == {0o666 & ~umask}
+
+
+COMMIT = "1234567890" * 4
+
+
+@pytest.mark.parametrize("kind", ["lora", "peft", "shards"])
+def test_an_adapter_of_the_hubs_cache_is_found_without_network(tiny, plain, tuned, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    home = tmp_path / "models--org--name"
+    snapshot = home / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(COMMIT)
+    with pytest.raises(RunError, match=r"org/name \(an adapter: pytorch_lora_weights.safetensors, \S+ or unet/"):
+        adapter_folder(Path("org/name"))
+    policy = tuned if kind == "shards" else trained(tiny, DEFAULT)
+    if kind == "shards":
+        tuned.unet.save_pretrained(snapshot / "unet", **SMALL)
+    elif kind == "lora":
+        policy.save(snapshot)
+    else:
+        state = {name: value.clone() for name, value in policy.state_dict().items()}
+        save_file(
+            {f"base_model.model.{name}": value for name, value in state.items()}, snapshot / "adapter_model.safetensors"
+        )
+        (snapshot / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4}))
+    assert adapter_folder(Path("org/name")) == snapshot
+    assert name_of(snapshot) == f"org/name@{COMMIT[:12]}"
+    assert torch.equal(
+        predicted(adapters.open_policy(plain if kind == "shards" else tiny, snapshot)), predicted(policy)
+    )

@@ -334,6 +334,7 @@ def test_other_kinds_are_refused_by_the_name_of_a_tensor_before_a_model_is_loade
         ({f"unet.{ATTN}.lora_A.weight": torch.full((2, 8), torch.nan)}, "holds values that are not finite"),
         ({f"unet.{ATTN}.lora_A.weight": torch.ones(2, 8, dtype=torch.int8)}, "holds int8, not floating-point numbers"),
         ({f"unet.{ATTN}.alpha": torch.tensor(torch.inf)}, "says alpha inf"),
+        ({f"unet.{ATTN}.lora_{x}.weight": torch.zeros(s) for x, s in (("A", (0, 8)), ("B", (8, 0)))}, "has rank 0: "),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(sd, tmp_path, more, message):
