@@ -53,10 +53,10 @@ def name_of(place: Path) -> str:
 
 def check_model(place: Path, pipeline: Pipeline) -> None:
     """Refuse an adapter whose result says that it was trained on other weights, which its own file does not know."""
-    folder = place if place.is_dir() else place.parent
-    path = folder.parent.with_name(f"{folder.parent.name}.json")
+    folder = (place if place.is_dir() else place.parent).absolute()
+    path = folder.parents[1] / f"{folder.parent.name}.json" if folder.name == "adapter" else None
     try:
-        trained_on = results.read(path).evaluation.model if folder.name == "adapter" and path.is_file() else None
+        trained_on = results.read(path).evaluation.model if path is not None and path.is_file() else None
     except AlignbenchError:
         return
     own = json.loads(json.dumps(dict(pipeline.info())))

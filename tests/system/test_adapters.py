@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from alignbench import BiasFineTune, FullFineTune, Key, LoRA, Prompt
-from alignbench.asking.adapter_folders import adapter_folder, name_of
+from alignbench.asking.adapter_folders import adapter_folder, check_model, name_of
 from alignbench.diffusion import adapters
 from alignbench.diffusion import registry as models
 from alignbench.errors import InputError, RunError
@@ -366,7 +366,7 @@ def test_fields_that_a_denoiser_leaves_out_are_those_of_its_class(plain, tuned, 
             adapters.open_policy(plain, tmp_path)
 
 
-def test_an_adapter_may_be_named_by_its_file(tiny, plain, tuned, tmp_path):
+def test_an_adapter_may_be_named_by_its_file(tiny, plain, tuned, tmp_path, monkeypatch):
     policy = trained(tiny, DEFAULT)
     lora, own, full = (tmp_path / name for name in ("cell/adapter", "loras", "full"))
     policy.save(lora)
@@ -383,6 +383,9 @@ def test_an_adapter_may_be_named_by_its_file(tiny, plain, tuned, tmp_path):
         assert (adapter_folder(given), name_of(given)) == (place, name)
         opened = adapters.open_policy(plain if name == "full" else tiny, adapter_folder(given))
         assert torch.equal(predicted(opened), predicted(tuned if name == "full" else policy))
+    monkeypatch.chdir(own)
+    for place in (Path("mine.safetensors"), Path(), Path("/"), Path("/adapter")):
+        check_model(place, tiny)  # no cell's, so there is nothing to say
     with pytest.raises(InputError, match=r"--adapter loras/other.safetensors: there is no such file"):
         adapter_folder(Path("loras/other.safetensors"))
     (own / "second.safetensors").write_bytes((own / "mine.safetensors").read_bytes())
