@@ -106,7 +106,7 @@ def parsed(found: Found, state: State, metadata: Mapping[str, str]) -> LoraFile:
             if place in matrices:
                 raise RunError(f"{path} holds {'.'.join(place)} twice, last as {key}; expected one LoRA.")
             matrices[place] = tensor
-        elif alpha and tensor.numel() == 1:
+        elif alpha and tensor.numel() == 1 and not tensor.is_complex():
             alphas[alpha[1]] = _number(path, "alpha", float(tensor))
         else:
             others[key] = tensor
@@ -135,7 +135,7 @@ def placed(file: LoraFile, unet: Any, model: str) -> Placed:
     held = {layer for spelled, _ in file.matrices if (layer := spellings.get(_joined(spelled))) is not None}
     adapted = [name for name in layers if name in held or _is_one_of(name, targets)]
     if not adapted:
-        first = next(iter(file.matrices))[0]
+        first = next((layer for layer, _ in file.matrices), next(iter(file.others), "of a LoRA"))
         raise RunError(
             f"{file.path} does not fit model {model!r}: it has no layer {first}; was it trained on another model?"
         )
@@ -205,6 +205,8 @@ def _config(found: Found, metadata: Mapping[str, str]) -> Mapping[str, Any] | No
         if name in HONOURED or name in OF_TRAINING or value in (None, False, "none") or value in ([], {}):
             continue
         raise InputError(f"{path} has {name} {shown(value)}, which is not supported.")
+    if config.get("use_rslora") not in (None, False, True):
+        raise RunError(f"{path} has use_rslora {shown(config['use_rslora'])}; expected true or false.")
     if config.get("peft_type", "LORA") != "LORA":
         raise InputError(f"{path} has peft_type {shown(config['peft_type'])}; expected LORA.")
     if config.get("init_lora_weights") not in INITS:

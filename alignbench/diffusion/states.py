@@ -74,7 +74,7 @@ def refuse_misfits(path: Path, model: str, own: Shapes, state: State) -> None:
 
 def _no_weights(value: Tensor) -> str | None:
     """Why a tensor cannot be weights: quantised ones need a scale that no plain file has."""
-    if not value.is_floating_point():
+    if not value.is_floating_point() or str(value.dtype).endswith("_x2"):  # two numbers in a byte
         return f"{str(value.dtype).removeprefix('torch.')}, not floating-point numbers"
     return None if torch.isfinite(value.float()).all() else "values that are not finite"
 
