@@ -29,7 +29,10 @@ def replace_file(path: Path, sync: bool = True) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         make_folder(path.parent)
+        temporary.touch()
+        permissions = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        temporary.chmod(permissions)  # what wrote it may have made it anew, as safetensors does, for its owner alone
         if sync:
             with open(temporary, "rb+") as handle:
                 os.fsync(handle.fileno())

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from alignbench.analysis.compare import compare
+from alignbench.analysis.comparison import Versus
 from alignbench.analysis.formats import number, p_value, percent
 from alignbench.analysis.load import is_aligned
 from alignbench.errors import AlignbenchError
@@ -108,6 +109,12 @@ def _metric(metric: Metric) -> str:
 
 def against_base(path: Path) -> tuple[list[str], Path | None]:
     """Lines on the win rate against a complete `base` result beside this one with the same evaluation, and its path."""
+    versus, base = versus_base(path)
+    return _win_lines(versus), base
+
+
+def versus_base(path: Path) -> tuple[list[Versus], Path | None]:
+    """The comparison of `against_base`, a row for each scorer."""
     mine = read(path)
     for other in sorted(path.parent.glob("*.json")):
         try:
@@ -117,11 +124,11 @@ def against_base(path: Path) -> tuple[list[str], Path | None]:
         same = theirs.evaluation == mine.evaluation and theirs.status == "complete"
         if not same or theirs.configuration.algorithm != "base" or is_aligned(theirs) or other == path:
             continue
-        return _win_lines(compare([other, path]).groups[0].versus), other
+        return compare([other, path]).groups[0].versus, other
     return [], None
 
 
-def _win_lines(versus: Sequence[Any]) -> list[str]:
+def _win_lines(versus: Sequence[Versus]) -> list[str]:
     return [
         f"  against base  {v.scorer}: wins {percent(v.rate.rate)} % ({percent(v.rate.low)} to {percent(v.rate.high)}), "
         f"adjusted p {p_value(v.p_adjusted)}"

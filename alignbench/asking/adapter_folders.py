@@ -1,4 +1,5 @@
-"""Adapters that a user names: of a cell, of its result file, a folder of weights, or a repository of the hub."""
+"""Adapters that a user names: of a cell, of its result file, a folder or file of weights, or a repository of the
+hub."""
 
 from __future__ import annotations
 
@@ -6,9 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignbench.diffusion import hub
-from alignbench.diffusion.hub import HUB_ID, Repository
-from alignbench.diffusion.layouts import DENOISER
+from alignbench.diffusion import adapter_files, hub
+from alignbench.diffusion.hub import HUB_ID
 from alignbench.errors import AlignbenchError, InputError
 from alignbench.record import result as results
 from alignbench.record.listing import STATE
@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 
 
 def adapter_folder(path: Path) -> Path:
-    """The folder of weights a user means by it, by the folder of its cell, by the cell's result file, or by the hub id
-    of a fine-tuned denoiser."""
+    """The folder or file of weights a user means by it, by the folder of its cell, by the cell's result file, or by a
+    hub id."""
+    is_file = path.suffix in (".json", ".safetensors", *adapter_files.PICKLES)
     if not path.exists():
-        if HUB_ID.fullmatch(str(path)):
-            return hub.snapshot(hub.files_of(Repository(str(path)), DENOISER), str(path))
+        if HUB_ID.fullmatch(str(path)) and not is_file:
+            return hub.snapshot(adapter_files.repository(str(path)), str(path))
         raise InputError(f"--adapter {path}: there is no such file or folder; expected a cell's adapter folder.")
+    if path.is_file() and path.suffix != ".json":
+        return path
+    if path.name in adapter_files.BESIDE:
+        return path.parent
     folder = path.with_suffix("") if path.suffix == ".json" else path
     if (folder / "adapter").is_dir():
         return folder / "adapter"
@@ -32,19 +37,26 @@ def adapter_folder(path: Path) -> Path:
     return folder
 
 
-def name_of(folder: Path) -> str:
-    """The name of an adapter's cell, of a repository of the hub, else of its folder."""
-    path = folder.absolute()
+def name_of(place: Path) -> str:
+    """The name of an adapter's cell, of a repository of the hub, else of its folder, or of its file where that has a
+    name of its own."""
+    path = place.absolute()
+    if path.suffix == ".safetensors":
+        if not path.name.startswith(adapter_files.USUAL):
+            return path.stem
+        path = path.parent
+    path = path.parent if path.name == "unet" else path
     if path.parent.name == "snapshots":  # of the hub's cache
         return f"{path.parents[1].name.removeprefix('models--').replace('--', '/')}@{path.name[:12]}"
     return path.parent.name if path.name == "adapter" else path.name
 
 
-def check_model(folder: Path, pipeline: Pipeline) -> None:
+def check_model(place: Path, pipeline: Pipeline) -> None:
     """Refuse an adapter whose result says that it was trained on other weights, which its own file does not know."""
-    path = folder.parent.with_name(f"{folder.parent.name}.json")
+    folder = (place if place.is_dir() else place.parent).absolute()
+    path = folder.parents[1] / f"{folder.parent.name}.json" if folder.name == "adapter" else None
     try:
-        trained_on = results.read(path).evaluation.model if folder.name == "adapter" and path.is_file() else None
+        trained_on = results.read(path).evaluation.model if path is not None and path.is_file() else None
     except AlignbenchError:
         return
     own = json.loads(json.dumps(dict(pipeline.info())))

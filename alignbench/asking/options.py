@@ -217,8 +217,8 @@ class RunOptions(ScoringOptions, PairChoice, SamplingOptions, DeviceOptions):
     )
     adapter: Annotated[Path | None, Option(WHAT, HASHED)] = Field(
         None,
-        description="A trained adapter (a cell's folder or result file, a LoRA, a folder or hub id with a fine-tuned "
-        "unet) that the model has from the start; for methods that do not train.",
+        description="A trained adapter (a cell's folder or result file, a LoRA's folder or file, a folder or hub id "
+        "with either or with a fine-tuned unet) that the model has from the start; for methods that do not train.",
     )
     vae: Annotated[str | None, Option(WHAT, HASHED)] = Field(
         None,

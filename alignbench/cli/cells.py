@@ -199,9 +199,11 @@ def _code(outcome: Outcome) -> int:
 def _show(cell: Cell, outcome: Outcome) -> None:
     """The result, how it stands against `base` where that is beside it, and what to type next."""
     from alignbench.analysis import summary
+    from alignbench.analysis.card import write_card
 
     if outcome.was_complete:
         say("already complete; --force runs it again")
+        write_card(outcome.path)  # `base` may have come since
     listing(*summary.text(outcome.result, outcome.path).splitlines())
     if outcome.result.status != "complete" or outcome.result.configuration.algorithm == "base":
         return

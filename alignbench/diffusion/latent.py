@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from alignbench.diffusion.checkpointing import Recomputation
+from alignbench.diffusion.policy_files import lora_config, save_denoiser, save_lora
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
 from alignbench.diffusion.text import TextEncoder, added
@@ -29,6 +30,9 @@ from alignbench.interface import FullFineTune, LoRA, Prompt, Tuning
 from alignbench.keys import Key
 from alignbench.meter import Meter
 from alignbench.quantities import Condition, Prediction, Steps
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 def sides(sample_size: int | Sequence[int]) -> tuple[int, int]:
@@ -183,10 +187,9 @@ class LatentPipeline:
         return latents
 
     def adapt(self, tuning: Tuning, key: Key) -> LatentPolicy:
-        self.components.forget()
-        recomputation = Recomputation(self.components.restore) if self.components.checkpointing else None
         if isinstance(tuning, LoRA):
-            return _lora_policy(self.components, tuning, key, recomputation)
+            return self.adapt_with(lora_config(tuning), key)
+        self.components.forget()
         unet = copy.deepcopy(self.components.unet)
         if self.components.adapters:
             unet.unload_lora()  # other policies' adapters are no part of this one
@@ -199,7 +202,14 @@ class LatentPipeline:
             for name, parameter in unet.named_parameters()
             if isinstance(tuning, FullFineTune) or name.endswith(".bias")
         }
-        return LatentPolicy(self.components, unet, None, trained, recomputation, reference)
+        return LatentPolicy(self.components, unet, None, trained, self._recomputation(), reference)
+
+    def adapt_with(self, config: LoraConfig, key: Key) -> LatentPolicy:
+        """A policy with a new adapter on the shared denoiser, of layers, ranks and alphas as peft describes them."""
+        return _lora_policy(self.components, config, key, self._recomputation())
+
+    def _recomputation(self) -> Recomputation | None:
+        return Recomputation(self.components.restore) if self.components.checkpointing else None
 
 
 class LatentPolicy(LatentPipeline):
@@ -255,31 +265,18 @@ class LatentPolicy(LatentPipeline):
     def save(self, folder: Path) -> None:
         """A LoRA as `load_lora_weights` reads it; a fine-tuned denoiser as a diffusers `unet` folder."""
         if self.adapter is None:
-            self.unet.save_pretrained(folder / "unet")
-            return
-        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-        from diffusers.utils import convert_state_dict_to_diffusers
-        from peft.utils import get_peft_model_state_dict
-
-        layers = get_peft_model_state_dict(self.unet, adapter_name=self.adapter)
-        sized = self.unet.config.addition_embed_type is not None
-        kind: Any = StableDiffusionXLPipeline if sized else StableDiffusionPipeline
-        kind.save_lora_weights(
-            folder,
-            unet_lora_layers=convert_state_dict_to_diffusers(layers),
-            unet_lora_adapter_metadata=self.unet.peft_config[self.adapter].to_dict(),
-        )
+            save_denoiser(self.unet, folder)
+        else:
+            save_lora(self.unet, self.adapter, folder)
 
 
-def _lora_policy(components: Components, tuning: LoRA, key: Key, recomputation: Recomputation | None) -> LatentPolicy:
+def _lora_policy(
+    components: Components, config: LoraConfig, key: Key, recomputation: Recomputation | None
+) -> LatentPolicy:
     """A new adapter on the shared denoiser: A ~ N(0, 1 / rank²) drawn from the key, B = 0."""
-    from peft import LoraConfig
-
+    components.forget()
     adapter = f"policy{next(components.numbers)}"
-    alpha = tuning.rank if tuning.alpha is None else tuning.alpha
-    components.unet.add_adapter(
-        LoraConfig(r=tuning.rank, lora_alpha=alpha, target_modules=list(tuning.targets)), adapter_name=adapter
-    )
+    components.unet.add_adapter(config, adapter_name=adapter)
     trained = {}
     for name, parameter in components.unet.named_parameters():
         if f".{adapter}." not in name:
@@ -288,7 +285,7 @@ def _lora_policy(components: Components, tuning: LoRA, key: Key, recomputation: 
         plain = name.replace(f".{adapter}.", ".")
         parameter.data = parameter.data.float()
         if "lora_A" in name:
-            parameter.data.copy_(key(plain).normal(*parameter.shape) / tuning.rank)
+            parameter.data.copy_(key(plain).normal(*parameter.shape) / len(parameter))  # its rows are the rank
         else:
             parameter.data.zero_()
         trained[plain] = parameter

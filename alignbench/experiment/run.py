@@ -179,7 +179,11 @@ class _Run:
             budget=dict(problem.budget) if problem.budget else None,
             truncated=_truncated(cell, self.progress),
         )
-        return self.written(self.draft.result("complete", None, found))
+        outcome = self.written(self.draft.result("complete", None, found))
+        from alignbench.analysis.card import write_card  # imports for a second
+
+        write_card(cell.path)
+        return outcome
 
     def align(self) -> tuple[Sampler, int | None]:
         """The sampler to evaluate, and how many images a forward pass had if they were fewer than asked for."""

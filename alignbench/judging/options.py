@@ -42,7 +42,7 @@ class AccuracyOptions(PairChoice, DeviceOptions):
         None, description="The model that was aligned; images then have its size, else their own."
     )
     adapter: Annotated[tuple[Path, ...], Option(WHAT)] = Field(
-        (), description="Aligned models: adapter folders, cells' folders, or cells' result files."
+        (), description="Aligned models: folders or files of adapters, cells' folders, or cells' result files."
     )
     scorers: Annotated[tuple[str, ...], Option(WHAT)] = Field(
         (), description="Scorers; with --model and no --adapter, by default the model's own."

@@ -210,8 +210,8 @@ def train(
         return functional.softplus(network(worse, words) - network(better, words)).mean()
 
     fit("preference-choosing", choosing, network, choosing_loss, folder)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}, output)
+    with replace_file(output) as temporary:
+        save_file({name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}, temporary)
     return network
 
 

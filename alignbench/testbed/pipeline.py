@@ -24,6 +24,7 @@ from alignbench.diffusion.checkpointing import Recomputation
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
 from alignbench.errors import InputError, Unsupported
+from alignbench.files import replace_file
 from alignbench.interface import LoRA, Prompt, Tuning
 from alignbench.keys import Key, normal
 from alignbench.meter import Meter
@@ -179,8 +180,8 @@ class MixturePolicy(MixturePipeline):
     def save(self, folder: Path) -> None:
         from safetensors.torch import save_file
 
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict(), folder / RESIDUAL)
+        with replace_file(folder / RESIDUAL) as temporary:
+            save_file(self.state_dict(), temporary)
 
 
 def exact_schedule() -> Schedule:

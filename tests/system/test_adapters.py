@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import stat
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from alignbench import BiasFineTune, FullFineTune, Key, LoRA, Prompt
+from alignbench.asking.adapter_folders import adapter_folder, check_model, name_of
 from alignbench.diffusion import adapters
 from alignbench.diffusion import registry as models
 from alignbench.errors import InputError, RunError
@@ -110,7 +115,7 @@ FIRST = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora.{}
         ),
         (
             lambda s: s.update({FIRST.format("down"): torch.zeros(9, 64)}),
-            r"says rank 4, but unet\S+ has shape \(9, 64\)",
+            r"says rank 4, but down_blocks\S+lora_A.weight has shape \(9, 64\)",
         ),
         (lambda s: s.clear() or s.update({"stray": torch.zeros(1)}), r"lora_A.weight is missing \(and \d+ more\)"),
     ],
@@ -126,14 +131,12 @@ def test_a_lora_with_other_tensors_is_refused_by_name(tiny, tmp_path, change, me
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({}, "does not say its rank, alpha and targets"),
         ({"unet.r": 10**12}, "says rank 1000000000000, but"),
         ({"unet.r": True}, "says rank True"),
         ({"unet.lora_alpha": "8"}, "says alpha '8'"),
         ({"unet.lora_alpha": float("inf")}, "says alpha inf"),
-        ({"unet.target_modules": ".*"}, "says target modules '.*'; expected a list of names"),
+        ({"unet.target_modules": 4}, "says target modules 4; expected a list of names"),
         ({"unet.target_modules": ["nowhere"]}, "does not fit model 'tiny': it has no layer nowhere; was it"),
-        ({"unet.use_rslora": True}, "has use_rslora True, which is not supported"),
     ],
 )
 def test_a_lora_described_otherwise_is_refused(tiny, tmp_path, metadata, message):
@@ -162,7 +165,7 @@ def test_a_denoiser_of_another_model_is_refused(tiny, tmp_path):
 def test_the_files_of_points_and_of_pictures_are_told_apart(tiny, mixture, tmp_path):
     points = saved(trained(mixture, DEFAULT), tmp_path / "points")
     pictures = saved(trained(tiny, DEFAULT), tmp_path / "pictures")
-    with pytest.raises(InputError, match=r"holds residual.safetensors; expected one of pytorch_lora_weights"):
+    with pytest.raises(InputError, match=r"residual.safetensors holds no layer of a LoRA, but \S+; expected one of py"):
         adapters.open_policy(tiny, points)
     with pytest.raises(InputError, match=r"holds pytorch_lora_weights.safetensors; expected residual.safetensors"):
         residual.open_policy(mixture, pictures)
@@ -186,7 +189,7 @@ def test_a_folder_without_one_file_of_weights_is_wrong_input(tiny, tmp_path):
         adapters.open_policy(tiny, tmp_path)
     tiny.adapt(DEFAULT, Key("a")).save(tmp_path)
     tiny.adapt(BiasFineTune(), Key("a")).save(tmp_path)
-    with pytest.raises(InputError, match=r"holds pytorch_lora_weights.safetensors and unet/\S+; expected one of"):
+    with pytest.raises(InputError, match=r"holds unet/\S+ and pytorch_lora_weights.safetensors; expected one of"):
         adapters.open_policy(tiny, tmp_path)
 
 
@@ -207,3 +210,233 @@ def test_the_digest_is_of_content_and_not_of_place(tiny, tmp_path):
     before = adapters.digest(full)
     (full / adapters.CONFIG).write_text("{}")
     assert adapters.digest(full) != before
+
+
+WEIGHTS = "diffusion_pytorch_model"
+SMALL = {"max_shard_size": "300KB"}
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The embedded model without adapters, of which every copy for a full fine-tune would have to be rid."""
+    return models.load(models.named()["tiny"], Meter())
+
+
+@pytest.fixture(scope="module")
+def tuned(plain):
+    return trained(plain, FullFineTune())
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        (SMALL, f"{WEIGHTS}.safetensors.index.json"),
+        ({"variant": "fp16"}, f"{WEIGHTS}.fp16.safetensors"),
+        ({"variant": "fp16", **SMALL}, f"{WEIGHTS}.safetensors.index.fp16.json"),
+        ({"variant": "bf16"}, f"{WEIGHTS}.bf16.safetensors"),
+    ],
+    ids=["shards", "variant", "shards-of-a-variant", "bf16"],
+)
+def test_a_denoiser_in_shards_or_of_a_variant_opens_as_in_one_file(plain, tuned, tmp_path, asked, name):
+    tuned.save(tmp_path / "whole")
+    tuned.unet.save_pretrained(tmp_path / "other" / "unet", **asked)
+    assert (tmp_path / "other" / "unet" / name).is_file()
+    for place in (tmp_path / "other", tmp_path / "other" / "unet"):
+        assert torch.equal(predicted(adapters.open_policy(plain, place)), predicted(tuned))
+        assert adapters.digest(place) == adapters.digest(tmp_path / "whole")
+
+
+def test_full_precision_goes_before_half(plain, tuned, tmp_path):
+    tuned.save(tmp_path)
+    half = tmp_path / "unet" / f"{WEIGHTS}.fp16.safetensors"
+    save_file({name: torch.zeros_like(value) for name, value in load_file(tmp_path / adapters.DENOISER).items()}, half)
+    assert torch.equal(predicted(adapters.open_policy(plain, tmp_path)), predicted(tuned))
+    with pytest.raises(
+        InputError, match=r"fp16.safetensors is not what \S+unet is read from: diffusion_pytorch_model.saf"
+    ):
+        adapters.digest(half)
+
+
+def index_of(folder: Path) -> Path:
+    return folder / "unet" / f"{WEIGHTS}.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda unet, index: next(unet.glob("*-00002-of-*")).unlink(), r"-00002-of-\d+.safetensors is missing, which"),
+        (lambda unet, index: index.write_text("{"), r"index.json cannot be read \(Expecting"),
+        (lambda unet, index: index.write_text("[" * 10**5), r"index.json cannot be read \(maximum rec"),
+        (lambda unet, index: index.write_text('{"weight_map": {}}'), r"index.json names no files \(weight_map\)"),
+        (
+            lambda unet, index: index.write_text('{"weight_map": {"a": "../secret"}}'),
+            r"names '../secret'; expected files",
+        ),
+        (lambda unet, index: index.write_text('{"weight_map": {"a": 3}}'), "names '3'; expected files"),
+        (
+            lambda unet, index: next(unet.glob("*-00001-of-*")).write_bytes(
+                next(unet.glob("*-00002-of-*")).read_bytes()
+            ),
+            r"-00002-of-\d+.safetensors holds \S+, which another file beside it holds too",
+        ),
+    ],
+    ids=["missing", "damaged", "empty", "none", "outside", "number", "twice"],
+)
+def test_shards_that_are_not_whole_are_refused_by_name(tuned, tmp_path, damage, message):
+    tuned.unet.save_pretrained(tmp_path / "unet", **SMALL)
+    damage(tmp_path / "unet", index_of(tmp_path))
+    with pytest.raises(RunError, match=message):
+        adapters.digest(tmp_path)
+
+
+def test_one_file_and_shards_in_a_folder_are_told_apart_by_the_user(tuned, tmp_path):
+    tuned.unet.save_pretrained(tmp_path / "unet", **SMALL)
+    tuned.save(tmp_path)
+    with pytest.raises(InputError, match=r"holds diffusion_pytorch_model.safetensors and \S+index.json; expected one"):
+        adapters.digest(tmp_path)
+
+
+def run_line_of(error: InputError) -> None:
+    """Do what a message says."""
+    python, _, code = shlex.split(str(error).split("`")[1])
+    assert python == "python"
+    exec(code, {})
+
+
+@pytest.mark.parametrize("asked", [{}, SMALL, {"variant": "fp16"}], ids=["one", "shards", "variant"])
+def test_a_denoiser_in_pickles_is_refused_with_the_line_that_converts_it(plain, tuned, tmp_path, asked):
+    folder = tmp_path / "with 'quotes' $and spaces"
+    tuned.unet.save_pretrained(folder / "unet", safe_serialization=False, **asked)
+    for place in (folder, next((folder / "unet").glob("*.bin"))):
+        with pytest.raises(
+            InputError, match=r"\.bin is a pickle, which may run code .* Convert it with `python"
+        ) as raised:
+            adapters.digest(place)
+    run_line_of(raised.value)
+    assert torch.equal(predicted(adapters.open_policy(plain, folder)), predicted(tuned))
+
+
+@pytest.mark.parametrize("name", ["pytorch_lora_weights.bin", "any.pt"])
+def test_a_lora_in_a_pickle_is_refused_with_the_line_that_converts_it(tiny, tmp_path, name):
+    policy = trained(tiny, DEFAULT)
+    path = saved(policy, tmp_path) / adapters.LORA
+    torch.save(load_file(path), tmp_path / name)
+    torch.save({}, tmp_path / "optimizer.bin")
+    path.unlink()
+    with pytest.raises(InputError, match=rf"{name} is a pickle") as raised:
+        adapters.digest(tmp_path if name.endswith("bin") else tmp_path / name)
+    run_line_of(raised.value)
+    assert torch.equal(predicted(adapters.open_policy(tiny, tmp_path)), predicted(policy))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("cond_stage_model.x", "StableDiffusionPipeline"), ("conditioner.x", "StableDiffusionXLPipeline")],
+)
+def test_a_whole_checkpoint_in_one_file_is_refused_with_the_line_that_converts_it(tmp_path, text, kind):
+    path = tmp_path / "civitai.safetensors"
+    save_file({name: torch.zeros(1) for name in ("model.diffusion_model.out.0.bias", text)}, path)
+    message = (
+        r"civitai.safetensors is a whole checkpoint in one file \(model.diffusion_model.out.0.bias, and 1 more .*"
+        rf"`python -c 'from diffusers import {kind} as P; P.from_single_file\(\".*civitai.safetensors\"\)"
+        r".save_pretrained\(\".*civitai\"\)'`, then name the folder .*civitai\.$"
+    )
+    for place in (path, tmp_path):
+        with pytest.raises(InputError, match=message):
+            adapters.digest(place)
+    (tmp_path / "old.ckpt").touch()
+    with pytest.raises(InputError, match=r"old.ckpt is a pickle.*from_single_file\(\".*old.ckpt\"\)"):
+        adapters.digest(tmp_path / "old.ckpt")
+
+
+def test_fields_that_a_denoiser_leaves_out_are_those_of_its_class(plain, tuned, tmp_path):
+    config = saved(tuned, tmp_path) / adapters.CONFIG
+    was = json.loads(config.read_text())
+    config.write_text(json.dumps({name: value for name, value in was.items() if name != "attention_head_dim"}))
+    with pytest.raises(RunError, match="attention_head_dim is 8, not 4; was it trained on another model"):
+        adapters.open_policy(plain, tmp_path)
+    config.write_text(json.dumps(was | {"attention_head_dim": [4, 4], "upcast_attention": None, "_name_or_path": "x"}))
+    assert torch.equal(predicted(adapters.open_policy(plain, tmp_path)), predicted(tuned))
+    for more, message in (
+        ({"of_tomorrow": 2}, "has of_tomorrow 2"),
+        ({"_class_name": "Other"}, "_class_name is 'Other'"),
+    ):
+        config.write_text(json.dumps(was | more))
+        with pytest.raises((InputError, RunError), match=message):
+            adapters.open_policy(plain, tmp_path)
+
+
+def test_an_adapter_may_be_named_by_its_file(tiny, plain, tuned, tmp_path, monkeypatch):
+    policy = trained(tiny, DEFAULT)
+    lora, own, full = (tmp_path / name for name in ("cell/adapter", "loras", "full"))
+    policy.save(lora)
+    policy.save(own)
+    (own / adapters.LORA).rename(own / "mine.safetensors")
+    tuned.save(full)
+    for given, place, name in (
+        (lora / adapters.LORA, lora / adapters.LORA, "cell"),
+        (own / "mine.safetensors", own / "mine.safetensors", "mine"),
+        (own, own, "loras"),
+        (full / adapters.DENOISER, full / adapters.DENOISER, "full"),
+        (full / "unet", full / "unet", "full"),
+    ):
+        assert (adapter_folder(given), name_of(given)) == (place, name)
+        opened = adapters.open_policy(plain if name == "full" else tiny, adapter_folder(given))
+        assert torch.equal(predicted(opened), predicted(tuned if name == "full" else policy))
+    monkeypatch.chdir(own)
+    for place in (Path("mine.safetensors"), Path(), Path("/"), Path("/adapter")):
+        check_model(place, tiny)  # no cell's, so there is nothing to say
+    with pytest.raises(InputError, match=r"--adapter loras/other.safetensors: there is no such file"):
+        adapter_folder(Path("loras/other.safetensors"))
+    (own / "second.safetensors").write_bytes((own / "mine.safetensors").read_bytes())
+    with pytest.raises(InputError, match=r"holds mine.safetensors and second.safetensors; expected one of"):
+        adapters.digest(own)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027], ids=["usual", "group"])
+def test_weights_have_the_permissions_of_any_new_file(tiny, tuned, mixture, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        for policy, name in (
+            (trained(tiny, DEFAULT), "lora"),
+            (tuned, "full"),
+            (mixture.adapt(DEFAULT, Key("a")), "points"),
+        ):
+            policy.save(tmp_path / name)
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(modes) == 4
+    assert set(modes.values()) == {0o666 & ~umask}
+
+
+COMMIT = "1234567890" * 4
+
+
+@pytest.mark.parametrize("kind", ["lora", "peft", "shards"])
+def test_an_adapter_of_the_hubs_cache_is_found_without_network(tiny, plain, tuned, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    home = tmp_path / "models--org--name"
+    snapshot = home / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(COMMIT)
+    with pytest.raises(RunError, match=r"org/name \(an adapter: pytorch_lora_weights.safetensors, \S+ or unet/"):
+        adapter_folder(Path("org/name"))
+    policy = tuned if kind == "shards" else trained(tiny, DEFAULT)
+    if kind == "shards":
+        tuned.unet.save_pretrained(snapshot / "unet", **SMALL)
+    elif kind == "lora":
+        policy.save(snapshot)
+    else:
+        state = {name: value.clone() for name, value in policy.state_dict().items()}
+        save_file(
+            {f"base_model.model.{name}": value for name, value in state.items()}, snapshot / "adapter_model.safetensors"
+        )
+        (snapshot / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4}))
+    assert adapter_folder(Path("org/name")) == snapshot
+    assert name_of(snapshot) == f"org/name@{COMMIT[:12]}"
+    assert torch.equal(
+        predicted(adapters.open_policy(plain if kind == "shards" else tiny, snapshot)), predicted(policy)
+    )

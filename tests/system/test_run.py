@@ -31,6 +31,7 @@ def test_a_cell_leaves_a_result_and_a_folder_beside_it(toy_cell):
     folder = outcome.path.with_suffix("")
     assert {p.name for p in folder.iterdir()} >= {"images", "adapter", "checkpoint.pt", "metrics.jsonl", "cell.json"}
     assert len(list((folder / "images").iterdir())) == 12
+    assert (folder / "adapter" / "README.md").read_text().startswith("---\nlibrary_name: alignbench\n")
     assert [line["round"] for line in result.curve] == [1, 2, 3, 4]
     assert result.cost.alignment["denoiser_backward"] > 0
     assert result.cost.per_image["denoiser_forward"] == 8

@@ -1,0 +1,215 @@
+"""Which files an adapter is made of: those of a LoRA, or of a denoiser trained in full. Imports no torch.
+
+Read are safetensors alone. Pickles and whole checkpoints in one file are refused with the line that converts them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignbench.diffusion.hub import Part, Repository
+from alignbench.errors import InputError, RunError, shown
+
+LORA = "pytorch_lora_weights.safetensors"  # as diffusers names it, and alignbench saves it
+PEFT, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+NETWORK = "diffusion_pytorch_model.safetensors"
+INDEX = f"{NETWORK}.index.json"
+USUAL = tuple(name.partition(".")[0] for name in (LORA, PEFT, NETWORK))  # what files of weights are called
+BESIDE = (PEFT_CONFIG, INDEX)  # what may be named instead of the weights that it is about
+HALVES = ("fp16", "bf16")  # variants that hold all weights in half precision
+SHARD = re.compile(r"diffusion_pytorch_model(\.\w+)?-\d{5}-of-\d{5}(\.\w+)?\.safetensors")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+EXPECTED = (
+    f"one of {LORA}, {PEFT} with {PEFT_CONFIG}, another .safetensors file with a LoRA, or unet/config.json with "
+    f"{NETWORK}"
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of an adapter: of weights, and the configuration beside them."""
+
+    files: tuple[Path, ...]
+    config: Path | None
+    lora: bool
+
+    @property
+    def shown(self) -> Path:
+        """What messages name."""
+        return self.files[0] if len(self.files) == 1 else self.files[0].parent
+
+
+def find(place: Path) -> Found:
+    """What lies in a folder, or what a file is. Raises InputError naming what lies there where that is no adapter, and
+    RunError where files of it are missing."""
+    if place.is_file():
+        return _of_file(place)
+    if not place.is_dir():
+        raise InputError(f"there is no adapter folder {place}; a run of a method that trains leaves one.")
+    found = [of for folder in (place / "unet", place) if (of := _network(folder)) is not None]
+    found += [_lora(path) for name in (LORA, PEFT, f"unet/{PEFT}") if (path := place / name).is_file()]
+    encoders = [path for path in place.glob(f"text_encoder*/{PEFT}") if found]
+    if encoders:
+        raise InputError(f"{place} changes a text encoder too ({encoders[0]}); expected a LoRA of the unet alone.")
+    if not found:  # a LoRA by another name
+        found = [_lora(path) for path in sorted(place.glob("*.safetensors"))]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        _refuse_pickles(place)
+    named = [str(one.shown.relative_to(place)) for one in found]
+    held = " and ".join(named) if 0 < len(named) < 4 else _listed(place)
+    raise InputError(f"{place} holds {held}; expected {EXPECTED}.")
+
+
+def repository(name: str) -> Part:
+    """An adapter of the hub. Which of the files it has, only its listing says."""
+    network = [f"unet/{file}" for file in ("config.json", NETWORK, INDEX, "diffusion_pytorch_model-*-of-*.safetensors")]
+
+    def missing(snapshot: Path) -> list[str]:
+        try:
+            find(snapshot)
+        except (InputError, RunError):
+            return [f"unet/{NETWORK}, {LORA} or {PEFT}"]
+        return []
+
+    return Part(
+        Repository(name),
+        [*network, LORA, PEFT, PEFT_CONFIG],
+        f"an adapter: {LORA}, {PEFT} or unet/{NETWORK}",
+        f"Where there is a network, run `hf download {name}`, and copy the hub's cache here.",
+        missing,
+    )
+
+
+def whole_checkpoint(path: Path, names: Sequence[str]) -> str | None:
+    """Why a file is refused that holds a whole model, as single-file checkpoints do; None where it holds none."""
+    ours = [name for name in names if name.startswith(("model.diffusion_model.", "first_stage_model."))]
+    if not ours or any("lora" in name for name in names):
+        return None
+    held = f"{ours[0]}, and {len(names) - 1} more tensors"
+    advice = _converted(path, sized=any(name.startswith("conditioner.") for name in names))
+    return f"{path} is a whole checkpoint in one file ({held}); expected {EXPECTED}. {advice}"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file beside weights. Raises RunError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else "no such file"
+    except (OSError, ValueError, RecursionError) as error:
+        content = str(error)
+    if not isinstance(content, dict):
+        reason = content if isinstance(content, str) else f"{type(content).__name__}, not an object"
+        raise RunError(f"{path} cannot be read ({reason}); copy the folder again.")
+    return content
+
+
+def _of_file(path: Path) -> Found:
+    """The adapter that one file is, or is a part of."""
+    if path.suffix in PICKLES:
+        _refuse_pickle(path)
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} is no .safetensors file; expected {EXPECTED}.")
+    found = _network(path.parent) if path.name.startswith("diffusion_pytorch_model") else None
+    if found is None:
+        return _lora(path)
+    if path not in found.files:
+        raise InputError(f"{path} is not what {path.parent} is read from: {found.files[0].name}; name the folder.")
+    return found
+
+
+def _lora(path: Path) -> Found:
+    config = path.with_name(PEFT_CONFIG)
+    if path.name == PEFT and not config.is_file():
+        raise RunError(f"{config} is missing, and {PEFT} does not say its alpha; copy the folder again.")
+    return Found((path,), config if path.name == PEFT else None, lora=True)
+
+
+def _network(folder: Path) -> Found | None:
+    """The weights of a network as diffusers saves it: in one file or in shards, in full precision where there is a
+    choice."""
+    for variant in ("", *HALVES):
+        dotted = f".{variant}" if variant else ""
+        whole = folder / f"diffusion_pytorch_model{dotted}.safetensors"
+        index = folder / f"{NETWORK}.index{dotted}.json"
+        if whole.is_file() and index.is_file():
+            raise InputError(f"{folder} holds {whole.name} and {index.name}; expected one of them.")
+        if whole.is_file() or index.is_file():
+            files = (whole,) if whole.is_file() else _shards(index)
+            return Found(files, folder / "config.json", lora=False)
+    return None
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The files that an index names. Names are data: one that would leave the folder is refused."""
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise RunError(f"{index} names no files (weight_map); copy it again.")
+    names = sorted({name if isinstance(name, str) else shown(name) for name in places.values()})
+    for name in names:
+        if not SHARD.fullmatch(name):
+            raise RunError(f"{index} names {shown(name)}; expected files such as {NETWORK[:-12]}-00001-of-00002….")
+        if not (index.parent / name).is_file():
+            raise RunError(f"{index.parent / name} is missing, which {index.name} names; copy it again.")
+    return tuple(index.parent / name for name in names)
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Raise InputError where all that a folder holds are pickles; an optimiser's may lie beside those of weights."""
+    inside = [path for part in (folder, folder / "unet") for path in sorted(part.glob("*")) if path.suffix in PICKLES]
+    if inside:
+        _refuse_pickle(min(inside, key=lambda path: not path.name.startswith(USUAL)))
+
+
+def _refuse_pickle(path: Path) -> None:
+    """Raise InputError with the line that writes the same weights as safetensors, without running what a pickle says:
+    diffusers reads one with weights_only, and so does torch where it is told to."""
+    folder = path.parent
+    if path.name.startswith("diffusion_pytorch_model"):
+        variant = re.search(r"\.(fp16|bf16)[.-]", path.name)
+        asked = f", variant={_text(variant[1])}" if variant else ""
+        line = (
+            "from diffusers import UNet2DConditionModel as U; "
+            f"U.from_pretrained({_text(folder)}, use_safetensors=False{asked}).save_pretrained({_text(folder)})"
+        )
+    elif path.suffix == ".ckpt":
+        raise InputError(f"{path} is a pickle, which may run code and is not read. {_converted(path, sized=False)}")
+    else:
+        line = (
+            "import torch; from safetensors.torch import save_file; "
+            f"state = torch.load({_text(path)}, weights_only=True); save_file("
+            f"{{k: v.contiguous().clone() for k, v in state.items()}}, {_text(path.with_suffix('.safetensors'))})"
+        )
+    raise InputError(
+        f"{path} is a pickle, which may run code and is not read. Convert it with `{_typed(line)}`, "
+        "then type the same command again."
+    )
+
+
+def _converted(path: Path, sized: bool) -> str:
+    """How a checkpoint in one file becomes a folder, which holds its denoiser in unet/."""
+    kind, folder = f"StableDiffusion{'XL' if sized else ''}Pipeline", path.with_suffix("")
+    line = f"from diffusers import {kind} as P; P.from_single_file({_text(path)}).save_pretrained({_text(folder)})"
+    return f"Convert it with `{_typed(line)}`, then name the folder {folder}."
+
+
+def _text(path: Path | str) -> str:
+    """A text in Python, in double quotes: the shell has the single ones."""
+    return json.dumps(str(path))
+
+
+def _typed(code: str) -> str:
+    return f"python -c {shlex.quote(code)}"
+
+
+def _listed(folder: Path) -> str:
+    """The weights below a folder, as far as a message has room."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", *PICKLES))
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(str(path.relative_to(folder)) for path in paths[:3]) + more or "no weights"
