@@ -35,6 +35,7 @@ def as_values(result: Result, path: Path) -> dict[str, Any]:
         "means": means(result),
         "failed_scores": {name: n for name, n in failed.items() if n},
         "truncated_prompts": {name: n for name, n in result.truncated.items() if n},
+        "truncated_by_the_model": result.model_truncated,
         "metrics": {name: metric.model_dump() for name, metric in result.metrics.items()},
         "cost": result.cost.model_dump() if result.cost else None,
         "attempts": result.attempts,
@@ -60,6 +61,10 @@ def text(result: Result, path: Path, details: bool = False) -> str:
             for name, n in result.truncated.items()
             if n
         ]
+    lines += [
+        f"  cut off     the model reads {n} {use} prompts to its longest and no further"
+        for use, n in result.model_truncated.items()
+    ]
     lines += _optimality_lines(result)
     if result.cost:
         k = result.cost

@@ -190,6 +190,7 @@ def _words(value: Any) -> str:
 def _description(cell: Cell) -> str:
     """What a cell would do, and what is known of its cost."""
     from alignbench.analysis.load import budget_text
+    from alignbench.experiment import cut_off
     from alignbench.experiment.estimate import estimate
 
     c = cell.configuration
@@ -205,6 +206,12 @@ def _description(cell: Cell) -> str:
         ("scorers", ", ".join(c.scorers)),
         ("sampling", _listed(c.sampling)),
     ]
+    used = cut_off.prompts_of(cell)
+    cut = cut_off.counted(cut_off.reader_before_loading(cell), used)
+    if cut is None:
+        rows.append(("cut off", "how many prompts are longer than the model reads is not known before it is here"))
+    elif cut:
+        rows.append(("cut off", cut_off.sentence(cell.model.name, cut, used)))
     cost = estimate(cell)
     for name, value in c.fields.items():
         paper = cell.differs_from_paper.get(name)

@@ -17,12 +17,13 @@ from alignbench.caches import scores_folder
 from alignbench.devices import BATCH
 from alignbench.diffusion.latent import LatentPipeline
 from alignbench.errors import Diverged, InputError, RunError, Unsupported
-from alignbench.experiment import evaluate, optimality
+from alignbench.experiment import cut_off, evaluate, optimality
 from alignbench.experiment.align import add_pairs, align, problem_of
 from alignbench.experiment.budget import resolve_budget
 from alignbench.experiment.evaluate import Scores
 from alignbench.experiment.pairs import Made
 from alignbench.experiment.problem import CellProblem
+from alignbench.experiment.ready import check_pipeline
 from alignbench.experiment.trackers import Trackers, check_installed
 from alignbench.files import remove_leftovers_of
 from alignbench.interface import Pipeline, Sampler, TestTimeAlgorithm, Truncates
@@ -95,10 +96,15 @@ def _prepare(cell: Cell, attempt: int, device: str, progress: Progress) -> _Run:
     progress.say(f"loading model {cell.model.name}")
     pipeline, aligned = _pipeline(cell, meter, device)
     _check_scorers(cell, pipeline)
+    check_pipeline(pipeline, cell.sampling, progress.say)
+    used = cut_off.prompts_of(cell)
+    cut = cut_off.counted(cut_off.reader_of(pipeline), used) or {}
+    if cut:
+        progress.say(cut_off.sentence(cell.model.name, cut, used))
     batch = cell.options.batch_size or BATCH[3 if len(pipeline.info()["image_shape"]) == 3 else 1]
     problem = problem_of(cell, pipeline, meter, batch, progress)
     made = add_pairs(cell, problem, batch)
-    draft = _Draft(cell, pipeline, aligned, device, attempt, started)
+    draft = _Draft(cell, pipeline, aligned, device, attempt, started, cut)
     if attempt > 1:
         _check_same_scorers(cell)
     if not cell.path.exists():
@@ -310,6 +316,7 @@ class _Draft:
     device: str
     attempts: int
     started: str
+    cut: Mapping[str, int]  # prompts that the model cuts off
 
     def result(self, status: Status, reason: str | None, found: _Found | None = None) -> Result:
         cell = self.cell
@@ -333,6 +340,7 @@ class _Draft:
             prompts=[
                 PromptRow(id=p.id, text=p.text, category=p.category, challenge=p.challenge) for p in cell.evaluated
             ],
+            model_truncated=dict(self.cut),
             environment=environment(self.device),
             attempts=self.attempts,
             started=self.started,
