@@ -61,10 +61,8 @@ def text(result: Result, path: Path, details: bool = False) -> str:
             for name, n in result.truncated.items()
             if n
         ]
-    lines += [
-        f"  cut off     the model reads {n} {use} prompts to its longest and no further"
-        for use, n in result.model_truncated.items()
-    ]
+    if cut := ", ".join(f"{n} {use} prompts" for use, n in result.model_truncated.items()):
+        lines.append(f"  cut off     the model reads to its longest and no further: {cut}")
     lines += _optimality_lines(result)
     if result.cost:
         k = result.cost

@@ -71,7 +71,8 @@ def shown(value: object) -> str:
 
 
 def _either(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+    first = names if len(names) <= 4 else [*names[:3], "another of that kind"]
+    return first[0] if len(first) == 1 else f"{', '.join(first[:-1])} or {first[-1]}"
 
 
 BETAS = _names("beta_start beta_end beta_schedule trained_betas")
@@ -80,12 +81,12 @@ SCHEDULER = Reading(
     # network that was distilled to be used in no other way (LCM, TCD).
     classes=(
         "DDIMScheduler",
+        "PNDMScheduler",
+        "EulerDiscreteScheduler",
         "DDIMParallelScheduler",
         "DDPMScheduler",
         "DDPMParallelScheduler",
-        "PNDMScheduler",
         "LMSDiscreteScheduler",
-        "EulerDiscreteScheduler",
         "EulerAncestralDiscreteScheduler",
         "HeunDiscreteScheduler",
         "KDPM2DiscreteScheduler",

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ENDINGS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".gguf")
+DENOISER = "model.diffusion_model."
 SD, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 # How a checkpoint in one file names its tensors: what it is then, and the class that reads all of it.
 CHECKPOINTS = (
@@ -20,7 +21,7 @@ PARTS = (
     ("model.diffusion_model.double_blocks.", "a FLUX model, which is not supported"),
     ("double_blocks.", "a FLUX model, which is not supported"),
     ("model.diffusion_model.joint_blocks.", "a Stable Diffusion 3 model, which is not supported"),
-    ("model.diffusion_model.", "a denoiser without its text encoders"),
+    (DENOISER, "a denoiser without its text encoders"),
     ("lora_", "a LoRA; name its base model as --model and this as --adapter"),
     ("unet.", "a LoRA; name its base model as --model and this as --adapter"),
     ("base_model.model.", "a LoRA; name its base model as --model and this as --adapter"),
@@ -48,7 +49,7 @@ def instead(folder: Path, part: str, kind: str) -> str:
         return f"{said}, which is not read."
     return (
         f"{said}: pickled weights, which can run code and are not read. If you trust them, convert the folder once: "
-        f"{conversion(kind, 'from_pretrained', folder, 'use_safetensors=False')}"
+        f"{conversion(kind, 'from_pretrained', folder)}"
     )
 
 
@@ -64,27 +65,25 @@ def of_file(path: Path) -> str:
         names = _tensors(path)
         if names is None:
             return f"{path.name} cannot be read as safetensors; {EXPECTED}."
-        if not any(name.startswith("model.diffusion_model.") for name in names):
-            whole = None
-        else:
-            whole = next((c for c in CHECKPOINTS if any(name.startswith(c[0]) for name in names)), None)
+        starts = {start for start, *_ in (*CHECKPOINTS, *PARTS) if any(name.startswith(start) for name in names)}
+        whole = next((known for known in CHECKPOINTS if DENOISER in starts and known[0] in starts), None)
         if whole is None:
-            what = next((w for start, w in PARTS if any(name.startswith(start) for name in names)), EXPECTED)
+            what = next((what for start, what in PARTS if start in starts), EXPECTED)
             return f"{path.name} holds {len(names)} tensors: {what}."
-        what, kind = f"a checkpoint of {whole[1]} in one file", whole[2]
+        what, kind = f"a checkpoint of {whole[1]} in one file. Make", whole[2]
     elif path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
-        what, kind = "pickled weights, which can run code and are not read; if you trust them and they are SD's", SD
+        what, kind = "pickled weights, which can run code and are not read. If they are SD's and you trust them, make", SD
     else:
         return f"{path.name} is a file; {EXPECTED}."
     line = conversion(kind, "from_single_file", path)
-    return f"{what}. Make a folder of it once, where the model hub can be reached: {line}"
+    return f"{what} a folder of it once, where the model hub can be reached: {line}"
 
 
-def conversion(kind: str, reader: str, path: Path, further: str = "") -> str:
+def conversion(kind: str, reader: str, path: Path) -> str:
     """The line that makes a folder which is read of a folder or file that is not, and the option that names it."""
     made = path.with_name(f"{path.stem if path.is_file() else path.name}-safetensors")
-    given = ", ".join([json.dumps(str(path)), *([further] if further else [])])
-    code = f"from diffusers import {kind} as P; P.{reader}({given}).save_pretrained({json.dumps(str(made))})"
+    old, new = (json.dumps(str(place)) for place in (path, made))
+    code = f"from diffusers import {kind} as P; P.{reader}({old}).save_pretrained({new})"
     return f"python -c {shlex.quote(code)}, then --model {shlex.quote(str(made))}"
 
 
