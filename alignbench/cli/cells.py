@@ -209,7 +209,7 @@ def _description(cell: Cell) -> str:
     used = cut_off.prompts_of(cell)
     cut = cut_off.counted(cut_off.reader_before_loading(cell), used)
     if cut is None:
-        rows.append(("cut off", "how many prompts are longer than the model reads is not known before it is here"))
+        rows.append(("cut off", "not known before the model is on this machine"))
     elif cut:
         rows.append(("cut off", cut_off.sentence(cell.model.name, cut, used)))
     cost = estimate(cell)
@@ -220,6 +220,8 @@ def _description(cell: Cell) -> str:
         rows.append(("field", f"{name} = {used}{note}"))
     if cell.preset:
         rows.append(("preset", cell.preset))
+    if cell.needs.names:
+        rows.append(("not here", f"{', '.join(cell.needs.names)}; alignbench fetch gets them"))
     lines = [f"{c.algorithm} on {cell.model.name} ({cell.model.source}), would write {cell.path}"]
     return "\n".join([*lines, *(f"  {label:12} {value}" for label, value in [*rows, *_cost_rows(cell, cost)])])
 

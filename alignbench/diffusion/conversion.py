@@ -72,7 +72,10 @@ def of_file(path: Path) -> str:
             return f"{path.name} holds {len(names)} tensors: {what}."
         what, kind = f"a checkpoint of {whole[1]} in one file. Make", whole[2]
     elif path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
-        what, kind = "pickled weights, which can run code and are not read. If they are SD's and you trust them, make", SD
+        what, kind = (
+            "pickled weights, which can run code and are not read. If they are SD's and you trust them, make",
+            SD,
+        )
     else:
         return f"{path.name} is a file; {EXPECTED}."
     line = conversion(kind, "from_single_file", path)

@@ -70,7 +70,7 @@ class LatentFamily:
             raise InputError(
                 f"--kernel exact: the reverse kernel of model {model.name!r} is not known; only mixture's is."
             )
-        if not self.at_hand and not self.needs(model):
+        if not self.at_hand and not registry.missing(model):
             check_folder(self.place(model).folder, model.source)
 
     def refuse_prompts(self, prompts: Sequence[Prompt]) -> None:
@@ -79,9 +79,11 @@ class LatentFamily:
     def latent_shape(
         self, model: Model, prompts: Sequence[Prompt] = (), resolution: tuple[int, int] | None = None
     ) -> tuple[int, ...] | None:
-        if self.needs(model):
+        if model in self.models and self.needs(model):
             size = resolution or ((model.resolution, model.resolution) if model.resolution else None)
-            return (4, size[0] // 8, size[1] // 8) if size and model in self.models else None
+            return (4, size[0] // 8, size[1] // 8) if size else None
+        if registry.missing(model):
+            return None
         folder, source, _ = self.place(model)
         layout, config = layout_of(folder, source), read_json(folder / "unet" / "config.json")
         channels = config.get("in_channels", 4)
@@ -103,7 +105,7 @@ class LatentFamily:
     def typical_schedule(self, model: Model) -> Schedule:
         from alignbench.diffusion.schedule import Schedule
 
-        if not self.needs(model):
+        if not registry.missing(model):
             return schedule_in(self.place(model).folder, model.source)
         levels = Schedule.scaled_linear()
         return Schedule(levels, float(levels[0]), steps_offset=1)
