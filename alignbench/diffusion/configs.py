@@ -46,12 +46,24 @@ class Reading:
                 raise InputError(
                     f"{place} has {name} {shown(value)}, which is not supported; expected {required[name]!r}."
                 )
+            if name in self.honoured and _largest(value) > (most := MOST_LAYERS if "layers" in name else MOST):
+                raise InputError(f"{place} has {name} {shown(value)}; expected at most {most}.")
             known = name in self.honoured or name in self.silent or name in required or name in CLASS_FIELDS
             if not known and not name.startswith("_") and value is not None:
                 raise InputError(
                     f"{place} has {name} {shown(value)}, a field that is not known here, so that the model may not be "
                     "what it says; expected the configuration of a plain text-to-image model."
                 )
+
+
+MOST, MOST_LAYERS = 2**20, 1000  # of anything in a configuration; of layers, which take time to build
+
+
+def _largest(value: object) -> float:
+    """The largest number in a value of a file; 0 where it holds none."""
+    if isinstance(value, list):
+        return max(map(_largest, value), default=0)
+    return value if isinstance(value, int | float) else 0
 
 
 CLASS_FIELDS = ("_class_name", "architectures")

@@ -37,18 +37,20 @@ class LatentScale:
                 many = (
                     f" {channels} numbers, one for each latent channel" if name.startswith("latents") else " a number"
                 )
-                raise InputError(f"vae/config.json has {name} {value!r}; expected{many}.")
+                raise InputError(f"the autoencoder's config.json has {name} {value!r}; expected{many}.")
             return found
 
         scaling, mean, std, shift = map(row, ("scaling_factor", "latents_mean", "latents_std", "shift_factor"))
         if (mean is None) != (std is None):
-            raise InputError("vae/config.json: expected both of latents_mean and latents_std, or none.")
+            raise InputError("the autoencoder's config.json: expected both of latents_mean and latents_std, or none.")
         if mean is not None and shift is not None:
             raise InputError(
-                f"vae/config.json has shift_factor {shift[0]!r} beside latents_mean; expected one of them."
+                f"the autoencoder's config.json has shift_factor {shift[0]!r} beside latents_mean; expected one."
             )
         if scaling is None or scaling[0] <= 0 or not all(part > 0 for part in std or ()):
-            raise InputError("vae/config.json: expected positive numbers as scaling_factor and latents_std.")
+            raise InputError(
+                "the autoencoder's config.json: expected positive numbers as scaling_factor and latents_std."
+            )
         own = mean or [0.0 if shift is None else shift[0]] * channels
         return cls(own, [scaling[0] / part for part in std or [1.0] * channels])
 

@@ -13,15 +13,14 @@ from alignbench.diffusion import configs, hub, weights
 from alignbench.diffusion.experts import RefinedPipeline
 from alignbench.diffusion.hub import Repository
 from alignbench.diffusion.latent import Components, LatentPipeline
-from alignbench.diffusion.latent_scale import LatentScale
 from alignbench.diffusion.layouts import AUTOENCODER, DENOISER, REFINER_LAYOUT, Layout, layout_of, pipeline_of
 from alignbench.diffusion.on_disk import EMBEDDED, sample_size, schedule_in, tokenizers_of
 from alignbench.diffusion.registry import Hold, Model, read_json
 from alignbench.diffusion.text import SingleText, SizedText, TextEncoder
+from alignbench.diffusion.trial import check_fit, check_runs, without_overflow
 from alignbench.errors import InputError, RunError
 from alignbench.files import canonical_json, sha256_of
 from alignbench.interface import Pipeline
-from alignbench.keys import Key
 from alignbench.meter import Meter
 from alignbench.quiet import quieten
 
@@ -113,10 +112,11 @@ def load_components(
     info |= {"tiling": True} if hold.tiling else {}
     text = _text(folder, source, layout, dtype, hold.device, pixels)
     check_fit(source, unet.config, text)
-    vae, notes = _without_overflow(vae.to(hold.device), of, size)
+    vae, notes = without_overflow(vae.to(hold.device), of, size)
+    check_runs(source, text, unet.to(hold.device), vae)
     return Components(
         text=text,
-        unet=unet.to(hold.device),
+        unet=unet,
         autoencoder=vae,
         schedule=schedule,
         sides=size,
@@ -136,9 +136,10 @@ def load_refiner(folder: Path, base: Components, hold: Hold) -> Components:
     text = _text(folder, source, REFINER_LAYOUT, dtype, hold.device, base.info["image_shape"][1:])
     unet = _network(folder, source, "unet", dtype)
     check_fit(source, unet.config, text)
+    check_runs(source, text, unet.to(hold.device), base.autoencoder)
     return Components(
         text=text,
-        unet=unet.to(hold.device),
+        unet=unet,
         autoencoder=base.autoencoder,
         schedule=base.schedule,
         sides=base.sides,
@@ -157,43 +158,6 @@ def _latent_size(
     if any(side % enlarged for side in wanted):
         raise InputError(f"--resolution {wanted[0]}x{wanted[1]}: expected multiples of {enlarged} pixels.")
     return (wanted[0] // enlarged, wanted[1] // enlarged)
-
-
-def check_fit(source: str, config: Any, text: TextEncoder) -> None:
-    """Raise InputError where a denoiser does not take what the text encoders make."""
-    made = text.width
-    wide = config.cross_attention_dim
-    if set(wide if isinstance(wide, list | tuple) else [wide]) != {made}:
-        raise InputError(f"{source}: unet/config.json has cross_attention_dim {wide!r}, its text encoders make {made}.")
-    if isinstance(text, SizedText):
-        told = text.pooled_width + len(text.ids) * int(config.addition_time_embed_dim or 0)
-        taken = config.projection_class_embeddings_input_dim
-        if taken != told:
-            raise InputError(
-                f"{source}: unet/config.json has projection_class_embeddings_input_dim {taken!r}, but the pooled text "
-                f"and {len(text.ids)} ids make {told}."
-            )
-
-
-@torch.no_grad()
-def _without_overflow(vae: Any, source: str, size: tuple[int, int]) -> tuple[Any, list[str]]:
-    """The autoencoder, in float32 where its half precision overflows on latents as wide as those that sampling makes,
-    and what to say then. Raises InputError where it does not help."""
-    if vae.dtype != torch.float16:
-        return vae, []
-    noise = Key("overflow").normal(1, vae.config.latent_channels, *size).to(vae.device)
-    latents = LatentScale.of(vae.config).to_autoencoder(noise)
-
-    def works() -> bool:
-        pictures = vae.decode(latents.to(vae.dtype)).sample
-        return bool(pictures.isfinite().all() and vae.encode(pictures.clamp(-1, 1)).latent_dist.mean.isfinite().all())
-
-    if works():
-        return vae, []
-    vae = vae.float()
-    if not works():
-        raise InputError(f"{source}: its autoencoder makes values that are not finite; choose another --vae.")
-    return vae, ["the autoencoder overflows in float16 and runs in float32"]
 
 
 def _text(
