@@ -6,6 +6,7 @@ Shapes   b images of a batch, `latent` and `image` the axes of one latent and on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}.")
-        if self.guidance < 0:
+        if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance must not be negative, got {self.guidance}.")
         if not guided(self.guidance):
             object.__setattr__(self, "guidance", 1.0)

@@ -38,18 +38,18 @@ def weights_among(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*") if path.suffix in ENDINGS and path.is_file())
 
 
-def instead(folder: Path, part: str, kind: str) -> str:
+def instead(folder: Path, part: str, kind: str, option: str = "--model") -> str:
     """Behind the message that the weights of a part are missing: what its folder holds instead, and what to type where
-    that can be converted. `kind` is the class of the whole pipeline."""
+    that can be converted. `kind` is the class of the whole, which `option` names."""
     held = weights_among(folder / part)
     if not held:
         return ""
-    said = f" {part} holds {_listed(held)}"
+    said = f" {part or 'It'} holds {_listed(held)}"
     if not any(name.endswith(".bin") for name in held):
         return f"{said}, which is not read."
     return (
         f"{said}: pickled weights, which can run code and are not read. If you trust them, convert the folder once: "
-        f"{conversion(kind, 'from_pretrained', folder)}"
+        f"{conversion(kind, 'from_pretrained', folder, option)}"
     )
 
 
@@ -82,12 +82,12 @@ def of_file(path: Path) -> str:
     return f"{what} a folder of it once, where the model hub can be reached: {line}"
 
 
-def conversion(kind: str, reader: str, path: Path) -> str:
+def conversion(kind: str, reader: str, path: Path, option: str = "--model") -> str:
     """The line that makes a folder which is read of a folder or file that is not, and the option that names it."""
     made = path.with_name(f"{path.stem if path.is_file() else path.name}-safetensors")
     old, new = (json.dumps(str(place)) for place in (path, made))
     code = f"from diffusers import {kind} as P; P.{reader}({old}).save_pretrained({new})"
-    return f"python -c {shlex.quote(code)}, then --model {shlex.quote(str(made))}"
+    return f"python -c {shlex.quote(code)}, then {option} {shlex.quote(str(made))}"
 
 
 def _tensors(path: Path) -> list[str] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from alignbench.diffusion import configs, hub, weights
+from alignbench.diffusion import configs, conversion, hub, weights
 from alignbench.diffusion.experts import RefinedPipeline
 from alignbench.diffusion.hub import Repository
 from alignbench.diffusion.latent import Components, LatentPipeline
@@ -24,6 +24,7 @@ from alignbench.interface import Pipeline
 from alignbench.meter import Meter
 from alignbench.quiet import quieten
 
+AUTOENCODER_CLASS = "AutoencoderKL"
 AESTHETIC, NULL_AESTHETIC = 6.0, 2.5  # what the refiner is told of the picture to draw, and of the one to avoid
 
 
@@ -53,6 +54,9 @@ def load_pipeline(model: Model, folder: Path, source: str, revision: str | None,
 def find_autoencoder(name: str) -> Path:
     """The folder of an autoencoder: one that holds it, a pipeline's, or a repository's. Raises InputError."""
     folder = Path(name)
+    if folder.is_file():
+        line = conversion.conversion(AUTOENCODER_CLASS, "from_single_file", folder, "--vae")
+        raise InputError(f"--vae {name!r} is a file; expected a folder or hub id. Make a folder of it once: {line}")
     if folder.is_dir():
         folder = folder / "vae" if (folder / "vae").is_dir() else folder
     elif hub.HUB_ID.fullmatch(name):
@@ -60,7 +64,8 @@ def find_autoencoder(name: str) -> Path:
     absent = [] if (folder / "config.json").is_file() else ["config.json"]
     absent += weights.missing(folder, weights.NETWORK)
     if absent:
-        raise InputError(f"--vae {name!r}: {absent[0]} missing; expected a folder or hub id of an autoencoder.")
+        said = conversion.instead(folder, "", AUTOENCODER_CLASS, "--vae")
+        raise InputError(f"--vae {name!r}: {absent[0]} missing; expected a folder or hub id of an autoencoder.{said}")
     return folder
 
 

@@ -415,3 +415,18 @@ def test_the_same_weights_under_another_configuration_are_another_model(copy, or
     assert ours["configuration_sha256"] != plain["configuration_sha256"]
     note = load(copy("sd", file, _diffusers_version="9.9.9")).info()
     assert note["configuration_sha256"] == plain["configuration_sha256"]
+
+
+def test_an_autoencoder_in_one_file_or_pickled_is_refused_with_the_line_that_converts_it(copy, originals):
+    folder = copy() / "vae"
+    path = folder / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(InputError, match=r"is a file; .*P\.from_single_file\(.*\)', then --vae \S+-safetensors$"):
+        load(originals["sd"], Hold(autoencoder=str(path)))
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.unlink()
+    with pytest.raises(InputError, match=r"It holds diffusion_pytorch_model\.bin: pickled .*, then --vae \S+$") as e:
+        load(originals["sd"], Hold(autoencoder=str(folder)))
+    code, made = re.search(r"python -c '(.*)', then --vae (\S+)$", str(e.value)).groups()
+    exec(code)
+    ours, plain = load(originals["sd"], Hold(autoencoder=made)), load(originals["sd"])
+    assert torch.equal(ours.decode(latents()), plain.decode(latents()))
