@@ -16,10 +16,13 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from alignbench import Key, Prompt, Sampling
+from alignbench.asking.options import RunOptions
+from alignbench.asking.resolve import resolve
 from alignbench.diffusion import registry as models
 from alignbench.diffusion.registry import Hold
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.errors import InputError, RunError
+from alignbench.experiment.ready import check_pipeline
 from alignbench.meter import Meter
 
 TEXTS = ["a red circle", "two small blue stars"]
@@ -114,6 +117,24 @@ def test_a_model_that_says_what_is_not_honoured_is_refused_naming_it(copy, file,
     ) as e:
         load(folder)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "message"),
+    [
+        (SCHEDULER, {"_class_name": "LCMScheduler"}, "_class_name 'LCMScheduler'"),
+        (UNET, {"num_class_embeds": 10}, "num_class_embeds 10"),
+        (VAE, {"_class_name": "VQModel"}, "_class_name 'VQModel'"),
+        ("text_encoder/model.safetensors", None, r"text_encoder/model\.safetensors missing"),
+    ],
+)
+def test_a_dry_run_refuses_it_as_well(copy, file, fields, message):
+    folder = copy("sd", file, **fields) if fields else copy()
+    if fields is None:
+        (folder / file).unlink()
+    options = RunOptions(algo="base", model=str(folder), reward="jpeg_compressibility", scorers=())
+    with pytest.raises((InputError, RunError), match=message):
+        resolve(options)
 
 
 @pytest.mark.parametrize(
@@ -394,6 +415,9 @@ def test_a_half_precision_autoencoder_that_overflows_runs_in_float32_and_says_so
     assert mended.components.autoencoder.dtype == torch.float32
     assert list(mended.components.notes) == ["the autoencoder overflows in float16 and runs in float32"]
     assert mended.decode(latents()).isfinite().all()
+    said: list[str] = []
+    check_pipeline(mended, Sampling(5, 1.0), said.append)
+    assert said == list(mended.components.notes)
     with pytest.raises(InputError, match="its autoencoder makes values that are not finite; choose another --vae"):
         load(enlarged(copy(), float("inf")), half)
 
