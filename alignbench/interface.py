@@ -6,6 +6,7 @@ Shapes   b images of a batch, `latent` and `image` the axes of one latent and on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from alignbench.choices import Kernel
 from alignbench.keys import Key
-from alignbench.quantities import Condition, Prediction, Steps
+from alignbench.quantities import Condition, Prediction, Steps, guided
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a pipeline is sampled: number of steps, classifier-free guidance scale (1 = none), DDIM's η in [0, 1].
+    """How a pipeline is sampled: number of steps, classifier-free guidance scale, DDIM's η in [0, 1].
+
+    A guidance of at most 1 is none, as in diffusers, and is kept as 1.
 
     Kernel `exact` draws from the true p(x_s | x_t) instead of DDIM's Gaussian, where it is known in closed form.
     """
@@ -55,13 +58,15 @@ class Sampling:
     @property
     def evaluations(self) -> int:
         """Of the denoiser, for one image and step: classifier-free guidance takes two."""
-        return 1 if self.guidance == 1 else 2
+        return 2 if guided(self.guidance) else 1
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}.")
-        if self.guidance < 0:
+        if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance must not be negative, got {self.guidance}.")
+        if not guided(self.guidance):
+            object.__setattr__(self, "guidance", 1.0)
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], got {self.eta}.")
 
@@ -139,7 +144,7 @@ class Pipeline(Protocol):
     def predict(
         self, latents: Float[Tensor, b * latent], t: int | Tensor, condition: Condition, guidance: float = 1.0
     ) -> Prediction:
-        """The denoiser's prediction at training timestep t (one for all, or one per row). Guidance 1 runs it once."""
+        """The denoiser's prediction at training timestep t (one for all, or one per row). Guidance ≤ 1 is none."""
 
     def decode(self, latents: Float[Tensor, b * latent], clamp: bool = True) -> Float[Tensor, b * image]:
         """Images in [0, 1]. Gradient paths pass clamp=False: clamping kills the gradient of saturated pixels."""
@@ -248,7 +253,7 @@ class Reward(Protocol):
 
 @runtime_checkable
 class Truncates(Protocol):
-    """A scorer that reads so many words of a prompt and no more."""
+    """A scorer, or a pipeline, that reads so many words of a prompt and no more."""
 
     def truncated(self, prompts: Sequence[Prompt]) -> Sequence[bool]:
         """Which prompts are longer than that."""

@@ -17,6 +17,11 @@ from torch import Tensor
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 
+def guided(guidance: float) -> bool:
+    """Whether a scale of classifier-free guidance takes a second evaluation; at most 1 is none, as in diffusers."""
+    return guidance > 1
+
+
 @dataclass(frozen=True)
 class Condition:
     """What a denoiser is told about a batch of prompts, opaque to algorithms.

@@ -37,6 +37,7 @@ def as_values(result: Result, path: Path) -> dict[str, Any]:
         "means": means(result),
         "failed_scores": {name: n for name, n in failed.items() if n},
         "truncated_prompts": {name: n for name, n in result.truncated.items() if n},
+        "truncated_by_the_model": result.model_truncated,
         "metrics": {name: metric.model_dump() for name, metric in result.metrics.items()},
         "cost": result.cost.model_dump() if result.cost else None,
         "attempts": result.attempts,
@@ -62,6 +63,8 @@ def text(result: Result, path: Path, details: bool = False) -> str:
             for name, n in result.truncated.items()
             if n
         ]
+    if cut := ", ".join(f"{n} {use} prompts" for use, n in result.model_truncated.items()):
+        lines.append(f"  cut off     the model reads to its longest and no further: {cut}")
     lines += _optimality_lines(result)
     if result.cost:
         k = result.cost

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from alignbench import plugins
 from alignbench.choices import BudgetKind, Crop, DType, Kernel, ScorerDType, Ties, TrackerName
@@ -77,10 +77,16 @@ def _reward_name(value: str) -> str:
     return plugins.full_name("rewards", value)
 
 
+def _guidance(value: float) -> float:
+    """At most 1 is no guidance, so that one configuration has one name."""
+    return 1.0 if 0 <= value <= 1 else value
+
+
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Finite, Field(gt=0)]
+Guidance = Annotated[Finite, AfterValidator(_guidance)]
 Fields = Annotated[dict[str, Any], BeforeValidator(assignments)]
 Budget = Annotated[dict[BudgetKind, Positive] | None, BeforeValidator(assignments)]
 Pixels = Annotated[tuple[int, int] | None, BeforeValidator(_pixels)]
@@ -178,8 +184,8 @@ class SamplingOptions(Options):
     """How images are sampled; each is by default the model's own."""
 
     steps: Annotated[int | None, Option(EVALUATION, HASHED)] = Field(None, description="Sampling steps.")
-    guidance: Annotated[Finite | None, Option(EVALUATION, HASHED)] = Field(
-        None, description="Classifier-free guidance scale; 1 is none."
+    guidance: Annotated[Guidance | None, Option(EVALUATION, HASHED)] = Field(
+        None, description="Classifier-free guidance scale; at most 1 is none, and 0 means the same as 1."
     )
     eta: Annotated[Finite | None, Option(EVALUATION, HASHED)] = Field(
         None, description="Noise of DDIM sampling: 0 is deterministic, 1 ancestral."

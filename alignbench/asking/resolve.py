@@ -217,7 +217,7 @@ def _code(
 
 def _vae(options: RunOptions) -> str | None:
     """What the configuration keeps of --vae: of a folder what it holds, of the hub's its name."""
-    if options.vae is None or not Path(options.vae).is_dir():
+    if options.vae is None or not Path(options.vae).exists():
         return options.vae
     from alignbench.diffusion.loading import autoencoder_digest, find_autoencoder
 

@@ -244,6 +244,7 @@ def _words(value: Any) -> str:
 def _description(cell: Cell) -> list[str]:
     """What a cell would do, and what is known of its cost."""
     from alignbench.analysis.load import budget_text
+    from alignbench.experiment import cut_off
     from alignbench.experiment.estimate import estimate
 
     c = cell.configuration
@@ -259,6 +260,12 @@ def _description(cell: Cell) -> list[str]:
         ("scorers", ", ".join(c.scorers)),
         ("sampling", _listed(c.sampling)),
     ]
+    used = cut_off.prompts_of(cell)
+    cut = cut_off.counted(cut_off.reader_before_loading(cell), used)
+    if cut is None:
+        rows.append(("cut off", "not known before the model is on this machine"))
+    elif cut:
+        rows.append(("cut off", cut_off.sentence(cell.model.name, cut, used)))
     cost = estimate(cell)
     for name, value in c.fields.items():
         paper = cell.differs_from_paper.get(name)
@@ -267,6 +274,8 @@ def _description(cell: Cell) -> list[str]:
         rows.append(("field", f"{name} = {used}{note}"))
     if cell.preset:
         rows.append(("preset", cell.preset))
+    if cell.needs.names:
+        rows.append(("not here", f"{', '.join(cell.needs.names)}; alignbench fetch gets them"))
     rows += [("note", line) for line in cell.notes]
     title = f"{c.algorithm} on {cell.model.name} ({cell.model.source}), would write {cell.path}"
     return [title, *(f"  {label:12} {value}" for label, value in [*rows, *_cost_rows(cell, cost)])]

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from alignbench.diffusion import hub
+from alignbench.diffusion import hub, registry
+from alignbench.diffusion.configs import check_folder
 from alignbench.diffusion.hub import Part, Repository
-from alignbench.diffusion.layouts import DENOISER, LAYOUTS, pipeline_of
+from alignbench.diffusion.layouts import DENOISER, LAYOUTS, layout_of, pipeline_of
+from alignbench.diffusion.on_disk import sample_size, schedule_in, tokenizers_of
 from alignbench.diffusion.registry import Hold, Model, Wishes, read_json
 from alignbench.errors import InputError
 
@@ -68,6 +70,8 @@ class LatentFamily:
             raise InputError(
                 f"--kernel exact: the reverse kernel of model {model.name!r} is not known; only mixture's is."
             )
+        if not self.at_hand and not registry.missing(model):
+            check_folder(self.place(model).folder, model.source)
 
     def refuse_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Any will do."""
@@ -75,20 +79,34 @@ class LatentFamily:
     def latent_shape(
         self, model: Model, prompts: Sequence[Prompt] = (), resolution: tuple[int, int] | None = None
     ) -> tuple[int, ...] | None:
-        if self.needs(model):
+        if model in self.models and self.needs(model):
             size = resolution or ((model.resolution, model.resolution) if model.resolution else None)
-            return (4, size[0] // 8, size[1] // 8) if size and model in self.models else None
-        folder = self.place(model).folder
-        config = read_json(folder / "unet" / "config.json")
+            return (4, size[0] // 8, size[1] // 8) if size else None
+        if registry.missing(model):
+            return None
+        folder, source, _ = self.place(model)
+        layout, config = layout_of(folder, source), read_json(folder / "unet" / "config.json")
+        channels = config.get("in_channels", 4)
         if resolution is None:
-            size = config["sample_size"]
-            return (int(config["in_channels"]), *((size, size) if isinstance(size, int) else size))
-        levels = len(read_json(folder / "vae" / "config.json")["block_out_channels"])
-        return (int(config["in_channels"]), *(side // 2 ** (levels - 1) for side in resolution))
+            own = sample_size(source, layout, config)
+            return None if own is None else (channels, *own)
+        levels = read_json(folder / "vae" / "config.json").get("block_out_channels")
+        return (channels, *(side // 2 ** (len(levels or [0]) - 1) for side in resolution))
 
-    def typical_schedule(self) -> Schedule:
+    def truncated(self, model: Model, prompts: Sequence[Prompt]) -> list[bool] | None:
+        """Which prompts are longer than a text encoder of the model reads; None before it is on this machine."""
+        if registry.missing(model):
+            return None
+        from alignbench.diffusion.text import truncated
+
+        folder, source, _ = self.place(model)
+        return truncated(tokenizers_of(folder, source, layout_of(folder, source)), [p.text for p in prompts])
+
+    def typical_schedule(self, model: Model) -> Schedule:
         from alignbench.diffusion.schedule import Schedule
 
+        if not registry.missing(model):
+            return schedule_in(self.place(model).folder, model.source)
         levels = Schedule.scaled_linear()
         return Schedule(levels, float(levels[0]), steps_offset=1)
 

@@ -21,15 +21,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from alignbench.diffusion.checkpointing import Recomputation
+from alignbench.diffusion.latent_scale import LatentScale
 from alignbench.diffusion.policy_files import lora_config, save_denoiser, save_lora
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
-from alignbench.diffusion.text import TextEncoder, added
+from alignbench.diffusion.text import TextEncoder, added, truncated
 from alignbench.errors import Unsupported
 from alignbench.interface import FullFineTune, LoRA, Prompt, Tuning
 from alignbench.keys import Key
 from alignbench.meter import Meter
-from alignbench.quantities import Condition, Prediction, Steps
+from alignbench.quantities import Condition, Prediction, Steps, guided
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -53,12 +54,15 @@ class Components:
     info: Mapping[str, Any]
     meter: Meter
     checkpointing: bool = False  # policies compute activations again in the backward pass instead of keeping them
+    notes: Sequence[str] = ()  # what was done to make it work, a sentence each
     adapters: dict[str, list[nn.Parameter]] = field(default_factory=dict)  # the weights of each
     owners: WeakValueDictionary[str, LatentPolicy] = field(default_factory=WeakValueDictionary)  # the policy of each
     numbers: Iterator[int] = field(default_factory=itertools.count)  # for the names of the next
     active: str | None = None  # the adapter that is switched on
+    scale: LatentScale = field(init=False)
 
     def __post_init__(self) -> None:
+        self.scale = LatentScale.of(self.autoencoder.config)
         for network in (*self.text.networks, self.unet, self.autoencoder):
             network.requires_grad_(False).eval()
 
@@ -122,6 +126,10 @@ class LatentPipeline:
     def info(self) -> Mapping[str, Any]:
         return self.components.info
 
+    def truncated(self, prompts: Sequence[Prompt]) -> list[bool]:
+        """Which prompts are longer than a text encoder reads."""
+        return truncated(self.components.text.tokenizers, [prompt.text for prompt in prompts])
+
     @torch.no_grad()
     def condition(self, prompts: Sequence[Prompt]) -> Condition:
         if self._null is None:
@@ -145,12 +153,12 @@ class LatentPipeline:
     ) -> Prediction:
         self.components.switch(self.adapter)
         time = torch.as_tensor(t, device=latents.device).expand(len(latents))
-        if guidance == 1:
-            native = self._denoise(latents, time, condition.tensors)
-        else:
+        if guided(guidance):
             both = Condition.cat([condition.null, condition]).tensors
             null, conditional = self._denoise(torch.cat([latents, latents]), torch.cat([time, time]), both).chunk(2)
             native = null + guidance * (conditional - null)
+        else:
+            native = self._denoise(latents, time, condition.tensors)
         return self.components.schedule.predict(native, latents, t)
 
     def _denoise(
@@ -174,8 +182,8 @@ class LatentPipeline:
 
     def decode(self, latents: Float[Tensor, "b c h w"], clamp: bool = True) -> Float[Tensor, "b 3 height width"]:
         autoencoder = self.components.autoencoder
-        scaled = latents / autoencoder.config.scaling_factor
-        images: Tensor = autoencoder.decode(scaled.to(autoencoder.dtype)).sample.float() / 2 + 0.5
+        own = self.components.scale.to_autoencoder(latents)
+        images: Tensor = autoencoder.decode(own.to(autoencoder.dtype)).sample.float() / 2 + 0.5
         self.components.meter.forward("decode", len(latents))
         self.components.meter.watch("decode", images, len(latents), recomputed=self.recomputation is not None)
         return images.clamp(0, 1) if clamp else images
@@ -183,8 +191,7 @@ class LatentPipeline:
     def encode(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
         autoencoder = self.components.autoencoder
         posterior = autoencoder.encode((2 * images - 1).to(self.device, autoencoder.dtype)).latent_dist
-        latents: Tensor = posterior.mean.float() * autoencoder.config.scaling_factor
-        return latents
+        return self.components.scale.to_denoiser(posterior.mean.float())
 
     def adapt(self, tuning: Tuning, key: Key) -> LatentPolicy:
         if isinstance(tuning, LoRA):

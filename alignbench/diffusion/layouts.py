@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignbench.diffusion import conversion, weights
 from alignbench.diffusion.hub import Part, Repository
 from alignbench.diffusion.registry import read_json
-from alignbench.errors import InputError
+from alignbench.errors import InputError, RunError
 
 DENOISER = ("unet/config.json", "unet/diffusion_pytorch_model.safetensors")
 AUTOENCODER = ("config.json", "diffusion_pytorch_model.safetensors")
@@ -24,19 +25,29 @@ class Layout:
     autoencoder: bool = True
 
     @property
-    def files(self) -> list[str]:
-        """Those without which nothing can be loaded, but for the tokenizers', which come in two forms."""
-        names = ["model_index.json", "scheduler/scheduler_config.json", *DENOISER]
-        names += [f"{part}/{file}" for part in self.encoders for file in ("config.json", "model.safetensors")]
-        return names + [f"vae/{file}" for file in AUTOENCODER if self.autoencoder]
+    def networks(self) -> list[str]:
+        """The parts that have weights."""
+        return ["unet", *self.encoders, *(["vae"] if self.autoencoder else [])]
 
     def missing(self, folder: Path) -> list[str]:
         """The files that are not there. Without a vocabulary every word would be read as unknown."""
-        names = self.files
+        names = ["model_index.json", "scheduler/scheduler_config.json", *(f"{p}/config.json" for p in self.networks)]
         for part in self.tokenizers:
             if not (folder / part / "tokenizer.json").is_file():
                 names += [f"{part}/vocab.json", f"{part}/merges.txt"]
-        return [name for name in names if not (folder / name).is_file()]
+        absent = [name for name in names if not (folder / name).is_file()]
+        for part in self.networks:
+            absent += [f"{part}/{name}" for name in weights.missing(folder / part, weights.stem_of(part))]
+        return absent
+
+    def check(self, folder: Path, source: str) -> None:
+        """Raise RunError naming the files that are missing, and what lies there instead of weights."""
+        if not (absent := self.missing(folder)):
+            return
+        kind = next((name for name, layout in LAYOUTS.items() if layout is self), REFINER)
+        parts = [part for part in self.networks if f"{part}/{weights.stem_of(part)}.safetensors" in absent]
+        said = next(filter(None, (conversion.instead(folder, part, kind) for part in parts)), "")
+        raise RunError(f"cannot load {source}: {', '.join(absent)} missing.{said}")
 
 
 LAYOUTS: Mapping[str, Layout] = {
@@ -62,11 +73,12 @@ def layout_of(folder: Path, source: str) -> Layout:
 def pipeline_of(repository: Repository) -> Part:
     """A whole pipeline of the hub: the files of every layout, since only its index says which it has."""
     layouts = (*LAYOUTS.values(), REFINER_LAYOUT)
-    weights = {name: None for layout in layouts for name in layout.files if name.endswith(".safetensors")}
+    networks = dict.fromkeys(part for layout in layouts for part in layout.networks)
+    files = [f"{part}/{name}" for part in networks for name in weights.patterns(weights.stem_of(part))]
     vocabularies = {f"{part}/*": None for layout in layouts for part in layout.tokenizers}
     return Part(
         repository,
-        patterns=("model_index.json", "scheduler/*", *vocabularies, "*/config.json", *weights),
+        patterns=("model_index.json", "scheduler/*", *vocabularies, "*/config.json", *files),
         contents="model_index.json, unet, vae, text_encoder, tokenizer, scheduler",
         advice="Copy the diffusers folder here and pass its path as --model. `--model tiny` works offline.",
         missing=_missing,

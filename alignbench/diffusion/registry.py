@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from alignbench import plugins
+from alignbench.diffusion import conversion
 from alignbench.diffusion.hub import HUB_ID, Part, Repository, local
 from alignbench.errors import InputError, UnknownName
 
@@ -135,7 +136,8 @@ class Family(Protocol):
         """The device a user's word means. Raises InputError where it is not there."""
 
     def refuse(self, model: Model, wishes: Wishes, algorithm: str, trains: bool) -> None:
-        """Raise InputError naming an option that a model of this family would have to ignore."""
+        """Raise InputError naming an option that a model of this family would have to ignore, or what of the model's
+        own files, where they are on this machine."""
 
     def refuse_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raise InputError where one model cannot serve all of these prompts."""
@@ -145,8 +147,8 @@ class Family(Protocol):
     ) -> tuple[int, ...] | None:
         """The shape of one latent where it is known without loading or downloading, else None."""
 
-    def typical_schedule(self) -> Schedule:
-        """A noise schedule like those of its models, for counting what a run would cost."""
+    def typical_schedule(self, model: Model) -> Schedule:
+        """The noise schedule of a model, or one like it before it is downloaded, for counting what a run would cost."""
 
     def load(self, model: Model, meter: Meter, hold: Hold, prompts: Sequence[Prompt] = ()) -> Pipeline:
         """The pipeline of a model, frozen. Raises RunError where files are missing, InputError where they do not fit.
@@ -161,6 +163,15 @@ class Family(Protocol):
 
     def pairs(self, pipeline: Pipeline, reward: str, prompts: Prompts, key: Key, count: int) -> Pairs | None:
         """Its own preference pairs, labelled by a reward; None where it has none."""
+
+
+@runtime_checkable
+class TellsTruncated(Protocol):
+    """A family whose models read so many words of a prompt and no more."""
+
+    def truncated(self, model: Model, prompts: Sequence[Prompt]) -> Sequence[bool] | None:
+        """Which prompts are longer than a model reads, without loading its networks; None before it is on this
+        machine."""
 
 
 @functools.cache
@@ -192,8 +203,15 @@ def find(name: str) -> Model:
     folder = Path(name)
     if name and folder.is_dir():
         if not (folder / "model_index.json").is_file():
-            raise InputError(f"{name!r} is a folder without model_index.json; expected a saved diffusers pipeline.")
+            raise InputError(
+                f"{name!r} is a folder without model_index.json; expected a saved diffusers pipeline."
+                f"{conversion.of_folder(folder)}"
+            )
         return Model(folder.resolve().name, source=str(folder.resolve()), family=_reader(folder))
+    if folder.is_file():
+        raise InputError(f"{name!r} is a file: {conversion.of_file(folder)}")
+    if folder.suffix in conversion.ENDINGS:
+        raise InputError(f"there is no file {name!r}; {conversion.EXPECTED}, or a hub id such as org/name.")
     if HUB_ID.fullmatch(name) and not name.startswith("."):
         return Model(name.replace("/", "--"), source=name)
     raise UnknownName("model", name, [*named(), "a diffusers folder", "a hub id such as org/name"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,14 @@ from torch import Tensor
 
 from alignbench.errors import InputError
 from alignbench.quantities import Prediction, PredictionType, Steps, expand
+
+MOST_TIMESTEPS = 100_000
+OTHER_BETAS = (0.00085, 0.012)  # the defaults of some classes for beta_start and beta_end; of the others DDPM's
+OF_OTHER_BETAS = (
+    "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"
+)  # fmt: skip
+
+Spacing = Literal["leading", "trailing", "linspace"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class Schedule:
     final_alpha_bar: float  # the level after the last step
     kind: PredictionType = "epsilon"
     steps_offset: int = 0
-    spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    spacing: Spacing = "leading"
     clip: float | None = None
     chained: bool = False  # every step ends where the next starts; DDIMScheduler's do only where n divides T
 
@@ -38,39 +47,33 @@ class Schedule:
     def from_config(cls, config: Mapping[str, Any]) -> Schedule:
         """The schedule that a diffusers `scheduler_config.json` describes, whatever scheduler class it names.
 
-        Missing keys take DDIMScheduler's defaults except `clip_sample`: the latents of a latent diffusion model are
-        not confined to [-1, 1], and only a file that says so itself has them clamped.
+        Missing keys of the noise levels take the defaults of the class that is named, those of how steps are chosen
+        DDIMScheduler's, as where diffusers changes a pipeline's scheduler; except `clip_sample`: the latents of a
+        latent diffusion model are not confined to [-1, 1], and only a file that says so itself has them clamped.
+        Raises InputError naming a field and its value.
         """
-        timesteps = int(config.get("num_train_timesteps", 1000))
-        start, end = float(config.get("beta_start", 0.0001)), float(config.get("beta_end", 0.02))
-        rule = config.get("beta_schedule", "linear")
-        if config.get("trained_betas") is not None:
-            alpha_bar = (1 - torch.tensor(config["trained_betas"], dtype=torch.float64)).cumprod(0)
-        elif rule == "scaled_linear":
-            alpha_bar = cls.scaled_linear(start, end, timesteps)
-        elif rule == "linear":
-            alpha_bar = (1 - torch.linspace(start, end, timesteps, dtype=torch.float64)).cumprod(0)
-        else:
-            raise InputError(f"beta_schedule {rule!r} is not supported; expected scaled_linear or linear.")
-        if config.get("rescale_betas_zero_snr"):
-            root = alpha_bar.sqrt()
-            root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-            alpha_bar = root**2
+        alpha_bar = _levels(config)
+        kind = cast(PredictionType, _choice(config, "prediction_type", get_args(PredictionType)))
+        spacing = cast(Spacing, _choice(config, "timestep_spacing", get_args(Spacing)))
         if config.get("thresholding"):
             raise InputError("dynamic thresholding is not supported: it has no Gaussian step.")
-        kind = config.get("prediction_type", "epsilon")
-        if kind not in ("epsilon", "v_prediction", "sample"):
-            raise InputError(f"prediction_type {kind!r} is not supported; expected epsilon, v_prediction or sample.")
-        spacing = config.get("timestep_spacing", "leading")
-        if spacing not in ("leading", "trailing", "linspace"):
-            raise InputError(f"timestep_spacing {spacing!r} is not supported; expected leading, trailing or linspace.")
+        if kind == "epsilon" and alpha_bar[-1] == 0:
+            cause = "rescale_betas_zero_snr" if config.get("rescale_betas_zero_snr") else "its betas"
+            raise InputError(
+                f"prediction_type 'epsilon' with {cause}: the last noise level holds no signal (ᾱ = 0), and there the "
+                "noise says nothing of the image; expected v_prediction or sample."
+            )
+        clip = _number(config, "clip_sample_range", 1.0) if config.get("clip_sample", False) else None
+        offset = _number(config, "steps_offset", 0)
+        if offset != int(offset) or not 0 <= offset < len(alpha_bar):
+            raise InputError(f"steps_offset {offset!r}: expected a whole number of timesteps, at least 0.")
         return cls(
             alpha_bar=alpha_bar,
             final_alpha_bar=1.0 if config.get("set_alpha_to_one", True) else float(alpha_bar[0]),
             kind=kind,
-            steps_offset=int(config.get("steps_offset", 0)),
+            steps_offset=int(offset),
             spacing=spacing,
-            clip=float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", False) else None,
+            clip=clip,
         )
 
     def __len__(self) -> int:
@@ -96,7 +99,10 @@ class Schedule:
         else:
             t = torch.linspace(0, total - 1, n, dtype=torch.float64).round().long().flip(0)
         if t.max() >= total:
-            raise InputError(f"{n} steps with steps_offset {self.steps_offset} leave the {total} training timesteps.")
+            raise InputError(
+                f"{n} steps with steps_offset {self.steps_offset} leave the {total} training timesteps; expected at "
+                f"most {total - self.steps_offset} steps."
+            )
         before = t - stride
         next_level = torch.where(before >= 0, self.alpha_bar[before.clamp(min=0)], self.final_alpha_bar)
         if self.chained:
@@ -113,3 +119,63 @@ class Schedule:
         """x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε."""
         level = self.alpha_bar[t.cpu()]
         return expand(level.sqrt(), x0) * x0 + expand((1 - level).sqrt(), x0) * noise
+
+
+def _levels(config: Mapping[str, Any]) -> Float[Tensor, " T"]:
+    """ᾱ of every training timestep, in float64. Raises InputError where they are not those of a noise schedule."""
+    total = _number(config, "num_train_timesteps", 1000)
+    if total != int(total) or not 2 <= total <= MOST_TIMESTEPS:
+        raise InputError(f"num_train_timesteps {total!r}: expected a whole number from 2 to {MOST_TIMESTEPS}.")
+    total = int(total)
+    usual = OTHER_BETAS if config.get("_class_name") in OF_OTHER_BETAS else (0.0001, 0.02)
+    start, end = _number(config, "beta_start", usual[0]), _number(config, "beta_end", usual[1])
+    rule, trained = config.get("beta_schedule", "linear"), config.get("trained_betas")
+    if trained is not None:
+        betas = _trained(trained, total)
+    elif rule == "scaled_linear":
+        betas = torch.linspace(max(start, 0) ** 0.5, max(end, 0) ** 0.5, total, dtype=torch.float64) ** 2
+    elif rule == "linear":
+        betas = torch.linspace(start, end, total, dtype=torch.float64)
+    elif rule == "squaredcos_cap_v2":
+        cosine = torch.cos((torch.arange(total + 1, dtype=torch.float64) / total + 0.008) / 1.008 * torch.pi / 2) ** 2
+        betas = (1 - cosine[1:] / cosine[:-1]).clamp(max=0.999)  # Nichol and Dhariwal 2021
+    else:
+        raise InputError(
+            f"beta_schedule {rule!r} is not supported; expected scaled_linear, linear or squaredcos_cap_v2."
+        )
+    if not (betas > 0).all() or not (betas <= 1).all():
+        where = "trained_betas" if trained is not None else f"beta_start {start!r} and beta_end {end!r}"
+        raise InputError(f"{where}: the variances of the noise that is added must lie in (0, 1].")
+    alpha_bar = (1 - betas).cumprod(0)
+    if config.get("rescale_betas_zero_snr"):
+        root = alpha_bar.sqrt()
+        alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    if (alpha_bar[:-1] <= alpha_bar[1:]).any():
+        raise InputError("the betas do not take signal away at every timestep; expected a DDPM noise schedule.")
+    return alpha_bar
+
+
+def _trained(values: object, total: int) -> Float[Tensor, " T"]:
+    fits = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == total
+    if not fits or not all(type(value) in (int, float) for value in values):  # type: ignore[attr-defined]
+        raise InputError(f"trained_betas: expected a list of {total} numbers, as many as num_train_timesteps says.")
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _number(config: Mapping[str, Any], name: str, usual: float) -> float:
+    """A finite number of a file; a field that is null is absent."""
+    value = config.get(name)
+    if value is None:
+        return usual
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise InputError(f"{name} {value!r}: expected a number.")
+    found: float = value
+    return found
+
+
+def _choice(config: Mapping[str, Any], name: str, choices: Sequence[str]) -> str:
+    """One of the words that a field may hold; the first where it is absent."""
+    value = config.get(name, choices[0])
+    if isinstance(value, str) and value in choices:
+        return value
+    raise InputError(f"{name} {value!r} is not supported; expected {', '.join(choices[:-1])} or {choices[-1]}.")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from alignbench.errors import InputError, RunError
+
+SHORTEST = 3  # tokens: the two that begin and end a text, and one between them
 
 
 @runtime_checkable
@@ -17,6 +22,13 @@ class TextEncoder(Protocol):
 
     @property
     def networks(self) -> Sequence[nn.Module]: ...
+
+    @property
+    def tokenizers(self) -> Sequence[Any]: ...
+
+    @property
+    def width(self) -> int:
+        """Of a token's embedding."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]: ...
 
@@ -33,6 +45,14 @@ class SingleText:
     @property
     def networks(self) -> Sequence[nn.Module]:
         return [self.encoder]
+
+    @property
+    def tokenizers(self) -> Sequence[Any]:
+        return [self.tokenizer]
+
+    @property
+    def width(self) -> int:
+        return int(self.encoder.config.hidden_size)
 
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
         hidden: Float[Tensor, "b tokens dim"] = self.encoder(tokenised(self.tokenizer, texts, self.encoder.device))[0]
@@ -62,6 +82,14 @@ class SizedText:
     @property
     def networks(self) -> Sequence[nn.Module]:
         return list(self.encoders)
+
+    @property
+    def width(self) -> int:
+        return sum(int(encoder.config.hidden_size) for encoder in self.encoders)
+
+    @property
+    def pooled_width(self) -> int:
+        return int(self.encoders[-1].config.projection_dim)
 
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
         outputs = [
@@ -100,3 +128,34 @@ def tokenised(tokenizer: Any, texts: Sequence[str], device: torch.device) -> Int
         return_tensors="pt",
     ).input_ids
     return tokens.to(device)
+
+
+def truncated(tokenizers: Sequence[Any], texts: Sequence[str]) -> list[bool]:
+    """Which texts are longer than one of the tokenizers keeps."""
+    cut = [False] * len(texts)
+    for tokenizer in tokenizers if texts else ():
+        rows = tokenizer(list(texts), truncation=False, verbose=False).input_ids
+        cut = [before or len(row) > tokenizer.model_max_length for before, row in zip(cut, rows, strict=True)]
+    return cut
+
+
+def open_tokenizer(folder: Path, source: str, part: str, positions: int, vocabulary: int) -> Any:
+    """A tokenizer, which cuts off where its text encoder ends, of so many positions and rows for tokens: some say no
+    length of their own. Raises RunError where it cannot be read, InputError where the two do not fit."""
+    from transformers import CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder=part)
+        numbers = tokenizer.get_vocab().values()
+    except Exception as error:  # the library raises all kinds for a broken file
+        raise RunError(f"cannot load {source}: {' '.join(str(error).split())}") from error
+    own = tokenizer.model_max_length
+    if type(own) not in (int, float) or own < SHORTEST:
+        raise InputError(f"{source}: {part} has model_max_length {own!r}; expected a number of tokens, such as 77.")
+    if max(numbers, default=0) >= vocabulary:
+        raise InputError(
+            f"{source}: {part} numbers its tokens up to {max(numbers)}, its text encoder has {vocabulary} rows for "
+            "them; expected a tokenizer of this model."
+        )
+    tokenizer.model_max_length = min(int(own), positions)
+    return tokenizer

@@ -35,7 +35,7 @@ from alignbench.interface import (
 )
 from alignbench.keys import Key
 from alignbench.meter import Cost, Meter
-from alignbench.quantities import Condition, Prediction, Steps
+from alignbench.quantities import Condition, Prediction, Steps, guided
 
 IMAGES = 2  # sampled to count the cost per image
 
@@ -83,7 +83,7 @@ class StandIn:
         return self.schedule.add_noise(x0, noise, t)
 
     def predict(self, latents: Tensor, t: int | Tensor, condition: Condition, guidance: float = 1.0) -> Prediction:
-        n = len(latents) * (1 if guidance == 1 else 2)
+        n = len(latents) * (2 if guided(guidance) else 1)
         output = latents * 0.1 + self.weight
         self.meter.forward("denoiser", n)
         self.meter.watch("denoiser", output, n)
@@ -198,7 +198,7 @@ def estimate(cell: Cell) -> Estimate | None:
     if shape is None:
         return None
     meter = Meter()
-    stand_in = StandIn(cell.family.typical_schedule(), shape, meter)
+    stand_in = StandIn(cell.family.typical_schedule(cell.model), shape, meter)
     problem = _OneRound(
         stand_in, MeteredReward("stand-in", _MeanReward(), meter), cell.training, cell.sampling, meter, Key("estimate")
     )
@@ -217,8 +217,7 @@ def estimate(cell: Cell) -> Estimate | None:
     made = 0
     if pairs is not None and pairs["source"] == "made":
         made = int(pairs["count"] or 0) * int(pairs["candidates"] or 0)
-    sampling = cell.sampling
-    steps = sampling.steps * (1 if sampling.guidance == 1 else 2)
+    steps = cell.sampling.steps * cell.sampling.evaluations
     alignment = trained + Cost(denoiser_forward=made * steps, decode_forward=made, reward_forward=made)
     images = len(cell.evaluated) * cell.options.images_per_prompt
     evaluation = Cost(**{name: value * images // IMAGES for name, value in one.as_dict().items()})

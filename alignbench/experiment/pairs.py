@@ -26,7 +26,9 @@ from alignbench.diffusion import registry
 from alignbench.diffusion.registry import Hold
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.errors import InputError, RunError
+from alignbench.experiment import cut_off
 from alignbench.experiment.metered import MeteredReward
+from alignbench.experiment.ready import check_pipeline
 from alignbench.files import append_line, complete_lines, write_text
 from alignbench.interface import Pipeline, Prompt, Reward, Sampling
 from alignbench.keys import Key
@@ -122,9 +124,13 @@ def make_for(options: PairsOptions) -> tuple[str, Made]:
         candidates=options.candidates,
     )
     with Progress() as progress:
+        progress.follow(meter)
         for line in prompt_sets.notes_on(name):
             progress.say(line)
-        progress.follow(meter)
+        check_pipeline(pipeline, feedback.sampling, progress.say)
+        used = {"training": prompts}
+        if cut := cut_off.counted(cut_off.reader_of(pipeline), used):
+            progress.say(cut_off.sentence(model.name, cut, used))
         made = make_pairs(feedback, options.output, options.batch_size or BATCH[3], meter, progress)
     return f"{model.name} on {name}/{split}, labelled by {reward_name}", made
 

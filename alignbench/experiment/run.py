@@ -17,12 +17,13 @@ from alignbench.caches import scores_folder
 from alignbench.devices import BATCH
 from alignbench.diffusion.latent import LatentPipeline
 from alignbench.errors import Diverged, InputError, RunError, Unsupported
-from alignbench.experiment import evaluate, optimality
+from alignbench.experiment import cut_off, evaluate, optimality
 from alignbench.experiment.align import add_pairs, align, problem_of
 from alignbench.experiment.budget import resolve_budget
 from alignbench.experiment.evaluate import Scores
 from alignbench.experiment.pairs import Made
 from alignbench.experiment.problem import CellProblem
+from alignbench.experiment.ready import check_pipeline
 from alignbench.experiment.trackers import Trackers, check_installed
 from alignbench.experiment.trained import WEIGHTS, Trained, kept_of
 from alignbench.files import remove_leftovers_of
@@ -123,10 +124,16 @@ def _prepare(cell: Cell, attempt: int, device: str, progress: Progress, trained:
     progress.say(f"loading model {cell.model.name}")
     pipeline, aligned = _pipeline(cell, meter, device)
     _check_scorers(cell, pipeline)
+    check_pipeline(pipeline, cell.sampling, progress.say)
+    used = cut_off.prompts_of(cell)
+    cut = cut_off.counted(cut_off.reader_of(pipeline), used) or {}
+    if cut:
+        progress.say(cut_off.sentence(cell.model.name, cut, used))
     batch = cell.options.batch_size or BATCH[3 if len(pipeline.info()["image_shape"]) == 3 else 1]
     problem = problem_of(cell, pipeline, meter, batch, progress)
     made = add_pairs(cell, problem, batch) if trained is None else None
-    draft = _Draft(cell, pipeline, aligned, device, attempt, started, trained.path.name if trained else None)
+    origin = trained.path.name if trained else None
+    draft = _Draft(cell, pipeline, aligned, device, attempt, started, cut, origin)
     if attempt > 1:
         _check_same_scorers(cell)
     if not cell.path.exists():
@@ -349,6 +356,7 @@ class _Draft:
     device: str
     attempts: int
     started: str
+    cut: Mapping[str, int]  # prompts that the model cuts off
     origin: str | None  # the result whose weights are evaluated
 
     def result(self, status: Status, reason: str | None, found: _Found | None = None) -> Result:
@@ -373,6 +381,7 @@ class _Draft:
             prompts=[
                 PromptRow(id=p.id, text=p.text, category=p.category, challenge=p.challenge) for p in cell.evaluated
             ],
+            model_truncated=dict(self.cut),
             environment=environment(self.device),
             asked=cell.options.asked,
             origin=self.origin,

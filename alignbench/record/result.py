@@ -168,6 +168,7 @@ class Result(_Record):
     prompts: list[PromptRow]
     rows: list[Row]
     truncated: dict[str, Count] = Field(default_factory=dict)  # evaluated prompts longer than a scorer reads, by scorer
+    model_truncated: dict[str, Count] = Field(default_factory=dict)  # prompts longer than the model reads, by their use
     metrics: dict[str, Metric]
     frontiers: dict[str, FrontierCurve] = Field(default_factory=dict)  # by scorer
     curve: list[dict[str, Any]]
@@ -190,6 +191,8 @@ def _digest(content: dict[str, Any]) -> str:
 def write(path: Path, result: Result) -> None:
     """Write a result atomically, one row a line so that files can be compared by eye."""
     content = result.model_dump(mode="json", by_alias=True)
+    if not result.model_truncated:  # as in files older than the count
+        del content["model_truncated"]
     for name in ("prompts", "rows"):
         content[name] = [{k: v for k, v in item.items() if k not in SPARSE or v} for item in content[name]]
     content["digest"] = _digest(content)

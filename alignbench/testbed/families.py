@@ -83,7 +83,7 @@ class MixtureFamily:
     ) -> tuple[int, ...] | None:
         return (_world(prompts)[1].mixture.dimension,)
 
-    def typical_schedule(self) -> Schedule:
+    def typical_schedule(self, model: Model) -> Schedule:
         from alignbench.testbed.pipeline import exact_schedule
 
         return exact_schedule()

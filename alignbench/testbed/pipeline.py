@@ -28,7 +28,7 @@ from alignbench.files import replace_file
 from alignbench.interface import LoRA, Prompt, Tuning
 from alignbench.keys import Key, normal
 from alignbench.meter import Meter
-from alignbench.quantities import Condition, Prediction, Steps
+from alignbench.quantities import Condition, Prediction, Steps, guided
 from alignbench.testbed.exact_problem import ExactProblem, describe, problem_of
 from alignbench.testbed.mixture import Mixture
 
@@ -90,7 +90,7 @@ class MixturePipeline:
     def predict(
         self, latents: Float[Tensor, "b d"], t: int | Tensor, condition: Condition, guidance: float = 1.0
     ) -> Prediction:
-        evaluations = len(latents) if guidance == 1 else 2 * len(latents)
+        evaluations = (2 if guided(guidance) else 1) * len(latents)
         self.meter.forward("denoiser", evaluations)
         prediction = self.schedule.predict(torch.zeros_like(latents), latents, t)
         level = prediction.alpha_bar[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -199,9 +200,9 @@ def test_the_refiner_alone_is_no_model(refiner):
 
 def test_a_model_that_is_told_more_than_noise_is_refused(folder, tmp_path):
     other = Path(shutil.copytree(folder, tmp_path / "inpainting"))
-    unet = random_models.UNet2DConditionModel(**random_models.small_unet(20, in_channels=9))
-    unet.save_pretrained(other / "unet")
-    with pytest.raises(InputError, match=r"its denoiser takes 9 channels; expected the 4 of a text-to-image model"):
+    config = json.loads((other / "unet" / "config.json").read_text())
+    random_models.write(other / "unet" / "config.json", **config | {"in_channels": 9})
+    with pytest.raises(InputError, match=r"unet/config\.json has in_channels 9, which is not supported; expected 4\.$"):
         load(other)
 
 

@@ -96,7 +96,7 @@ def test_an_impossible_number_of_steps_is_refused(n):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule 'squaredcos_cap_v2' is not supported"),
+        ({"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid' is not supported"),
         ({"prediction_type": "flow"}, "prediction_type 'flow' is not supported"),
         ({"timestep_spacing": "odd"}, "timestep_spacing 'odd' is not supported"),
         ({"thresholding": True}, "dynamic thresholding is not supported"),

@@ -1,0 +1,106 @@
+"""What is said of weights that are not read: what they are, and the line that makes a folder of them that is.
+Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+ENDINGS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".gguf")
+DENOISER = "model.diffusion_model."
+SD, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
+# How a checkpoint in one file names its tensors: what it is then, and the class that reads all of it.
+CHECKPOINTS = (
+    ("conditioner.embedders.1.", "Stable Diffusion XL", SDXL),
+    ("cond_stage_model.model.", "Stable Diffusion 2", SD),
+    ("cond_stage_model.", "Stable Diffusion 1", SD),
+)
+PARTS = (
+    ("model.diffusion_model.double_blocks.", "a FLUX model, which is not supported"),
+    ("double_blocks.", "a FLUX model, which is not supported"),
+    ("model.diffusion_model.joint_blocks.", "a Stable Diffusion 3 model, which is not supported"),
+    (DENOISER, "a denoiser without its text encoders"),
+    ("lora_", "a LoRA; name its base model as --model and this as --adapter"),
+    ("unet.", "a LoRA; name its base model as --model and this as --adapter"),
+    ("base_model.model.", "a LoRA; name its base model as --model and this as --adapter"),
+    ("first_stage_model.", "an autoencoder; for --vae it must be in the layout of diffusers"),
+    ("encoder.", "an autoencoder; give its folder, with config.json, as --vae"),
+    ("down_blocks.", "a denoiser alone; give the folder of the whole pipeline, which holds model_index.json"),
+    ("conv_in.", "a denoiser alone; give the folder of the whole pipeline, which holds model_index.json"),
+)
+EXPECTED = "expected the folder of a saved diffusers pipeline"
+
+
+def weights_among(folder: Path) -> list[str]:
+    """The names of the files in a folder that hold weights of some kind."""
+    return sorted(path.name for path in folder.glob("*") if path.suffix in ENDINGS and path.is_file())
+
+
+def instead(folder: Path, part: str, kind: str, option: str = "--model") -> str:
+    """Behind the message that the weights of a part are missing: what its folder holds instead, and what to type where
+    that can be converted. `kind` is the class of the whole, which `option` names."""
+    held = weights_among(folder / part)
+    if not held:
+        return ""
+    said = f" {part or 'It'} holds {_listed(held)}"
+    if not any(name.endswith(".bin") for name in held):
+        return f"{said}, which is not read."
+    return (
+        f"{said}: pickled weights, which can run code and are not read. If you trust them, convert the folder once: "
+        f"{conversion(kind, 'from_pretrained', folder, option)}"
+    )
+
+
+def of_folder(folder: Path) -> str:
+    """Behind the message that a folder is no pipeline: what it holds, and what to type where that can be converted."""
+    held = weights_among(folder)
+    return f" It holds {_listed(held)}: {of_file(folder / held[0])}" if held else ""
+
+
+def of_file(path: Path) -> str:
+    """What a file is that somebody named as a model, and what to do with it."""
+    if path.suffix == ".safetensors":
+        names = _tensors(path)
+        if names is None:
+            return f"{path.name} cannot be read as safetensors; {EXPECTED}."
+        starts = {start for start, *_ in (*CHECKPOINTS, *PARTS) if any(name.startswith(start) for name in names)}
+        whole = next((known for known in CHECKPOINTS if DENOISER in starts and known[0] in starts), None)
+        if whole is None:
+            what = next((what for start, what in PARTS if start in starts), EXPECTED)
+            return f"{path.name} holds {len(names)} tensors: {what}."
+        what, kind = f"a checkpoint of {whole[1]} in one file. Make", whole[2]
+    elif path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        what, kind = (
+            "pickled weights, which can run code and are not read. If they are SD's and you trust them, make",
+            SD,
+        )
+    else:
+        return f"{path.name} is a file; {EXPECTED}."
+    line = conversion(kind, "from_single_file", path)
+    return f"{what} a folder of it once, where the model hub can be reached: {line}"
+
+
+def conversion(kind: str, reader: str, path: Path, option: str = "--model") -> str:
+    """The line that makes a folder which is read of a folder or file that is not, and the option that names it."""
+    made = path.with_name(f"{path.stem if path.is_file() else path.name}-safetensors")
+    old, new = (json.dumps(str(place)) for place in (path, made))
+    code = f"from diffusers import {kind} as P; P.{reader}({old}).save_pretrained({new})"
+    return f"python -c {shlex.quote(code)}, then {option} {shlex.quote(str(made))}"
+
+
+def _tensors(path: Path) -> list[str] | None:
+    """The names of a file's tensors, from its header; None where it has none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError):
+        return None
+
+
+def _listed(names: Iterable[str]) -> str:
+    first = list(names)
+    return f"{', '.join(first[:3])}{' and more' if len(first) > 3 else ''}"
