@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 DType = Literal["float32", "float16", "bfloat16"]
 ScorerDType = Literal["float32", "bfloat16"]
@@ -17,3 +17,4 @@ CurveAxis = Literal["rounds", "denoiser", "seconds"]  # of reward curves
 KeptKind = Literal["scores", "pairs", "tensors", "files"]  # what lies in the cache
 Fetched = Literal["scorers", "prompts", "models"]  # what needs a network once
 ToyName = Literal["mixture", "tiny"]  # what an algorithm is checked on
+NO_REWARD: Final = "none"  # what is typed for a reward where none is wanted

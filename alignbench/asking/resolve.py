@@ -15,7 +15,9 @@ from alignbench.asking.adapter_folders import adapter_folder
 from alignbench.asking.needs import Needs
 from alignbench.asking.options import RunOptions, SamplingOptions
 from alignbench.asking.presets import Defaults, build_algorithm, defaults_of, differences
+from alignbench.asking.rewarded import NoReward, reward_name_of
 from alignbench.asking.sources import Sources
+from alignbench.choices import NO_REWARD
 from alignbench.diffusion import registry
 from alignbench.diffusion.registry import Family, Hold, Model
 from alignbench.errors import InputError
@@ -81,8 +83,8 @@ def resolve(options: RunOptions) -> Cell:
     adapter = adapter_folder(options.adapter) if options.adapter is not None else None
     adapter_digest = family.adapter_digest(adapter) if adapter is not None else None
     asked = data.prompts_of(options, model, family, defaults, algorithm)
-    reward_name = options.reward or defaults.reward(asked.evaluated)
-    reward = reward_of(reward_name, options.scoring)
+    reward_name = reward_name_of(options, defaults, algorithm, asked.evaluated)
+    reward = reward_of(reward_name, options.scoring) if reward_name is not None else NoReward()
     chosen, pairs = data.pairs_of(options, defaults, algorithm, family, asked, reward_name)
     scorers = _scorers(options, defaults, reward_name, asked.evaluated)
     configuration = Configuration(
@@ -126,7 +128,7 @@ def resolve(options: RunOptions) -> Cell:
         chosen=chosen,
         sources=asked.sources,
         reward=reward,
-        reward_name=reward_name,
+        reward_name=reward_name or NO_REWARD,
         scorers=scorers,
         adapter=adapter,
         path=options.output / f"{stem}.json",
@@ -170,14 +172,15 @@ def sampling_of(model: Model, options: SamplingOptions) -> Sampling:
 
 
 def _scorers(
-    options: RunOptions, defaults: Defaults, reward_name: str, evaluated: Sequence[Prompt]
+    options: RunOptions, defaults: Defaults, reward_name: str | None, evaluated: Sequence[Prompt]
 ) -> dict[str, Reward]:
     """The reward and the held-out scorers that can score these prompts, by label. Raises InputError for one that was
     named and cannot."""
-    named = {name for name in (options.reward, *(options.scorers or ())) if name}
+    named = {name for name in (options.named_reward, *(options.scorers or ())) if name}
     others = defaults.scorers if options.scorers is None else options.scorers
+    first = [reward_name] if reward_name else [] if options.scorers else [defaults.reward(evaluated)]
     chosen, why = {}, ""
-    for name in dict.fromkeys([reward_name, *others]):
+    for name in dict.fromkeys([*first, *others]):
         reward = reward_of(name, options.scoring)
         reason = reward.unsupported(evaluated, ())
         if reason is None and label(name) in chosen:

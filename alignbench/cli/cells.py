@@ -174,6 +174,8 @@ def _base_command(cell: Cell) -> str:
         value = getattr(options, name)
         if (of_evaluation or name in same) and value not in (field.default, ()):
             words.append(f"--{name.replace('_', '-')}{_words(value)}")
+    if options.reward is None and options.scorers is not None:  # `base` would leave the reward out
+        words.append(f"--reward {typed(cell.reward_name)}")
     return " ".join(words)
 
 

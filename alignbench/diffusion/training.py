@@ -90,6 +90,7 @@ class PairTraining(Training):
     their Stable Diffusion 1.5 run, with a LoRA of ours)."""
 
     learns_from_pairs: ClassVar[bool] = True
+    reads_reward: ClassVar[bool] = False  # one may have labelled the pairs
 
     rounds: int = 200  # with a checkpoint after each
     updates_per_round: int = 10  # optimiser steps

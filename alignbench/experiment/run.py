@@ -13,6 +13,7 @@ from alignbench import devices
 from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.adapter_folders import check_model, name_of
 from alignbench.asking.resolve import Cell
+from alignbench.asking.rewarded import as_without_reward
 from alignbench.caches import scores_folder
 from alignbench.devices import BATCH
 from alignbench.diffusion.latent import LatentPipeline
@@ -84,7 +85,8 @@ def _finished(cell: Cell, work: Resumable, force: bool) -> Result | None:
     if force or not cell.path.exists():
         return None
     result = results.read(cell.path)
-    work.check_same(result.configuration.model_dump(mode="json"), cell.path)
+    found = as_without_reward(result.configuration, cell.configuration)
+    work.check_same(found.model_dump(mode="json"), cell.path)
     return result if result.status in ("complete", "diverged", "unsupported") else None
 
 
