@@ -31,9 +31,13 @@ class Published:
     model: str | None = None  # that it is for, as `alignbench list models` has it; None: for any
     reward: str | None = None  # likewise
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.source})"
+
 
 @runtime_checkable
 class OfPapers(Algorithm, Protocol):
-    """An algorithm that keeps what was published of it. The defaults of its fields are the first's."""
+    """An algorithm that keeps what was published of it. Its defaults are those of the first, but for what its header
+    says."""
 
     paper: ClassVar[tuple[Published, ...]]

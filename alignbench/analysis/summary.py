@@ -71,19 +71,28 @@ def text(result: Result, path: Path, details: bool = False) -> str:
         )
     if details:
         e = result.evaluation
-        changed = {name: entry["value"] for name, entry in result.differs_from_paper.items()}
+        preset = f" (preset {result.preset})" if result.preset else ""
         lines += [
             f"  evaluation  {e.fingerprint}: prompts sha256 {e.prompts_sha256[:12]}, seed {e.eval_seed}",
             f"  model       {_pairs(e.model)}",
             f"  sampler     {_pairs(result.sampler)}",
             f"  fields      {_pairs(c.fields)}",
-            f"  not default {_pairs(changed)}{f' (preset {result.preset})' if result.preset else ''}",
+            f"{_beside_paper(result)}{preset}",
             f"  scorers     {', '.join(s.id for s in result.scorers.values())}",
             f"  made        {result.finished}, {result.environment.get('device')}, commit "
             f"{result.environment.get('commit')}, attempt {result.attempts}",
         ]
     lines.append(f"  file        {path}")
     return "\n".join(lines) + "\n"
+
+
+def _beside_paper(result: Result) -> str:
+    """What is not as published. Files that name no configuration were compared with the algorithm's own defaults."""
+    entries = result.differs_from_paper.items()
+    if result.published is None:
+        return f"  not default {_pairs({name: entry['value'] for name, entry in entries})}"
+    differs = _pairs({name: f"{entry['value']} ({entry['paper']})" for name, entry in entries})
+    return f"  paper       {result.published}\n  differs     {differs}"
 
 
 def _optimality_lines(result: Result) -> list[str]:

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from alignbench import plugins
 from alignbench.asking import data, naming
@@ -14,7 +13,8 @@ from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.adapter_folders import adapter_folder
 from alignbench.asking.needs import Needs
 from alignbench.asking.options import RunOptions, SamplingOptions
-from alignbench.asking.presets import Defaults, build_algorithm, defaults_of, differences
+from alignbench.asking.papers import Beside, beside
+from alignbench.asking.presets import Defaults, build_algorithm, defaults_of
 from alignbench.asking.rewarded import NoReward, reward_name_of
 from alignbench.asking.sources import Sources
 from alignbench.choices import NO_REWARD
@@ -46,7 +46,7 @@ class Cell:
     configuration: Configuration
     sampling: Sampling
     preset: str | None
-    differs_from_paper: dict[str, Any]
+    beside: Beside | None  # what was published of the algorithm
     evaluated: Sequence[Prompt]
     prompts_sha256: str
     training: Prompts
@@ -120,7 +120,7 @@ def resolve(options: RunOptions) -> Cell:
         configuration=configuration,
         sampling=sampling,
         preset=preset,
-        differs_from_paper=differences(kind(), algorithm),
+        beside=beside(algorithm, sampling, model, reward_name),
         evaluated=asked.evaluated,
         prompts_sha256=prompt_sets.digest(asked.whole),
         training=asked.training,

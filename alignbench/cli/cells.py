@@ -209,14 +209,24 @@ def _description(cell: Cell) -> str:
     ]
     cost = estimate(cell)
     for name, value in c.fields.items():
-        paper = cell.differs_from_paper.get(name)
         used = getattr(cost.algorithm, name) if cost else value
-        note = "   (what the budget pays for)" if used != value else f"   (paper: {paper['paper']})" if paper else ""
+        note = "   (what the budget pays for)" if used != value else cell.beside.note(name) if cell.beside else ""
         rows.append(("field", f"{name} = {used}{note}"))
+    rows += _published_rows(cell)
     if cell.preset:
         rows.append(("preset", cell.preset))
     lines = [f"{c.algorithm} on {cell.model.name} ({cell.model.source}), would write {cell.path}"]
     return "\n".join([*lines, *(f"  {label:12} {value}" for label, value in [*rows, *_cost_rows(cell, cost)])])
+
+
+def _published_rows(cell: Cell) -> list[tuple[str, str]]:
+    """Which published configuration a cell is nearest to, and what of it that is no field is different here."""
+    if cell.beside is None:
+        return []
+    named = {name: value for name, value in cell.beside.values.items() if name not in cell.configuration.fields}
+    notes = ((name, value, cell.beside.note(name)) for name, value in named.items())
+    rows = [("differs", f"{name.replace('.', ' ')} = {value}{note}") for name, value, note in notes if note]
+    return [("paper", f"nearest: {cell.beside.nearest}"), *rows]
 
 
 def _listed(values: Any) -> str:

@@ -43,6 +43,11 @@ class Training:
         positive(self, "learning_rate", "max_norm")
         not_negative(self, "weight_decay")
 
+    @property
+    def updates(self) -> int:
+        """Optimiser steps in all, of a method whose rounds pass over their data once."""
+        return self.rounds * self.updates_per_round
+
     def start(self, problem: Problem, optimiser: OptimiserName = "adamw") -> tuple[Policy, Optimizer]:
         """A policy that equals the model so far, and what will move it."""
         policy = problem.pipeline.adapt(tuning_of(self.tuning, self.rank), problem.key("adapter"))

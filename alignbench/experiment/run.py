@@ -322,7 +322,8 @@ class _Draft:
             trains=cell.algorithm.trains,
             configuration=cell.configuration,
             preset=cell.preset,
-            differs_from_paper=cell.differs_from_paper,
+            published=str(cell.beside.nearest) if cell.beside else None,
+            differs_from_paper=cell.beside.differences if cell.beside else {},
             evaluation=Evaluation(
                 model=dict(self.pipeline.info()),
                 prompts=prompt_sets.label(cell.configuration.prompts),

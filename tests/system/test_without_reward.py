@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from places import ROOT
 from PIL import Image
+from places import ROOT
 
 from alignbench import plugins
 from alignbench.asking.options import RunOptions
