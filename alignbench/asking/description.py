@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import textwrap
 from typing import Any, get_type_hints
 
 from alignbench import plugins
@@ -62,8 +63,9 @@ def text(name: str) -> str:
         lines += ["", "published; the defaults are the first's, but for what Departures names"]
     for published in found["published"]:
         lines.append(f"  {published['name']} ({published['source']})")
-        lines += [f"    {name} = {value}" for name, value in published["fields"].items()]
-        lines += [f"    sampling {name} = {value:g}" for name, value in published["sampling"].items()]
+        for what in ("fields", "sampling"):
+            said = ", ".join(f"{name}={value}" for name, value in published[what].items())
+            lines += textwrap.wrap(said, 110, initial_indent=f"    {what:10}", subsequent_indent=" " * 14)
     return "\n".join(lines) + "\n"
 
 

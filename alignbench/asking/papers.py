@@ -38,8 +38,10 @@ class Beside:
         }
 
     def note(self, name: str) -> str:
-        """What stands behind a value that is not the nearest configuration's; '' behind one that is, or is its own."""
+        """What stands behind a value that is not the nearest configuration's; '' behind one that is, or is its own. A
+        field of sampling may stand for the evaluation's."""
         said = _said(self.nearest)
+        name = f"{OF_SAMPLING}{name}" if name in SAMPLED else name
         if name not in said or self.values[name] == said[name]:
             return ""
         told: dict[Any, str] = {said[name]: "paper"}

@@ -223,7 +223,8 @@ def _published_rows(cell: Cell) -> list[tuple[str, str]]:
     """Which published configuration a cell is nearest to, and what of it that is no field is different here."""
     if cell.beside is None:
         return []
-    named = {name: value for name, value in cell.beside.values.items() if name not in cell.configuration.fields}
+    fields = cell.configuration.fields
+    named = {name: value for name, value in cell.beside.values.items() if name.rpartition(".")[2] not in fields}
     notes = ((name, value, cell.beside.note(name)) for name, value in named.items())
     rows = [("differs", f"{name.replace('.', ' ')} = {value}{note}") for name, value, note in notes if note]
     return [("paper", f"nearest: {cell.beside.nearest}"), *rows]

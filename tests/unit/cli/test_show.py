@@ -88,3 +88,14 @@ def test_a_suite_is_a_shipped_name_or_a_file(tmp_path, monkeypatch):
     assert run_command_line(["suite"]) == 2
     with pytest.raises(UnknownName, match=r"no suite named 'quik'\. Did you mean quick"):
         find_suite("quik")
+
+
+def test_what_was_published_stands_below_the_fields_with_its_source(capsys):
+    assert run_command_line(["show", "svdd"]) == 0
+    out = capsys.readouterr().out
+    assert "experiments (inference_decoding_nonp.py of masa-ue/SVDD-image)" in out
+    assert "choose=argmax" in out
+    assert "sampling  steps=50, guidance=7.5, eta=1.0" in out
+    assert run_command_line(["show", "svdd", "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["published"]
+    assert (first["fields"]["choose"], second["fields"]["choose"]) == ("argmax", "softmax")
