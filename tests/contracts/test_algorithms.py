@@ -65,7 +65,7 @@ def test_an_algorithm_keeps_its_contracts(name, contract, subjects):
     assert finding.state == "holds" or finding.detail in UNASKED
 
 
-# Values that results were made with and papers compared by, as they were when the shared fields got their bases.
+# Values that results were made with. They change only on purpose, and presets then name the old ones.
 DEFAULTS = json.loads((TESTS / "support" / "defaults.json").read_text(encoding="utf-8"))
 
 
