@@ -56,7 +56,7 @@ CASES = [
     for name in plugins.own_names("algorithms")
     for contract in algorithms.CONTRACTS
 ]
-UNASKED = ("base aligns nothing", "it has no for_budget", "it trains nothing")
+UNASKED = ("base aligns nothing", "it has no for_budget", "it trains nothing", "it asks for a reward")
 
 
 @pytest.mark.parametrize(("name", "contract"), CASES)
