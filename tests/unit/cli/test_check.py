@@ -130,7 +130,7 @@ def test_one_that_says_it_reads_no_reward_must_read_none(check):
     _, out, _ = check(free)
     assert "  holds    where it says that it reads no reward, it reads none" in out
     asks = "        images = problem.pipeline.decode(problem.pipeline.initial_noise([problem.key]))\n"
-    asks += "        problem.reward(images, [None])\n        return Pushed("
+    asks += "        problem.reward(images, problem.prompts.sample(problem.key, 1))\n        return Pushed("
     _, out, _ = check(free.replace("        return Pushed(", asks))
     line = broken(out, "where it says that it reads no reward, it reads none")
     assert "it says reads_reward=False, and then: the algorithm asks for a reward, and this cell has none" in line
