@@ -20,7 +20,7 @@ OF_SAMPLING = "sampling."  # before their names among the differences
 
 
 @dataclass(frozen=True)
-class Beside:
+class BesidePaper:
     """What of an algorithm's values is the nearest published configuration's, and what is not."""
 
     nearest: Published
@@ -51,7 +51,9 @@ class Beside:
         return f"   ({'; '.join(f'{who}: {value}' for value, who in told.items())})"
 
 
-def beside(algorithm: Algorithm, sampling: Sampling | None, model: Model | None, reward: str | None) -> Beside | None:
+def beside(
+    algorithm: Algorithm, sampling: Sampling | None, model: Model | None, reward: str | None
+) -> BesidePaper | None:
     """The nearest of an algorithm's published configurations, and all it says; None for one that keeps none.
 
     Near is one for the same model, then one for the same reward, then one that shares the most values; of equals the
@@ -67,7 +69,7 @@ def beside(algorithm: Algorithm, sampling: Sampling | None, model: Model | None,
         return published.model in names, reward is not None and published.reward == reward, shared
 
     nearest = max(algorithm.paper, key=near)
-    return Beside(nearest, values, tuple(other for other in algorithm.paper if other is not nearest))
+    return BesidePaper(nearest, values, tuple(other for other in algorithm.paper if other is not nearest))
 
 
 def fields_of(algorithm: Any) -> list[str]:

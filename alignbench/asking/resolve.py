@@ -13,7 +13,7 @@ from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.adapter_folders import adapter_folder
 from alignbench.asking.needs import Needs
 from alignbench.asking.options import RunOptions, SamplingOptions
-from alignbench.asking.papers import Beside, beside
+from alignbench.asking.papers import BesidePaper, beside
 from alignbench.asking.presets import Defaults, build_algorithm, defaults_of
 from alignbench.asking.rewarded import NoReward, reward_name_of
 from alignbench.asking.sources import Sources
@@ -46,7 +46,7 @@ class Cell:
     configuration: Configuration
     sampling: Sampling
     preset: str | None
-    beside: Beside | None  # what was published of the algorithm
+    beside: BesidePaper | None  # what was published of the algorithm
     evaluated: Sequence[Prompt]
     prompts_sha256: str
     training: Prompts

@@ -58,15 +58,14 @@ def reward_name_of(
         raise InputError(f"--reward {NO_REWARD}: {why}; name one (see `alignbench list`).")
     if options.reward is not None:
         return options.named_reward
-    return defaults.reward(evaluated) if why is not None or options.scorers is None else None
+    return None if why is None and options.scorers else defaults.reward(evaluated)
 
 
 def reward_needs(options: RunOptions, defaults: Defaults, algorithm: Algorithm) -> Sequence[str]:
     """The rewards whose files a cell may need, before its prompts are read."""
     if options.named_reward is not None:
         return (options.named_reward,)
-    free = why_rewarded(options, algorithm) is None and options.scorers is not None
-    return () if free else defaults.rewards[:1]
+    return () if why_rewarded(options, algorithm) is None and options.scorers else defaults.rewards[:1]
 
 
 def as_without_reward(found: Configuration, asked: Configuration) -> Configuration:
