@@ -71,13 +71,12 @@ def text(result: Result, path: Path, details: bool = False) -> str:
         )
     if details:
         e = result.evaluation
-        preset = f" (preset {result.preset})" if result.preset else ""
         lines += [
             f"  evaluation  {e.fingerprint}: prompts sha256 {e.prompts_sha256[:12]}, seed {e.eval_seed}",
             f"  model       {_pairs(e.model)}",
             f"  sampler     {_pairs(result.sampler)}",
             f"  fields      {_pairs(c.fields)}",
-            f"{_beside_paper(result)}{preset}",
+            *_beside_paper(result),
             f"  scorers     {', '.join(s.id for s in result.scorers.values())}",
             f"  made        {result.finished}, {result.environment.get('device')}, commit "
             f"{result.environment.get('commit')}, attempt {result.attempts}",
@@ -86,13 +85,14 @@ def text(result: Result, path: Path, details: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _beside_paper(result: Result) -> str:
+def _beside_paper(result: Result) -> list[str]:
     """What is not as published. Files that name no configuration were compared with the algorithm's own defaults."""
     entries = result.differs_from_paper.items()
+    preset = f" (preset {result.preset})" if result.preset else ""
     if result.published is None:
-        return f"  not default {_pairs({name: entry['value'] for name, entry in entries})}"
+        return [f"  not default {_pairs({name: entry['value'] for name, entry in entries})}{preset}"]
     differs = _pairs({name: f"{entry['value']} ({entry['paper']})" for name, entry in entries})
-    return f"  paper       {result.published}\n  differs     {differs}"
+    return [f"  paper       {result.published}", f"  differs     {differs}{preset}"]
 
 
 def _optimality_lines(result: Result) -> list[str]:
