@@ -18,6 +18,7 @@ __all__ = ["Base"]
 @dataclass(frozen=True, kw_only=True)
 class Base:
     trains: ClassVar[bool] = False
+    reads_reward: ClassVar[bool] = False
 
     def align(self, problem: Problem) -> Sampler:
         return PipelineSampler(problem.pipeline, problem.sampling)

@@ -1,14 +1,15 @@
 """D3PO: direct preference optimisation of every denoising step, on pairs that the policy samples and a reward orders.
 
 Paper       Yang et al. 2023, "Using Human Feedback to Fine-tune Diffusion Models without Any Reward Model",
-            https://arxiv.org/abs/2311.13231; defaults from the authors' code (https://github.com/yk7333/d3po).
+            https://arxiv.org/abs/2311.13231; defaults are config/base.py's of https://github.com/yk7333/d3po.
 Objective   Two paths of one prompt start from the same x_T; w is the one whose image earns more, l the other. With
             ρ = p_θ(x_s | x_t, c) / p_ref(x_s | x_t, c), its logarithm averaged over the elements of a latent,
                 L(θ) = E_{pair, t}[ −log σ( β (log ρ̄_w − log ρ̄_l) ) ],   ρ̄ = clip(ρ, 1 − ε, 1 + ε).             (1)
             At the defaults this is ½ β (log ρ_l − log ρ_w) up to a constant, masked where ρ has left its range.
 Departures  The pairs are ordered by the problem's reward, as in the authors' train_with_rm.py; equal rewards give no
-            gradient. Every pair is new, so that the old weights only enter through what they sample. Steps with σ = 0
-            have no density and are left out.
+            gradient, and no step is taken for them alone (theirs takes Adam's). Steps and guidance are the evaluation's
+            (theirs: 20 and 5). Every pair is new, so that the old weights only enter through what they sample. Steps
+            with σ = 0 have no density and are left out.
 Optimum     Not aimed at: (1) has none of its own. ε, not β, bounds how far a policy goes from the reference, and the
             rounds decide how far it has gone.
 Symbols     n pairs of a batch; a move is one step with σ > 0 of both paths.
@@ -19,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -37,6 +38,7 @@ from alignbench import (
     Probe,
     Problem,
     Prompt,
+    Published,
     Sampler,
     Sampling,
     Trajectory,
@@ -56,9 +58,18 @@ from alignbench import (
 
 __all__ = ["D3PO"]
 
+BASE = {
+    "rounds": 400, "samples_per_round": 40, "updates_per_round": 20, "passes": 1, "beta": 0.1, "clip": 0.1,
+    "learning_rate": 3e-5, "weight_decay": 1e-4, "max_norm": 1.0, "tuning": "lora", "rank": 4,
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class D3PO(PolicyGradient):  # which has eta, tuning and rank
+    paper: ClassVar[tuple[Published, ...]] = (
+        Published("base", "config/base.py of yk7333/d3po", BASE, {"steps": 20, "guidance": 5.0, "eta": 1.0}),
+    )
+
     rounds: int = 400  # of sampling and updating
     samples_per_round: int = 40  # two for each pair
     updates_per_round: int = 20  # optimiser steps in one pass over a round's pairs

@@ -1,7 +1,7 @@
 """DDPO: train a diffusion model by policy gradient, one denoising path per episode.
 
 Paper       Black et al. 2023, "Training Diffusion Models with Reinforcement Learning", https://arxiv.org/abs/2305.13301;
-            defaults from the authors' code (https://github.com/kvablack/ddpo-pytorch, config/dgx.py).
+            defaults are `compressibility` of the authors' config/dgx.py (https://github.com/kvablack/ddpo-pytorch).
 Objective   A step x_t → x_s is an action with the Gaussian density p_θ(x_s | x_t, c); only the image is rewarded. With
             log ρ = log p_θ − log p_old and the standardised reward Â of the image,
                 importance   L(θ) = E_{path, t}[ max(−Â ρ, −Â clip(ρ, 1 − ε, 1 + ε)) ]                        (1)
@@ -11,8 +11,8 @@ Advantage   Â = (r − m_c) / (s_c + 1e-6), with mean and population standard d
             prompt once there are enough, else over the round; then cut to ± advantage_clip.
 Departures  The prompt statistics are part of the checkpoint (the authors' restart empty) and keep fractions for integer
             rewards (the authors' cut them off). Steps with σ = 0 have no density and are left out, not clamped away.
-            Guidance is the evaluation's, trained through both branches. `skip_last`, `anneal` and tuning "bias" are
-            ours, for short budgets.
+            Guidance is the evaluation's (theirs: 5), trained through both branches. `skip_last`, `anneal` and tuning
+            "bias" are ours, for short budgets.
 Optimum     Not aimed at: there is no β, the reward alone is maximised, and the rounds decide how far.
 Units       log ρ is averaged over the elements of a latent (see alignbench/diffusion/transition.py): the true bound is
             ε times their number.
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -38,6 +38,7 @@ from alignbench import (
     Probe,
     Problem,
     PromptStatistics,
+    Published,
     Reduction,
     Sampler,
     Sampling,
@@ -63,20 +64,41 @@ from alignbench import (
 
 __all__ = ["DDPO"]
 
+DGX = "config/dgx.py of kvablack/ddpo-pytorch"
+JPEG = {
+    "rounds": 100, "samples_per_round": 256, "samples_per_prompt": 1, "updates_per_round": 4, "passes": 1,
+    "estimator": "importance", "clip": 1e-4, "reduction": "mean", "advantage_clip": 5.0, "buffer": 16, "min_count": 16,
+    "action_fraction": 1.0, "skip_last": 0, "learning_rate": 3e-4, "anneal": False, "weight_decay": 1e-4,
+    "max_norm": 1.0, "tuning": "lora", "rank": 4,
+}  # fmt: skip
+AESTHETIC = {**JPEG, "rounds": 200, "updates_per_round": 2, "buffer": 32}
+FULL = {
+    "rounds": 200, "passes": 1, "clip": 1e-4, "advantage_clip": 10.0, "buffer": 32, "min_count": 16,
+    "learning_rate": 1e-5, "weight_decay": 1e-4, "max_norm": 1.0, "tuning": "full",
+}  # fmt: skip
+SAMPLED = {"steps": 50, "guidance": 5.0, "eta": 1.0}
+
 
 @dataclass(frozen=True, kw_only=True)
 class DDPO(PolicyGradient):  # which has eta, steps, tuning and rank
+    paper: ClassVar[tuple[Published, ...]] = (
+        Published("compressibility", DGX, JPEG, SAMPLED, reward="jpeg_compressibility"),
+        Published("incompressibility", DGX, JPEG, SAMPLED, reward="jpeg_incompressibility"),
+        Published("aesthetic", DGX, AESTHETIC, SAMPLED, reward="aesthetic_v2"),
+        Published("all weights", "config/base.py of jannerm/ddpo", FULL, SAMPLED),
+    )
+
     rounds: int = 100  # of sampling and updating
     samples_per_round: int = 256
     samples_per_prompt: int = 1  # images of the same prompt in a round
-    updates_per_round: int = 2  # optimiser steps in one pass over a round's samples
+    updates_per_round: int = 4  # optimiser steps in one pass over a round's samples
     passes: int = 1  # over a round's samples
     batch: int = 8  # images per forward pass
     estimator: Literal["importance", "reinforce"] = "importance"  # (1) or (2)
     clip: float = 1e-4  # ε of (1), in the units of `reduction`
     reduction: Reduction = "mean"  # over the elements of a latent
     advantage_clip: float = 5.0
-    buffer: int = 32  # rewards remembered per prompt
+    buffer: int = 16  # rewards remembered per prompt
     min_count: int = 16  # rewards of a prompt from which its own statistics are used
     action_fraction: float = 1.0  # share of each path's actions that is trained on, drawn anew each round
     skip_last: int = 0  # final actions of each path that are never trained on

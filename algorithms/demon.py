@@ -1,16 +1,17 @@
 """Demon: of several noises for a step, a mixture is taken that leans towards those the reward likes.
 
 Paper       Yeh, Lee, Chen 2024, "Training-free Diffusion Model Alignment with Sampling Demons",
-            https://arxiv.org/abs/2410.05760; defaults from the released code.
+            https://arxiv.org/abs/2410.05760; defaults are the released code's (https://github.com/aiiu-lab/DemonSampling).
 Objective   A high reward by the choice of the SDE's noise. At each step `candidates` noises z_k lead to x_k, and R_k is
             the reward of where the probability-flow ODE takes x_k from there. The step is then made with
                 z* ∝ Σ_k w_k z_k,   ‖z*‖ = √D                                                                     (1)
                 w_k = tanh((R_k − mean R)/τ)      rule "tanh",        w = softmax(R/τ)      "boltzmann".           (2)
             Below the level `ode_after` nothing is left to choose and the ODE runs to the end.
-Departures  τ = None is the spread of the R_k of this step and image; the released code freezes that of the first step.
-            One candidate, or equal values, give w_k = 1 (the code divides by zero, or by the spread of one). With
-            shell=False, z* is Σ w_k z_k / ‖w‖, a standard normal for fixed weights: normals live on the shell in many
-            dimensions only. Levels are those of the pipeline's own sampling steps, not Karras' spacing.
+Departures  τ = None is the spread of the R_k of this step and image, over their number k; the released code divides by
+            k − 1 and freezes the spread of the first step. Guidance is the evaluation's (theirs: 2). One candidate, or
+            equal values, give w_k = 1 (the code divides by zero, or by the spread of one). With shell=False, z* is Σ
+            w_k z_k / ‖w‖, a standard normal for fixed weights: normals live on the shell in many dimensions only.
+            Levels are those of the pipeline's own sampling steps, not Karras' spacing.
 Optimum     Not aimed at: neither rule has a β. Its tilts add up over steps, so that τ, their number and the SDE set the
             strength together.
 Cost        For each step above `ode_after`, `candidates` times an SDE step and an ODE, and two evaluations more.
@@ -34,6 +35,7 @@ from alignbench import (
     ProbabilityFlow,
     Problem,
     Prompt,
+    Published,
     Sampler,
     Samples,
     Start,
@@ -55,12 +57,21 @@ from alignbench import (
 __all__ = ["Demon"]
 
 Rule = Literal["tanh", "boltzmann"]
+CODE = "aiiu-lab/DemonSampling"
+RELEASED = {
+    "candidates": 16, "rule": "tanh", "temperature": None, "shell": True, "stochasticity": 0.1, "ode_after": 0.11,
+    "value_steps": 20,
+}  # fmt: skip
 FLAT = 1e-8  # a spread of values below which they are equal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demon:
     trains: ClassVar[bool] = False
+    paper: ClassVar[tuple[Published, ...]] = (
+        Published("released code", f"src/api.py and pipelines of {CODE}", RELEASED, {"steps": 64, "guidance": 2.0}),
+        Published("with a VLM", f"README.md of {CODE}", {"candidates": 16, "stochasticity": 0.1}, {"steps": 128}),
+    )
 
     candidates: int = 16
     rule: Rule = "tanh"

@@ -1,8 +1,8 @@
 """Diffusion-DPO: direct preference optimisation of a diffusion model on pairs of images.
 
 Paper       Wallace et al. 2023, "Diffusion Model Alignment Using Direct Preference Optimization",
-            https://arxiv.org/abs/2311.12908; defaults from the authors' code
-            (https://github.com/SalesforceAIResearch/DiffusionDPO, train.py and launchers).
+            https://arxiv.org/abs/2311.12908; defaults are those of the authors' launchers/sd15.sh
+            (https://github.com/SalesforceAIResearch/DiffusionDPO).
 Objective   For a pair x_0^w ≻ x_0^l of one prompt c, a timestep t and noise ε that both images share, with
             L(x_0) = ‖ε − ε_θ(x_t, t, c)‖² and R(x_0) the reference's, both averaged over the D elements of a latent:
                 z(θ) = −(β / 2) [(L(x^w) − R(x^w)) − (L(x^l) − R(x^l))]                                        (1)
@@ -11,8 +11,9 @@ Objective   For a pair x_0^w ≻ x_0^l of one prompt c, a timestep t and noise �
 Departures  LoRA by default (the authors train every weight: tuning="full"), with the adapter switched off as reference:
             no second model, and both run in one precision; errors in float32 (the authors' reference is a copy in half
             precision). Latents are the posterior mean. No flips. Conditions are dropped per pair, for both images. The
-            learning rate is the one the authors' launchers reach after scaling by the batch, 1e-8 · 2048; the paper's
-            text names another by a factor of a thousand.
+            learning rate is the one the authors' launchers reach after scaling by the batch, 1e-8 · 2048, and not the
+            far smaller one of the paper's text. It warms up one update ahead: (k + 1) / warmup, theirs k / warmup. The
+            error is that of ε for v-prediction models too, as in the paper; diffusers' script takes that of v.
 Optimum     Neared: p* is that of DPO itself, but (1) puts one noised level, all weighted alike, in place of the
             likelihood.
 Units       `beta` is that of the authors' code: means over elements and the factor ½. In the paper's own formula (sums,
@@ -25,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -41,6 +42,7 @@ from alignbench import (
     Policy,
     Probe,
     Problem,
+    Published,
     Sampler,
     first_batch,
     keyed_batches,
@@ -56,11 +58,27 @@ from alignbench import (
 __all__ = ["DiffusionDPO"]
 
 METHOD = "Diffusion-DPO"
+SD15 = {
+    "updates": 2000, "pairs_per_update": 2048, "beta": 5000.0, "caption_dropout": 0.2, "warmup": 500,
+    "optimiser": "adamw", "learning_rate": 2.048e-5, "anneal": False, "weight_decay": 1e-2, "max_norm": 1.0,
+    "tuning": "full",
+}  # fmt: skip
+TEXT = {name: SD15[name] for name in ("updates", "pairs_per_update", "tuning")}
+LAUNCHERS = "SalesforceAIResearch/DiffusionDPO"
 BUCKETS = 4  # of timesteps, in each of which the accuracy is logged
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionDPO(PairTraining):  # which has what both of the paper's methods share
+    paper: ClassVar[tuple[Published, ...]] = (
+        Published("sd15.sh", f"launchers/sd15.sh of {LAUNCHERS}", SD15, model="sd15"),
+        Published("paper, SD1.5", "arXiv:2311.12908", {**TEXT, "beta": 2000.0}, model="sd15"),
+        Published(
+            "sdxl.sh", f"launchers/sdxl.sh of {LAUNCHERS}", {**SD15, "optimiser": "adafactor", "warmup": 200},
+            model="sdxl",
+        ),
+    )  # fmt: skip
+
     batch: int = 4  # pairs per forward pass
     beta: float = 5000.0  # see Units
     learning_rate: float = 2.048e-5

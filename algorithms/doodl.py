@@ -1,7 +1,7 @@
 """DOODL: gradient ascent on the initial latents, through the whole sampling chain.
 
 Paper       Wallace et al. 2023, "End-to-End Diffusion Latent Optimization Improves Classifier Guidance",
-            https://arxiv.org/abs/2303.13703; defaults of the released code's text guidance.
+            https://arxiv.org/abs/2303.13703; defaults are those of gen() in https://github.com/salesforce/DOODL.
 Objective   max_z r(decode(chain(z))), with z kept near the shell where Gaussian noise lives. From z ~ N(0, I),
             `updates` times, for each image on its own:
                 g ← clip(−learning_rate ∇_z r, ± clip)                                                           (1)
@@ -9,7 +9,9 @@ Objective   max_z r(decode(chain(z))), with z kept near the shell where Gaussian
                 z ← z ‖z_0‖ / ‖z‖                                     with `renormalise`.                         (3)
 Departures  The best iterate of every image is rendered (the authors' last update never is, and no best is kept), which
             adds a best-of-n over iterates. Both halves of the EDICT pair give their reward, and r is the mean; their
-            gradient is half of that one's, which is the default learning_rate. Any reward stands in for their losses.
+            gradient is half of that one's, which is the default learning_rate. Any reward stands in for their losses,
+            and sees images that are not clamped to [0, 1] (theirs are). Steps are the model's own timesteps, 981 … 1 of
+            Stable Diffusion, where theirs run 980 … 0, whose last changes nothing. Guidance is the evaluation's.
             `chain="recompute"` is plain DDIM (η = 0): half the evaluations, and as their code keeps every state anyway,
             nothing is lost.
 Optimum     Not aimed at: every start climbs to a mode near it and keeps its share of the mass. It is for one image at a
@@ -37,6 +39,7 @@ from alignbench import (
     Key,
     Problem,
     Prompt,
+    Published,
     Sampler,
     Samples,
     Sampling,
@@ -59,10 +62,24 @@ from alignbench import (
 
 __all__ = ["DOODL"]
 
+TEXT = {
+    "updates": 50, "chain": "edict", "mixing": 0.93, "learning_rate": 0.5, "clip": 1e-3, "momentum": 0.9,
+    "perturbation": 1e-4, "renormalise": True,
+}  # fmt: skip
+CLASSES = {**TEXT, "learning_rate": 0.025, "clip": 1e-2, "perturbation": 1e-3}
+PERSON = {**TEXT, "updates": 500, "learning_rate": 1.5, "clip": 3e-3, "perturbation": 0.0}
+SAMPLED = {"steps": 50, "guidance": 7.5}
+CODE = "doodl.py of salesforce/DOODL"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DOODL:
     trains: ClassVar[bool] = False
+    paper: ClassVar[tuple[Published, ...]] = (
+        Published("text guidance", CODE, TEXT, SAMPLED),
+        Published("fine-grained classes", CODE, CLASSES, SAMPLED),
+        Published("personalisation", CODE, PERSON, SAMPLED),
+    )
 
     updates: int = 50
     chain: Literal["edict", "recompute"] = "edict"

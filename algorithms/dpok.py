@@ -1,7 +1,8 @@
 """DPOK: policy gradient with a bound on the divergence from the pretrained model, and a learned value baseline.
 
 Paper       Fan et al. 2023, "DPOK: Reinforcement Learning for Fine-tuning Text-to-Image Diffusion Models",
-            https://arxiv.org/abs/2305.16381; defaults from google-research/dpok, train_online_pg.py (one prompt).
+            https://arxiv.org/abs/2305.16381; defaults are those for one prompt of google-research's dpok/README.md and
+            train_online_pg.py.
 Objective   max_θ E r(x_0, c) − β E Σ_t KL_t,  KL_t = KL(p_θ(x_s | x_t, c) ‖ p_ref(x_s | x_t, c)),               (1)
             where β = kl_weight / reward_weight and Σ_t E KL_t bounds the divergence of the images. Over moves of
             sampled paths, with ρ = p_θ(x_s | x_t, c) / p_old(x_s | x_t, c),
@@ -10,9 +11,10 @@ Objective   max_θ E r(x_0, c) − β E Σ_t KL_t,  KL_t = KL(p_θ(x_s | x_t, c)
             (2) leaves out that an action also decides the KL of later steps. With `future_kl`, r of (3) is charged with
             β times that, and (2) has the exact gradient of (1).
 Departures  The authors clamp ρ without PPO's max. KL_t is the exact Gaussian one; theirs lacks its factor per step and
-            is kl="eps_mse". Rounds are on-policy, theirs draw on the last 1000 moves. Each value batch is a step; they
-            add up five to one. V starts at each action's mean return, theirs at zero, and `lookahead` lets it look
-            ahead (alignbench/diffusion/value.py). Skipped actions leave Σ_t of (1), but not the logged kl. `guided`,
+            is kl="eps_mse". V's text is the mean of the token states, theirs CLIP's own pooled and projected embedding.
+            Rounds are on-policy, theirs draw on the last 1000 moves. Each value batch is a step; they add up five to
+            one. V starts at each action's mean return, theirs at zero, and `lookahead` lets it look ahead
+            (alignbench/diffusion/value.py). Skipped actions leave Σ_t of (1), but not the logged kl. `guided`,
             `skip_last`, `anneal` and tuning "bias" are for budgets of minutes.
 Optimum     Aimed at: p* ∝ p_ref exp(r/β) is that of (1), the path's bound being tight for it.
 Units       log ρ and KL_t are per latent element under reduction "mean", as the authors', and in nats under "sum". β is
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -42,6 +44,7 @@ from alignbench import (
     Probe,
     Problem,
     Prompt,
+    Published,
     Reduction,
     Sampler,
     Sampling,
@@ -68,9 +71,25 @@ from alignbench import (
 
 __all__ = ["DPOK"]
 
+SHARED = {
+    "updates_per_round": 5, "kl": "eps_mse", "future_kl": False, "clip": 1e-4, "reduction": "mean", "guided": True,
+    "skip_first": 0, "skip_last": 0, "learning_rate": 1e-5, "anneal": False, "weight_decay": 0.0, "max_norm": 0.1,
+    "value_updates": 5, "value_batch": 256, "value_learning_rate": 1e-4, "lookahead": False, "tuning": "lora",
+    "rank": 4,
+}  # fmt: skip
+ONE = {"rounds": 2000, "samples_per_round": 10, "moves_per_update": 48, "reward_weight": 10.0, "kl_weight": 0.01}
+SEVERAL = {"rounds": 20_000, "reward_weight": 1000.0, "kl_weight": 0.1}
+SAMPLED = {"steps": 50, "guidance": 7.5, "eta": 1.0}
+README = "dpok/README.md of google-research/google-research"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DPOK(PolicyGradient):  # which has eta, steps, tuning and rank
+    paper: ClassVar[tuple[Published, ...]] = (
+        Published("one prompt", README, {**ONE, **SHARED}, SAMPLED),
+        Published("several prompts", README, {**SEVERAL, **SHARED}, SAMPLED),
+    )
+
     rounds: int = 2000  # of sampling and updating
     samples_per_round: int = 10
     samples_per_prompt: int = 1  # images of the same prompt in a round

@@ -1,7 +1,8 @@
 """DRaFT and AlignProp: ascend the gradient of a differentiable reward through the last sampling steps.
 
 Paper       DRaFT: Clark et al. 2023, "Directly Fine-Tuning Diffusion Models on Differentiable Rewards",
-            https://arxiv.org/abs/2309.17400; defaults of its small-scale experiments (no code was published).
+            https://arxiv.org/abs/2309.17400; defaults after its small-scale experiments (no code was published to
+            check them by).
             AlignProp: Prabhudesai et al. 2023, "Aligning Text-to-Image Diffusion Models with Reward Backpropagation",
             https://arxiv.org/abs/2310.03739.
 Objective   x_0 is sampled in T steps from noise that does not depend on θ, x_0 = f_θ(x_T, z, c), and
@@ -12,8 +13,10 @@ Objective   x_0 is sampled in T steps from noise that does not depend on θ, x_0
                 L(θ) = −E[ (r(x_0, c) + Σ_i r(x_0^i, c)) / (1 + n) ],   x_0^i = last step from x_t^i             (2)
 Departures  K is drawn once for all images of an update; AlignProp's paper draws one per sample, its first code one at
             every step. (2) is a mean, the paper's a sum. The steps before the last K run without gradient (AlignProp's
-            code differentiates them and cuts the chain). Images are not clamped to [0, 1]: saturated pixels would have
-            no gradient. The gradient's norm is clipped at 1; what the paper does is not known to us. No regulariser.
+            code differentiates them and cuts the chain). What that code draws by default is the step at which it cuts,
+            from N(42, 5) of 50, and its rate, decay and batch are others (`alignbench show draft`). Images are not
+            clamped to [0, 1]: saturated pixels would have no gradient. The gradient's norm is clipped at 1; what the
+            paper does is not known to us. No regulariser.
 Optimum     Not aimed at: nothing weighs what it costs to earn more, and a gradient moves mass between modes only by
             carrying points across.
 Symbols     B images of an update, T sampling steps, K those with gradient, n resamples.
@@ -23,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -36,6 +39,7 @@ from alignbench import (
     Probe,
     Problem,
     Prompt,
+    Published,
     Sampler,
     Sampling,
     Training,
@@ -56,9 +60,26 @@ from alignbench import (
 
 __all__ = ["DRaFT"]
 
+SMALL = {"last_steps": 1, "truncation": "fixed", "learning_rate": 4e-4, "weight_decay": 0.1, "tuning": "lora"}
+ALIGNPROP = {"samples_per_update": 128, "learning_rate": 1e-3, "tuning": "lora", "rank": 4}
+RELEASED = {**ALIGNPROP, "weight_decay": 1e-4, "max_norm": 1.0}
+FIRST = {**ALIGNPROP, "last_steps": "all", "truncation": "random", "weight_decay": 0.1, "max_norm": 5.0}
+
 
 @dataclass(frozen=True, kw_only=True)
 class DRaFT(Training):
+    paper: ClassVar[tuple[Published, ...]] = (
+        Published("DRaFT-1", "arXiv:2309.17400, not checked: no code", SMALL, {"steps": 50, "guidance": 7.5}),
+        Published(
+            "AlignProp", "config/alignprop_config.py of mihirp1998/AlignProp", RELEASED,
+            {"steps": 50, "guidance": 5.0, "eta": 1.0},
+        ),
+        Published(
+            "AlignProp, first code", "config/align_prop.py of mihirp1998/AlignProp", FIRST,
+            {"steps": 50, "guidance": 7.5, "eta": 0.0},
+        ),
+    )  # fmt: skip
+
     rounds: int = 200  # a checkpoint after each
     updates_per_round: int = 10  # optimiser steps
     samples_per_update: int = 4  # B

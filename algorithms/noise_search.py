@@ -1,7 +1,8 @@
 """Noise search: try other noise for the sampling chain, at random or near the best so far, and keep what scores best.
 
 Paper       Ma et al. 2025, "Inference-Time Scaling for Diffusion Models beyond Scaling Denoising Steps",
-            https://arxiv.org/abs/2501.09732 (random search, and zero-order search with four neighbours).
+            https://arxiv.org/abs/2501.09732 (random search, and zero-order search with four neighbours); there is no
+            code of the authors, `neighbours` and `cosine` are those of https://github.com/sayakpaul/tt-scale-flux.
 Objective   x = argmax r(chain(z)) over the noises z tried: all the noise that the chain takes, x_T first. Each of
             `iterations` draws `neighbours` noises about the pivot z_0, the best so far,
                 z = ‖z_0‖ (cosine u + √(1 − cosine²) w),   u = z_0/‖z_0‖,   w ⊥ u a random direction,             (1)
@@ -30,6 +31,7 @@ from alignbench import (
     Pipeline,
     Problem,
     Prompt,
+    Published,
     Sampler,
     Samples,
     Sampling,
@@ -52,6 +54,9 @@ __all__ = ["NoiseSearch"]
 @dataclass(frozen=True, kw_only=True)
 class NoiseSearch:
     trains: ClassVar[bool] = False
+    paper: ClassVar[tuple[Published, ...]] = (
+        Published("zero-order", "sayakpaul/tt-scale-flux", {"strategy": "zero_order", "neighbours": 4, "cosine": 0.95}),
+    )
 
     strategy: Literal["zero_order", "random"] = "zero_order"
     iterations: int = 4

@@ -1,8 +1,8 @@
 """ReFL: ascend the gradient of a differentiable reward of the x_0 estimate at one random late sampling step.
 
 Paper       Xu et al. 2023, "ImageReward: Learning and Evaluating Human Preferences for Text-to-Image Generation",
-            https://arxiv.org/abs/2304.05977, algorithm 1; defaults from it and from the authors' script for Stable
-            Diffusion 1.4 (https://github.com/THUDM/ImageReward, ReFL.py).
+            https://arxiv.org/abs/2304.05977, algorithm 1; defaults are those of the authors' script for Stable
+            Diffusion 1.4 (https://github.com/THUDM/ImageReward, ReFL.py), with the paper's prior.
 Objective   x_T is denoised without gradient to a step t drawn uniformly from the last quarter of T; there the reward
             of the estimate x̂_0(x_t, t, c) is differentiated through one evaluation of the denoiser:
                 L_reward(θ) = λ E_{c, t, x_t}[ max(0, m − r(x̂_0, c)) ]                                        (1)
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -37,6 +37,7 @@ from alignbench import (
     Probe,
     Problem,
     Prompt,
+    Published,
     Sampler,
     Sampling,
     Training,
@@ -57,9 +58,21 @@ from alignbench import (
 
 __all__ = ["ReFL"]
 
+SCRIPT = {
+    "updates": 100, "samples_per_update": 64, "window": 0.25, "margin": 2.0, "reward_weight": 1e-3,
+    "prior_weight": 0.0, "learning_rate": 1e-5, "anneal": False, "weight_decay": 1e-2, "max_norm": 1.0,
+    "tuning": "full",
+}  # fmt: skip
+STEPS = {"steps": 40, "guidance": 1.0, "eta": 1.0}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReFL(Training):
+    paper: ClassVar[tuple[Published, ...]] = (
+        Published("ReFL.py", "ImageReward/ReFL.py of THUDM/ImageReward", SCRIPT, STEPS),
+        Published("algorithm 1", "arXiv:2304.05977", {"prior_weight": 1.0}),
+    )
+
     rounds: int = 10  # a checkpoint after each
     updates_per_round: int = 10  # optimiser steps
     samples_per_update: int = 64  # B

@@ -1,14 +1,16 @@
 """Reward-weighted regression: sample, weigh the samples by their reward, and fit them by denoising.
 
 Paper       Lee et al. 2023, "Aligning Text-to-Image Models using Human Feedback", https://arxiv.org/abs/2302.12192;
-            iterated and with exponential weights as RWR of Black et al. 2023, https://arxiv.org/abs/2305.13301, whose
-            recipe (https://github.com/jannerm/ddpo, pipeline/finetune.py) gives the defaults.
+            iterated and with exponential weights as RWR of Black et al. 2023, https://arxiv.org/abs/2305.13301;
+            defaults are `compressed_animals_rwr` of its config/base.py (https://github.com/jannerm/ddpo).
 Objective   A round samples N images x_0 from the policy, then minimises for some passes over them
                 L(θ) = E_{i, t, ε}[ w_i ‖ε − ε̂_θ(x_t, t, c_i)‖² ],   x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε,            (1)
                 w = N softmax(r / τ) over the round, or over each prompt's images with `per_prompt`; mean 1.       (2)
             `keep` is RWR-sparse: the top share of the round, or of each prompt, with equal weights.
 Departures  The authors' `temperature` multiplies the reward, ours divides it: their 1/5 is our 5. They train through
-            guidance (`guided`), at their sampling scale; here the evaluation's.
+            guidance (`guided`), at their sampling scale; here the evaluation's. What is fitted is the latents that were
+            sampled; they decode, encode again and sample the posterior. Adam keeps its state from round to round,
+            theirs begins anew. Their batch depends on their devices; updates_per_round is for one of 128.
 Optimum     Passed: K rounds at τ sample, weigh and fit towards p_ref exp(K r / τ), which is p* at β = τ / K; more
             rounds sharpen it without end.
 Symbols     τ temperature, N images of a round; the squared error is averaged over the elements of a latent.
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -33,6 +35,7 @@ from alignbench import (
     Probe,
     Problem,
     Prompt,
+    Published,
     Sampler,
     Training,
     Tuned,
@@ -49,9 +52,23 @@ from alignbench import (
 
 __all__ = ["RewardWeightedRegression"]
 
+JPEG = {
+    "rounds": 10, "samples_per_round": 10_240, "samples_per_prompt": 1, "passes": 5, "temperature": 5.0,
+    "per_prompt": False, "keep": None, "guided": True, "learning_rate": 1e-5, "weight_decay": 1e-4, "max_norm": 1.0,
+    "tuning": "full",
+}  # fmt: skip
+SAMPLED = {"steps": 50, "guidance": 5.0, "eta": 1.0}
+CONFIG = "config/base.py of jannerm/ddpo"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RewardWeightedRegression(Training):
+    paper: ClassVar[tuple[Published, ...]] = (
+        Published("compressed_animals_rwr", CONFIG, JPEG, SAMPLED, reward="jpeg_compressibility"),
+        Published("neg_compressed_animals_rwr", CONFIG, JPEG, SAMPLED, reward="jpeg_incompressibility"),
+        Published("a_animals_rwr", CONFIG, {**JPEG, "per_prompt": True}, SAMPLED, reward="aesthetic_v2"),
+    )
+
     rounds: int = 10  # of sampling and fitting
     samples_per_round: int = 10_240  # N
     samples_per_prompt: int = 1  # images of the same prompt in a round

@@ -1,9 +1,11 @@
 """Supervised fine-tuning on the preferred images of pairs: what Diffusion-DPO must beat.
 
-Paper       The SFT baseline of Wallace et al. 2023, https://arxiv.org/abs/2311.12908 (§5.1; train.py --sft).
+Paper       The SFT baseline of Wallace et al. 2023, https://arxiv.org/abs/2311.12908 (§5.1; defaults are the paper's
+            rate and those of train.py --sft of https://github.com/SalesforceAIResearch/DiffusionDPO).
 Objective   L(θ) = E ‖ε − ε_θ(x_t^w, t, c)‖², averaged over the elements of a latent, x^w the preferred image.      (1)
             The loser of a pair is not looked at.
-Departures  LoRA by default, as in diffusion_dpo; ties, where they are kept, show their first image.
+Departures  LoRA by default, and a warm-up one update ahead, as in diffusion_dpo; ties, where they are kept, show their
+            first image.
 Optimum     Not aimed at: its target is the winners' distribution, 2 p_ref(x) E_y σ(r(x) − r(y)), whatever β is.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -26,6 +29,7 @@ from alignbench import (
     Policy,
     Probe,
     Problem,
+    Published,
     Sampler,
     denoising_error,
     first_batch,
@@ -39,9 +43,18 @@ from alignbench import (
 
 __all__ = ["SFT"]
 
+SFT_RUN = {
+    "pairs_per_update": 2048, "caption_dropout": 0.2, "optimiser": "adamw", "learning_rate": 2.048e-6,
+    "weight_decay": 1e-2, "max_norm": 1.0, "tuning": "full",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class SFT(PairTraining):  # which has what both of the paper's methods share
+    paper: ClassVar[tuple[Published, ...]] = (
+        Published("baseline", "arXiv:2311.12908, and train.py of SalesforceAIResearch/DiffusionDPO", SFT_RUN),
+    )
+
     batch: int = 8  # images per forward pass
     learning_rate: float = 2.048e-6  # the paper's 1e-9 times 2048
 

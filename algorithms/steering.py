@@ -1,7 +1,8 @@
 """Steering: particles of one prompt are weighted by the reward of where they head, and resampled on the way.
 
 Paper       Singhal et al. 2025, "A General Framework for Inference-time Scaling and Steering of Diffusion Models",
-            https://arxiv.org/abs/2501.06848 (Feynman-Kac steering), with the base model as proposal.
+            https://arxiv.org/abs/2501.06848 (Feynman-Kac steering), with the base model as proposal; defaults are
+            text_to_image/launch.sh's of https://github.com/zacharyhorvitz/Fk-Diffusion-Steering.
 Objective   Sample p* ∝ p_ref exp(r/β). Every `interval` steps, particle j with reward r_j = r(x̂_0(x_j)) is weighted by
                 G = exp((r_j − r_j before)/β)        potential "difference",                                     (1)
                 G = exp(max over checks so far of r_j / β)      "max",                                           (2)
@@ -9,10 +10,12 @@ Objective   Sample p* ∝ p_ref exp(r/β). Every `interval` steps, particle j wi
             w ← w G, and where the effective size (Σ w)²/Σ w² falls below `resample_below` of the particles, they are
             drawn anew by w (systematic resampling) and w ← 1. At the end w ← w exp(r(x_0)/β) / Π G, so that the weights
             aim at p* whatever the potential. One particle is returned: drawn by w, or the best of them.
-Departures  Weights are carried where nothing is resampled; the authors' code drops them with (1). It keeps the last max
-            or sum in the final weight, and works with weights, not their logarithms, cut at 1e10. interval = 20 gives
-            its checks of 100 steps: 20, 40, 60, 80. `select="best"` is what it reports, and adds a best-of-n; "sample"
-            is what the theory is about.
+Departures  Weights are carried where nothing is resampled; the authors' code drops them with every potential. It keeps
+            the last max or sum in the final weight, and works with weights, not their logarithms, cut at 1e10. Its max
+            starts at reward 0, so that weights are uniform while all rewards are negative; ours has no floor. It
+            resamples by multinomial draws. interval = 20 gives its checks of 100 steps, 20, 40, 60 and 80; of the
+            evaluation's 50 steps, 20 and 40. `select="best"` is what it reports, and adds a best-of-n; "sample" is what
+            the theory is about.
 Optimum     Aimed at, and reached with many particles: of few, too few start where the best modes draw from.
 Cost        n times the base model's, and a decode and a reward for every particle and check.
 Symbols     b prompts of a batch, n particles of each.
@@ -33,6 +36,7 @@ from alignbench import (
     Key,
     Problem,
     Prompt,
+    Published,
     Sampler,
     Samples,
     Sampling,
@@ -58,11 +62,19 @@ from alignbench import (
 __all__ = ["Steering"]
 
 Potential = Literal["difference", "max", "sum"]
+CODE = "zacharyhorvitz/Fk-Diffusion-Steering"
+LAUNCHED = {"n": 4, "beta": 0.1, "potential": "max", "interval": 20, "select": "best"}
+SHOWN = {"beta": 0.5, "interval": 20, "resample_below": 0.5}
+SAMPLED = {"steps": 100, "guidance": 7.5, "eta": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steering:
     trains: ClassVar[bool] = False
+    paper: ClassVar[tuple[Published, ...]] = (
+        Published("launch.sh", f"text_to_image/launch.sh of {CODE}", LAUNCHED, SAMPLED),
+        Published("the paper's pictures", f"generate_samples_for_paper.py of {CODE}", SHOWN, SAMPLED),
+    )
 
     n: int = 4  # particles
     beta: float = 0.1  # temperature of the target, in units of the reward; the authors' λ is 1/β

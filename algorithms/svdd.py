@@ -1,14 +1,15 @@
 """SVDD: at each step draw several candidates and go on from one, chosen by the reward of where it heads.
 
 Paper       Li et al. 2024, "Derivative-Free Guidance in Continuous and Discrete Diffusion Models with Soft Value-Based
-            Decoding", https://arxiv.org/abs/2408.08252 (algorithm 1, SVDD-PM).
+            Decoding", https://arxiv.org/abs/2408.08252 (algorithm 1, SVDD-PM); defaults are those of the authors' code
+            (https://github.com/masa-ue/SVDD-image), but for `choose`.
 Objective   Sample p* ∝ p_ref exp(r/α). Its reverse kernel is p_ref(x_s | x_t) exp(V_s(x_s)) up to a constant, with
             V_s(x) = log E[exp(r(x_0)/α) | x_s = x] ≈ r(x̂_0(x))/α. One of `candidates` draws x_s^j from p_ref(x_s | x_t)
             goes on,
                 j ~ softmax_j r(x̂_0(x_s^j))/α,                                                                  (1)
             or the best with choose="argmax" (α → 0), as in the authors' experiments.
-Departures  The winner's prediction serves the next step, where the authors evaluate it again. The last step is left to
-            chance, as theirs is.
+Departures  The default is (1), algorithm 1's rule; the code and the experiments take the best. The winner's prediction
+            serves the next step, where the authors evaluate it again. The last step is left to chance, as theirs is.
 Optimum     Aimed at. With choose="argmax" there is no temperature, and it goes as far as it can.
 Cost        `candidates` evaluations of the denoiser, decodes and rewards for every step but the last.
 Symbols     b prompts of a batch, m candidates of each.
@@ -29,6 +30,7 @@ from alignbench import (
     Key,
     Problem,
     Prompt,
+    Published,
     Sampler,
     Samples,
     Sampling,
@@ -50,10 +52,18 @@ from alignbench import (
 
 __all__ = ["SVDD"]
 
+CODE = "inference_decoding_nonp.py of masa-ue/SVDD-image"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SVDD:
     trains: ClassVar[bool] = False
+    paper: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "experiments", CODE, {"candidates": 20, "choose": "argmax"}, {"steps": 50, "guidance": 7.5, "eta": 1.0}
+        ),
+        Published("algorithm 1", "arXiv:2408.08252", {"choose": "softmax"}),
+    )
 
     candidates: int = 20
     alpha: float = 1.0  # temperature of the target, in units of the reward

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from alignbench.analysis.frames import Results
     from alignbench.analysis.plots import reward_curves, win_rates
     from alignbench.api import Ran, compare, load, run, sheet
+    from alignbench.declared import Published
     from alignbench.devices import chunked
     from alignbench.diffusion.affordable import largest
     from alignbench.diffusion.backprop import before_steps, sample_through, untrainable, watched_divergence

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 DType = Literal["float32", "float16", "bfloat16"]
 ScorerDType = Literal["float32", "bfloat16"]
@@ -18,3 +18,4 @@ KeptKind = Literal["scores", "pairs", "tensors", "files"]  # what lies in the ca
 Fetched = Literal["scorers", "prompts", "models"]  # what needs a network once
 FirstNumber = Literal[0, 1]  # of the pictures of the first prompt
 ToyName = Literal["mixture", "tiny"]  # what an algorithm is checked on
+NO_REWARD: Final = "none"  # what is typed for a reward where none is wanted

@@ -44,6 +44,12 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _no_width(monkeypatch):
+    """Lines of any length are printed, as into a pipe, whatever terminal the tests run in."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def mixture() -> MixturePipeline:
     levels = Schedule.scaled_linear()

@@ -76,13 +76,12 @@ def text(result: Result, path: Path, details: bool = False) -> str:
         )
     if details:
         e = result.evaluation
-        changed = {name: entry["value"] for name, entry in result.differs_from_paper.items()}
         lines += [
             f"  evaluation  {e.fingerprint}: prompts sha256 {e.prompts_sha256[:12]}, seed {e.eval_seed}",
             f"  model       {_pairs(e.model)}",
             f"  sampler     {_pairs(result.sampler)}",
             f"  fields      {_pairs(c.fields)}",
-            f"  not default {_pairs(changed)}{f' (preset {result.preset})' if result.preset else ''}",
+            *_beside_paper(result),
             f"  scorers     {', '.join(s.id for s in result.scorers.values())}",
             *([f"  weights     of {result.origin}, evaluated once more"] if result.origin else []),
             *([f"  added       {_pairs(result.added)}"] if result.added else []),
@@ -91,6 +90,16 @@ def text(result: Result, path: Path, details: bool = False) -> str:
         ]
     lines.append(f"  file        {path}")
     return "".join(f"{one_line(text)}\n" for text in lines)
+
+
+def _beside_paper(result: Result) -> list[str]:
+    """What is not as published. Files that name no configuration were compared with the algorithm's own defaults."""
+    entries = result.differs_from_paper.items()
+    preset = f" (preset {result.preset})" if result.preset else ""
+    if result.published is None:
+        return [f"  not default {_pairs({name: entry['value'] for name, entry in entries})}{preset}"]
+    differs = _pairs({name: f"{entry['value']} ({entry['paper']})" for name, entry in entries})
+    return [f"  paper       {result.published}", f"  differs     {differs}{preset}"]
 
 
 def _optimality_lines(result: Result) -> list[str]:

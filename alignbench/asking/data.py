@@ -11,6 +11,7 @@ from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.needs import Needs, needs_of
 from alignbench.asking.options import RunOptions
 from alignbench.asking.presets import Defaults
+from alignbench.asking.rewarded import reward_needs
 from alignbench.asking.sources import Sources, read_sources
 from alignbench.diffusion.registry import Family, Model
 from alignbench.errors import InputError, RunError
@@ -44,7 +45,7 @@ def prompts_of(
     trains = algorithm.trains and options.pairs is None
     sources = _sources(options)
     name = str(options.images) if sources else options.prompts or defaults.prompts
-    needs = _needs(options, model, defaults, trains)
+    needs = _needs(options, model, defaults, algorithm, trains)
     try:
         whole = prompt_sets.take(name, options.split)
         train_name, training = _training_prompts(options, defaults, name, trains)
@@ -60,14 +61,14 @@ def prompts_of(
     return CellPrompts(name, whole, evaluated, train_name, training, held_out, sources, needs)
 
 
-def _needs(options: RunOptions, model: Model, defaults: Defaults, trains: bool) -> Needs:
+def _needs(options: RunOptions, model: Model, defaults: Defaults, algorithm: Algorithm, trains: bool) -> Needs:
     """What a run will need and is not on this machine."""
     evaluated = options.prompts or defaults.prompts
     prompts = [] if options.task == "sdedit" else [evaluated]
     own = plugins.known("benchmarks", evaluated) and "train" in plugins.load("benchmarks", evaluated).splits
     if trains and (name := options.train_prompts or (None if own else defaults.train_prompts)):
         prompts.append(name)
-    rewards = [options.reward] if options.reward else defaults.rewards[:1]
+    rewards = reward_needs(options, defaults, algorithm)
     scorers = defaults.scorers if options.scorers is None else options.scorers
     return needs_of(model, prompts, [*rewards, *scorers])
 
@@ -127,7 +128,7 @@ def pairs_of(
     algorithm: Algorithm,
     family: Family,
     asked: CellPrompts,
-    reward_name: str,
+    reward_name: str | None,
 ) -> tuple[Chosen | None, dict[str, Any] | None]:
     """The pairs of a file, and what the configuration keeps of them or of pairs that the base model will make."""
     changed = [name for name in options.changed if name.partition("_")[0] in ("pairs", "pair")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import textwrap
 from typing import Any, get_type_hints
 
 from alignbench import plugins
@@ -41,6 +42,7 @@ def as_values(name: str) -> dict[str, Any]:
         "trains": bool(getattr(kind, "trains", False)),
         "header": header,
         "fields": fields,
+        "published": [dataclasses.asdict(published) for published in getattr(kind, "paper", ())],
     }
 
 
@@ -52,13 +54,18 @@ def text(name: str) -> str:
     width = max([len(field["name"]) for field in found["fields"]], default=0)
     header = found["header"] or "its file says nothing about it"
     lines = [f"{found['name']} ({'trains' if found['trains'] else 'at test time'})", "", header, ""]
-    values = ", the paper's or its code's values" if found["name"] in plugins.own_names("algorithms") else ""
-    own = f"fields, with their defaults{values}"
-    lines.append(own if found["fields"] else "no fields")
+    lines.append("fields, with their defaults" if found["fields"] else "no fields")
     for field in found["fields"]:
         presets = "".join(f"   {preset}: {value}" for preset, value in field["presets"].items())
         default = "none" if field["default"] is None else field["default"]
         lines.append(f"  {field['name']:{width}} = {default}{presets}")
+    if found["published"]:
+        lines += ["", "published; the defaults are the first's, but for what Departures names"]
+    for published in found["published"]:
+        lines.append(f"  {published['name']} ({published['source']})")
+        for what in ("fields", "sampling"):
+            said = ", ".join(f"{name}={value}" for name, value in published[what].items())
+            lines += textwrap.wrap(said, 110, initial_indent=f"    {what:10}", subsequent_indent=" " * 14)
     return "\n".join(lines) + "\n"
 
 

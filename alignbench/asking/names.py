@@ -14,7 +14,7 @@ def check(options: RunOptions) -> None:
     """Raise UnknownName or InputError for a name or a path that cannot be meant, as far as that can be known so far."""
     plugins.check("algorithms", options.algorithm)
     registry.find(options.model)
-    for name in (options.reward, *(options.scorers or ())):
+    for name in (options.named_reward, *(options.scorers or ())):
         if name is not None:
             plugins.check("rewards", name)
     for name in (options.prompts, options.train_prompts):

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from alignbench import plugins
-from alignbench.choices import BudgetKind, Crop, DType, Kernel, ScorerDType, Ties, TrackerName
+from alignbench.choices import NO_REWARD, BudgetKind, Crop, DType, Kernel, ScorerDType, Ties, TrackerName
 from alignbench.errors import InputError, UnknownName
 
 Asked = TypeVar("Asked", bound="Options")
@@ -216,7 +216,8 @@ class RunOptions(ScoringOptions, PairChoice, SamplingOptions, DeviceOptions):
     reward: Annotated[str | None, Option(WHAT, NAMED)] = Field(
         None,
         description="Reward to optimise: a name, package.module:Name, or path/file.py:Name; a learned one with weights "
-        "of your own as NAME=FILE; a served one (alignbench serve) by its URL, or NAME=URL. By default the model's.",
+        "of your own as NAME=FILE; a served one (alignbench serve) by its URL, or NAME=URL. By default the model's. "
+        "`none` for base, and for methods that learn from --pairs.",
     )
     set: Annotated[Fields, Option(WHAT, HASHED, list[str], "NAME=VALUE")] = Field(
         {}, description="A hyper-parameter, such as --set clip=1e-4; may be repeated."
@@ -323,6 +324,11 @@ class RunOptions(ScoringOptions, PairChoice, SamplingOptions, DeviceOptions):
     @classmethod
     def _one_name(cls, value: Any) -> Any:
         return tuple(map(_reward_name, value)) if isinstance(value, tuple) else value and _reward_name(value)
+
+    @property
+    def named_reward(self) -> str | None:
+        """The reward that was named, where it is one."""
+        return None if self.reward == NO_REWARD else self.reward
 
     @property
     def algorithm(self) -> str:

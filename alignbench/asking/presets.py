@@ -75,13 +75,6 @@ def build_algorithm(
     return cast(Algorithm, algorithm), preset_name if preset else None
 
 
-def differences(paper: Algorithm, chosen: Algorithm) -> dict[str, Any]:
-    """The fields that are not at the algorithm's own defaults."""
-    fields = dataclasses.fields(chosen)  # type: ignore[arg-type]
-    pairs = {f.name: (getattr(chosen, f.name), getattr(paper, f.name)) for f in fields}
-    return {name: {"value": own, "paper": other} for name, (own, other) in pairs.items() if own != other}
-
-
 def _written(kind: Any) -> Any:
     """A field's type as it is written: neither command lines nor TOML have a None, so a field that may be one takes
     "none"."""

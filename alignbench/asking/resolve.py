@@ -14,8 +14,11 @@ from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.adapter_folders import adapter_folder
 from alignbench.asking.needs import Needs
 from alignbench.asking.options import RunOptions, SamplingOptions
-from alignbench.asking.presets import Defaults, build_algorithm, defaults_of, differences
+from alignbench.asking.papers import BesidePaper, beside
+from alignbench.asking.presets import Defaults, build_algorithm, defaults_of
+from alignbench.asking.rewarded import NoReward, reward_name_of
 from alignbench.asking.sources import IMAGE, Sources
+from alignbench.choices import NO_REWARD
 from alignbench.diffusion import registry
 from alignbench.diffusion.registry import Family, Hold, Model
 from alignbench.errors import InputError
@@ -45,7 +48,7 @@ class Cell:
     configuration: Configuration
     sampling: Sampling
     preset: str | None
-    differs_from_paper: dict[str, Any]
+    beside: BesidePaper | None  # what was published of the algorithm
     evaluated: Sequence[Prompt]
     prompts_sha256: str
     training: Prompts
@@ -87,14 +90,14 @@ def resolve(options: RunOptions) -> Cell:
     _check_algorithm(options, model, algorithm)
     sampling = sampling_of(model, options)
     family.refuse(model, options, options.algorithm, algorithm.trains)
-    adapter = adapter_folder(options.adapter) if options.adapter is not None else None
-    adapter_digest = family.adapter_digest(adapter) if adapter is not None else None
+    adapter, adapter_digest = _adapter(options, family)
     asked = data.prompts_of(options, model, family, defaults, algorithm)
-    reward_name = options.reward or defaults.reward(asked.evaluated)
-    reward = reward_of(reward_name, options.scoring)
+    reward_name = reward_name_of(options, defaults, algorithm, asked.evaluated)
+    reward = reward_of(reward_name, options.scoring) if reward_name is not None else NoReward()
     chosen, pairs = data.pairs_of(options, defaults, algorithm, family, asked, reward_name)
     scorers = _scorers(options, defaults, reward_name, asked.evaluated)
     train_name = asked.train_name if algorithm.trains and chosen is None else None
+    own = {reward_name: reward} if reward_name is not None else {}
     configuration = Configuration(
         algorithm=options.algorithm,
         fields=dataclasses.asdict(algorithm),  # type: ignore[call-overload]
@@ -117,9 +120,8 @@ def resolve(options: RunOptions) -> Cell:
         vae=_vae(options),
         vae_tiling=options.vae_tiling,
         resolution="x".join(map(str, options.resolution)) if options.resolution else None,
-        code=_code(options, kind, {reward_name: reward, **scorers}, options.prompts, train_name),
+        code=_code(options, kind, own | scorers, options.prompts, train_name),
     )
-    stem = naming.stem(options, model.name, defaults.reward(asked.evaluated), configuration)
     return Cell(
         options=options,
         algorithm=algorithm,
@@ -129,7 +131,7 @@ def resolve(options: RunOptions) -> Cell:
         configuration=configuration,
         sampling=sampling,
         preset=preset,
-        differs_from_paper=differences(kind(), algorithm),
+        beside=beside(algorithm, sampling, model, reward_name),
         evaluated=asked.evaluated,
         prompts_sha256=prompt_sets.digest(asked.whole),
         training=asked.training,
@@ -137,11 +139,26 @@ def resolve(options: RunOptions) -> Cell:
         chosen=chosen,
         sources=asked.sources,
         reward=reward,
-        reward_name=reward_name,
+        reward_name=reward_name or NO_REWARD,
         scorers={label(name): scorer for name, scorer in scorers.items()},
         adapter=adapter,
-        path=options.output / f"{stem}.json",
+        path=_path(options, model, defaults, asked.evaluated, configuration),
     )
+
+
+def _adapter(options: RunOptions, family: Family) -> tuple[Path | None, str | None]:
+    """The weights that the model has from the start, and their digest."""
+    if options.adapter is None:
+        return None, None
+    adapter = adapter_folder(options.adapter)
+    return adapter, family.adapter_digest(adapter)
+
+
+def _path(
+    options: RunOptions, model: Model, defaults: Defaults, evaluated: Sequence[Prompt], configuration: Configuration
+) -> Path:
+    stem = naming.stem(options, model.name, defaults.reward(evaluated), configuration)
+    return options.output / f"{stem}.json"
 
 
 def _check_algorithm(options: RunOptions, model: Model, algorithm: Algorithm) -> None:
@@ -181,15 +198,16 @@ def sampling_of(model: Model, options: SamplingOptions) -> Sampling:
 
 
 def _scorers(
-    options: RunOptions, defaults: Defaults, reward_name: str, evaluated: Sequence[Prompt]
+    options: RunOptions, defaults: Defaults, reward_name: str | None, evaluated: Sequence[Prompt]
 ) -> dict[str, Reward]:
     """The reward and the held-out scorers that can score these prompts, by name. Raises InputError for one that was
     named and cannot, and for two of one column."""
     plugins.check_columns(options.scorers or ())
-    named = {name for name in (options.reward, *(options.scorers or ())) if name}
+    named = {name for name in (options.named_reward, *(options.scorers or ())) if name}
     others = defaults.scorers if options.scorers is None else options.scorers
+    first = [reward_name] if reward_name else [] if options.scorers else [defaults.reward(evaluated)]
     chosen, why = {}, ""
-    for name in dict.fromkeys([reward_name, *others]):
+    for name in dict.fromkeys([*first, *others]):
         reward = reward_of(name, options.scoring)
         reason = reward.unsupported(evaluated, ())
         if reason is None:

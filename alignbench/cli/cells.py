@@ -228,6 +228,8 @@ def _base_command(cell: Cell) -> str:
         value = getattr(options, name)
         if (of_evaluation or name in same) and value not in (field.default, ()):
             words.append(f"--{name.replace('_', '-')}{_words(value)}")
+    if options.reward is None and options.scorers is not None:  # `base` would leave the reward out
+        words.append(f"--reward {typed(cell.reward_name)}")
     return " ".join(words)
 
 
@@ -268,10 +270,10 @@ def _description(cell: Cell) -> list[str]:
         rows.append(("cut off", cut_off.sentence(cell.model.name, cut, used)))
     cost = estimate(cell)
     for name, value in c.fields.items():
-        paper = cell.differs_from_paper.get(name)
         used = getattr(cost.algorithm, name) if cost else value
-        note = "   (what the budget pays for)" if used != value else f"   (paper: {paper['paper']})" if paper else ""
+        note = "   (what the budget pays for)" if used != value else cell.beside.note(name) if cell.beside else ""
         rows.append(("field", f"{name} = {used}{note}"))
+    rows += _published_rows(cell)
     if cell.preset:
         rows.append(("preset", cell.preset))
     if cell.needs.names:
@@ -279,6 +281,17 @@ def _description(cell: Cell) -> list[str]:
     rows += [("note", line) for line in cell.notes]
     title = f"{c.algorithm} on {cell.model.name} ({cell.model.source}), would write {cell.path}"
     return [title, *(f"  {label:12} {value}" for label, value in [*rows, *_cost_rows(cell, cost)])]
+
+
+def _published_rows(cell: Cell) -> list[tuple[str, str]]:
+    """Which published configuration a cell is nearest to, and what of it that is no field is different here."""
+    if cell.beside is None:
+        return []
+    fields = cell.configuration.fields
+    named = {name: value for name, value in cell.beside.values.items() if name.rpartition(".")[2] not in fields}
+    notes = ((name, value, cell.beside.note(name)) for name, value in named.items())
+    rows = [("differs", f"{name.replace('.', ' ')} = {value}{note}") for name, value, note in notes if note]
+    return [("paper", f"nearest: {cell.beside.nearest}"), *rows]
 
 
 def _listed(values: Any) -> str:

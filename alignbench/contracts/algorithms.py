@@ -17,9 +17,11 @@ from torch import Tensor
 
 from alignbench import plugins
 from alignbench.asking.presets import build_algorithm
+from alignbench.asking.rewarded import NoReward
 from alignbench.contracts.contract import Broken, Contract, NotAsked, require
 from alignbench.contracts.toys import Toy
-from alignbench.errors import Unsupported
+from alignbench.declared import SaysWhetherItIsRewarded
+from alignbench.errors import RunError, Unsupported
 from alignbench.experiment.problem import CellProblem
 from alignbench.interface import Algorithm, PairAlgorithm, Policy, Sampler, Samples, TestTimeAlgorithm
 from alignbench.keys import Key
@@ -323,6 +325,18 @@ def _keeps_its_budget(subject: Subject) -> None:
         raise Broken(f"it refuses nfe={PLENTY}, which is plenty: {error}") from None
 
 
+def _reads_no_reward(subject: Subject) -> None:
+    algorithm = subject.algorithm
+    if not isinstance(algorithm, SaysWhetherItIsRewarded) or algorithm.reads_reward:
+        raise NotAsked("it asks for a reward")
+    problem = subject.problem("unrewarded")
+    problem.reward = NoReward()
+    try:
+        subject.draw(algorithm.align(problem), rows=slice(2))
+    except RunError as error:
+        raise Broken(f"it says reads_reward=False, and then: {error}") from None
+
+
 CONTRACTS = (
     Contract("it is a frozen dataclass with keyword fields, and has all that an algorithm needs", _is_a_dataclass),
     Contract("its fields survive JSON", _survives_json),
@@ -339,4 +353,5 @@ CONTRACTS = (
     Contract("stopped after a round and continued, it ends as in one go", _resumes),
     Contract("`batch` is memory: it changes neither the updates nor the weights they lead to", _batch_is_memory),
     Contract("it spends at most its budget, or says what it takes", _keeps_its_budget),
+    Contract("where it says that it reads no reward, it reads none", _reads_no_reward),
 )

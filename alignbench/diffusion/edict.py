@@ -9,7 +9,8 @@ Paper     Wallace, Gokul, Naik 2022, "EDICT: Exact Diffusion Inversion via Coupl
           Every line changes one half by a function of the other, so all of them can be undone in reverse order.
 Limits    Undoing (2) divides by p twice a step: rounding grows by p^(−2N) over N steps, 1.4e3 for p = 0.93 and N = 50.
           Latents have to be float32 or better. Steps are numbered over the whole chain, so that a part of it, of any
-          length, is undone by the same rule (the authors' and diffusers' code each err for one parity of N).
+          length, is undone by the same rule (the authors' and diffusers' code each err for one parity of N). Timesteps
+          are the model's own; the authors' end at t = 0, a step that changes nothing.
 Symbols   2 b: the pair (x, y) of b images.
 """
 

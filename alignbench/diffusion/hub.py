@@ -77,7 +77,8 @@ def snapshot(part: Part, model: str, folder: Path | None = None) -> Path:
         f"{constants.HF_HUB_CACHE}"
     )
     if offline():
-        raise RunError(f"{absent}, and the model hub cannot be reached. {part.advice}")
+        elsewhere = f"Where it can, run `alignbench fetch models {model}`."
+        raise RunError(f"{absent}, and the model hub cannot be reached. {elsewhere} {part.advice}")
     try:
         return Path(snapshot_download(part.repository.name, **_where(part, folder)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -87,7 +87,8 @@ class Schedule:
         return hashlib.sha256(json.dumps([levels, rest]).encode()).hexdigest()
 
     def steps(self, n: int) -> Steps:
-        """n sampling steps as diffusers' DDIMScheduler chooses them. Raises InputError unless 1 ≤ n ≤ T."""
+        """n sampling steps as diffusers' DDIMScheduler chooses them, but where trailing or linspace round a tie. Raises
+        InputError unless 1 ≤ n ≤ T."""
         total = len(self)
         if not 1 <= n <= total:
             raise InputError(f"the number of steps must lie in [1, {total}], got {n}.")

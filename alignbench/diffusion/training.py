@@ -43,6 +43,11 @@ class Training:
         positive(self, "learning_rate", "max_norm")
         not_negative(self, "weight_decay")
 
+    @property
+    def updates(self) -> int:
+        """Optimiser steps in all, of a method whose rounds pass over their data once."""
+        return self.rounds * self.updates_per_round
+
     def cut(self, what: str, count: int) -> None:
         """Raise ValueError where a round has fewer images or pairs than optimiser steps."""
         if count < self.updates_per_round:
@@ -98,6 +103,7 @@ class PairTraining(Training):
     their Stable Diffusion 1.5 run, with a LoRA of ours)."""
 
     learns_from_pairs: ClassVar[bool] = True
+    reads_reward: ClassVar[bool] = False  # one may have labelled the pairs
 
     rounds: int = 200  # with a checkpoint after each
     updates_per_round: int = 10  # optimiser steps

@@ -21,6 +21,7 @@ from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.options import PairsOptions
 from alignbench.asking.presets import defaults_of
 from alignbench.asking.resolve import sampling_of
+from alignbench.choices import NO_REWARD
 from alignbench.devices import BATCH, Fitting, chunked
 from alignbench.diffusion import registry
 from alignbench.diffusion.registry import Hold
@@ -99,6 +100,8 @@ def make_for(options: PairsOptions) -> tuple[str, Made]:
             f"model {model.name!r} makes its pairs in memory, as many as a run asks for (--pair-count); no folder is "
             "needed."
         )
+    if options.reward == NO_REWARD:
+        raise InputError(f"--reward {NO_REWARD}: a reward says which image of a pair is preferred; name one.")
     defaults = defaults_of(model)
     name = options.prompts or defaults.train_prompts or defaults.prompts
     splits = prompt_sets.find(name).splits

@@ -13,6 +13,7 @@ from alignbench import devices
 from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.adapter_folders import check_model, name_of
 from alignbench.asking.resolve import Cell
+from alignbench.asking.rewarded import as_without_reward
 from alignbench.caches import scores_folder
 from alignbench.devices import BATCH
 from alignbench.diffusion.latent import LatentPipeline
@@ -107,7 +108,7 @@ def _finished(cell: Cell, work: Resumable, force: bool) -> Result | None:
     if force or not cell.path.exists():
         return None
     result = results.read(cell.path)
-    found = result.configuration.model_dump(mode="json")
+    found = as_without_reward(result.configuration, cell.configuration).model_dump(mode="json")
     if PROMPTS in work.configuration:
         found[PROMPTS] = result.evaluation.prompts_sha256
     work.check_same(found, cell.path)
@@ -368,7 +369,8 @@ class _Draft:
             trains=cell.algorithm.trains,
             configuration=cell.configuration,
             preset=cell.preset,
-            differs_from_paper=cell.differs_from_paper,
+            published=str(cell.beside.nearest) if cell.beside else None,
+            differs_from_paper=cell.beside.differences if cell.beside else {},
             evaluation=Evaluation(
                 model=dict(self.pipeline.info()),
                 prompts=prompt_sets.label(cell.configuration.prompts),

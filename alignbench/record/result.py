@@ -161,7 +161,8 @@ class Result(_Record):
     trains: bool
     configuration: Configuration
     preset: str | None
-    differs_from_paper: dict[str, Any]  # hyper-parameters that are not the algorithm's own defaults
+    published: str | None = None  # the configuration of a paper or its code that is nearest
+    differs_from_paper: dict[str, Any]  # what is not as in that, of fields and sampling
     evaluation: Evaluation
     sampler: dict[str, Any]
     scorers: dict[str, Scorer]

@@ -268,6 +268,14 @@ def audit(_: Facts) -> str:
     return markdown(header, rows)
 
 
+def parity(_: Facts) -> str:
+    """Our algorithms beside their official code, measured now."""
+    from official.table import rows
+
+    header = "algorithm|quantity|official code|cases:|largest difference|verdict"
+    return markdown(header, [[cell.translate(MARKDOWN) for cell in row] for row in rows()])
+
+
 def public_names(facts: Facts) -> str:
     """What `from alignbench import …` has, by the file that defines it."""
     homes: dict[str, list[str]] = {}
@@ -294,6 +302,7 @@ TABLES_OF: Mapping[tuple[str, str], Callable[[Facts], str]] = {
     ("results/timings/README.md", "gradient noise"): gradient_noise,
     ("results/timings/README.md", "scorers"): scorer_timings,
     ("rewards/README.md", "audit"): audit,
+    ("algorithms/README.md", "parity"): parity,
     ("algorithms/README.md", "names"): public_names,
 }
 

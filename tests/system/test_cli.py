@@ -97,8 +97,10 @@ def test_a_dry_run_says_what_would_happen_and_does_nothing(here, capsys):
     assert run_command_line([*arguments, "--train-prompts", "training.txt"]) == 0
     out = capsys.readouterr().out
     assert "clip = 0.001   (paper: 0.0001)" in out
-    assert "rounds = 7   (paper: 100)" in out
+    assert "rounds = 7   (paper: 200; compressibility: 100)" in out
     assert "weight_decay = 0.0001\n" in out
+    assert "paper        nearest: aesthetic (config/dgx.py of kvablack/ddpo-pytorch)" in out  # which has the buffer
+    assert "differs      sampling guidance = 1.0   (paper: 5.0)" in out
     assert "train on     training.txt, 20 prompts, seed 0" in out
     assert "denoiser evaluations forward" in out
     assert "minutes on this machine" in out

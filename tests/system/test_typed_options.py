@@ -93,7 +93,7 @@ def test_run_learns_from_the_pairs_of_the_models_typed(here, capsys):
 
 
 def test_run_samples_with_the_noise_guidance_and_precision_typed(here):
-    shapes = ["--scorers", RED]
+    shapes = ["--scorers", RED, "shapes_preference"]
     usual = run("--algo", "base", *PICTURE, *shapes)
     for option, value, told in (
         ("--eval-seed", "7", lambda r: str(r.evaluation.eval_seed)),

@@ -20,8 +20,8 @@ PLUGINS = sorted(path for group in GROUPS for path in (ROOT / group).glob("*.py"
 
 # Rooms and single files of the core, from the ground up. Each may import from itself and from those before it.
 FLOORS = (
-    "printed errors choices keys files texts pictures quantities interface meter devices images downloads caches "
-    "progress processes quiet fields provenance sourced plugins record diffusion testbed shapes scoring remote "
+    "printed errors choices keys files texts pictures quantities interface declared meter devices images downloads "
+    "caches progress processes quiet fields provenance sourced plugins record diffusion testbed shapes scoring remote "
     "preferences analysis asking experiment judging contracts api cli __main__"
 ).split()
 # What a plug-in may use of the core beside the public names of `alignbench` itself.
@@ -284,8 +284,8 @@ def test_algorithm_files_have_the_header_of_the_house():
         optimum = header.partition("\nOptimum ")[2].splitlines()
         if len(list(itertools.takewhile(lambda line: line.startswith(" "), optimum))) > 2:
             wrong.append(f"{shown(path)}: more than two lines on the optimum")
-        if len(path.read_text(encoding="utf-8").splitlines()) > 260:
-            wrong.append(f"{shown(path)}: over 260 lines")
+        if len(path.read_text(encoding="utf-8").splitlines()) > 280:  # what was published takes twenty
+            wrong.append(f"{shown(path)}: over 280 lines")
     assert not wrong
 
 

@@ -123,6 +123,19 @@ def test_the_line_of_the_plugin_in_which_an_error_arose_is_named(check):
     assert f"has no attribute 'strenght' (mine.py, line {number})" in out
 
 
+def test_one_that_says_it_reads_no_reward_must_read_none(check):
+    free = MINE.replace("PUSH", GOOD).replace(
+        "    strength: float", "    reads_reward: ClassVar[bool] = False\n    strength: float"
+    )
+    _, out, _ = check(free)
+    assert "  holds    where it says that it reads no reward, it reads none" in out
+    asks = "        images = problem.pipeline.decode(problem.pipeline.initial_noise([problem.key]))\n"
+    asks += "        problem.reward(images, problem.prompts.sample(problem.key, 1))\n        return Pushed("
+    _, out, _ = check(free.replace("        return Pushed(", asks))
+    line = broken(out, "where it says that it reads no reward, it reads none")
+    assert "it says reads_reward=False, and then: the algorithm asks for a reward, and this cell has none" in line
+
+
 def test_randomness_without_a_key_is_suspected(check):
     _, out, _ = check(MINE.replace("PUSH", "samples.images + self.strength + torch.randn(()) / 9"))
     assert "is something drawn without a key, as torch.randn does?" in out

@@ -88,3 +88,27 @@ def test_a_suite_is_a_shipped_name_or_a_file(tmp_path, monkeypatch):
     assert run_command_line(["suite"]) == 2
     with pytest.raises(UnknownName, match=r"no suite named 'quik'\. Did you mean quick"):
         find_suite("quik")
+
+
+def test_what_was_published_stands_below_the_fields_with_its_source(capsys):
+    assert run_command_line(["show", "svdd"]) == 0
+    out = capsys.readouterr().out
+    assert "experiments (inference_decoding_nonp.py of masa-ue/SVDD-image)" in out
+    assert "choose=argmax" in out
+    assert "sampling  steps=50, guidance=7.5, eta=1.0" in out
+    assert run_command_line(["show", "svdd", "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["published"]
+    assert (first["fields"]["choose"], second["fields"]["choose"]) == ("argmax", "softmax")
+
+
+def test_a_result_says_what_differs_from_what_was_published_and_an_older_one_what_is_not_default(make_result, capsys):
+    differs = {"n": {"value": 4, "paper": 20}, "sampling.guidance": {"value": 3.0, "paper": 7.5}}
+    new = make_result("new", [1.0], published="experiments (somewhere)", differs_from_paper=differs)
+    old = make_result("old", [1.0], differs_from_paper={"n": {"value": 4, "paper": 8}})
+    assert run_command_line(["show", str(new)]) == 0
+    out = capsys.readouterr().out
+    assert "  paper       experiments (somewhere)\n  differs     n=4 (20), sampling.guidance=3.0 (7.5)\n" in out
+    assert run_command_line(["show", str(old)]) == 0
+    out = capsys.readouterr().out
+    assert "  not default n=4\n" in out  # what it calls the paper's was its own default
+    assert "(8)" not in out

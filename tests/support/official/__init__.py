@@ -1,0 +1,1 @@
+"""Our algorithms beside their official code, on small numbers; see README.md."""
