@@ -66,6 +66,12 @@ def run_command_line(arguments: Sequence[str]) -> int:
         return 130
     except BrokenPipeError:
         raise
+    except OSError as error:  # of a file or a device, where nobody explained it better
+        if debug:
+            raise
+        place = f"{error.filename}: " if error.filename is not None else ""
+        print(f"alignbench: {place}{error.strerror or _one_line(error)}.", file=sys.stderr)
+        return 1
     except Exception as error:
         if debug:
             raise

@@ -7,7 +7,7 @@ from typing import Literal
 
 from alignbench.choices import Breakdown, CurveAxis, Format
 from alignbench.cli.flags import Flag, Names
-from alignbench.cli.output import PICTURES, as_json, check_ending, draw, megabytes, typed
+from alignbench.cli.output import PICTURES, as_json, check_ending, draw, megabytes, say_written, typed
 from alignbench.errors import InputError
 
 
@@ -52,7 +52,7 @@ def compare(
         print(text, end="")
     else:
         write_text(output, text)
-        print(f"written to {output}")
+        say_written(output)
     return 0
 
 
@@ -129,7 +129,7 @@ def sheet(*files: Path, prompts: int = 6, method: Names = None, output: Path = P
     drawn = draw_sheet(files or (Path("results"),), prompts, method or ())
     with replace_file(output) as temporary:
         drawn.save(temporary, format="PNG", optimize=True)
-    print(f"written to {output}")
+    say_written(output)
     return 0
 
 
@@ -156,7 +156,7 @@ def plot(
 
     check_ending("--output", output, PICTURES)
     draw(reward_curves(files or (Path("results"),), against, scorer or ()), output)
-    print(f"written to {output}")
+    say_written(output)
     return 0
 
 
@@ -203,5 +203,5 @@ def frontier(
             print(f"not drawn on {problem}: {method} ({why or 'it has no KL'})")
         if (others := len(found) - len(drawn(found))) > 0:
             print(f"not drawn: {others} more evaluations or rewards, which fewer methods or none were aligned with")
-    print(f"written to {output}")
+    say_written(output)
     return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alignbench.cli.flags import Flag, takes
-from alignbench.cli.output import PICTURES, check_ending, draw, report
+from alignbench.cli.output import PICTURES, check_ending, draw, report, say_written
 from alignbench.judging.options import AuditOptions, ScoreOptions, ServeOptions
 
 
@@ -56,7 +56,7 @@ def audit(given: dict[str, Any], *, json: Flag = False, output: Path | None = No
     if figure is not None:
         draw(audit_report.figure(found), figure)
         if not json:
-            print(f"written to {figure}")
+            say_written(figure)
     return 0
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alignbench import plugins
 from alignbench.asking import prompts as prompt_sets
-from alignbench.caches import scores_folder
+from alignbench.caches import Caches
 from alignbench.devices import chunked, device_of
 from alignbench.errors import InputError
 from alignbench.files import sha256_of
@@ -65,7 +65,7 @@ def score_place(place: Path, options: ScoreOptions, quiet: bool = False) -> Repo
     rewards = {plugins.label(name): plugins.reward_of(name, options.scoring) for name in names}
     items = items_of(place, options.prompts, options.split)
     with Progress(quiet) as progress:
-        kept = scores_folder()
+        kept = Caches.usable(progress.say).scores
         return score_items(items, rewards, options.batch_size, device_of(options.device), kept, progress)
 
 
@@ -139,7 +139,7 @@ def score_items(
             raise InputError(f"scorer {name!r} cannot score these prompts: {reason}")
         infos[name] = reward.info()  # finds its files before anything is scored
     for name, reward in scorers.items():
-        cache = ScoreCache(kept, reward)
+        cache = ScoreCache(kept, reward, progress.say)
         progress.stage(name, len(items))
         for chunk in chunked(range(len(items)), batch):
             fresh = []

@@ -20,9 +20,9 @@ PLUGINS = sorted(path for group in GROUPS for path in (ROOT / group).glob("*.py"
 
 # Rooms and single files of the core, from the ground up. Each may import from itself and from those before it.
 FLOORS = (
-    "errors choices keys files quantities interface meter devices images downloads caches progress processes quiet "
-    "fields plugins record diffusion testbed shapes scoring remote preferences analysis asking experiment judging "
-    "contracts api cli __main__"
+    "errors choices keys reading files locks quantities interface meter devices images downloads caches progress "
+    "processes quiet fields plugins record diffusion testbed shapes scoring remote preferences analysis asking "
+    "experiment judging contracts api cli __main__"
 ).split()
 # What a plug-in may use of the core beside the public names of `alignbench` itself.
 FOR_PLUGINS: dict[str, set[str]] = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from alignbench.files import append_line, complete_lines
+from alignbench.files import append_line
+from alignbench.reading import complete_lines
 
 
 @pytest.mark.parametrize("torn", ['{"half', "ein halbes Zei\u00e4", "x" * 100_000])
@@ -14,9 +15,9 @@ def test_a_line_after_a_torn_one_is_not_written_onto_it(torn, tmp_path):
     append_line(path, "second: ä")
     with open(path, "ab") as handle:
         handle.write(torn.encode()[:-1])  # within a character, where it has several bytes
-    assert complete_lines(path) == ["first", "second: ä"]
+    assert complete_lines(path) == [b"first", "second: ä".encode()]
     append_line(path, "third")
-    assert complete_lines(path) == ["first", "second: ä", "third"]
+    assert complete_lines(path) == [b"first", "second: ä".encode(), b"third"]
 
 
 def test_a_journal_whose_only_line_is_torn_begins_anew(tmp_path):
