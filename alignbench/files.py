@@ -24,7 +24,7 @@ from alignbench.errors import AlignbenchError, InputError, RunError, shown
 
 LINKS = 40  # that are followed from one path, as the kernel does
 FULL = (errno.ENOSPC, errno.EDQUOT)
-FULL_TEXT = ("no space left", "os error 28", "disk quota", "pytorchstreamwriter failed", "unexpected pos")
+FULL_TEXT = ("no space left", "os error 28", "disk quota", "pytorchstreamwriter", "unexpected pos", "iostream error")
 WRONG_PLACE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
     errno.ENXIO, errno.EBADF, errno.ENOENT,

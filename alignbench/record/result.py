@@ -26,6 +26,7 @@ SPARSE: Final = frozenset({"category", "challenge", "failures"})  # left out of 
 
 Status = Literal["complete", "partial", "diverged", "unsupported", "failed"]
 Scalar = str | int | float | bool | None
+RESOURCES: Final = tuple(f"{of}_{way}" for of in ("denoiser", "decode", "reward") for way in ("forward", "backward"))
 LARGEST_COUNT = 2**63 - 1  # what arrays hold
 DEEPEST = 20  # of values that nothing else is said about, nested in one another
 
@@ -38,6 +39,39 @@ def _shallow(value: Any, left: int = DEEPEST) -> Any:
         for inner in value.values() if isinstance(value, dict) else value:
             _shallow(inner, left - 1)
     return value
+
+
+def _of_a_model(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a model without what every table says of it."""
+    shape = value.get("image_shape")
+    if not isinstance(value.get("name"), str) or not isinstance(shape, list) or not all(map(_is_count, shape)):
+        raise ValueError("has no name, or no image_shape")
+    return value
+
+
+def _of_every_resource(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a cost that leaves something out."""
+    if absent := [name for name in RESOURCES if name not in value]:
+        raise ValueError(f"has no {absent[0]}")
+    return value
+
+
+def _of_a_round(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a line of a curve that has no place on it."""
+    held_out = value.get("held_out", {})
+    if not all(_is_count(value.get(name)) for name in ("round", *RESOURCES)) or not _is_number(value.get("seconds")):
+        raise ValueError("lacks its round, or what was spent")
+    if not isinstance(held_out, dict) or not all(score is None or _is_number(score) for score in held_out.values()):
+        raise ValueError("has held-out scores that are none")
+    return value
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value <= LARGEST_COUNT
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= LARGEST_COUNT)
 
 
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
@@ -85,7 +119,7 @@ class Configuration(_Record):
 class Evaluation(_Record):
     """The frozen protocol. Rows pair only between files whose evaluations are equal."""
 
-    model: Plain
+    model: Annotated[Plain, AfterValidator(_of_a_model)]
     prompts: str
     split: str
     prompts_sha256: str
@@ -144,16 +178,16 @@ class Metric(_Record):
 class FrontierCurve(_Record):
     """The best mean reward at every divergence from the reference, of a problem whose optimum is known."""
 
-    beta: float  # at which regret is measured
-    points: list[tuple[float, float, float]]  # λ = 1/β, mean reward, KL in nats
+    beta: Annotated[float, Field(gt=0)]  # at which regret is measured
+    points: Annotated[list[tuple[float, float, float]], Field(min_length=1)]  # λ = 1/β, mean reward, KL in nats
 
 
 class Costs(_Record):
     """What alignment cost in all, and what one image costs afterwards."""
 
-    alignment: dict[str, Count]
+    alignment: Annotated[dict[str, Count], AfterValidator(_of_every_resource)]
     alignment_seconds: float
-    per_image: dict[str, float]
+    per_image: Annotated[dict[str, float], AfterValidator(_of_every_resource)]
     per_image_seconds: float
     peak_memory_bytes: int
     forward_batch: int | None = None  # of images while training, where memory allowed fewer than asked for
@@ -178,7 +212,7 @@ class Result(_Record):
     truncated: dict[str, Count] = Field(default_factory=dict)  # evaluated prompts longer than a scorer reads, by scorer
     metrics: dict[str, Metric]
     frontiers: dict[str, FrontierCurve] = Field(default_factory=dict)  # by scorer
-    curve: list[Plain]
+    curve: list[Annotated[Plain, AfterValidator(_of_a_round)]]
     budget: dict[str, float] | None  # as it was resolved: seconds with what an evaluation takes
     cost: Costs | None
     environment: Plain
