@@ -133,7 +133,7 @@ NAMES = (
     *(value for value in hostile.AWKWARD if isinstance(value, str)),
     *LONG,
     *"/dev/zero /dev/stdin/x.json http://[ http://a:99999999 http:// x.py:Y .. / ~ os:getcwd os.path : = a=".split(),
-    *"a.b.c:D [x hpsv2.1=x jpeg_compressibility=x - -- a:b:c tiny/x x/y * ?.jsonl ddpo.py d\u0434po clip= n=1e999".split(),
+    *"a.b.c:D [x hpsv2.1=x jpeg_compressibility=x - -- a:b:c x/y * ddpo.py d\u0434po clip= n=1e999".split(),
     "base=\x00", "x=http://\x00", "\x00.py:Y", " ", "\udcff",
 )  # fmt: skip
 RUN = ["run", "--model", "mixture", "--dry-run"]
