@@ -18,7 +18,7 @@ def main() -> None:
         code = 1
     except OSError as error:  # such as a full disk below the file that standard output goes to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"alignbench: standard output cannot be written: {error.strerror or error}.", file=sys.stderr)
+        print(f"alignbench: what is printed cannot be written: {error.strerror or error}.", file=sys.stderr)
         code = 1
     sys.exit(code)
 

@@ -43,7 +43,8 @@ class Caches:
             if instead is None:
                 instead = Path(tempfile.mkdtemp(prefix="alignbench-"))
                 atexit.register(shutil.rmtree, instead, ignore_errors=True)
-            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+            cause = error if isinstance(error, OSError) else error.__cause__
+            reason = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(error)
             say(f"no cache in {folder} ({reason}); using {instead}; XDG_CACHE_HOME can name another folder")
             return cls(instead)
 

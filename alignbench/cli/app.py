@@ -11,6 +11,8 @@ from cyclopts.config import Env
 
 from alignbench import __version__
 from alignbench.errors import AlignbenchError, InputError, UnknownName
+from alignbench.files import FULL
+from alignbench.quiet import quieten_drawing
 
 HELP = {"--help", "-h"}
 PREFIX = "ALIGNBENCH_"  # ALIGNBENCH_RUN_MODEL is `run --model`
@@ -49,6 +51,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
         if command is None or command in app:  # at once: parsing what stands beside it takes a third of the time
             app.help_print([command] if command else [])
             return 0
+    quieten_drawing()
     try:
         _check_environment()
         code = app([a for a in arguments if a != "--debug"], exit_on_error=False, print_error=False)
@@ -70,7 +73,8 @@ def run_command_line(arguments: Sequence[str]) -> int:
         if debug:
             raise
         place = f"{error.filename}: " if error.filename is not None else ""
-        print(f"alignbench: {place}{error.strerror or _one_line(error)}.", file=sys.stderr)
+        reason = "the disk is full" if error.errno in FULL else error.strerror or _one_line(error)
+        print(f"alignbench: {place}{reason}.", file=sys.stderr)
         return 1
     except Exception as error:
         if debug:

@@ -97,7 +97,7 @@ def said(arguments: Sequence[str | Path]) -> tuple[int, str]:
         code = run_command_line([str(argument) for argument in arguments])
     lines = [line for line in err.getvalue().split("\n") if line.startswith("alignbench: ")]
     shown = err.getvalue()[:2000]
-    assert "unexpected" not in shown, shown
+    assert "alignbench: unexpected" not in shown, shown
     assert "Traceback" not in shown, shown
     assert code in (0, 1, 2), shown
     assert len(lines) == (0 if code == 0 else 1), (code, shown, out.getvalue()[-500:])
