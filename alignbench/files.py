@@ -56,7 +56,7 @@ def replace_file(path: Path, sync: bool = True) -> Iterator[Path]:
 
     Without `sync` the content survives a killed process but perhaps not a power cut: for files that can be made again.
     """
-    with _explained(path):
+    with explained(path):
         end, stream = _end_of(path)
         if stream is not None:
             with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +94,7 @@ def write_text(path: Path, text: str) -> None:
 def append_line(path: Path, line: str) -> None:
     """Append one line and sync it, and the folder of a new file. A kill may tear the line; `complete_lines` drops a
     torn one, and so does the next append, which would otherwise be written onto it."""
-    with _explained(path):
+    with explained(path):
         new = not path.exists()
         with open(path, "ab+") as handle:
             _alone(handle.fileno())
@@ -128,7 +128,7 @@ def remove_leftovers(folder: Path) -> None:
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, so that a power cut leaves them. Raises InputError or RunError saying why it
     cannot be."""
-    with _explained(path):
+    with explained(path):
         new = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         for folder in new:
@@ -162,8 +162,9 @@ def _no_room(path: Path) -> RunError:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Errors in writing as sentences."""
+def explained(path: Path) -> Iterator[None]:
+    """Errors of writing to a path, also by a library that does it by itself, as sentences: InputError for a place that
+    cannot be written, RunError for a full disk."""
     try:
         yield
     except (AlignbenchError, BrokenPipeError):

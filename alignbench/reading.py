@@ -44,10 +44,11 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
     have no end, such as a pipe or a device."""
     content = bytearray()
     try:
-        if not stat.S_ISREG(mode := path.stat().st_mode):
-            raise InputError(f"{path}: expected a file, and it is {_kind(mode)}.")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{path}: expected a file, and it is {_kind(found.st_mode)}.")
         with open(path, "rb") as handle:
-            while len(content) <= largest and (part := handle.read(CHUNK)):
+            while max(len(content), found.st_size) <= largest and (part := handle.read(CHUNK)):
                 content += part
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file.") from None
@@ -57,7 +58,7 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{shown(str(path))}: is no name of a file ({error}).") from None
-    if len(content) > largest:
+    if max(len(content), found.st_size) > largest:
         raise InputError(f"{path}: has more than {largest:,} bytes, which is no file of this kind.")
     return bytes(content)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
 
 from alignbench import __version__
 from alignbench.errors import AlignbenchError, InputError, UnknownName
-from alignbench.files import FULL
+from alignbench.files import FULL, is_full
 from alignbench.quiet import quieten_drawing
 
 HELP = {"--help", "-h"}
@@ -79,6 +80,9 @@ def run_command_line(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             raise
+        if is_full(error, Path()):  # a library that says so in words of its own
+            print("alignbench: the disk is full; free some space, then type the same command again.", file=sys.stderr)
+            return 1
         kind = type(error).__name__
         print(f"alignbench: unexpected {kind}: {_one_line(error)} (--debug shows where)", file=sys.stderr)
         return 1

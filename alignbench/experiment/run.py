@@ -24,6 +24,7 @@ from alignbench.experiment.evaluate import Scores
 from alignbench.experiment.pairs import Made
 from alignbench.experiment.problem import CellProblem
 from alignbench.experiment.trackers import Trackers, check_installed
+from alignbench.files import explained
 from alignbench.interface import Pipeline, Sampler, TestTimeAlgorithm, Truncates
 from alignbench.meter import Cost, Meter
 from alignbench.processes import refuse_several
@@ -145,7 +146,8 @@ class _Run:
         cell, problem = self.cell, self.problem
         sampler, fewer = self.align()
         alignment, alignment_seconds = problem.meter.total, problem.seconds
-        sampler.save(cell.folder / "adapter")
+        with explained(cell.folder / "adapter"):
+            sampler.save(cell.folder / "adapter")
         wanted = slots(len(cell.evaluated), cell.options.images_per_prompt)
         generation, seconds = self.generate(sampler, wanted)
         scores = self.score(wanted)

@@ -10,6 +10,7 @@ import resource
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import hostile
@@ -33,7 +34,7 @@ def times(examples: int) -> settings:
     )
 
 
-QUICK, THOROUGH = times(60), times(1500)
+QUICK, THOROUGH = times(40), times(1500)
 
 
 @functools.cache
@@ -84,13 +85,15 @@ def edited(data: st.DataObject) -> bytes:
         return b"{}"
 
 
-def skipped(file: Path, folder: Path) -> None:
+def skipped(files: Sequence[Path], folder: Path) -> None:
+    """Each file is refused, and all are left out of a comparison that may skip what is bad."""
     beside = writer(folder)("base", [0.1, 0.2])
-    assert hostile.said(["compare", beside, file])[0] == 2
-    started = time.monotonic()
-    code, _ = hostile.said(["compare", beside, file, "--skip-bad"])
-    assert code == 0
-    assert time.monotonic() - started < 10
+    for file in files:
+        assert hostile.said(["compare", beside, file])[0] == 2
+    started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert hostile.said(["compare", beside, *files, "--skip-bad"])[0] == 0
+    assert time.process_time() - started < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
 @QUICK
@@ -110,7 +113,7 @@ def test_results_that_were_edited_end_no_command(data):
 def test_a_comparison_that_may_skip_what_is_bad_skips_it(content, tmp_path):
     file = tmp_path / "bad.json"
     file.write_bytes(content)
-    skipped(file, tmp_path)
+    skipped([file], tmp_path)
     hostile.said(["show", file])
     hostile.said(["ls", tmp_path])
 
@@ -125,8 +128,7 @@ def test_what_is_no_file_is_skipped_too_and_named_within_a_second(tmp_path):
     os.truncate(tmp_path / "sparse.json", 2**40)
     bad = [tmp_path / f"{name}.json" for name in ("pipe", "link", "circle", "nowhere", "sparse")]
     (tmp_path / "good").mkdir()
-    for file in (*bad, Path("/dev/zero"), tmp_path / ("x" * 300 + ".json")):
-        skipped(file, tmp_path / "good")
+    skipped([*bad, Path("/dev/zero"), tmp_path / ("x" * 300 + ".json")], tmp_path / "good")
     hostile.said(["ls", tmp_path])
 
 
@@ -177,12 +179,12 @@ def takes(name: str, place: int) -> None:
 
 @times(120)
 @given(name=st.one_of(st.sampled_from(NAMES), hostile.texts), place=st.integers(0, len(PLACES) - 1))
-@example("http://[", 4)
-@example("hpsv2.1=x", 4)
-@example("\udcff", 1)
-@example("x" * 300 + ".yaml", 17)
-@example("a" * 5000, 18)
-@example("9" * 5000, 16)
+@example(name="http://[", place=4)
+@example(name="hpsv2.1=x", place=4)
+@example(name="\udcff", place=1)
+@example(name="x" * 300 + ".yaml", place=17)
+@example(name="a" * 5000, place=18)
+@example(name="9" * 5000, place=16)
 def test_a_name_of_any_characters_is_known_or_refused(name, place, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.getbasetemp())
@@ -261,12 +263,12 @@ def test_bytes_as_a_suite_are_read_or_refused(content):
 def test_a_suite_that_stands_for_too_much_is_one_line_within_seconds(content, message, tmp_path):
     file = tmp_path / "s.yaml"
     file.write_bytes(content)
-    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for arguments in (["suite", file], ["run", "--algo", "base", "--config", file]):
         code, line = hostile.said(arguments)
         assert code == 2
         assert message in line or arguments[0] == "run"
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
@@ -284,9 +286,9 @@ def test_a_pipe_a_device_and_a_folder_are_one_line_within_seconds(option, tmp_pa
             "images": [*run[:4], "tiny", "--task", "sdedit", "--images", name, "--dry-run"], "show": ["show", name],
             "reward": [*run, "--reward", f"hpsv2.1={name}"], "adapter": [*run, "--adapter", name],
         }[option]  # fmt: skip
-        started = time.monotonic()
+        started = time.process_time()
         assert hostile.said(arguments)[0] == 2
-        assert time.monotonic() - started < 10
+        assert time.process_time() - started < 10
 
 
 @QUICK
