@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from alignbench import plugins
 from alignbench.choices import BudgetKind, Crop, DType, Kernel, ScorerDType, Ties, TrackerName
-from alignbench.errors import InputError, UnknownName
+from alignbench.errors import InputError, UnknownName, shown
 
 Asked = TypeVar("Asked", bound="Options")
 
@@ -100,6 +100,8 @@ class Options(BaseModel):
                 raise InputError(f"{place}{UnknownName('option', str(key), cls.model_fields)}")
         try:
             return cls(**values)
+        except UnicodeEncodeError as error:
+            raise InputError(f"{where or 'an option'}: {shown(error.object)} has bytes that are no text.") from None
         except ValidationError as error:
             own = error.errors()[0].get("ctx", {}).get("error")
             raise (own if isinstance(own, InputError) else InputError(explained(error, where))) from None

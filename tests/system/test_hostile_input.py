@@ -136,7 +136,7 @@ LONG = ("x" * 300 + ".json", "x" * 300 + ".yaml", "x" * 300 + ".py:Y", "x" * 90 
 NAMES = (
     *(value for value in hostile.AWKWARD if isinstance(value, str)),
     *LONG,
-    *"/dev/zero /dev/stdin/x.json http://[ http://a:99999999 http:// x.py:Y .. / ~ os:getcwd os.path : = a=".split(),
+    *"/dev/zero /dev/stdin/x.json http://[ http://a:99999999 http:// x.py:Y .. /etc ~ os:getcwd os.path : = a=".split(),
     *"a.b.c:D [x hpsv2.1=x jpeg_compressibility=x - -- a:b:c x/y * ddpo.py d\u0434po clip= n=1e999".split(),
     "base=\x00", "x=http://\x00", "\x00.py:Y", " ", "\udcff",
 )  # fmt: skip
@@ -177,7 +177,7 @@ def takes(name: str, place: int) -> None:
     hostile.said([f"./{word}" if word.startswith("-") and word == name else word for word in PLACES[place](name)])
 
 
-@times(120)
+@times(60)
 @given(name=st.one_of(st.sampled_from(NAMES), hostile.texts), place=st.integers(0, len(PLACES) - 1))
 @example(name="http://[", place=4)
 @example(name="hpsv2.1=x", place=4)
