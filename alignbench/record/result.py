@@ -59,7 +59,9 @@ def _of_every_resource(value: dict[str, Any]) -> dict[str, Any]:
 def _of_a_round(value: dict[str, Any]) -> dict[str, Any]:
     """Refuse a line of a curve that has no place on it."""
     held_out = value.get("held_out", {})
-    if not all(_is_count(value.get(name)) for name in ("round", *RESOURCES)) or not _is_number(value.get("seconds")):
+    if not all(_is_count(value.get(name)) for name in ("round", *RESOURCES[:2])) or not _is_number(
+        value.get("seconds")
+    ):
         raise ValueError("lacks its round, or what was spent")
     if not isinstance(held_out, dict) or not all(score is None or _is_number(score) for score in held_out.values()):
         raise ValueError("has held-out scores that are none")
