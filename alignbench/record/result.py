@@ -43,9 +43,9 @@ def _shallow(value: Any, left: int = DEEPEST) -> Any:
 
 def _of_a_model(value: dict[str, Any]) -> dict[str, Any]:
     """Refuse a model without what every table says of it."""
-    shape = value.get("image_shape")
+    shape = value.get("image_shape", [])
     if not isinstance(value.get("name"), str) or not isinstance(shape, list) or not all(map(_is_count, shape)):
-        raise ValueError("has no name, or no image_shape")
+        raise ValueError("has no name, or an image_shape that is none")
     return value
 
 
