@@ -18,6 +18,10 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:  # such as a full disk below the file that standard output goes to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"alignbench: what is printed cannot be written: {error.strerror or error}.", file=sys.stderr)
+        code = 1
     except Exception:  # under --debug
         with guarded():
             traceback.print_exc()

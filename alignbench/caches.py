@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from alignbench.choices import KeptKind
 from alignbench.downloads import cache_folder
+from alignbench.errors import AlignbenchError
+from alignbench.files import make_folder
 
 WHAT: dict[KeptKind, str] = {
     "scores": "scores of learned scorers, by picture and prompt",
@@ -19,16 +24,41 @@ WHAT: dict[KeptKind, str] = {
 }
 
 
-def scores_folder() -> Path:
-    return cache_folder() / "scores"
+@dataclass(frozen=True)
+class Caches:
+    """Where each kind lies. Nothing that is kept is needed: what is not there is made again."""
 
+    folder: Path
 
-def pairs_folder() -> Path:
-    return cache_folder() / "pairs"
+    @classmethod
+    def usable(cls, say: Callable[[str], None], instead: Path | None = None) -> Caches:
+        """This machine's, or, where that cannot be written, which is said, those in the folder `instead`: by default
+        one that lasts as long as this process."""
+        try:
+            folder = cache_folder()
+            make_folder(folder)
+            with tempfile.TemporaryFile(dir=folder):
+                return cls(folder)
+        except (AlignbenchError, OSError) as error:
+            if instead is None:
+                instead = Path(tempfile.mkdtemp(prefix="alignbench-"))
+                atexit.register(shutil.rmtree, instead, ignore_errors=True)
+            cause = error if isinstance(error, OSError) else error.__cause__
+            reason = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(error)
+            say(f"no cache in {folder} ({reason}); using {instead}; XDG_CACHE_HOME can name another folder")
+            return cls(instead)
 
+    @property
+    def scores(self) -> Path:
+        return self.folder / "scores"
 
-def tensors_file() -> Path:
-    return cache_folder() / "tensors.sqlite"
+    @property
+    def pairs(self) -> Path:
+        return self.folder / "pairs"
+
+    @property
+    def tensors(self) -> Path:
+        return self.folder / "tensors.sqlite"
 
 
 @dataclass(frozen=True)
@@ -61,10 +91,10 @@ def _size(kind: KeptKind) -> tuple[int, int]:
 
 def _places(kind: KeptKind) -> Iterator[Path]:
     """The entries of the cache's folder that are of a kind; everything that is not named otherwise was downloaded."""
-    folder = cache_folder()
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        own: KeptKind = "tensors" if path.name.startswith(tensors_file().name) else "files"
-        if path in (scores_folder(), pairs_folder()):
-            own = "scores" if path == scores_folder() else "pairs"
+    own_places = Caches(cache_folder())
+    for path in sorted(own_places.folder.iterdir()) if own_places.folder.is_dir() else ():
+        own: KeptKind = "tensors" if path.name.startswith(own_places.tensors.name) else "files"
+        if path in (own_places.scores, own_places.pairs):
+            own = "scores" if path == own_places.scores else "pairs"
         if own == kind:
             yield path

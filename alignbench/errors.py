@@ -6,9 +6,10 @@ The command line prints them as one line on stderr: exit code 2 for `InputError`
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
-from alignbench.printed import visible
+from alignbench.printed import one_line, visible
 
 
 class AlignbenchError(Exception):
@@ -49,6 +50,19 @@ class Unsupported(AlignbenchError):
     """This algorithm cannot run on this problem; the reason becomes a row of the table, not a crash."""
 
     exit_code = 2
+
+
+class CannotContinue(RunError):
+    """What an earlier try left cannot be continued: `--force` clears it and begins anew."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; use --force to begin anew.")
+        self.what = what
+
+
+def warn(line: str) -> None:
+    """A line about what was coped with, where no progress is shown."""
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def shown(value: object) -> str:

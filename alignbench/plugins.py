@@ -24,10 +24,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from alignbench import provenance
 from alignbench.errors import InputError, UnknownName, described
 from alignbench.provenance import Place
+from alignbench.reading import is_file
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -62,7 +64,7 @@ def own_names(group: Group) -> list[str]:
 
 
 def _is_own(group: Group, name: str) -> bool:
-    return name.isidentifier() and name[0] != "_" and (folder_of(group) / f"{name}.py").is_file()
+    return name.isidentifier() and name[0] != "_" and is_file(folder_of(group) / f"{name}.py")
 
 
 def names(group: Group) -> list[str]:
@@ -114,6 +116,12 @@ def served(name: str) -> tuple[str, str] | None:
         return None
     if own and not own.replace("-", "_").isidentifier():
         raise InputError(f"reward {name!r}: expected a name of letters, digits, '-' and '_' before the '='.")
+    try:
+        reachable = urlsplit(url).hostname and urlsplit(url).port != 0
+    except ValueError:
+        reachable = False
+    if not reachable:
+        raise InputError(f"reward {name!r}: expected a URL such as http://127.0.0.1:8000.")
     return own or "-".join(part for part in re.split(r"[^\w.]+", url.partition("://")[2]) if part), url
 
 
@@ -173,8 +181,10 @@ def find(name: str) -> tuple[Group, Any]:
 
 def check(group: Group, name: str) -> None:
     """Raise UnknownName with near names, or InputError, where a name cannot be meant. Imports no plug-in."""
-    if group == "rewards" and (served(name) or "=" in name or name.endswith(WEIGHTS)):
+    if group == "rewards" and (served(name) or (name.endswith(WEIGHTS) and "=" not in name)):
         return
+    if group == "rewards":
+        name = name.partition("=")[0]
     _check_place(KINDS[group], name)
     if ":" not in name and not known(group, full_name(group, name)):
         raise UnknownName(KINDS[group], name, [*names(group), *aliases(group)])
@@ -183,7 +193,7 @@ def check(group: Group, name: str) -> None:
 def _check_place(what: str, name: str) -> None:
     """Raise InputError for a file that is not there, or one without the object that is meant."""
     place, colon, _ = name.rpartition(":")
-    if place.endswith(".py") and not Path(place).is_file():
+    if place.endswith(".py") and not is_file(Path(place)):
         raise InputError(f"{what} {name!r}: there is no file {place}.")
     if not colon and name.endswith(".py"):
         raise InputError(f"{what} {name!r}: say which object of the file: {_objects_of(Path(name))}.")
@@ -191,7 +201,7 @@ def _check_place(what: str, name: str) -> None:
 
 def _objects_of(path: Path) -> str:
     """The references that a file offers: its classes, without importing it."""
-    if not path.is_file():
+    if not is_file(path):
         return f"{path}:Name, but there is no file {path}"
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -248,7 +258,7 @@ def _reader_of(path: Path) -> str:
     """The installed reward that a file of weights names. Raises InputError."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"reward {str(path)!r}: there is no such file.")
     try:
         with safe_open(path, framework="numpy") as handle:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import warnings
 
 
@@ -13,3 +14,8 @@ def quieten(*libraries: str) -> None:
         logging = importlib.import_module(f"{library}.utils.logging")
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+
+
+def quieten_drawing() -> None:
+    """Keep to itself where matplotlib keeps its fonts, which it says at length where that is not at home."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import os
-import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignbench import reading
 from alignbench.errors import InputError, shown
+from alignbench.reading import read_bytes
 
 MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # what files of another encoding begin with
 LARGEST = 2**31  # bytes; HPDv2's largest file has a third of it
@@ -20,15 +19,7 @@ LARGEST = 2**31  # bytes; HPDv2's largest file has a third of it
 
 def text_of(path: Path) -> str:
     """The text of a UTF-8 file, with or without a mark at its beginning. Raises InputError saying what else it is."""
-    try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise InputError(f"{path} is not a file.")
-        if found.st_size > LARGEST:
-            raise InputError(f"{path} has {found.st_size} bytes; a text of at most {LARGEST} was expected.")
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({os.strerror(error.errno or 0)}).") from None
+    content = read_bytes(path, LARGEST)
     if kind := MARKS.get(content[:2]):
         raise InputError(f"{path} is {kind}; save the file as UTF-8.")
     try:
@@ -87,27 +78,12 @@ def check_names(names: Sequence[str], where: str) -> None:
 
 
 def json_of(text: str, where: str) -> Any:
-    """The value of a JSON text. Raises InputError naming `where` for what is no JSON, and for an object that has a name
+    """The value of a JSON text. Raises InputError naming `where` for what is none, and for an object that has a name
     twice: readers would differ on which is meant."""
     try:
-        return json.loads(text, object_pairs_hook=_once)
-    except _Twice as error:
-        raise InputError(
-            f"{where}: {shown(error.args[0])} stands twice in one object; leave one of them out."
-        ) from None
-    except (ValueError, RecursionError) as error:
+        return reading.json_of(text)
+    except ValueError as error:
         raise InputError(f"{where}: not JSON ({error}).") from None
-
-
-class _Twice(Exception):
-    pass
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _Twice(next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1))
-    return found
 
 
 def is_text(value: object) -> bool:

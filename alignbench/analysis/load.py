@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from alignbench.errors import InputError, ResultFileError
 from alignbench.files import canonical_json
+from alignbench.reading import is_folder
 from alignbench.record.listing import folders_below
 from alignbench.record.result import Result, Scorer, read
 
@@ -93,11 +95,14 @@ def load(paths: Sequence[Path], skip_bad: bool = False) -> Loaded:
     """Read result files; a folder means its `*.json`. Raises ResultFileError for a bad file unless told to skip it."""
     files: list[Path] = []
     for path in paths:
-        if not path.exists() and path.suffix != ".json":
+        if is_folder(path):
+            files += sorted(path.glob("*.json"))
+        elif path.suffix == ".json" or os.path.lexists(path) or skip_bad:
+            files.append(path)
+        else:
             raise InputError(f"{path}: there is no such folder; `alignbench run` makes results.")
-        files += sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
-        below = folders_below(path for path in paths if path.is_dir())
+        below = folders_below(path for path in paths if is_folder(path))
         more = f" There are some in {', '.join(map(str, below))}." if below else ""
         raise InputError(f"no result files to compare; make one with `alignbench run`.{more}")
     loaded = Loaded({}, [], [])

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from alignbench import plugins
 from alignbench.choices import NO_REWARD, BudgetKind, Crop, DType, Kernel, ScorerDType, Ties, TrackerName
-from alignbench.errors import InputError, UnknownName
+from alignbench.errors import InputError, UnknownName, shown
 
 Asked = TypeVar("Asked", bound="Options")
 
@@ -82,8 +82,8 @@ def _guidance(value: float) -> float:
     return 1.0 if 0 <= value <= 1 else value
 
 
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]  # of things that are kept in memory, all of them
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Finite, Field(gt=0)]
 Guidance = Annotated[Finite, AfterValidator(_guidance)]
@@ -109,16 +109,18 @@ class Options(BaseModel):
                 raise InputError(f"{name}: an empty value; say what is meant, or leave the option out.")
         try:
             return cls(**values)
+        except UnicodeEncodeError as error:
+            raise InputError(f"{where or 'an option'}: {shown(error.object)} has bytes that are no text.") from None
         except ValidationError as error:
             own = error.errors()[0].get("ctx", {}).get("error")
             raise (own if isinstance(own, InputError) else InputError(explained(error, where))) from None
 
 
 EXPECTED = {
-    "greater_than_equal": "at least {ge:g}",
-    "greater_than": "more than {gt:g}",
-    "less_than_equal": "at most {le:g}",
-    "less_than": "less than {lt:g}",
+    "greater_than_equal": "at least {ge:,}",
+    "greater_than": "more than {gt:,}",
+    "less_than_equal": "at most {le:,}",
+    "less_than": "less than {lt:,}",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
     "float_parsing": "a number",
@@ -251,10 +253,10 @@ class RunOptions(ScoringOptions, PairChoice, SamplingOptions, DeviceOptions):
         description="Preference pairs to learn from: a Pick-a-Pic parquet file or folder, an HPDv2 .json, or a folder "
         "with pairs.jsonl. By default the base model makes pairs on --train-prompts and --reward labels them.",
     )
-    pair_count: Annotated[Annotated[int, Field(ge=2)] | None, Option(DATA, HASHED)] = Field(
+    pair_count: Annotated[Annotated[int, Field(ge=2, le=1_000_000)] | None, Option(DATA, HASHED)] = Field(
         None, description="How many pairs are made where none are given (2000 unless the model's preset says more)."
     )
-    pair_candidates: Annotated[Annotated[int, Field(ge=2)] | None, Option(DATA, HASHED)] = Field(
+    pair_candidates: Annotated[Annotated[int, Field(ge=2, le=10_000)] | None, Option(DATA, HASHED)] = Field(
         None,
         description="How many images are drawn for each of them (2); of more, the reward's best and worst are kept.",
     )
@@ -397,7 +399,7 @@ class PairsOptions(SamplingOptions, DeviceOptions):
         None, description="Split of the prompts (train where there is one)."
     )
     count: Annotated[Count, Option(DATA)] = Field(2000, description="How many pairs.")
-    candidates: Annotated[int, Field(ge=2), Option(DATA)] = Field(
+    candidates: Annotated[int, Field(ge=2, le=10_000), Option(DATA)] = Field(
         2, description="Images drawn per pair; of more, the reward's best and worst are kept."
     )
     seed: Annotated[Seed, Option(DATA)] = Field(0, description="Seed of prompts and images.")

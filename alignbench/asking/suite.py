@@ -13,6 +13,7 @@ option that takes one value spans a grid:
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,11 @@ from typing import Any, Generic, TypeVar
 
 from alignbench import plugins
 from alignbench.asking.options import RunOptions
-from alignbench.errors import AlignbenchError, InputError, UnknownName, described
+from alignbench.asking.yaml_files import read_yaml
+from alignbench.errors import AlignbenchError, InputError, UnknownName, described, shown
+from alignbench.reading import is_file
+
+MOST_CELLS = 10_000  # of a suite: more is a slip of the pen, and takes the machine's memory before it says so
 
 Done = TypeVar("Done")
 
@@ -36,7 +41,7 @@ class CellReport(Generic[Done]):
 def find_suite(name: str) -> Path:
     """The file of a suite: a path, or the name of one that is shipped. Raises UnknownName."""
     path = Path(name)
-    if path.suffix or path.is_file():
+    if path.suffix or is_file(path):
         return path
     if name not in (known := suite_names()):
         raise UnknownName("suite", name, known)
@@ -67,22 +72,29 @@ def read_suite(path: Path, output: Path | None = None) -> list[RunOptions]:
     asked, place = [], {} if output is None else {"output": output}
     for i, cell in enumerate(cells):
         where = f"{path}, cell {i + 1}"
-        asked += [RunOptions.parse(values, where) for values in _grid({**defaults, **cell, **place})]
+        asked += [RunOptions.parse(values, where) for values in _grid({**defaults, **cell, **place}, where)]
         if asked[-1].algo is None:
             raise InputError(f"{where}: names no algorithm; expected a key such as algo: ddpo.")
+        if len(asked) > MOST_CELLS:
+            raise InputError(f"{path}: has more than {MOST_CELLS:,} cells; make several suites of it.")
     return asked
 
 
-def _grid(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One dictionary per combination of list-valued options and fields; `scorers` is a list in itself."""
-    axes: list[list[tuple[str | None, str, Any]]] = []
+def _grid(cell: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """One dictionary per combination of list-valued options and fields; `scorers` is a list in itself. Raises
+    InputError where there are none, or too many to be meant."""
+    named: list[tuple[str | None, str, Any]] = []
     for name, value in cell.items():
-        if name == "set" and isinstance(value, dict):
-            axes += [[("set", k, x) for x in (v if isinstance(v, list) else [v])] for k, v in value.items()]
-        else:
-            axes.append(
-                [(None, name, x) for x in (value if isinstance(value, list) and name != "scorers" else [value])]
-            )
+        inner = value if name == "set" and isinstance(value, dict) else None
+        named += [(None, name, value)] if inner is None else [("set", k, v) for k, v in inner.items()]
+    axes: list[list[tuple[str | None, str, Any]]] = []
+    for parent, name, value in named:
+        several = value if isinstance(value, list) and (parent, name) != (None, "scorers") else [value]
+        if not several:
+            raise InputError(f"{where}: {shown(name)} is an empty list; expected a value, or several of them.")
+        axes.append([(parent, name, one) for one in several])
+    if (cells := math.prod(map(len, axes))) > MOST_CELLS:
+        raise InputError(f"{where}: spans a grid of {cells:,} cells; expected {MOST_CELLS:,} at most.")
     combinations = []
     for choice in itertools.product(*axes):
         values: dict[str, Any] = {name: value for parent, name, value in choice if parent is None}
@@ -116,21 +128,3 @@ def describe(options: RunOptions) -> str:
     fields = " ".join(f"{k}={v}" for k, v in options.set.items())
     reward = f" reward={options.reward}" if options.reward else ""
     return f"{options.algo} on {options.model}{reward} {fields} seed={options.seed}".replace("  ", " ")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping. Raises InputError."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}).") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold options such as 'algo: ddpo'.")
-    # YAML reads 1e-4 as text because it lacks a dot; options of numbers parse such text themselves.
-    return content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cyclopts import App, CycloptsError, Parameter
@@ -12,7 +13,9 @@ from cyclopts.config import Env
 
 from alignbench import __version__
 from alignbench.errors import AlignbenchError, InputError, UnknownName, said
+from alignbench.files import FULL, is_full
 from alignbench.printed import drawing, guarded
+from alignbench.quiet import quieten_drawing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,6 +63,7 @@ def _run(arguments: Sequence[str]) -> int:
         if command is None or command in app:  # at once: parsing what stands beside it takes a third of the time
             app.help_print([command] if command else [], console=_console())
             return 0
+    quieten_drawing()
     try:
         _check_environment()
         _check_values(arguments)
@@ -78,9 +82,19 @@ def _run(arguments: Sequence[str]) -> int:
         return 130
     except BrokenPipeError:
         raise
+    except OSError as error:  # of a file or a device, where nobody explained it better
+        if debug:
+            raise
+        place = f"{error.filename}: " if error.filename is not None else ""
+        reason = "the disk is full" if error.errno in FULL else error.strerror or said(error)
+        print(f"alignbench: {place}{reason}.", file=sys.stderr)
+        return 1
     except Exception as error:
         if debug:
             raise
+        if is_full(error, Path()):  # a library that says so in words of its own
+            print("alignbench: the disk is full; free some space, then type the same command again.", file=sys.stderr)
+            return 1
         kind = type(error).__name__
         print(f"alignbench: unexpected {kind}: {said(error)} (--debug shows where)", file=sys.stderr)
         return 1

@@ -44,7 +44,7 @@ def run(
         Print the outcome as JSON.
     """
     from alignbench.asking import names
-    from alignbench.asking.suite import read_yaml
+    from alignbench.asking.yaml_files import read_yaml
 
     options = RunOptions.parse(given)
     if config is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignbench.errors import InputError
+from alignbench.files import is_stream, replace_file, write_text
 from alignbench.printed import HIDDEN, Screen, one_line
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ NARROWEST = 24  # columns that are laid out for; below it the terminal breaks li
 
 
 def check_ending(option: str, path: Path | None, endings: tuple[str, ...]) -> None:
-    """Refuse a file to write whose name does not end as its format does."""
-    if path is not None and path.suffix not in endings:
+    """Refuse a file to write whose name does not end as its format does. A device or a pipe has a name of its own, and
+    takes the format where there is one alone."""
+    if path is not None and path.suffix not in endings and not (len(endings) == 1 and is_stream(path)):
         *others, last = endings
         expected = f"{', '.join(others)} or {last}" if others else last
         raise InputError(f"{option} {path}: expected a {expected} file.")
@@ -88,8 +90,6 @@ def print_json(values: Mapping[str, Any]) -> None:
 
 def report(values: Mapping[str, Any], text: Callable[[Screen], str], in_json: bool, output: Path | None) -> None:
     """Print the values as JSON, or the text for people, and write the JSON to a file where one is named."""
-    from alignbench.files import write_text
-
     if in_json:
         print_json(values)
     else:
@@ -97,12 +97,16 @@ def report(values: Mapping[str, Any], text: Callable[[Screen], str], in_json: bo
     if output is not None:
         write_text(output, as_json(values))
         if not in_json:
-            say(f"written to {output}")
+            say_written(output)
+
+
+def say_written(path: Path) -> None:
+    """Where something was written, unless it went to a device or a pipe, perhaps this very output."""
+    if not is_stream(path):
+        say(f"written to {path}")
 
 
 def draw(figure: Figure, path: Path) -> None:
     """Write a figure in the format its file's ending says."""
-    from alignbench.files import replace_file
-
     with replace_file(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=150)

@@ -13,13 +13,19 @@ from alignbench.judging.options import AccuracyOptions, TrainRewardOptions
 
 
 @takes(PairsOptions)
-def pairs(given: dict[str, Any]) -> int:
-    """Make preference pairs: images of the model for a prompt, labelled by a reward. Typed again, it continues."""
+def pairs(given: dict[str, Any], *, force: Flag = False) -> int:
+    """Make preference pairs: images of the model for a prompt, labelled by a reward. Typed again, it continues.
+
+    Parameters
+    ----------
+    force: bool
+        Replace pairs of another configuration, and those that cannot be continued.
+    """
     from alignbench.analysis.formats import number
     from alignbench.experiment.pairs import make_for
 
     options = PairsOptions.parse(given)
-    about, made = make_for(options)
+    about, made = make_for(options, force)
     say(f"{made.pairs} pairs of {about}, in {made.folder}")
     say(f"  ties  {made.ties}")
     say(

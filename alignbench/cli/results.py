@@ -7,7 +7,19 @@ from typing import Literal
 
 from alignbench.choices import Breakdown, CurveAxis, Format
 from alignbench.cli.flags import Flag, Names
-from alignbench.cli.output import PICTURES, check_ending, draw, listing, megabytes, note, print_json, say, screen, typed
+from alignbench.cli.output import (
+    PICTURES,
+    check_ending,
+    draw,
+    listing,
+    megabytes,
+    note,
+    print_json,
+    say,
+    say_written,
+    screen,
+    typed,
+)  # fmt: skip
 from alignbench.errors import InputError
 
 
@@ -51,7 +63,7 @@ def compare(
         print(render(comparison, format, screen()), end="")
     else:
         write_text(output, render(comparison, format))
-        say(f"written to {output}")
+        say_written(output)
     if format == "csv" and (remarks := notes(comparison)):
         note(*remarks)
     return 0
@@ -136,7 +148,7 @@ def sheet(*files: Path, prompts: int = 6, method: Names = None, output: Path = P
     drawn = draw_sheet(files or (Path("results"),), prompts, method or ())
     with replace_file(output) as temporary:
         drawn.save(temporary, format="PNG", optimize=True)
-    say(f"written to {output}")
+    say_written(output)
     return 0
 
 
@@ -163,7 +175,7 @@ def plot(
 
     check_ending("--output", output, PICTURES)
     draw(reward_curves(files or (Path("results"),), against, scorer or ()), output)
-    say(f"written to {output}")
+    say_written(output)
     return 0
 
 
@@ -210,5 +222,5 @@ def frontier(
             say(f"not drawn on {problem}: {method} ({why or 'it has no KL'})")
         if (others := len(found) - len(drawn(found))) > 0:
             say(f"not drawn: {others} more evaluations or rewards, which fewer methods or none were aligned with")
-    say(f"written to {output}")
+    say_written(output)
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignbench.cli.flags import Flag, takes
-from alignbench.cli.output import PICTURES, check_ending, draw, report, say
+from alignbench.cli.output import PICTURES, check_ending, draw, report, say, say_written
 from alignbench.errors import InputError
 from alignbench.judging.options import AuditOptions, ScoreOptions, ServeOptions
 
@@ -95,7 +95,7 @@ def audit(given: dict[str, Any], *, json: Flag = False, output: Path | None = No
     if figure is not None:
         draw(audit_report.figure(found), figure)
         if not json:
-            say(f"written to {figure}")
+            say_written(figure)
     return 0
 
 

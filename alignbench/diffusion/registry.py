@@ -8,7 +8,6 @@ point group `alignbench.families`.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from alignbench import plugins
 from alignbench.diffusion import conversion
 from alignbench.diffusion.hub import HUB_ID, Part, Repository, local
 from alignbench.errors import InputError, UnknownName
+from alignbench.reading import is_folder, json_of, read_bytes
 
 if TYPE_CHECKING:
     from alignbench.diffusion.schedule import Schedule
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from alignbench.keys import Key
     from alignbench.meter import Meter
 
+LARGEST_CONFIG = 2**26  # bytes of a JSON file of a pipeline; vocabularies have a few million
 USUAL = "stable_diffusion"  # the family of folders and hub ids that no family says it reads
 
 
@@ -201,7 +202,7 @@ def find(name: str) -> Model:
     if name in named():
         return named()[name]
     folder = Path(name)
-    if name and folder.is_dir():
+    if name and is_folder(folder):
         if not (folder / "model_index.json").is_file():
             raise InputError(
                 f"{name!r} is a folder without model_index.json; expected a saved diffusers pipeline."
@@ -226,9 +227,11 @@ def _reader(folder: Path) -> str:
 def read_json(path: Path) -> Mapping[str, Any]:
     """A JSON object of a pipeline's folder. Raises InputError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; expected a saved diffusers pipeline.") from None
+        if not path.exists():
+            raise InputError(f"{path} is missing; expected a saved diffusers pipeline.")
+        content = json_of(read_bytes(path, LARGEST_CONFIG))
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}).") from None
     if not isinstance(content, dict):

@@ -14,7 +14,7 @@ import torch
 from alignbench import devices
 from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.resolve import Cell
-from alignbench.caches import pairs_folder, tensors_file
+from alignbench.caches import Caches
 from alignbench.devices import Fitting, chunked
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.errors import Diverged, RunError
@@ -31,6 +31,7 @@ from alignbench.preferences.choosing import Chosen, choose
 from alignbench.preferences.encoded import EncodedPairs
 from alignbench.preferences.source import open_pairs
 from alignbench.progress import Progress
+from alignbench.reading import json_of, read_bytes
 from alignbench.sourced import identity_of, is_hashed
 
 FORWARD_BATCH = "forward_batch.json"
@@ -53,7 +54,7 @@ def problem_of(cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progres
     )
 
 
-def add_pairs(cell: Cell, problem: CellProblem, batch: int) -> Made | None:
+def add_pairs(cell: Cell, problem: CellProblem, batch: int, caches: Caches) -> Made | None:
     """Give the problem its preference pairs and say what they are: the family's own, of a file, or made now and kept
     for later."""
     wanted = cell.configuration.pairs
@@ -65,15 +66,15 @@ def add_pairs(cell: Cell, problem: CellProblem, batch: int) -> Made | None:
         return None
     made, chosen = None, cell.chosen
     if chosen is None:
-        made, chosen = _make_pairs(cell, problem, int(wanted["count"] or 0), int(wanted["candidates"] or 0), batch)
+        made, chosen = _make_pairs(cell, problem, wanted, batch, caches.pairs)
     say = problem.progress.say
     say(chosen.summary())
-    cache = TensorCache(tensors_file(), say=say)
+    cache = TensorCache(caches.tensors, say=say)
     problem.pairs = EncodedPairs(chosen, problem.pipeline, cache, cell.options.pair_crop, Key("pairs", "crop"), say)
     return made
 
 
-def folder_of_pairs(cell: Cell, pipeline: Pipeline, count: int, candidates: int) -> Path:
+def folder_of_pairs(cell: Cell, pipeline: Pipeline, count: int, candidates: int, kept: Path) -> Path:
     """Where the pairs that a cell makes are kept: shared by all that ask for the same ones, unless a server labels them
     that names no weights. What it says of itself, another scorer may say tomorrow."""
     info = cell.reward.info()
@@ -81,12 +82,16 @@ def folder_of_pairs(cell: Cell, pipeline: Pipeline, count: int, candidates: int)
         return cell.folder / OWN_PAIRS
     asked = [dict(pipeline.info()), identity_of(info), prompt_sets.digest(cell.training)]
     content = canonical_json([*asked, count, candidates, cell.sampling.as_dict()])
-    return pairs_folder() / hashlib.sha256(content.encode()).hexdigest()[:16]
+    return kept / hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _make_pairs(cell: Cell, problem: CellProblem, count: int, candidates: int, batch: int) -> tuple[Made, Chosen]:
-    """Pairs of the base model on the training prompts, labelled by the reward: one set for all seeds."""
-    folder = folder_of_pairs(cell, problem.pipeline, count, candidates)
+def _make_pairs(
+    cell: Cell, problem: CellProblem, wanted: Mapping[str, Any], batch: int, kept: Path
+) -> tuple[Made, Chosen]:
+    """Pairs of the base model on the training prompts, labelled by the reward: one set for all seeds. The folder is
+    ours, so that what cannot be continued in it is made anew."""
+    count, candidates = int(wanted["count"] or 0), int(wanted["candidates"] or 0)
+    folder = folder_of_pairs(cell, problem.pipeline, count, candidates, kept)
     problem.progress.say(
         f"no --pairs: {count} pairs of {cell.model.name} on {cell.configuration.train_prompts}/train, "
         f"labelled by {cell.reward_name}, are made or found in {folder}"
@@ -103,7 +108,7 @@ def _make_pairs(cell: Cell, problem: CellProblem, count: int, candidates: int, b
         candidates=candidates,
     )
     before = problem.meter.total
-    made = make_pairs(feedback, folder, batch, problem.meter, problem.progress)
+    made = make_pairs(feedback, folder, batch, problem.meter, problem.progress, force=True)
     problem.meter.total = before  # what they cost stands in their folder, whoever made them
     return made, choose(open_pairs(made.folder), cell.options.pair_ties, None, ())
 
@@ -115,7 +120,7 @@ def align(algorithm: Algorithm, problem: CellProblem) -> tuple[Sampler, int | No
     half as many images in each, which changes no gradient but for rounding.
     """
     kept = problem.folder / FORWARD_BATCH  # a run that is continued does not try the larger ones again
-    batch: int | None = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else None
+    batch = _fitted_before(kept)
     while True:
         fitting = algorithm if batch is None else dataclasses.replace(algorithm, batch=batch)  # type: ignore[type-var]
         try:
@@ -136,6 +141,14 @@ def align(algorithm: Algorithm, problem: CellProblem) -> tuple[Sampler, int | No
             write_text(kept, json.dumps(batch))
             problem.progress.say(f"out of memory: going on with {batch} images in a forward pass")
         devices.release()  # outside of the handlers, whose error holds the policy that failed and what did not fit
+
+
+def _fitted_before(kept: Path) -> int | None:
+    """How many images a forward pass had when memory was full before; None where it was not, or nobody can read it."""
+    try:
+        return max(1, int(json_of(read_bytes(kept)))) if kept.exists() else None
+    except (ValueError, TypeError):
+        return None
 
 
 def _probe(cell: Cell, batch: int, fitting: Fitting) -> Any:

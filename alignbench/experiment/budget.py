@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from alignbench.errors import RunError
 from alignbench.experiment.problem import CellProblem
 from alignbench.files import canonical_json, write_text
 from alignbench.interface import Prompt
 from alignbench.keys import Key
+from alignbench.reading import json_of, read_bytes
 
 BATCH = 8  # images timed at once
 TIMES = 3  # the fastest counts
@@ -31,13 +31,19 @@ def resolve_budget(
     about = [dict(problem.pipeline.info()), problem.reward.info().id, dtype, device, torch.get_num_threads()]
     digest = hashlib.sha256(canonical_json(about).encode()).hexdigest()[:12]
     path = folder / f".seconds-{digest}"  # without .json: those are results
-    if not path.exists():
-        write_text(path, json.dumps(_measured(problem, prompts)) + "\n")
-    try:
-        measured = {str(name): float(value) for name, value in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (ValueError, AttributeError) as error:
-        raise RunError(f"{path} cannot be read ({error}); remove it to measure again.") from None
+    measured = _kept(path) if path.exists() else None
+    if measured is None:
+        measured = _measured(problem, prompts)
+        write_text(path, json.dumps(measured) + "\n")
     return {**budget, **measured}
+
+
+def _kept(path: Path) -> dict[str, float] | None:
+    """What was measured before; None where nobody can read it: it is measured again."""
+    try:
+        return {str(name): float(value) for name, value in json_of(read_bytes(path)).items()}
+    except (ValueError, AttributeError, TypeError):
+        return None
 
 
 @torch.no_grad()

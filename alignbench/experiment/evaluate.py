@@ -14,11 +14,12 @@ import torch
 
 from alignbench.devices import Fitting, chunked
 from alignbench.errors import RunError
-from alignbench.files import append_line, complete_lines, sha256_of
+from alignbench.files import append_line, sha256_of
 from alignbench.interface import Prompt, Reward, Sampler, Start
 from alignbench.keys import Key
 from alignbench.meter import Cost, Meter
 from alignbench.progress import Progress
+from alignbench.reading import records
 from alignbench.record.pictures import ImageStore, Slot
 from alignbench.scoring.score_cache import ScoreCache
 from alignbench.scoring.values import score_images
@@ -44,10 +45,11 @@ def generate(
     progress: Progress,
     start: Callable[[Sequence[int]], Start] | None = None,
 ) -> tuple[Cost, float]:
-    """Make every image that is not there yet; `start` gives the images that those of some prompts start from. Returns
-    the cost and the seconds of all of them, over all attempts. A batch that does not fit into memory is halved."""
+    """Make every image that is not there yet, or cannot be read; `start` gives the images that those of some prompts
+    start from. Returns the cost and the seconds of all of them, over all attempts. A batch that does not fit into
+    memory is halved."""
     store, log = ImageStore(folder / "images"), folder / GENERATED
-    known = {tuple(map(tuple, line["slots"])): line for line in map(json.loads, complete_lines(log))}
+    known = dict(records(log, _generated, progress.say))
     size = max(1, batch // sampler.particles)
     total, seconds = Cost(), 0.0
     fitting = Fitting(meter, progress.say)
@@ -57,11 +59,19 @@ def generate(
         if line is not None and store.holds(chunk):
             progress.skip(len(chunk))
         else:
-            line = _generate_chunk(sampler, prompts, chunk, eval_seed, meter, store, start, fitting)
-            append_line(log, json.dumps(line))
+            made = _generate_chunk(sampler, prompts, chunk, eval_seed, meter, store, start, fitting)
+            append_line(log, json.dumps(made))
+            _, line = _generated(made)
             progress.advance(len(chunk))
-        total, seconds = total + Cost(**line["cost"]), seconds + line["seconds"]
+        total, seconds = total + line[0], seconds + line[1]
     return total, seconds
+
+
+def _generated(line: Any) -> tuple[tuple[tuple[int, int], ...], tuple[Cost, float]]:
+    """The images that a line of the log is about, and what they cost."""
+    slots = tuple((int(place), int(sample)) for place, sample in line["slots"])
+    cost = {str(name): int(count) for name, count in line["cost"].items()}
+    return slots, (Cost(**cost), float(line["seconds"]))
 
 
 def _generate_chunk(
@@ -120,19 +130,22 @@ def score(
     store, log = ImageStore(folder / "images"), folder / SCORED
     values: dict[str, dict[Slot, float]] = {name: {} for name in scorers}
     failures: dict[str, dict[Slot, str]] = {name: {} for name in scorers}
-    for line in map(json.loads, complete_lines(log)):
-        for place, sample, value, reason in line["scores"] if line["scorer"] in scorers else []:
-            known = values if reason is None else failures
-            known[line["scorer"]][Slot(place, sample)] = value if reason is None else reason
+    for scorer, logged in records(log, _logged, progress.say):
+        for slot, value, reason in logged if scorer in scorers else []:
+            if reason is None:
+                values[scorer][slot] = value
+            else:
+                failures[scorer][slot] = reason
     progress.stage("score", len(scorers) * len(wanted))
     for name, reward in scorers.items():
-        cache = ScoreCache(kept, reward) if kept is not None and is_hashed(reward.info()) else None
+        keeps = kept is not None and is_hashed(reward.info())
+        cache = ScoreCache(kept, reward, progress.say) if kept is not None and keeps else None
         for chunk in chunked(wanted, batch):
             missing = [slot for slot in chunk if slot not in values[name] and slot not in failures[name]]
             if missing:
                 texts = [prompts[slot.place] for slot in missing]
                 scored = score_chunk(name, reward, store, missing, texts, cache, device)
-                rows = []
+                rows: list[list[Any]] = []
                 for slot, (value, reason) in zip(missing, scored, strict=True):
                     if reason is None:
                         values[name][slot] = value
@@ -142,6 +155,15 @@ def score(
                 append_line(log, json.dumps({"scorer": name, "scores": rows}, allow_nan=False))
             progress.advance(len(chunk))
     return Scores(values, failures)
+
+
+def _logged(line: Any) -> tuple[str, list[tuple[Slot, float, str | None]]]:
+    """What a line of the log says of one scorer: images, values, and why there is none."""
+    rows = [
+        (Slot(int(place), int(sample)), math.nan if reason is not None else float(value), reason and str(reason))
+        for place, sample, value, reason in line["scores"]
+    ]
+    return str(line["scorer"]), rows
 
 
 def score_chunk(

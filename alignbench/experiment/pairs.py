@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from alignbench.errors import InputError, RunError
 from alignbench.experiment import cut_off
 from alignbench.experiment.metered import MeteredReward
 from alignbench.experiment.ready import check_pipeline
-from alignbench.files import append_line, complete_lines, write_text
+from alignbench.files import append_line, write_text
 from alignbench.interface import Pipeline, Prompt, Reward, Sampling
 from alignbench.keys import Key
 from alignbench.meter import Cost, Meter
@@ -38,6 +38,7 @@ from alignbench.plugins import reward_of
 from alignbench.preferences.choosing import preference
 from alignbench.preferences.picture_files import FOLDER_FILE
 from alignbench.progress import Progress
+from alignbench.reading import json_of, read_bytes, records
 from alignbench.record.pictures import ImageStore, Slot
 from alignbench.record.result import identity
 from alignbench.record.resumable import Resumable
@@ -91,7 +92,7 @@ class Made:
     ties: int
 
 
-def make_for(options: PairsOptions) -> tuple[str, Made]:
+def make_for(options: PairsOptions, force: bool = False) -> tuple[str, Made]:
     """What `alignbench pairs` does: a line on whose pairs they are, and the folder of them."""
     model = registry.find(options.model)
     family = registry.family_of(model)
@@ -134,14 +135,18 @@ def make_for(options: PairsOptions) -> tuple[str, Made]:
         used = {"training": prompts}
         if cut := cut_off.counted(cut_off.reader_of(pipeline), used):
             progress.say(cut_off.sentence(model.name, cut, used))
-        made = make_pairs(feedback, options.output, options.batch_size or BATCH[3], meter, progress)
+        made = make_pairs(feedback, options.output, options.batch_size or BATCH[3], meter, progress, force)
     return f"{model.name} on {name}/{split}, labelled by {reward_name}", made
 
 
-def make_pairs(feedback: Feedback, folder: Path, batch: int, meter: Meter, progress: Progress) -> Made:
-    """Make pairs, or go on making them; a finished folder of this configuration is returned as it is.
+def make_pairs(
+    feedback: Feedback, folder: Path, batch: int, meter: Meter, progress: Progress, force: bool = False
+) -> Made:
+    """Make pairs, or go on making them; a finished folder of this configuration is returned as it is. Another process
+    that makes them is waited for.
 
-    Raises InputError where the folder holds anything else, RunError where an image or a reward is not finite.
+    Raises InputError where the folder holds anything else, unless `force` replaces pairs that are there, RunError where
+    an image or a reward is not finite.
     """
     if len(feedback.pipeline.info()["image_shape"]) != 3:
         raise InputError(f"model {feedback.model!r} makes points; pairs in a folder are of pictures.")
@@ -150,14 +155,17 @@ def make_pairs(feedback: Feedback, folder: Path, batch: int, meter: Meter, progr
         feedback.configuration,
         STATE,
         elsewhere="choose an empty or a new folder",
-        replace="delete this one",
+        replace="use --force to replace what is there",
         own=(MADE, JOURNAL, FOLDER_FILE, IMAGES),
     )
-    if done := _finished(work):
+    if done := _finished(work, force):
         return done
-    with work.held():
+    with work.alone():
+        if done := _finished(work, force):
+            return done
+        work.begin(force)
         maker = _Maker(feedback, MeteredReward(feedback.reward_name, feedback.reward, meter), folder)
-        lines = _resumed(folder / JOURNAL, maker.store)
+        lines = _resumed(folder / JOURNAL, maker.store, progress.say)
         known = {row[0] for line in lines for row in line["pairs"]}
         missing = [i for i in range(feedback.count) if i not in known]
         progress.stage("pairs", feedback.count, len(known))
@@ -199,30 +207,42 @@ class _Maker:
             yield i, preference(own[a], own[b], info), own[a], own[b], a, b
 
 
-def _finished(work: Resumable) -> Made | None:
-    """What a complete folder says of itself. Raises InputError where it is of another configuration."""
+def _finished(work: Resumable, force: bool) -> Made | None:
+    """What a complete folder says of itself. Raises InputError where it is of another configuration, unless `force`
+    replaces it."""
     path = work.folder / MADE
     if not path.exists() or not (work.folder / FOLDER_FILE).exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_of(read_bytes(path))
         cost, seconds = Cost(**content["cost"]), float(content["seconds"])
         made = Made(work.folder, cost, seconds, int(content["configuration"]["count"]), int(content["ties"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); delete {work.folder}, or choose another folder.") from error
+        same = content["configuration"] == work.configuration
+    except (ValueError, KeyError, TypeError, OverflowError, AttributeError) as error:
+        if force:
+            return None
+        raise InputError(
+            f"{path} cannot be read ({error}); use --force to make them anew, or choose another folder."
+        ) from error
+    if force and not same:
+        return None
     work.check_same(content["configuration"], work.folder)
     return made
 
 
-def _resumed(journal: Path, store: ImageStore) -> list[dict[str, Any]]:
-    """What was done before, without chunks whose images are gone; the journal then says just that."""
-    try:
-        lines = [json.loads(line) for line in complete_lines(journal)]
-    except ValueError as error:
-        raise RunError(f"{journal} cannot be continued ({error}); delete {journal.parent} to start again.") from error
+def _resumed(journal: Path, store: ImageStore, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """What was done before, without chunks whose line or images cannot be read; the journal then says just that."""
+    lines = records(journal, _made, say)
     kept = [line for line in lines if store.holds([Slot(row[0], k) for row in line["pairs"] for k in row[4:]])]
     write_text(journal, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
     return kept
+
+
+def _made(line: Any) -> dict[str, Any]:
+    """A line of the journal, if it is one."""
+    for i, label, a, b, *which in line["pairs"]:
+        int(i), float(label), float(a), float(b), [int(k) for k in which]
+    return {"pairs": line["pairs"], "cost": Cost(**line["cost"]).as_dict(), "seconds": float(line["seconds"])}
 
 
 def _finish(work: Resumable, maker: _Maker, lines: Sequence[Mapping[str, Any]]) -> Made:

@@ -15,13 +15,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench.errors import Diverged, RunError
+from alignbench import devices
+from alignbench.errors import CannotContinue, Diverged, described
 from alignbench.experiment import start_up
-from alignbench.files import append_line, complete_lines, replace_file, write_text
+from alignbench.files import append_line, replace_file, write_text
 from alignbench.interface import Pairs, Pipeline, Policy, Probe, Prompts, Reward, Sampling
 from alignbench.keys import Key
 from alignbench.meter import Cost, Meter
 from alignbench.progress import Progress
+from alignbench.reading import json_of, read_bytes, records
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
@@ -145,12 +147,15 @@ class CellProblem:
         path = self.folder / ROLLBACK
         if not path.exists():
             return {}
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return {int(record["round"]): str(record["reason"])}
+        try:
+            record = json_of(read_bytes(path))
+            return {int(record["round"]): str(record["reason"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise CannotContinue(f"{path} cannot be read ({described(error, 200)})") from error
 
     def curve(self) -> list[dict[str, Any]]:
         """The training curve so far."""
-        return [json.loads(line) for line in complete_lines(self.folder / METRICS)]
+        return records(self.folder / METRICS, _of_a_round, self.progress.say)
 
     def _probe_is_due(self, done: int, n: int) -> bool:
         return done * (PROBES - 1) // n > (done - 1) * (PROBES - 1) // n
@@ -191,24 +196,27 @@ class CellProblem:
                 saved = torch.load(path, map_location="cpu", weights_only=True)
                 for name, item in state.items():
                     item.load_state_dict(saved["state"][name])
-            except Exception as error:
-                raise RunError(
-                    f"{path} cannot be continued ({' '.join(str(error).split())[:200]}); "
-                    f"delete {self.folder} to start again."
-                ) from error
-            done = int(saved["done"])
-            self.seconds = float(saved["seconds"])
-            self.meter.total = Cost(**saved["cost"])
-            self._norms = {str(name): [float(x) for x in norms] for name, norms in saved["norms"].items()}
+                done = int(saved["done"])
+                self.seconds = float(saved["seconds"])
+                self.meter.total = Cost(**saved["cost"])
+                self._norms = {str(name): [float(x) for x in norms] for name, norms in saved["norms"].items()}
+            except Exception as error:  # torch and the optimisers raise all kinds for a broken or a foreign file
+                if devices.is_full(error):
+                    raise
+                raise CannotContinue(f"{path} cannot be continued ({described(error, 200)})") from error
             self.resumed_at = done
             if done:
                 self.progress.say(f"resumed at round {done} of {n}")
         metrics = self.folder / METRICS
-        lines = complete_lines(metrics)
-        kept = [line for line in lines if json.loads(line)["round"] <= done] if done else []
         if metrics.exists():
-            write_text(metrics, "".join(line + "\n" for line in kept))
+            kept = [line for line in self.curve() if line["round"] <= done] if done else []
+            write_text(metrics, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
         return done
+
+
+def _of_a_round(line: Any) -> dict[str, Any]:
+    """A line of the curve, if it is one."""
+    return {**line, "round": int(line["round"])}
 
 
 def _finite(record: Mapping[str, Any]) -> dict[str, Any]:

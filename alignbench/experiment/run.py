@@ -14,10 +14,10 @@ from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.adapter_folders import check_model, name_of
 from alignbench.asking.resolve import Cell
 from alignbench.asking.rewarded import as_without_reward
-from alignbench.caches import scores_folder
+from alignbench.caches import Caches
 from alignbench.devices import BATCH
 from alignbench.diffusion.latent import LatentPipeline
-from alignbench.errors import Diverged, InputError, RunError, Unsupported
+from alignbench.errors import Diverged, InputError, ResultFileError, RunError, Unsupported
 from alignbench.experiment import cut_off, evaluate, optimality
 from alignbench.experiment.align import add_pairs, align, problem_of
 from alignbench.experiment.budget import resolve_budget
@@ -27,7 +27,7 @@ from alignbench.experiment.problem import CellProblem
 from alignbench.experiment.ready import check_pipeline
 from alignbench.experiment.trackers import Trackers, check_installed
 from alignbench.experiment.trained import WEIGHTS, Trained, kept_of
-from alignbench.files import remove_leftovers_of
+from alignbench.files import explained
 from alignbench.interface import Pipeline, Sampler, TestTimeAlgorithm, Truncates
 from alignbench.meter import Cost, Meter
 from alignbench.processes import refuse_several
@@ -82,19 +82,25 @@ def run_cell(cell: Cell, force: bool = False, quiet: bool = False, trained: Trai
     device = cell.family.device(cell.options.device)
     if trained is not None:  # nobody goes on training in a folder whose pictures are of other weights
         work = replace(work, configuration={**work.configuration, "weights": trained.digest(cell.family)})
-    with work.held(force) as attempt, Progress(quiet) as progress:
-        remove_leftovers_of(cell.path)
-        devices.reset_peak(device)
-        run = _prepare(cell, attempt, device, progress, trained)
-        try:
-            outcome = run.complete()
-        except (Diverged, Unsupported) as error:
-            outcome = run.ended(error)
-        except (InputError, RunError) as error:
-            run.failed(error)
-            raise
-        work.finish(attempt)
-        return outcome
+    with work.alone(), Progress(quiet) as progress:
+        done = _finished(cell, work, force)  # by a process that was waited for
+        if done is not None:
+            return Outcome(done, cell.path, was_complete=True)
+
+        def attempted(number: int) -> Outcome:
+            devices.reset_peak(device)
+            run = _prepare(cell, number, device, progress, trained)
+            try:
+                outcome = run.complete()
+            except (Diverged, Unsupported) as error:
+                outcome = run.ended(error)
+            except (InputError, RunError) as error:
+                run.failed(error)
+                raise
+            work.finish(number)
+            return outcome
+
+        return work.attempted(attempted, force, progress.say)
 
 
 def _asked(cell: Cell) -> dict[str, Any]:
@@ -105,14 +111,27 @@ def _asked(cell: Cell) -> dict[str, Any]:
 
 def _finished(cell: Cell, work: Resumable, force: bool) -> Result | None:
     """The result that is already there, if it is final. Raises InputError if its configuration is another."""
+    if cell.path.is_dir():
+        raise InputError(f"{cell.path}, which would be the result, is a folder; choose --name or another --output.")
     if force or not cell.path.exists():
         return None
-    result = results.read(cell.path)
+    try:
+        result = results.read(cell.path)
+    except ResultFileError as error:
+        raise ResultFileError(f"{error} Or use --force, which replaces it.") from None
     found = as_without_reward(result.configuration, cell.configuration).model_dump(mode="json")
     if PROMPTS in work.configuration:
         found[PROMPTS] = result.evaluation.prompts_sha256
     work.check_same(found, cell.path)
     return result if result.status in ("complete", "diverged", "unsupported") else None
+
+
+def _before(cell: Cell) -> Result | None:
+    """The result that is already there, if it can be read."""
+    try:
+        return results.read(cell.path) if cell.path.exists() else None
+    except ResultFileError:
+        return None
 
 
 def _prepare(cell: Cell, attempt: int, device: str, progress: Progress, trained: Trained | None) -> _Run:
@@ -132,14 +151,16 @@ def _prepare(cell: Cell, attempt: int, device: str, progress: Progress, trained:
         progress.say(cut_off.sentence(cell.model.name, cut, used))
     batch = cell.options.batch_size or BATCH[3 if len(pipeline.info()["image_shape"]) == 3 else 1]
     problem = problem_of(cell, pipeline, meter, batch, progress)
-    made = add_pairs(cell, problem, batch) if trained is None else None
+    own = cell.folder / "cache"
+    caches = Caches.usable(progress.say, instead=own) if len(pipeline.info()["image_shape"]) == 3 else Caches(own)
+    made = add_pairs(cell, problem, batch, caches) if trained is None else None
     origin = trained.path.name if trained else None
     draft = _Draft(cell, pipeline, aligned, device, attempt, started, cut, origin)
     if attempt > 1:
         _check_same_scorers(cell)
     if not cell.path.exists():
         results.write(cell.path, draft.result("partial", "in progress, or interrupted; the same command continues"))
-    return _Run(cell, pipeline, problem, draft, batch, device, progress, made, trained)
+    return _Run(cell, pipeline, problem, draft, batch, device, progress, caches, made, trained)
 
 
 @dataclass(frozen=True)
@@ -153,6 +174,7 @@ class _Run:
     batch: int
     device: str
     progress: Progress
+    caches: Caches
     made: Made | None
     trained: Trained | None
 
@@ -161,7 +183,8 @@ class _Run:
         cell, problem = self.cell, self.problem
         sampler, fewer = self.align()
         alignment, alignment_seconds = problem.meter.total, problem.seconds
-        sampler.save(cell.folder / WEIGHTS)
+        with explained(cell.folder / WEIGHTS):
+            sampler.save(cell.folder / WEIGHTS)
         wanted = slots(len(cell.evaluated), cell.options.images_per_prompt)
         generation, seconds = self.generate(sampler, wanted)
         scores = self.score(wanted)
@@ -239,7 +262,7 @@ class _Run:
 
     def score(self, wanted: Sequence[Slot]) -> Scores:
         cell = self.cell
-        kept = scores_folder() if len(self.pipeline.info()["image_shape"]) == 3 else None
+        kept = self.caches.scores if len(self.pipeline.info()["image_shape"]) == 3 else None
         return evaluate.score(
             cell.scorers, cell.evaluated, wanted, self.batch, cell.folder, self.progress, self.device, kept
         )
@@ -253,9 +276,9 @@ class _Run:
 
     def failed(self, error: Exception) -> None:
         """Write why, unless an earlier result is there."""
-        path = self.cell.path
-        if not path.exists() or results.read(path).status == "partial":
-            results.write(path, self.draft.result("failed", str(error), _Found(curve=self.problem.curve())))
+        before = _before(self.cell)
+        if before is None or before.status == "partial":
+            results.write(self.cell.path, self.draft.result("failed", str(error), _Found(curve=self.problem.curve())))
 
     def written(self, result: Result) -> Outcome:
         results.write(self.cell.path, result)
@@ -287,7 +310,8 @@ def _check_scorers(cell: Cell, pipeline: Pipeline) -> None:
 def _check_same_scorers(cell: Cell) -> None:
     """Refuse to go on with scorers that are not what they were when the cell was begun: other weights, another
     version, or another scorer behind a URL."""
-    if not cell.path.exists() or (before := results.read(cell.path)).status not in ("partial", "failed"):
+    before = _before(cell)
+    if before is None or before.status not in ("partial", "failed"):
         return
     for name, scorer in cell.scorers.items():
         was, now = before.scorers.get(name), identity(scorer.info())

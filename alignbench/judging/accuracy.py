@@ -9,7 +9,7 @@ from typing import Any
 from alignbench.analysis.formats import Table, percent, plain, remarks
 from alignbench.asking.adapter_folders import adapter_folder, check_model
 from alignbench.asking.presets import defaults_of
-from alignbench.caches import tensors_file
+from alignbench.caches import Caches
 from alignbench.devices import BATCH, device_of
 from alignbench.diffusion import registry
 from alignbench.diffusion.registry import Hold, Model
@@ -73,7 +73,7 @@ def measure(options: AccuracyOptions, quiet: bool = False) -> Report:
             pipeline = family.load(model, meter, Hold(device, options.dtype))
             for folder in folders:
                 check_model(folder, pipeline)
-            cache = TensorCache(tensors_file(), say=progress.say)
+            cache = TensorCache(Caches.usable(progress.say).tensors, say=progress.say)
             encoded = EncodedPairs(chosen, pipeline, cache, options.pair_crop, Key("pairs", "crop"), progress.say)
             pairs = encoded
             judged = judge_by_policies(pipeline, family, adapters, encoded, task, options.timesteps, options.seed)

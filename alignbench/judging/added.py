@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from alignbench.asking import prompts as prompt_sets
-from alignbench.caches import scores_folder
+from alignbench.caches import Caches
 from alignbench.devices import BATCH, chunked, device_of
-from alignbench.errors import AlignbenchError, InputError, RunError
+from alignbench.errors import AlignbenchError, InputError, RunError, warn
 from alignbench.experiment.evaluate import score_chunk
-from alignbench.files import exclusive
 from alignbench.interface import Prompt, Reward, Truncates
 from alignbench.judging import score as scoring
 from alignbench.judging.options import ScoreOptions
 from alignbench.judging.picture_folders import Item
 from alignbench.judging.picture_names import refuse_first
 from alignbench.judging.score import Report, Scored
+from alignbench.locks import exclusive
 from alignbench.pictures import PictureError, size_of
 from alignbench.plugins import rewards_of
 from alignbench.printed import WHOLE, Screen, one_line
@@ -86,7 +85,7 @@ def score_results(
     refuse_first(options.first_number, f"the pictures of the result {paths[0]} are named by itself")
     scorers = rewards_of(options.scorers, options.scoring)
     asked = {name: identity(reward.info()) for name, reward in scorers.items()}  # finds its files
-    cells = [_cell(path, result, scorers) for path, result in complete_of(paths, _say)]
+    cells = [_cell(path, result, scorers) for path, result in complete_of(paths, warn)]
     if save and not force:
         cells = [cell for cell in (_without_known(cell, asked) for cell in cells) if cell.scorers]
         if not cells:
@@ -95,20 +94,16 @@ def score_results(
             )
     for cell in cells:
         _check(cell, save)
-    device, done = device_of(options.device), []
+    device, kept, done = device_of(options.device), Caches.usable(warn).scores, []
     batch = options.batch_size if "batch_size" in options.model_fields_set else None
     with Progress(quiet) as progress:
         for cell in cells:
             with _held(cell, save):
-                report = _scored(cell, batch, device, progress)
+                report = _scored(cell, batch, device, kept, progress)
                 if save:
                     results.write(cell.path, _with_columns(cell, report))
             done.append(Rescored(cell.path, report, tuple(cell.scorers) if save else ()))
     return done
-
-
-def _say(line: str) -> None:
-    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def _cell(path: Path, result: Result, scorers: Mapping[str, Reward]) -> _Cell:
@@ -184,7 +179,7 @@ def _held(cell: _Cell, save: bool) -> Iterator[None]:
         yield
 
 
-def _scored(cell: _Cell, batch: int | None, device: str, progress: Progress) -> Report:
+def _scored(cell: _Cell, batch: int | None, device: str, kept: Path, progress: Progress) -> Report:
     """Every scorer on every picture, as a run scores them."""
     pictures = len(cell.shape) != 1
     size = batch or BATCH[3 if pictures else 1]
@@ -193,7 +188,7 @@ def _scored(cell: _Cell, batch: int | None, device: str, progress: Progress) -> 
     ]
     truncated = {}
     for name, reward in cell.scorers.items():
-        cache = ScoreCache(scores_folder(), reward) if pictures and is_hashed(reward.info()) else None
+        cache = ScoreCache(kept, reward) if pictures and is_hashed(reward.info()) else None
         progress.stage(name, len(rows))
         for places in chunked(range(len(rows)), size):
             slots = [cell.wanted[place] for place in places]

@@ -22,7 +22,7 @@ from alignbench import plugins
 from alignbench.analysis.formats import percent
 from alignbench.analysis.statistics import win_rate
 from alignbench.errors import InputError
-from alignbench.files import remove_leftovers_of, sha256_of
+from alignbench.files import sha256_of
 from alignbench.images import fitted
 from alignbench.judging.options import TrainRewardOptions
 from alignbench.keys import Key
@@ -88,12 +88,17 @@ def train_reward(options: TrainRewardOptions, force: bool = False, quiet: bool =
         pairs, counts = read_pairs(chosen, progress)
     training, held_out = _split(pairs, options.held_out)
     steps = math.ceil(PASSES * len(training) / options.batch_size) if options.steps is None else options.steps
-    with work.held(force):
-        remove_leftovers_of(options.output)
+
+    def train(_: int) -> PreferenceNet:
         with contextlib.redirect_stdout(io.StringIO() if quiet else sys.stderr):  # the loop prints its steps
-            network = bradley_terry.train(
+            return bradley_terry.train(
                 start, training, steps, options.batch_size, options.learning_rate, key, work.folder
             )
+
+    with work.alone():
+        if not force and (done := _finished(options.output, work)):  # by a process that was waited for
+            return done
+        network = work.attempted(train, force)
         report = {
             "steps": steps,
             "pairs": counts | {"training": len(training), "held_out": len(held_out)},
@@ -105,7 +110,7 @@ def train_reward(options: TrainRewardOptions, force: bool = False, quiet: bool =
         metadata = {plugins.READER: bradley_terry.READER, RECORD: json.dumps(record, allow_nan=False)}
         bradley_terry.save(network, options.output, metadata)
         work.clear()
-    work.remove()
+        work.remove()
     return Trained(options.output, work.configuration, report)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from alignbench import plugins
 from alignbench.analysis.formats import Table, plain, remarks
 from alignbench.asking import prompts as prompt_sets
-from alignbench.caches import scores_folder
+from alignbench.caches import Caches
 from alignbench.devices import chunked, device_of
 from alignbench.errors import InputError, RunError
 from alignbench.images import read_image
@@ -60,7 +60,7 @@ def score_place(place: Path, options: ScoreOptions, quiet: bool = False) -> Repo
     rewards = plugins.rewards_of(options.scorers, options.scoring)
     found = items_of(place, options.prompts, options.split, options.first_number)
     with Progress(quiet) as progress:
-        kept = scores_folder()
+        kept = Caches.usable(progress.say).scores
         report = score_items(found.items, rewards, options.batch_size, device_of(options.device), kept, progress)
     notes = prompt_sets.notes_on(options.prompts) if options.prompts is not None else []
     return replace(report, about=[*found.about, *notes])
@@ -117,7 +117,7 @@ def score_items(
     rows, notes = [Scored(item) for item in items], Notes()
     digests = _looked_at(rows, list(scorers), notes, progress)
     for name, reward in scorers.items():
-        cache = ScoreCache(kept, reward)
+        cache = ScoreCache(kept, reward, progress.say)
         progress.stage(name, len(items))
         for chunk in chunked(range(len(items)), batch):
             fresh = []

@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,9 +19,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from alignbench.errors import RunError
-from alignbench.files import make_folder
-from alignbench.printed import one_line
+from alignbench.errors import AlignbenchError, warn
+from alignbench.files import is_full, make_folder
 
 T = TypeVar("T")
 
@@ -50,25 +48,25 @@ class _Damaged(Exception):
     """What was read is not what was written."""
 
 
-def _warn(line: str) -> None:
-    print(one_line(line), file=sys.stderr, flush=True)
-
-
 class TensorCache:
     """A least-recently-used cache of named tensors, safe for several processes at once and against a kill at any
-    moment. A damaged file is moved aside, and an empty one started: nothing in it cannot be computed again."""
+    moment. A damaged file is moved aside, and an empty one started; one that cannot be used, on a full disk or without
+    permission, is said once and left: nothing in it cannot be computed again."""
 
-    def __init__(self, path: Path, limit: int = 20 * 2**30, say: Callable[[str], None] = _warn) -> None:
+    def __init__(self, path: Path, limit: int = 20 * 2**30, say: Callable[[str], None] = warn) -> None:
         self.path, self.limit, self._say = path, limit, say
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None  # which file on disk it is connected to
+        self._left = False  # it could not be used
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, dict[str, Tensor]]:
         """The values of those keys that are there, on the CPU."""
-        return self._attempt(lambda db: self._get(db, list(dict.fromkeys(keys)))) if keys else {}
+        return (self._attempt(lambda db: self._get(db, list(dict.fromkeys(keys)))) or {}) if keys else {}
 
     def put_many(self, values: Mapping[bytes, Mapping[str, Tensor]]) -> None:
-        """Keep these values, in place of the least recently used ones. Raises RunError where the disk is full."""
+        """Keep these values, in place of the least recently used ones, as far as there is room on the disk."""
+        if self._left:
+            return
         encoded = {
             key: safetensors.torch.save({name: tensor.detach().contiguous().cpu() for name, tensor in value.items()})
             for key, value in values.items()
@@ -120,8 +118,10 @@ class TensorCache:
             db.executemany("DELETE FROM entry WHERE key = ?", [(key,) for key, _ in doomed])
             db.executemany("DELETE FROM content WHERE id = ?", [(number,) for _, number in doomed])
 
-    def _attempt(self, use: Callable[[sqlite3.Connection], T]) -> T:
-        """Use the database; if it turns out to be damaged, a new one instead."""
+    def _attempt(self, use: Callable[[sqlite3.Connection], T]) -> T | None:
+        """Use the database; if it turns out to be damaged, a new one instead; if there can be none, None."""
+        if self._left:
+            return None
         try:
             try:
                 return use(self._connection or self._connect(None))
@@ -129,15 +129,18 @@ class TensorCache:
                 if not _is_damage(error):
                     raise
                 return use(self._connect(error))
-        except (sqlite3.Error, _Damaged, OSError) as error:
-            raise self._explained(error) from error
+        except (sqlite3.Error, _Damaged, OSError, AlignbenchError) as error:
+            self._left = True
+            self._say(f"{self._explained(error)}; going on without it")
+            return None
 
     def _connect(self, damage: Exception | None) -> sqlite3.Connection:
         """Open the file, or a new one after damage. The lock is for making and moving files: SQLite has its own."""
         self.close()
         make_folder(self.path.parent)
         with open(self.path.with_name(f"{self.path.name}.lock"), "w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # a file system without locks, where SQLite's own are not safe either
+                fcntl.flock(lock, fcntl.LOCK_EX)
             if damage is not None and self._on_disk() == self._file:  # else another process has moved it already
                 self._move_aside(damage)
             try:
@@ -183,13 +186,13 @@ class TensorCache:
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
         self._say(f"the cache {self.path} is damaged ({damage}); moved to {aside.name}, what it held is made again")
 
-    def _explained(self, error: Exception) -> RunError:
+    def _explained(self, error: Exception) -> str:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_FULL:
-            return RunError(f"cannot write {self.path}: the disk is full; free some space, then type the same again.")
+        if code == sqlite3.SQLITE_FULL or is_full(error, self.path.parent):
+            return f"cannot write the cache {self.path}: the disk is full"
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return RunError(f"another process has held {self.path} for {PATIENCE:.0f} s; wait for it, or end it.")
-        return RunError(f"the cache {self.path} cannot be used ({error}); see to the disk, or delete the file.")
+            return f"another process has held the cache {self.path} for {PATIENCE:.0f} s"
+        return f"the cache {self.path} cannot be used ({error})"
 
 
 @contextlib.contextmanager

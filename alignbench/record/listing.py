@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from alignbench.errors import InputError, ResultFileError
-from alignbench.files import in_use
+from alignbench.locks import in_use
+from alignbench.reading import json_of, read_bytes
 from alignbench.record.result import Result, read
 
 STATE = "cell.json"  # in the folder of a cell
@@ -58,9 +58,11 @@ def complete_of(paths: Iterable[Path], say: Callable[[str], None]) -> list[tuple
 def _is_result(path: Path) -> bool:
     """Whether a file begins as results do: other JSON lies about too."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as handle:
             return b'"status"' in handle.read(64)
-    except OSError:  # a folder of such a name, or one that may not be read
+    except OSError:  # one that may not be read
         return False
 
 
@@ -69,14 +71,14 @@ def _cells(folder: Path) -> Iterator[Listed]:
     begun = {path.parent.name: path.parent for path in folder.glob(f"*/{STATE}")}
     for name in {*results, *begun}:
         own = folder / name
-        size = sum(path.stat().st_size for path in own.rglob("*") if path.is_file()) if own.is_dir() else 0
-        if in_use(own):
-            yield Listed(name, "running", "another process works in its folder", size, False)
+        size = sum(map(_size, own.rglob("*"))) if own.is_dir() else 0
+        if holder := in_use(own):
+            yield Listed(name, "running", f"in use by {holder}", size, False)
         elif name not in results:
             state, detail = _begun(own)
             yield Listed(name, state, detail, size, state == "started")
         else:
-            size += results[name].stat().st_size
+            size += _size(results[name])
             try:
                 result = read(results[name])
             except ResultFileError as error:
@@ -84,6 +86,14 @@ def _cells(folder: Path) -> Iterator[Listed]:
                 continue
             unfinished = result.status in ("partial", "failed")
             yield Listed(name, result.status, _detail(result), size, unfinished)
+
+
+def _size(path: Path) -> int:
+    """In bytes; of a file alone, and of none that goes while a run writes."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
 
 
 def _detail(result: Result) -> str:
@@ -95,9 +105,9 @@ def _detail(result: Result) -> str:
 def _begun(folder: Path) -> tuple[str, str]:
     """State and detail of a cell without a result."""
     try:
-        saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        saved = json_of(read_bytes(folder / STATE))
         attempts, running = int(saved["attempts"]), bool(saved["running"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return "unreadable", "its state file cannot be read"
     if not running:
         return "gone", "it had ended, and its result file is not there"

@@ -72,5 +72,21 @@ class ImageStore:
         return found.hexdigest()
 
     def holds(self, chunk: Sequence[Slot]) -> bool:
-        """Whether every image of a chunk is there."""
-        return all(self.path(slot, True).exists() or self.path(slot, False).exists() for slot in chunk)
+        """Whether every image of a chunk is there and whole: they are not synced, so a power cut may tear them."""
+        return all(self._is_whole(slot) for slot in chunk)
+
+    def _is_whole(self, slot: Slot) -> bool:
+        from PIL import Image
+
+        picture, points = self.path(slot, picture=True), self.path(slot, picture=False)
+        try:
+            if picture.is_file():
+                with Image.open(picture, formats=("PNG",)) as image:
+                    image.verify()  # reads it to its end and checks the sums, without decoding
+            elif points.is_file():
+                np.load(points, allow_pickle=False)
+            else:
+                return False
+        except Exception:  # decoders raise all kinds for broken files, from SyntaxError to struct.error
+            return False
+        return True

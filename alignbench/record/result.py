@@ -11,10 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from alignbench.errors import ResultFileError
+from alignbench.errors import InputError, ResultFileError, shown
 from alignbench.files import canonical_json, write_text
+from alignbench.reading import json_of, read_bytes
 
 if TYPE_CHECKING:
     from alignbench.interface import RewardInfo
@@ -25,7 +26,59 @@ SPARSE: Final = frozenset({"category", "challenge", "failures"})  # left out of 
 
 Status = Literal["complete", "partial", "diverged", "unsupported", "failed"]
 Scalar = str | int | float | bool | None
-Count = Annotated[int, Field(ge=0)]
+RESOURCES: Final = tuple(f"{of}_{way}" for of in ("denoiser", "decode", "reward") for way in ("forward", "backward"))
+LARGEST_COUNT = 2**63 - 1  # what arrays hold
+DEEPEST = 20  # of values that nothing else is said about, nested in one another
+
+
+def _shallow(value: Any, left: int = DEEPEST) -> Any:
+    """Refuse what would end every reader that walks it."""
+    if isinstance(value, dict | list):
+        if not left:
+            raise ValueError(f"is nested more than {DEEPEST} deep")
+        for inner in value.values() if isinstance(value, dict) else value:
+            _shallow(inner, left - 1)
+    return value
+
+
+def _of_a_model(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a model without what every table says of it."""
+    shape = value.get("image_shape", [])
+    if not isinstance(value.get("name"), str) or not isinstance(shape, list) or not all(map(_is_count, shape)):
+        raise ValueError("has no name, or an image_shape that is none")
+    return value
+
+
+def _of_every_resource(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a cost that leaves something out."""
+    if absent := [name for name in RESOURCES if name not in value]:
+        raise ValueError(f"has no {absent[0]}")
+    return value
+
+
+def _of_a_round(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a line of a curve that has no place on it."""
+    held_out = value.get("held_out", {})
+    if not all(_is_count(value.get(name)) for name in ("round", *RESOURCES[:2])) or not _is_number(
+        value.get("seconds")
+    ):
+        raise ValueError("lacks its round, or what was spent")
+    if not isinstance(held_out, dict) or not all(score is None or _is_number(score) for score in held_out.values()):
+        raise ValueError("has held-out scores that are none")
+    return value
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value <= LARGEST_COUNT
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) <= LARGEST_COUNT)
+
+
+Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+Whole = Annotated[int, Field(ge=-LARGEST_COUNT, le=LARGEST_COUNT)]
+Plain = Annotated[dict[str, Any], AfterValidator(_shallow)]
 
 
 class _Record(BaseModel):
@@ -36,20 +89,20 @@ class Configuration(_Record):
     """What was asked for. Equal configurations that differ in the seed alone are pooled by `compare`."""
 
     algorithm: str
-    fields: dict[str, Any]  # every hyper-parameter
+    fields: Plain  # every hyper-parameter
     model: str
     prompts: str
     split: str
-    limit: int | None
-    images_per_prompt: int
+    limit: Whole | None
+    images_per_prompt: Whole
     reward: str | None
     train_prompts: str | None
     pairs: dict[str, Scalar] | None = None  # what they are, where the algorithm learns from preference pairs
     scorers: list[str]
     sampling: dict[str, Scalar]  # steps, guidance, eta
     dtype: str
-    eval_seed: int
-    seed: int | None  # None where the algorithm does not train
+    eval_seed: Whole
+    seed: Whole | None  # None where the algorithm does not train
     budget: dict[str, float] | None = None  # per image, from which a test-time method chooses its free parameter
     task: dict[str, Scalar] | None = None  # None: images from noise
     adapter: str | None = None  # digest of the adapter that the model had from the start
@@ -69,11 +122,11 @@ class Configuration(_Record):
 class Evaluation(_Record):
     """The frozen protocol. Rows pair only between files whose evaluations are equal."""
 
-    model: dict[str, Any]
+    model: Annotated[Plain, AfterValidator(_of_a_model)]
     prompts: str
     split: str
     prompts_sha256: str
-    eval_seed: int
+    eval_seed: Whole
     task: dict[str, Scalar] | None = None  # None: images from noise
 
     @property
@@ -129,16 +182,16 @@ class Metric(_Record):
 class FrontierCurve(_Record):
     """The best mean reward at every divergence from the reference, of a problem whose optimum is known."""
 
-    beta: float  # at which regret is measured
-    points: list[tuple[float, float, float]]  # λ = 1/β, mean reward, KL in nats
+    beta: Annotated[float, Field(gt=0)]  # at which regret is measured
+    points: Annotated[list[tuple[float, float, float]], Field(min_length=1)]  # λ = 1/β, mean reward, KL in nats
 
 
 class Costs(_Record):
     """What alignment cost in all, and what one image costs afterwards."""
 
-    alignment: dict[str, Count]
+    alignment: Annotated[dict[str, Count], AfterValidator(_of_every_resource)]
     alignment_seconds: float
-    per_image: dict[str, float]
+    per_image: Annotated[dict[str, float], AfterValidator(_of_every_resource)]
     per_image_seconds: float
     peak_memory_bytes: int
     forward_batch: int | None = None  # of images while training, where memory allowed fewer than asked for
@@ -162,9 +215,9 @@ class Result(_Record):
     configuration: Configuration
     preset: str | None
     published: str | None = None  # the configuration of a paper or its code that is nearest
-    differs_from_paper: dict[str, Any]  # what is not as in that, of fields and sampling
+    differs_from_paper: Plain  # what is not as in that, of fields and sampling
     evaluation: Evaluation
-    sampler: dict[str, Any]
+    sampler: Plain
     scorers: dict[str, Scorer]
     prompts: list[PromptRow]
     rows: list[Row]
@@ -172,17 +225,35 @@ class Result(_Record):
     model_truncated: dict[str, Count] = Field(default_factory=dict)  # prompts longer than the model reads, by their use
     metrics: dict[str, Metric]
     frontiers: dict[str, FrontierCurve] = Field(default_factory=dict)  # by scorer
-    curve: list[dict[str, Any]]
+    curve: list[Annotated[Plain, AfterValidator(_of_a_round)]]
     budget: dict[str, float] | None  # as it was resolved: seconds with what an evaluation takes
     cost: Costs | None
-    environment: dict[str, Any]
-    asked: dict[str, Any] | None = None  # the options of the identity as they were given, from which it is asked again
+    environment: Plain
+    asked: Plain | None = None  # the options of the identity as they were given, from which it is asked again
     kept: Kept | None = None  # None: an older file, or one that is not complete
     origin: str | None = None  # of weights that another cell trained: the name of its result file
     added: dict[str, str] = Field(default_factory=dict)  # columns that came after the run, and when
-    attempts: int
+    attempts: Whole
     started: str
     finished: str | None
+
+    @model_validator(mode="after")
+    def _rows_are_of_its_prompts_and_scorers(self) -> Result:
+        """What reads rows relies on it."""
+        known, scorers = {prompt.id for prompt in self.prompts}, self.scorers.keys()
+        if len(known) < len(self.prompts):
+            raise ValueError("two prompts have one id")
+        for row in self.rows:
+            if row.prompt not in known:
+                raise ValueError(f"a row is of prompt {shown(row.prompt)}, which is not among the prompts")
+            if not row.scores.keys() <= scorers:
+                unknown = min(row.scores.keys() - scorers)
+                raise ValueError(f"a row has a score of {shown(unknown)}, which is not among the scorers")
+        if len({(row.prompt, row.sample) for row in self.rows}) < len(self.rows):
+            raise ValueError("two rows are of one image")
+        if self.status == "complete" and not self.rows:
+            raise ValueError("it is complete and has no rows")
+        return self
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -211,15 +282,11 @@ def write(path: Path, result: Result) -> None:
 def read(path: Path) -> Result:
     """Read a result file. Raises ResultFileError naming the file, what is wrong with it and what to do."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ResultFileError(f"{path}: there is no such file.") from None
-    except (OSError, UnicodeDecodeError) as error:
+        content = json_of(read_bytes(path))
+    except InputError as error:
+        raise ResultFileError(str(error)) from None
+    except UnicodeDecodeError as error:
         raise ResultFileError(f"{path}: cannot be read as text ({error}).") from None
-    try:
-        content = json.loads(text, parse_constant=_refuse_constant)
-    except ResultFileError as error:
-        raise ResultFileError(f"{path}: {error}") from None
     except ValueError as error:
         raise ResultFileError(f"{path}: not valid JSON ({error}); truncated, or not a result file.") from None
     if not isinstance(content, dict) or "schema" not in content:
@@ -227,20 +294,21 @@ def read(path: Path) -> Result:
     if content["schema"] != SCHEMA:
         newer = isinstance(content["schema"], int) and content["schema"] > SCHEMA
         advice = "it was written by a newer alignbench; upgrade to read it" if newer else "the file is damaged"
-        raise ResultFileError(f"{path}: schema {content['schema']!r}, this version reads {SCHEMA}: {advice}.")
-    if content.get("digest") != _digest(content):
+        raise ResultFileError(f"{path}: schema {shown(content['schema'])}, this version reads {SCHEMA}: {advice}.")
+    try:
+        genuine = content.get("digest") == _digest(content)
+    except (ValueError, RecursionError) as error:
+        raise ResultFileError(f"{path}: the digest cannot be taken ({error}): no alignbench wrote it.") from None
+    if not genuine:
         raise ResultFileError(f"{path}: the digest does not match: the file was edited or damaged; run the cell again.")
     del content["digest"]
     try:
         return Result.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ResultFileError(f"{path}: {where}: {first['msg']} ({error.error_count()} problems in all).") from None
-
-
-def _refuse_constant(name: str) -> float:
-    raise ResultFileError(f"holds {name}, which no result file may; run the cell again.")
+        where = ".".join(map(str, first["loc"])) or "result"
+        problem = first["msg"].removeprefix("Value error, ")
+        raise ResultFileError(f"{path}: {where}: {problem} ({error.error_count()} problems in all).") from None
 
 
 def identity(info: RewardInfo) -> Scorer:

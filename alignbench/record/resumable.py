@@ -2,21 +2,26 @@
 
 A folder belongs to a configuration, which stands in its state file. The same call, made again, goes on with the work;
 one of another configuration is refused, with the names of what differs, unless it may replace what is there. Files that
-are not the work's own are never touched, and one process works in a folder at a time.
+are not the work's own are never touched, and one process works in a folder at a time: others wait for it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from alignbench.errors import InputError
-from alignbench.files import LOCK, exclusive, remove_leftovers, write_text
+from alignbench.errors import CannotContinue, InputError, warn
+from alignbench.files import remove_leftovers, write_text
+from alignbench.locks import LOCK, exclusive
+from alignbench.reading import json_of, read_bytes
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,17 +48,38 @@ class Resumable:
 
     @contextlib.contextmanager
     def held(self, force: bool = False) -> Iterator[int]:
-        """Hold the folder for this process and yield the number of this attempt.
+        """`alone`, and at once `begin`: for work of which nothing is to be asked in between."""
+        with self.alone():
+            yield self.begin(force)
 
-        Raises RunError while another process works in it, InputError where it is of another configuration, which
-        `force` replaces, or holds files of somebody else.
-        """
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder for this process, once no other one works in it: it may be finished then, so ask again before
+        `begin`. Raises InputError where it holds files of somebody else."""
         self._check_foreign()
         with exclusive(self.folder):
-            attempt = self._begin(force)
-            remove_leftovers(self.folder)
-            self._mark(attempt, running=True)
-            yield attempt
+            yield
+
+    def begin(self, force: bool = False) -> int:
+        """Begin or continue the work in a folder that is held. Returns the number of this attempt. Raises InputError
+        where the folder is of another configuration, which `force` replaces."""
+        attempt = self._attempt(force)
+        remove_leftovers(self.folder)
+        self._mark(attempt, running=True)
+        return attempt
+
+    def attempted(self, do: Callable[[int], T], force: bool, say: Callable[[str], None] = warn) -> T:
+        """What the work gives, begun or continued in a folder that is held; it is handed the number of the attempt.
+        What cannot be continued is cleared under `force`, and the work begun anew. Raises CannotContinue."""
+        attempt = self.begin(force)
+        try:
+            return do(attempt)
+        except CannotContinue as error:
+            if not force:
+                raise
+            say(f"{error.what}; beginning anew")
+        self.clear()
+        return do(self.begin())
 
     def finish(self, attempt: int) -> None:
         """Say that the work is done and what is here belongs to it: a call that finds no result begins anew."""
@@ -64,7 +90,7 @@ class Resumable:
         for path in self.folder.iterdir():
             if path.name == LOCK or (self.own is not None and path.name not in {self.state, *self.own}):
                 continue
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def remove(self) -> None:
         """Remove the folder, once nothing is held and the work is elsewhere, unless somebody keeps something in it."""
@@ -74,21 +100,21 @@ class Resumable:
 
     def _check_foreign(self) -> None:
         """Refuse a folder of something else: what it holds would be overwritten."""
-        if not self.folder.is_dir() or (self.folder / self.state).exists():
+        if not self.folder.is_dir() or os.path.lexists(self.folder / self.state):
             return
         if others := sorted(entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")):
             raise InputError(
                 f"{self.folder} holds other files ({', '.join(others[:3])}); {self.elsewhere}, or delete it."
             )
 
-    def _begin(self, force: bool) -> int:
+    def _attempt(self, force: bool) -> int:
         path = self.folder / self.state
-        if not path.exists():
+        if not os.path.lexists(path):
             return 1
         try:
-            saved = dict(json.loads(path.read_text(encoding="utf-8")))
+            saved = dict(json_of(read_bytes(path)))
             found, attempts, running = dict(saved["configuration"]), int(saved["attempts"]), bool(saved["running"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             if not force:
                 raise InputError(
                     f"{path} is damaged, or of an older alignbench ({type(error).__name__}: {error}). {self._remedy}"

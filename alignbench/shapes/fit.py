@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from alignbench.errors import Diverged
+from alignbench.errors import CannotContinue, Diverged, described
 from alignbench.files import replace_file
 
 
@@ -50,11 +50,14 @@ def fit(name: str, plan: Fit, module: nn.Module, loss: Callable[[int], Tensor], 
     average = copy.deepcopy(module).requires_grad_(False)
     step = 0
     if path.exists():
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        module.load_state_dict(saved["module"])
-        average.load_state_dict(saved["average"])
-        optimiser.load_state_dict(saved["optimiser"])
-        step = saved["step"]
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            module.load_state_dict(saved["module"])
+            average.load_state_dict(saved["average"])
+            optimiser.load_state_dict(saved["optimiser"])
+            step = int(saved["step"])
+        except Exception as error:  # torch and the optimisers raise all kinds for a broken or a foreign file
+            raise CannotContinue(f"{path} cannot be continued ({described(error, 200)})") from error
         print(f"{name}: continued at step {step} of {plan.steps}", flush=True)
     started, first, smooth = time.monotonic(), step, None
     while step < plan.steps:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +16,6 @@ import pytest
 import torch
 from places import ROOT
 
-from alignbench.errors import RunError
 from alignbench.preferences.cache import TensorCache
 from alignbench.record.resumable import Resumable
 
@@ -90,20 +91,22 @@ def _hold(folder: str, ready, leave) -> None:
         leave.wait(20)
 
 
-def test_one_process_at_a_time(tmp_path):
+def test_one_process_at_a_time_and_another_waits_and_says_for_whom(tmp_path, capfd):
     context = multiprocessing.get_context("fork")
     ready, leave = context.Event(), context.Event()
     child = context.Process(target=_hold, args=(str(tmp_path), ready, leave))
     child.start()
     assert ready.wait(20)
     try:
-        with pytest.raises(RunError, match="is in use by another alignbench process"), work(tmp_path).held():
-            pass
+        threading.Timer(0.5, leave.set).start()
+        with work(tmp_path).held() as attempt:
+            assert leave.is_set()
+            assert attempt == 2
     finally:
         leave.set()
         child.join()
-    with work(tmp_path).held() as attempt:
-        assert attempt == 2
+    said = capfd.readouterr().err
+    assert re.fullmatch(rf"{tmp_path} is in use by process {child.pid} on \S+ since 2\S+; waiting for it\n", said)
 
 
 def test_a_killed_writer_leaves_a_sound_file(tmp_path):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,16 +22,17 @@ from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.errors import InputError, RunError
 from alignbench.experiment import pairs as making
 from alignbench.experiment.pairs import Feedback, Made, make_pairs
-from alignbench.files import complete_lines, exclusive
 from alignbench.images import fitted, to_bytes
 from alignbench.interface import Prompt, RewardInfo, Sampling
 from alignbench.keys import Key
+from alignbench.locks import exclusive
 from alignbench.meter import Cost, Meter
 from alignbench.preferences.cache import TensorCache
 from alignbench.preferences.choosing import choose, preference
 from alignbench.preferences.encoded import EncodedPairs
 from alignbench.preferences.source import open_pairs
 from alignbench.progress import Progress
+from alignbench.reading import complete_lines
 
 COUNT = 6
 SAMPLING = Sampling(steps=3, guidance=3.0, eta=1.0)
@@ -237,9 +242,21 @@ def test_a_reward_that_is_not_a_number_ends_the_call(tmp_path, make):
     assert make(tmp_path / "other").pairs == COUNT
 
 
-def test_two_calls_do_not_work_in_one_folder(tmp_path, make):
-    with exclusive(tmp_path), pytest.raises(RunError, match="is in use by another alignbench process"):
-        make(tmp_path)
+def test_a_second_call_waits_for_the_first_and_makes_nothing_again(tmp_path, make, monkeypatch, capfd):
+    first = make(tmp_path / "first")
+    folder = tmp_path / "pairs"
+    with contextlib.ExitStack() as other:
+        other.enter_context(exclusive(folder))
+
+        def finish() -> None:
+            shutil.copytree(tmp_path / "first", folder, dirs_exist_ok=True, ignore=lambda *_: [".lock"])
+            other.close()
+
+        threading.Timer(0.3, finish).start()
+        monkeypatch.setattr(making, "_Maker", None)  # it makes nothing
+        made = make(folder)
+    assert (made.pairs, made.cost, made.seconds) == (first.pairs, first.cost, first.seconds)
+    assert f"{folder} is in use by process {os.getpid()} on " in capfd.readouterr().err
 
 
 def test_a_model_of_points_is_refused(tmp_path, make, mixture):

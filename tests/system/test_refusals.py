@@ -70,7 +70,7 @@ def here(tmp_path, monkeypatch) -> Path:
         (["run", "--algo", "base", "--steps", "5000"], "the number of steps must lie in [1, 1000], got 5000"),
         (["run", "--algo", "base", "--steps", "5000", "--dry-run"], "the number of steps must lie in [1, 1000]"),
         (["run", "--algo", "best_of_n", "--budget", "nfe=10", "--dry-run"], "an image costs at least nfe="),
-        (["suite", "absent.yaml"], "absent.yaml cannot be read (No such file or directory)."),
+        (["suite", "absent.yaml"], "absent.yaml: there is no such file."),
         (["suite"], "name a suite: "),
         (["run", "--algo", "base", "--name", "a/b"], "--name 'a/b': expected letters, digits, '.', '_', '=' and '-'."),
         (["run", "--algo", "base", "--model", "mixture", "--dtype", "bfloat16"], "model 'mixture' computes in float64"),

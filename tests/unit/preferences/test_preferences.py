@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alignbench.errors import InputError, RunError
+from alignbench.errors import InputError
 from alignbench.images import fitted
 from alignbench.interface import Pairs
 from alignbench.keys import Key
@@ -674,20 +674,33 @@ def test_damage_found_by_two_is_moved_aside_once(tmp_path):
         cache.close()
 
 
-def test_a_full_disk_is_a_run_error_with_a_next_step_and_loses_nothing(cache):
+def test_on_a_full_disk_a_cache_is_left_in_one_word_and_keeps_what_it_had(tmp_path):
+    said = []
+    cache = TensorCache(tmp_path / "t.sqlite", say=said.append)
     cache.put_many(entry(1))
     cache._connection.execute("PRAGMA max_page_count = 20")
-    with pytest.raises(RunError, match="the disk is full; free some space"):
-        cache.put_many(entry(2, kilobytes=256))
-    cache._connection.execute("PRAGMA max_page_count = 100000")
-    cache.put_many(entry(3))
-    assert cache.get_many([key_of(1), key_of(2), key_of(3)]).keys() == {key_of(1), key_of(3)}
+    for number in (2, 3):
+        cache.put_many(entry(number, kilobytes=256))
+        assert cache.get_many([key_of(1)]) == {}
+    assert said == [f"cannot write the cache {tmp_path}/t.sqlite: the disk is full; going on without it"]
+    cache.close()
+    again = TensorCache(tmp_path / "t.sqlite", say=said.append)
+    assert again.get_many([key_of(1), key_of(2)]).keys() == {key_of(1)}
+    again.close()
 
 
-def test_a_place_that_cannot_hold_a_cache_is_named(tmp_path):
+def test_a_place_that_cannot_hold_a_cache_is_named_once_and_nothing_is_kept(tmp_path):
     (tmp_path / "folder.sqlite").mkdir()
-    with pytest.raises(RunError, match=r"the cache .*folder\.sqlite cannot be used"):
-        TensorCache(tmp_path / "folder.sqlite").get_many([b"x"])
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "folder.sqlite", tmp_path / "file" / "t.sqlite", Path("/proc/none/t.sqlite")):
+        said = []
+        cache = TensorCache(path, say=said.append)
+        for _ in range(2):
+            cache.put_many(entry(1))
+            assert cache.get_many([key_of(1)]) == {}
+        assert len(said) == 1
+        assert str(path.parent) in said[0]
+        assert said[0].endswith("; going on without it")
 
 
 # What a loss is handed

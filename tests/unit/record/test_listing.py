@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 
 import pytest
 
-from alignbench import files
+from alignbench import locks
 from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError
-from alignbench.files import exclusive
+from alignbench.locks import exclusive
 from alignbench.record.listing import cells_of, folders_below
 
 
@@ -55,7 +56,7 @@ def test_a_run_that_starts_while_somebody_looks_waits_for_an_instant_and_has_its
     fcntl.flock(looking, fcntl.LOCK_SH)
     assert {cell.name: cell.state for cell in cells_of(folder)}["begun"] == "started"  # two may look at once
     waits = []
-    monkeypatch.setattr(files.time, "sleep", lambda seconds: waits.append(seconds) or looking.close())
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: waits.append(seconds) or looking.close())
     with exclusive(folder / "begun"):
         assert len(waits) == 1
 
@@ -84,6 +85,7 @@ def test_every_cell_has_its_state_and_says_whether_it_can_go_on(folder):
     assert found["done"].detail.startswith("2 images")
     assert found["failed"].detail == "out of memory"
     assert found["begun"].detail == "attempt 2, no result yet"
+    assert found["runs"].detail.startswith(f"in use by process {os.getpid()} on ")
     assert "not valid JSON" in found["torn"].detail
 
 

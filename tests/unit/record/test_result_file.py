@@ -65,7 +65,7 @@ def test_floats_survive_to_the_last_bit(tmp_path):
 
 
 def test_text_of_any_script_survives(tmp_path):
-    made = make(prompts=[PromptRow(id="p", text='“café” 猫 <script> "G I G"\t\\')])
+    made = make(scores=[1.0], prompts=[PromptRow(id="p0", text='“café” 猫 <script> "G I G"\t\\')])
     results.write(tmp_path / "r.json", made)
     assert results.read(tmp_path / "r.json") == made
 
