@@ -80,6 +80,8 @@ def json_of(text: str | bytes) -> Any:
         value = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_once)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"holds {shown(error.object[error.start])}, half of a character") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return value

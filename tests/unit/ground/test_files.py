@@ -57,7 +57,7 @@ def test_a_line_that_cannot_be_read_is_dropped_with_one_word_and_the_others_stay
         ('{"a": 1, "a": 2}', "names 'a' twice"),
         ("[NaN]", "holds NaN"),
         ("[1e999]", "holds '1e999', which is no finite number"),
-        ('"\\ud800"', "surrogates not allowed"),
+        ('"\\ud800"', "half of a character"),
         ("9" * 5000, "4300 digits"),
         (b"\xff", "invalid start byte"),
         ("", "Expecting value"),
