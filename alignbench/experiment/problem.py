@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -203,7 +204,9 @@ class CellProblem:
             except Exception as error:  # torch and the optimisers raise all kinds for a broken or a foreign file
                 if devices.is_full(error):
                     raise
-                raise CannotContinue(f"{path} cannot be continued ({described(error, 200)})") from error
+                damaged = isinstance(error, pickle.UnpicklingError | EOFError)  # whose words advise to run its code
+                reason = "it is damaged, or no checkpoint" if damaged else described(error, 200)
+                raise CannotContinue(f"{path} cannot be continued ({reason})") from error
             self.resumed_at = done
             if done:
                 self.progress.say(f"resumed at round {done} of {n}")

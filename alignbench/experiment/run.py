@@ -80,10 +80,11 @@ def run_cell(cell: Cell, force: bool = False, quiet: bool = False, trained: Trai
     cell.needs.check()
     check_installed(cell.options.report_to)
     device = cell.family.device(cell.options.device)
+    asked = work
     if trained is not None:  # nobody goes on training in a folder whose pictures are of other weights
         work = replace(work, configuration={**work.configuration, "weights": trained.digest(cell.family)})
     with work.alone(), Progress(quiet) as progress:
-        done = _finished(cell, work, force)  # by a process that was waited for
+        done = _finished(cell, asked, force)  # by a process that was waited for
         if done is not None:
             return Outcome(done, cell.path, was_complete=True)
 

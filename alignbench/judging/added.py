@@ -146,6 +146,8 @@ def _check(cell: _Cell, save: bool) -> None:
     for slot in cell.wanted:
         if not cell.store.holds([slot]):
             path = cell.store.path(slot, picture=len(cell.shape) != 1)
+            if path.exists():
+                raise InputError(f"{path} cannot be read as a picture. {again}.")
             raise InputError(f"{cell.path} has no picture {path}. {again}.")
     known = cell.result.kept.pictures if cell.result.kept else None
     if known is not None and cell.store.digest(cell.wanted) != known:

@@ -345,9 +345,8 @@ def test_ddpos_gradient_is_that_of_the_expected_reward():
     with torch.no_grad():
         rewards = reward(path.final).float()
     ddpo = plugins.load("algorithms", "ddpo")
-    algorithm = ddpo(estimator="reinforce", updates_per_round=1, reduction="sum")
-    episode = sys.modules[ddpo.__module__].Episode(path, rewards)
-    losses = algorithm.losses(policy, [(episode, rewards - rewards.mean())], KEY("actions"), [])
+    algorithm = ddpo(estimator="reinforce", updates_per_round=1, reduction="sum", batch=n)
+    losses = algorithm.losses(policy, path, rewards - rewards.mean(), range(n), KEY("actions"), [])
     found = sum(torch.autograd.grad(loss, bias)[0] for loss in losses)
 
     latents = policy.initial_noise(keys)

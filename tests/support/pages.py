@@ -22,7 +22,6 @@ from places import ROOT
 import alignbench
 from alignbench.analysis.compare import Comparison, Group, Versus, compare
 from alignbench.analysis.costs import CostRow
-from alignbench.analysis.formats import MARKDOWN
 from alignbench.analysis.frontier import Standing
 from alignbench.analysis.tables import render
 
@@ -268,12 +267,15 @@ def audit(_: Facts) -> str:
     return markdown(header, rows)
 
 
+CELL = str.maketrans({"\\": "\\\\", "|": "\\|"})
+
+
 def parity(_: Facts) -> str:
     """Our algorithms beside their official code, measured now."""
     from official.table import rows
 
     header = "algorithm|quantity|official code|cases:|largest difference|verdict"
-    return markdown(header, [[cell.translate(MARKDOWN) for cell in row] for row in rows()])
+    return markdown(header, [[cell.translate(CELL) for cell in row] for row in rows()])
 
 
 def public_names(facts: Facts) -> str:
@@ -286,9 +288,7 @@ def public_names(facts: Facts) -> str:
         path = f"{module.replace('.', '/')}.py"
         headline = (ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))) or "").split("\n")[0]
         listed = ", ".join(f"`{name}`" for name in names)
-        rows.append(
-            f"| [{module.removeprefix('alignbench.')}](../{path}) | {headline.translate(MARKDOWN)} | {listed} |"
-        )
+        rows.append(f"| [{module.removeprefix('alignbench.')}](../{path}) | {headline.translate(CELL)} | {listed} |")
     return "\n".join(["| file | what it is about | names |", "| --- | --- | --- |", *rows]) + "\n"
 
 

@@ -284,6 +284,6 @@ def test_pairs_that_an_unknown_server_labelled_stay_in_the_cells_folder(mixture,
         with served(reward_of(reward)) as url:
             options = {"algo": "diffusion_dpo", "reward": f"it={url}", "limit": 2, "output": tmp_path / "results"}
             cell = resolve(RunOptions.parse(options))
-            folder = folder_of_pairs(cell, mixture, 8, 2)
+            folder = folder_of_pairs(cell, mixture, 8, 2, tmp_path / "cache")
         assert (folder == cell.folder / "pairs") is not shared
         assert folder.is_relative_to(tmp_path / "cache") is shared

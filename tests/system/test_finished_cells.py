@@ -65,7 +65,7 @@ def test_an_added_column_is_the_one_that_the_run_would_have_made(cell, tmp_path,
     assert [row.scores for row in found.rows] == [row.scores for row in asked.rows]
     assert found.scorers == asked.scorers
     assert list(found.added) == [NEW]
-    assert found.configuration.scorers == ["shapes_preference", "shapes_truth"]
+    assert found.configuration.scorers == ["shapes_truth"]
 
 
 def test_a_cell_with_an_added_column_is_still_the_cell_that_its_command_asks_for(cell):
@@ -77,7 +77,7 @@ def test_compare_pairs_an_added_column_with_one_that_a_run_made(cell, tmp_path):
     assert score(cell, "--save") == 0
     run(TINY | {"algo": "best_of_n", "set": {"n": 2}, "scorers": ("shapes_truth", NEW), "output": cell.parent})
     (group,) = compare([cell.parent]).groups
-    assert {row.scorer for row in group.versus} == {"shapes_preference", "shapes_truth", NEW}
+    assert {row.scorer for row in group.versus} == {"shapes_truth", NEW}
     assert not [note for note in group.notes if "left out" in note or "not scored" in note]
 
 
