@@ -75,7 +75,8 @@ def test_a_cell_with_an_added_column_is_still_the_cell_that_its_command_asks_for
 
 def test_compare_pairs_an_added_column_with_one_that_a_run_made(cell, tmp_path):
     assert score(cell, "--save") == 0
-    run(TINY | {"algo": "best_of_n", "set": {"n": 2}, "scorers": ("shapes_truth", NEW), "output": cell.parent})
+    best = {"algo": "best_of_n", "set": {"n": 2}, "reward": "shapes_truth", "scorers": ("shapes_truth", NEW)}
+    run(TINY | best | {"output": cell.parent})
     (group,) = compare([cell.parent]).groups
     assert {row.scorer for row in group.versus} == {"shapes_truth", NEW}
     assert not [note for note in group.notes if "left out" in note or "not scored" in note]
