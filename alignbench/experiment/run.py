@@ -76,6 +76,7 @@ def run_cell(cell: Cell, force: bool = False, quiet: bool = False, trained: Trai
     )
     done = _finished(cell, work, force)
     if done is not None:
+        work.settle()
         return Outcome(done, cell.path, was_complete=True)
     cell.needs.check()
     check_installed(cell.options.report_to)

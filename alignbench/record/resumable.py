@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from alignbench.errors import CannotContinue, InputError, warn
 from alignbench.files import remove_leftovers, write_text
-from alignbench.locks import LOCK, exclusive
+from alignbench.locks import LOCK, exclusive, in_use
 from alignbench.reading import json_of, read_bytes
 
 T = TypeVar("T")
@@ -84,6 +84,20 @@ class Resumable:
     def finish(self, attempt: int) -> None:
         """Say that the work is done and what is here belongs to it: a call that finds no result begins anew."""
         self._mark(attempt, running=False)
+
+    def settle(self) -> None:
+        """Say that the work is done where its process died between its last file and saying so, and remove what that
+        one left. Nothing happens while another process holds the folder, or where it is of other work."""
+        try:
+            saved = dict(json_of(read_bytes(self.folder / self.state)))
+            same = not list(differences(dict(saved["configuration"]), self.configuration))
+            attempt, running = int(saved["attempts"]), bool(saved["running"])
+        except (ValueError, KeyError, TypeError, OverflowError):
+            return
+        if running and same and in_use(self.folder) is None:
+            with exclusive(self.folder):
+                remove_leftovers(self.folder)
+                self.finish(attempt)
 
     def clear(self) -> None:
         """Remove what the work made."""

@@ -77,6 +77,7 @@ class ScorerServer:
 
     listening: socket.socket
     running: uvicorn.Server
+    stopped: bool = False  # from another thread
 
     @property
     def port(self) -> int:
@@ -90,12 +91,15 @@ class ScorerServer:
         try:
             with self.listening:
                 self.running.run(sockets=[self.listening])
+            if not self.stopped:  # by a signal, which the event loop may have swallowed as it ended
+                raise KeyboardInterrupt
         finally:
             if here:
                 signal.signal(signal.SIGTERM, before)
 
     def stop(self) -> None:
         """End `serve`, from another thread."""
+        self.stopped = True
         self.running.should_exit = True
 
 

@@ -27,6 +27,7 @@ OWN = {
 }
 AGAIN = ("aligning twice gives the same images", "stopped after a round and continued, it ends as in one go")
 MEMORY = "`batch` is memory"  # one image at a time: on few images
+ONE_BY_ONE = ("refl", "dpok", "d3po", "draft")  # which take longest with one image in a forward pass
 LONGER = ("diffusion_dpo", "dpok", "refl", "reward_weighted_regression", "sft", "draft", "d3po")
 
 
@@ -51,7 +52,8 @@ def subjects(tmp_path_factory):
 
 def marks(name: str, contract: str) -> list[pytest.MarkDecorator]:
     """What aligns the slowest once more is slow."""
-    return [pytest.mark.slow] if contract in AGAIN and name in LONGER else []
+    long = name in LONGER if contract in AGAIN else contract.startswith(MEMORY) and name in ONE_BY_ONE
+    return [pytest.mark.slow] if long else []
 
 
 CASES = [

@@ -147,11 +147,11 @@ def commands(folder: Path) -> list[Killed]:
     taught = ["train-reward", "--pairs", str(pairs), "--steps", "6", "--batch-size", "16"]
     score = ["--scorers", "jpeg_compressibility", "--prompts", str(folder / "captions.txt"), "--json"]
     return [
-        Killed("run", lambda own: ["run", *ddpo, "--output", str(own / "results")], _results, 40, 20),
-        Killed("suite", lambda own: ["suite", str(_rooted(suite, own))], _results, 25, 10),
-        Killed("pairs", lambda own: [*made, "--output", str(own / "pairs")], _made_pairs, 15, 10),
-        Killed("score", lambda own: ["score", str(_copied(pictures, own)), *score], _rows, 8, 10),
-        Killed("train-reward", lambda own: [*taught, "--output", str(own / "reward.safetensors")], _weights, 12, 8),
+        Killed("run", lambda own: ["run", *ddpo, "--output", str(own / "results")], _results, 30, 12),
+        Killed("suite", lambda own: ["suite", str(_rooted(suite, own))], _results, 20, 10),
+        Killed("pairs", lambda own: [*made, "--output", str(own / "pairs")], _made_pairs, 12, 6),
+        Killed("score", lambda own: ["score", str(_copied(pictures, own)), *score], _rows, 8, 8),
+        Killed("train-reward", lambda own: [*taught, "--output", str(own / "reward.safetensors")], _weights, 8, 4),
     ]  # fmt: skip
 
 
@@ -593,7 +593,6 @@ def campaign(names: Sequence[str], share: float) -> dict[str, Part]:
     found = {}
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            os.environ["ALIGNBENCH_CACHE"] = str(Path(folder) / "cache")
             os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
             found[name] = part = PARTS[name](Path(folder), share)
         seconds = time.monotonic() - part.started

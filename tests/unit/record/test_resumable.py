@@ -121,3 +121,17 @@ def test_differences_are_named_down_to_the_entry():
     assert list(differences(one, other)) == ["b.x", "b.y.z", "d"]
     assert list(differences(one, one)) == []
     assert list(differences({"pairs": None}, {"pairs": {"count": 2}})) == ["pairs"]
+
+
+def test_work_whose_process_died_before_it_said_so_is_settled(tmp_path):
+    with work(tmp_path).held():
+        (tmp_path / ".cell.json.999999.tmp").write_text("half")
+        work(tmp_path).settle()  # somebody works in it
+        assert state(tmp_path)["running"] is True
+    work(tmp_path, seed=1).settle()  # it is of other work
+    assert state(tmp_path)["running"] is True
+    work(tmp_path).settle()
+    assert state(tmp_path) == {"configuration": CONFIGURATION, "attempts": 1, "running": False}
+    assert not list(tmp_path.glob(".*.tmp"))
+    work(tmp_path / "nothing").settle()
+    assert not (tmp_path / "nothing").exists()
