@@ -150,7 +150,7 @@ def commands(folder: Path) -> list[Killed]:
         Killed("run", lambda own: ["run", *ddpo, "--output", str(own / "results")], _results, 30, 12),
         Killed("suite", lambda own: ["suite", str(_rooted(suite, own))], _results, 20, 10),
         Killed("pairs", lambda own: [*made, "--output", str(own / "pairs")], _made_pairs, 12, 6),
-        Killed("score", lambda own: ["score", str(_copied(pictures, own)), *score], _rows, 8, 8),
+        Killed("score", lambda own: ["score", str(_copied(pictures, own)), *score, *_kept(own)], _rows, 8, 8),
         Killed("train-reward", lambda own: [*taught, "--output", str(own / "reward.safetensors")], _weights, 8, 4),
     ]  # fmt: skip
 
@@ -168,6 +168,10 @@ def _results(own: Path, _: str) -> dict[str, Any]:
         content["curve"] = [{k: v for k, v in line.items() if k != "seconds"} for line in content["curve"]]
         found[path.name] = json.loads(json.dumps(content).replace(str(own), ""))
     return found
+
+
+def _kept(own: Path) -> list[str]:
+    return ["--output", str(own / "scores.json")]
 
 
 def _rows(_: Path, out: str) -> list[Any]:
@@ -242,7 +246,7 @@ def _write_pairs(folder: Path, count: int) -> None:
             Image.fromarray(picture).save(folder / name)
         redder = float(drawn[0][..., 0].mean() > drawn[1][..., 0].mean())
         caption = sample_caption(KEY("caption", i), "train").text
-        lines.append({"caption": caption, "image_0": names[0], "image_1": names[1], "label_0": redder})
+        lines.append({"prompt": caption, "images": names, "label": redder})
     (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
