@@ -32,26 +32,26 @@ def test_a_table_is_what_its_file_says(page, name, facts):
 
 def of_readme(facts: Facts) -> Iterator[str]:
     rows = {method: facts.versus(method, TRUTH).rate for method in SHOWN}
-    assert all(facts.versus(method).rate.low > 0.5 for method in SHOWN)
+    assert [method for method in SHOWN if facts.versus(method).rate.low <= 0.5] == ["ddpo reward=shapes_preference"]
     assert all(rate.low < 0.5 for rate in rows.values())
     lowest = min(rows, key=lambda method: rows[method].rate)
     assert rows[lowest].high < min(0.5, *(rate.rate for method, rate in rows.items() if method != lowest))
     assert not facts.versus(lowest, TRUTH).significant
     yield (
-        f"All of them win on the first. None is seen to win on the second. `{lowest}` even loses most pairs there, "
-        "although its mean moves too little to be sure of"
+        "All of them but `ddpo` are seen to win on the first. None is seen to win on the second. "
+        f"`{lowest}` even loses most pairs there, although its mean moves too little to be sure of"
     )
     yield f"the unaligned model takes {facts.cost('base').image_denoiser:.0f} evaluations of its denoiser"
-    assert max(facts.cost(method).alignment_seconds for method in ("refl", "draft")) < 35
-    yield "`refl` and `draft` train in half a minute"
+    assert max(facts.cost(method).alignment_seconds for method in ("refl", "draft")) < 60
+    yield "`refl` and `draft` train within a minute"
 
 
 def of_the_reference_results(facts: Facts) -> Iterator[str]:
     gain = {row.method: row.difference for row in facts.reference.versus if row.scorer == REWARD}
     wins = {row.method: 100 * row.rate.rate for row in facts.reference.versus if row.scorer == REWARD}
     ddpo = "ddpo reward=shapes_preference"
-    assert all(3.5 < gain[name] / gain[ddpo] < 4.5 for name in ("draft", "refl"))
-    yield "`draft` and `refl` gain four times what `ddpo` gains"
+    assert all(gain[name] / gain[ddpo] > 2 for name in ("draft", "refl"))
+    yield "`draft` and `refl` gain more than twice what `ddpo` gains"
     yield f"wins less often ({wins['sft']:.0f} %)"
     best = [gain[name] for name in ("svdd", "classifier_guidance", "universal_guidance", "steering")]
     assert {f"{x:.1f}" for x in best} <= {"1.3", "1.4"}
@@ -67,7 +67,7 @@ def of_the_reference_results(facts: Facts) -> Iterator[str]:
     yield f"`demon` loses most pairs on truth (it wins {100 * demon.rate.rate:.0f} %), although its mean moves too"
     dpok = facts.versus("dpok")
     assert min(rate for _, rate in dpok.seeds) > 0.6
-    yield f"`dpok` wins as often as `ddpo` ({wins['dpok']:.0f} %, every seed above 60"
+    yield f"`dpok` wins more often than `ddpo` ({wins['dpok']:.0f} %, every seed above 60"
     yield f"`d3po` loses a little more often than it wins ({wins['d3po']:.0f} %)"
     yield f"and loses ({wins['reward_weighted_regression']:.0f} %)"
     yield from of_the_accuracy()

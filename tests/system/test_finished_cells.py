@@ -406,7 +406,7 @@ def test_an_evaluation_that_is_no_other_and_prompts_that_were_trained_on_are_ref
 COMMITTED = [
     "tiny-shapes-base",
     "tiny-shapes-best_of_n-4d269f",
-    "tiny-shapes-ddpo-shapes_truth-seed2",
+    "tiny-shapes-draft-seed2",
     "tiny-shapes-diffusion_dpo-seed1",
     "tiny-shapes-steering-7f3a1b",
     "testbed/mixture-grid64-diffusion_dpo-seed2",
