@@ -17,6 +17,7 @@ from alignbench.diffusion.hub import HUB_ID
 from alignbench.errors import AlignbenchError
 from alignbench.files import write_text
 from alignbench.printed import one_line
+from alignbench.record.listing import WEIGHTS
 from alignbench.record.result import Result, read
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ OWN_LICENCE = "apache-2.0"  # of the models that come with alignbench
 
 def write_card(path: Path) -> None:
     """Write the card of a complete cell's weights from its result file; nothing where it left none."""
-    folder = path.with_suffix("") / "adapter"
+    folder = path.with_suffix("") / WEIGHTS
     if not folder.is_dir() or (result := read(path)).status != "complete":
         return
     try:

@@ -11,7 +11,7 @@ from alignbench.diffusion import adapter_files, hub
 from alignbench.diffusion.hub import HUB_ID
 from alignbench.errors import AlignbenchError, InputError
 from alignbench.record import result as results
-from alignbench.record.listing import STATE
+from alignbench.record.listing import STATE, WEIGHTS
 
 if TYPE_CHECKING:
     from alignbench.interface import Pipeline
@@ -30,10 +30,10 @@ def adapter_folder(path: Path) -> Path:
     if path.name in adapter_files.BESIDE:
         return path.parent
     folder = path.with_suffix("") if path.suffix == ".json" else path
-    if (folder / "adapter").is_dir():
-        return folder / "adapter"
+    if (folder / WEIGHTS).is_dir():
+        return folder / WEIGHTS
     if folder != path or (folder / STATE).is_file():
-        raise InputError(f"{path}: there is no {folder / 'adapter'}; only methods that train weights leave one.")
+        raise InputError(f"{path}: there is no {folder / WEIGHTS}; only methods that train weights leave one.")
     return folder
 
 
@@ -48,13 +48,13 @@ def name_of(place: Path) -> str:
     path = path.parent if path.name == "unet" else path
     if path.parent.name == "snapshots":  # of the hub's cache
         return f"{path.parents[1].name.removeprefix('models--').replace('--', '/')}@{path.name[:12]}"
-    return path.parent.name if path.name == "adapter" else path.name
+    return path.parent.name if path.name == WEIGHTS else path.name
 
 
 def check_model(place: Path, pipeline: Pipeline) -> None:
     """Refuse an adapter whose result says that it was trained on other weights, which its own file does not know."""
     folder = (place if place.is_dir() else place.parent).absolute()
-    path = folder.parents[1] / f"{folder.parent.name}.json" if folder.name == "adapter" else None
+    path = folder.parents[1] / f"{folder.parent.name}.json" if folder.name == WEIGHTS else None
     try:
         trained_on = results.read(path).evaluation.model if path is not None and path.is_file() else None
     except AlignbenchError:

@@ -362,7 +362,7 @@ class EvaluateOptions(Options):
     """The options of `alignbench evaluate`. What is not given is as it was."""
 
     prompts: Annotated[str | None, Option(DATA)] = Field(
-        None, description="Other prompts: a name, or a .txt, .tsv, .csv or .jsonl file."
+        None, description="Other prompts: a name, or a .txt, .tsv, .csv, .jsonl, .json or .parquet file."
     )
     split: Annotated[str | None, Option(DATA)] = Field(None, description="Another split of the prompts.")
     limit: Annotated[Count | None, Option(EVALUATION)] = Field(None, description="Evaluate the first prompts only.")

@@ -11,11 +11,7 @@ from alignbench.declared import OfPapers, Published
 from alignbench.diffusion.registry import Model
 from alignbench.interface import Algorithm, Sampling
 
-SAMPLED = (
-    "steps",
-    "guidance",
-    "eta",
-)  # an algorithm's field of that name, else the evaluation's
+SAMPLED = ("steps", "guidance", "eta")  # an algorithm's field of that name, else the evaluation's
 OF_SAMPLING = "sampling."  # before their names among the differences
 
 

@@ -80,6 +80,9 @@ def _run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("alignbench: interrupted; the same command continues where it stopped.", file=sys.stderr)
         return 130
+    except SystemExit as error:  # of a plug-in: no command of ours ends so
+        print(f"alignbench: a plug-in ended the program (SystemExit: {said(error)}).", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         raise
     except OSError as error:  # of a file or a device, where nobody explained it better

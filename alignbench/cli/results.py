@@ -19,7 +19,7 @@ from alignbench.cli.output import (
     say_written,
     screen,
     typed,
-)  # fmt: skip
+)
 from alignbench.errors import InputError
 
 

@@ -5,16 +5,15 @@ Read are safetensors alone. Pickles and whole checkpoints in one file are refuse
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from alignbench.diffusion import conversion, weights
+from alignbench.diffusion.conversion import python_line, quoted
 from alignbench.diffusion.hub import Part, Repository
-from alignbench.errors import InputError, RunError, shown
+from alignbench.errors import InputError, RunError
 
 LORA = "pytorch_lora_weights.safetensors"  # as diffusers names it, and alignbench saves it
 PEFT, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -22,8 +21,6 @@ NETWORK = "diffusion_pytorch_model.safetensors"
 INDEX = f"{NETWORK}.index.json"
 USUAL = tuple(name.partition(".")[0] for name in (LORA, PEFT, NETWORK))  # what files of weights are called
 BESIDE = (PEFT_CONFIG, INDEX)  # what may be named instead of the weights that it is about
-HALVES = ("fp16", "bf16")  # variants that hold all weights in half precision
-SHARD = re.compile(r"diffusion_pytorch_model(\.\w+)?-\d{5}-of-\d{5}(\.\w+)?\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 EXPECTED = (
     f"one of {LORA}, {PEFT} with {PEFT_CONFIG}, another .safetensors file with a LoRA, or unet/config.json with "
@@ -94,20 +91,8 @@ def whole_checkpoint(path: Path, names: Sequence[str]) -> str | None:
     if not ours or any("lora" in name for name in names):
         return None
     held = f"{ours[0]}, and {len(names) - 1} more tensors"
-    advice = _converted(path, sized=any(name.startswith("conditioner.") for name in names))
-    return f"{path} is a whole checkpoint in one file ({held}); expected {EXPECTED}. {advice}"
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file beside weights. Raises RunError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else "no such file"
-    except (OSError, ValueError, RecursionError) as error:
-        content = str(error)
-    if not isinstance(content, dict):
-        reason = content if isinstance(content, str) else f"{type(content).__name__}, not an object"
-        raise RunError(f"{path} cannot be read ({reason}); copy the folder again.")
-    return content
+    kind = conversion.SDXL if any(name.startswith("conditioner.") for name in names) else conversion.SD
+    return f"{path} is a whole checkpoint in one file ({held}); expected {EXPECTED}. {_folder_of(path, kind)}"
 
 
 def _of_file(path: Path) -> Found:
@@ -134,30 +119,12 @@ def _lora(path: Path) -> Found:
 def _network(folder: Path) -> Found | None:
     """The weights of a network as diffusers saves it: in one file or in shards, in full precision where there is a
     choice."""
-    for variant in ("", *HALVES):
-        dotted = f".{variant}" if variant else ""
-        whole = folder / f"diffusion_pytorch_model{dotted}.safetensors"
-        index = folder / f"{NETWORK}.index{dotted}.json"
-        if whole.is_file() and index.is_file():
-            raise InputError(f"{folder} holds {whole.name} and {index.name}; expected one of them.")
-        if whole.is_file() or index.is_file():
-            files = (whole,) if whole.is_file() else _shards(index)
-            return Found(files, folder / "config.json", lora=False)
-    return None
-
-
-def _shards(index: Path) -> tuple[Path, ...]:
-    """The files that an index names. Names are data: one that would leave the folder is refused."""
-    places = read_object(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise RunError(f"{index} names no files (weight_map); copy it again.")
-    names = sorted({name if isinstance(name, str) else shown(name) for name in places.values()})
-    for name in names:
-        if not SHARD.fullmatch(name):
-            raise RunError(f"{index} names {shown(name)}; expected files such as {NETWORK[:-12]}-00001-of-00002….")
-        if not (index.parent / name).is_file():
-            raise RunError(f"{index.parent / name} is missing, which {index.name} names; copy it again.")
-    return tuple(index.parent / name for name in names)
+    held = weights.weights_in(folder, weights.NETWORK)
+    if held is None:
+        return None
+    if absent := weights.missing(folder, weights.NETWORK):
+        raise RunError(f"{folder / absent[0]} is missing, which the index beside it names; copy it again.")
+    return Found(held.files, folder / "config.json", lora=False)
 
 
 def _refuse_pickles(folder: Path) -> None:
@@ -173,43 +140,34 @@ def _refuse_pickle(path: Path) -> None:
     folder = path.parent
     if path.name.startswith("diffusion_pytorch_model"):
         variant = re.search(r"\.(fp16|bf16)[.-]", path.name)
-        asked = f", variant={_text(variant[1])}" if variant else ""
+        asked = f", variant={quoted(variant[1])}" if variant else ""
         line = (
             "from diffusers import UNet2DConditionModel as U; "
-            f"U.from_pretrained({_text(folder)}, use_safetensors=False{asked}).save_pretrained({_text(folder)})"
+            f"U.from_pretrained({quoted(folder)}, use_safetensors=False{asked}).save_pretrained({quoted(folder)})"
         )
     elif path.suffix == ".ckpt":
-        raise InputError(f"{path} is a pickle, which may run code and is not read. {_converted(path, sized=False)}")
+        advice = _folder_of(path, conversion.SD)
+        raise InputError(f"{path} is a pickle, which may run code and is not read. {advice}")
     else:
         line = (
             "import torch; from safetensors.torch import save_file; "
-            f"state = torch.load({_text(path)}, weights_only=True); save_file("
-            f"{{k: v.contiguous().clone() for k, v in state.items()}}, {_text(path.with_suffix('.safetensors'))})"
+            f"state = torch.load({quoted(path)}, weights_only=True); save_file("
+            f"{{k: v.contiguous().clone() for k, v in state.items()}}, {quoted(path.with_suffix('.safetensors'))})"
         )
     raise InputError(
-        f"{path} is a pickle, which may run code and is not read. Convert it with `{_typed(line)}`, "
+        f"{path} is a pickle, which may run code and is not read. Convert it with `{python_line(line)}`, "
         "then type the same command again."
     )
 
 
-def _converted(path: Path, sized: bool) -> str:
+def _folder_of(path: Path, kind: str) -> str:
     """How a checkpoint in one file becomes a folder, which holds its denoiser in unet/."""
-    kind, folder = f"StableDiffusion{'XL' if sized else ''}Pipeline", path.with_suffix("")
-    line = f"from diffusers import {kind} as P; P.from_single_file({_text(path)}).save_pretrained({_text(folder)})"
-    return f"Convert it with `{_typed(line)}`, then name the folder {folder}."
-
-
-def _text(path: Path | str) -> str:
-    """A text in Python, in double quotes: the shell has the single ones."""
-    return json.dumps(str(path))
-
-
-def _typed(code: str) -> str:
-    return f"python -c {shlex.quote(code)}"
+    return f"Make a folder of it once: {conversion.conversion(kind, 'from_single_file', path, '--adapter')}"
 
 
 def _listed(folder: Path) -> str:
-    """The weights below a folder, as far as a message has room."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", *PICKLES))
+    """The weights in a folder and in those inside of it, as far as a message has room."""
+    inside = (*folder.glob("*"), *folder.glob("*/*"))  # not all below: somebody may name the whole disk
+    paths = sorted(path for path in inside if path.suffix in (".safetensors", *PICKLES))
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return ", ".join(str(path.relative_to(folder)) for path in paths[:3]) + more or "no weights"

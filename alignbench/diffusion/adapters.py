@@ -15,6 +15,7 @@ from typing import Any
 from alignbench.diffusion import adapter_files, lora_files
 from alignbench.diffusion.adapter_files import LORA, NETWORK, Found
 from alignbench.diffusion.latent import LatentPipeline
+from alignbench.diffusion.registry import read_json
 from alignbench.diffusion.states import State, read_state, refuse_misfits, shapes, state_digest
 from alignbench.errors import InputError, RunError, shown
 from alignbench.files import sha256_of
@@ -76,7 +77,7 @@ def _check_config(pipeline: LatentPipeline, path: Path) -> None:
     own: dict[str, Any] = json.loads(pipeline.components.unet.to_json_string())
     defaults = inspect.signature(type(pipeline.components.unet).__init__).parameters
     left_out = {name: defaults[name].default for name in own if name in defaults}
-    for name, value in {**left_out, **adapter_files.read_object(path)}.items():
+    for name, value in {**left_out, **read_json(path)}.items():
         known = name in own and (name == "_class_name" or not name.startswith("_"))
         if known and not _same(value, own[name]):
             raise RunError(

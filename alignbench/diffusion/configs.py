@@ -17,7 +17,7 @@ from typing import Any
 
 from alignbench.diffusion.layouts import Layout, layout_of
 from alignbench.diffusion.registry import read_json
-from alignbench.errors import InputError
+from alignbench.errors import InputError, shown
 
 
 def _names(*lines: str) -> frozenset[str]:
@@ -74,12 +74,6 @@ def classes_of(config: Mapping[str, Any]) -> dict[str, Any]:
     named = config.get("architectures") or [None]
     found = {"_class_name": config.get("_class_name"), "architectures": named[0] if isinstance(named, list) else named}
     return {name: kind for name, kind in found.items() if kind is not None}
-
-
-def shown(value: object) -> str:
-    """A value of a file as it stands in a message: escaped, and not at any length."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _either(names: Sequence[str]) -> str:

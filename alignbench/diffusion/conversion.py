@@ -85,9 +85,18 @@ def of_file(path: Path) -> str:
 def conversion(kind: str, reader: str, path: Path, option: str = "--model") -> str:
     """The line that makes a folder which is read of a folder or file that is not, and the option that names it."""
     made = path.with_name(f"{path.stem if path.is_file() else path.name}-safetensors")
-    old, new = (json.dumps(str(place)) for place in (path, made))
-    code = f"from diffusers import {kind} as P; P.{reader}({old}).save_pretrained({new})"
-    return f"python -c {shlex.quote(code)}, then {option} {shlex.quote(str(made))}"
+    code = f"from diffusers import {kind} as P; P.{reader}({quoted(path)}).save_pretrained({quoted(made)})"
+    return f"{python_line(code)}, then {option} {shlex.quote(str(made))}"
+
+
+def quoted(text: Path | str) -> str:
+    """A text in Python, in double quotes: the shell has the single ones."""
+    return json.dumps(str(text))
+
+
+def python_line(code: str) -> str:
+    """What is typed to run a line of Python."""
+    return f"python -c {shlex.quote(code)}"
 
 
 def _tensors(path: Path) -> list[str] | None:

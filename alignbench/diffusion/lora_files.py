@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from alignbench.diffusion.adapter_files import EXPECTED, Found, read_object, whole_checkpoint
+from alignbench.diffusion.adapter_files import EXPECTED, Found, whole_checkpoint
 from alignbench.diffusion.original_names import original_names
+from alignbench.diffusion.registry import read_json
 from alignbench.diffusion.states import State, refuse_misfits
 from alignbench.errors import InputError, RunError, shown
 
@@ -192,7 +193,7 @@ def _config(found: Found, metadata: Mapping[str, str]) -> Mapping[str, Any] | No
     if found.config is None and METADATA not in metadata:
         return None
     if found.config is not None:
-        config = read_object(found.config)
+        config = read_json(found.config)
     else:
         try:
             config = {name.removeprefix("unet."): value for name, value in json.loads(metadata[METADATA]).items()}

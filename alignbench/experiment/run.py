@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,30 +21,24 @@ from alignbench.errors import Diverged, InputError, ResultFileError, RunError, U
 from alignbench.experiment import cut_off, evaluate, optimality
 from alignbench.experiment.align import add_pairs, align, problem_of
 from alignbench.experiment.budget import resolve_budget
+from alignbench.experiment.draft import Draft, Found, rows_of
 from alignbench.experiment.evaluate import Scores
 from alignbench.experiment.pairs import Made
 from alignbench.experiment.problem import CellProblem
 from alignbench.experiment.ready import check_pipeline
 from alignbench.experiment.trackers import Trackers, check_installed
-from alignbench.experiment.trained import WEIGHTS, Trained, kept_of
+from alignbench.experiment.trained import Trained, kept_of, opened
 from alignbench.files import explained
 from alignbench.interface import Pipeline, Sampler, TestTimeAlgorithm, Truncates
 from alignbench.meter import Cost, Meter
 from alignbench.processes import refuse_several
 from alignbench.progress import Progress
 from alignbench.record import result as results
-from alignbench.record.environment import environment
-from alignbench.record.listing import STATE
+from alignbench.record.listing import STATE, WEIGHTS
 from alignbench.record.pictures import ImageStore, Slot, slots
 from alignbench.record.result import (
     Costs,
-    Evaluation,
-    FrontierCurve,
-    Kept,
-    Metric,
-    PromptRow,
     Result,
-    Row,
     Status,
     identity,
 )
@@ -157,7 +151,7 @@ def _prepare(cell: Cell, attempt: int, device: str, progress: Progress, trained:
     caches = Caches.usable(progress.say, instead=own) if len(pipeline.info()["image_shape"]) == 3 else Caches(own)
     made = add_pairs(cell, problem, batch, caches) if trained is None else None
     origin = trained.path.name if trained else None
-    draft = _Draft(cell, pipeline, aligned, device, attempt, started, cut, origin)
+    draft = Draft(cell, pipeline, aligned, device, attempt, started, cut, origin)
     if attempt > 1:
         _check_same_scorers(cell)
     if not cell.path.exists():
@@ -172,7 +166,7 @@ class _Run:
     cell: Cell
     pipeline: Pipeline
     problem: CellProblem
-    draft: _Draft
+    draft: Draft
     batch: int
     device: str
     progress: Progress
@@ -201,9 +195,9 @@ class _Run:
             peak_memory_bytes=devices.peak(self.device),
             forward_batch=fewer,
         )
-        found = _Found(
+        found = Found(
             sampler={**sampler.describe(), **self.draft.aligned},
-            rows=_rows(cell, wanted, scores),
+            rows=rows_of(cell, wanted, scores),
             metrics=metrics,
             frontiers=optimality.frontiers(cell, self.pipeline) if metrics else {},
             curve=self.trained.result.curve if self.trained else problem.curve(),
@@ -274,13 +268,13 @@ class _Run:
         diverged = isinstance(error, Diverged)
         reason = f"{error} in round {len(self.problem.curve())}" if diverged else str(error)
         status: Status = "diverged" if diverged else "unsupported"
-        return self.written(self.draft.result(status, reason, _Found(curve=self.problem.curve())))
+        return self.written(self.draft.result(status, reason, Found(curve=self.problem.curve())))
 
     def failed(self, error: Exception) -> None:
         """Write why, unless an earlier result is there."""
         before = _before(self.cell)
         if before is None or before.status == "partial":
-            results.write(self.cell.path, self.draft.result("failed", str(error), _Found(curve=self.problem.curve())))
+            results.write(self.cell.path, self.draft.result("failed", str(error), Found(curve=self.problem.curve())))
 
     def written(self, result: Result) -> Outcome:
         results.write(self.cell.path, result)
@@ -294,9 +288,7 @@ def _pipeline(cell: Cell, meter: Meter, device: str) -> tuple[Pipeline, Mapping[
     if cell.adapter is None:
         return pipeline, aligned
     check_model(cell.adapter, pipeline)
-    policy = cell.family.open_policy(pipeline, cell.adapter)
-    for parameter in policy.parameters():
-        parameter.requires_grad_(False)
+    policy = opened(cell.family, pipeline, cell.adapter)
     aligned["adapter"] = f"{name_of(cell.adapter)}@{str(cell.configuration.adapter)[:12]}"
     return policy, aligned
 
@@ -344,77 +336,3 @@ def _truncated(cell: Cell, progress: Progress) -> dict[str, int]:
         if cut:
             progress.say(f"{name} reads {cut} of {len(cell.evaluated)} prompts cut off at its longest")
     return counts
-
-
-def _rows(cell: Cell, wanted: Sequence[Slot], scores: Scores) -> list[Row]:
-    return [
-        Row(
-            prompt=cell.evaluated[slot.place].id,
-            sample=slot.sample,
-            scores={name: scores.values[name].get(slot) for name in cell.scorers},
-            failures={name: scores.failures[name][slot] for name in cell.scorers if slot in scores.failures[name]},
-        )
-        for slot in wanted
-    ]
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What a run found out, as far as it came."""
-
-    sampler: dict[str, Any] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-    truncated: dict[str, int] = field(default_factory=dict)
-    metrics: dict[str, Metric] = field(default_factory=dict)
-    frontiers: dict[str, FrontierCurve] = field(default_factory=dict)
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    budget: dict[str, float] | None = None
-    cost: Costs | None = None
-    kept: Kept | None = None
-
-
-@dataclass(frozen=True)
-class _Draft:
-    """What is known about a result before it is finished."""
-
-    cell: Cell
-    pipeline: Pipeline
-    aligned: Mapping[str, str]  # what was done to the model before this run
-    device: str
-    attempts: int
-    started: str
-    cut: Mapping[str, int]  # prompts that the model cuts off
-    origin: str | None  # the result whose weights are evaluated
-
-    def result(self, status: Status, reason: str | None, found: _Found | None = None) -> Result:
-        cell = self.cell
-        return Result(
-            schema=results.SCHEMA,
-            status=status,
-            reason=reason,
-            trains=cell.algorithm.trains,
-            configuration=cell.configuration,
-            preset=cell.preset,
-            published=str(cell.beside.nearest) if cell.beside else None,
-            differs_from_paper=cell.beside.differences if cell.beside else {},
-            evaluation=Evaluation(
-                model=dict(self.pipeline.info()),
-                prompts=prompt_sets.label(cell.configuration.prompts),
-                split=cell.configuration.split,
-                prompts_sha256=cell.prompts_sha256,
-                eval_seed=cell.options.eval_seed,
-                task=cell.configuration.task,
-            ),
-            scorers={name: identity(scorer.info()) for name, scorer in cell.scorers.items()},
-            prompts=[
-                PromptRow(id=p.id, text=p.text, category=p.category, challenge=p.challenge) for p in cell.evaluated
-            ],
-            model_truncated=dict(self.cut),
-            environment=environment(self.device),
-            asked=cell.options.asked,
-            origin=self.origin,
-            attempts=self.attempts,
-            started=self.started,
-            finished=datetime.now(UTC).isoformat(timespec="seconds") if status != "partial" else None,
-            **vars(found or _Found()),
-        )

@@ -9,11 +9,10 @@ from alignbench.asking.resolve import Cell
 from alignbench.diffusion.registry import Family
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.errors import AlignbenchError, InputError
-from alignbench.interface import Pipeline, Sampler
+from alignbench.interface import Pipeline, Policy, Sampler
+from alignbench.record.listing import WEIGHTS
 from alignbench.record.pictures import ImageStore, Slot
 from alignbench.record.result import Costs, Kept, Result
-
-WEIGHTS = "adapter"  # the folder of weights in a cell's own
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,7 @@ class Trained:
                     f"{self.path} was trained on a model whose {name} is {was.get(name)!r}, and it is "
                     f"{now.get(name)!r} now; weights belong to the model that they were trained on."
                 )
-        policy = cell.family.open_policy(pipeline, self.folder)
-        for parameter in policy.parameters():
-            parameter.requires_grad_(False)
-        sampler = PipelineSampler(policy, cell.sampling)
+        sampler = PipelineSampler(opened(cell.family, pipeline, self.folder), cell.sampling)
         if dict(sampler.describe()) != self.result.sampler:
             raise InputError(
                 f"{self.path} samples in a way of its own ({self.result.sampler}), which its weights alone do not "
@@ -78,6 +74,14 @@ class Trained:
                 "peak_memory_bytes": max(old.peak_memory_bytes, new.peak_memory_bytes),
             }
         )
+
+
+def opened(family: Family, pipeline: Pipeline, place: Path) -> Policy:
+    """Weights that are only evaluated: no gradient reaches them."""
+    policy = family.open_policy(pipeline, place)
+    for parameter in policy.parameters():
+        parameter.requires_grad_(False)
+    return policy
 
 
 def kept_of(cell: Cell, images: ImageStore, wanted: list[Slot]) -> Kept:

@@ -12,6 +12,7 @@ from alignbench.reading import json_of, read_bytes
 from alignbench.record.result import Result, read
 
 STATE = "cell.json"  # in the folder of a cell
+WEIGHTS = "adapter"  # likewise, a folder with what was trained
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,7 @@ def test_a_deterministic_chain_knows_its_density():
         density_of_chain(model, prompts, keys, Sampling(10, 1.0, 1.0))
 
 
-@pytest.mark.parametrize("name", ["overlap", "grid64"])
+@pytest.mark.parametrize("name", ["overlap", pytest.param("grid64", marks=pytest.mark.slow)])
 def test_the_exact_kernel_reproduces_the_reference_in_any_number_of_steps(name):
     problem, (prompts, keys) = toy(name), some(2000)
     model = pipeline(problem.mixture)
@@ -308,6 +308,7 @@ SHORT = {
 # Their cells on the testbed are committed and checked with every run; here they train anew, for ten seconds each.
 SLOW = (
     "d3po", "ddpo", "diffusion_dpo", "dpok", "draft", "refl", "reward_weighted_regression", "sft", "steering",
+    "universal_guidance",
 )  # fmt: skip
 
 
@@ -387,6 +388,7 @@ def test_a_ddim_cell_has_no_exact_divergence_and_a_trained_one_a_bound(tmp_path)
     assert "change of variables" in chain.metrics["kl"].about
 
 
+@pytest.mark.slow
 def test_the_change_of_variables_agrees_with_the_neighbours_where_nothing_is_affine(tmp_path):
     """DDIM in ten steps on overlapping modes: the divergence it leaves is seen by both."""
     metrics = cell(tmp_path, "base", "overlap", steps=10, eta=0.0, images_per_prompt=2).metrics

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import threading
 
 import pytest
 from PIL import Image
 from places import TOY
+from servers import running
 
 from alignbench.analysis.compare import compare
 from alignbench.asking.options import RunOptions
@@ -153,7 +152,7 @@ def test_a_changed_file_of_evaluated_prompts_is_refused_and_one_of_training_prom
 def test_half_a_cell_is_not_continued_with_other_prompts_or_another_reward(brightness, toy_cell, tmp_path, monkeypatch):
     options = toy_cell("base", reward=brightness(), name="mine")
     with monkeypatch.context() as patch:
-        patch.setattr("alignbench.experiment.run._rows", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("alignbench.experiment.run.rows_of", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(options)
     points = (tmp_path / "points.txt").read_text()
@@ -259,29 +258,16 @@ def test_a_reward_may_be_named_among_the_scorers_too(toy_cell):
     assert list(run(toy_cell("base", reward=name, scorers=(name,))).result.scorers) == ["FirstCoordinate"]
 
 
-@contextlib.contextmanager
-def served(reward):
-    """The URL of a scorer in another thread."""
-    server = server_of("it", reward, 0)
-    thread = threading.Thread(target=server.serve)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.port}"
-    finally:
-        server.stop()
-        thread.join()
-
-
 def test_a_served_plug_in_says_its_source(brightness):
     reward = reward_of(brightness())
-    with served(reward) as url:
+    with running(server_of("it", reward, 0)) as url:
         assert reward_of(url).info() == reward.info()
 
 
 def test_pairs_that_an_unknown_server_labelled_stay_in_the_cells_folder(mixture, tmp_path):
     """Its name is all that a server without files says of itself: another day another scorer may have it."""
     for reward, shared in (("shapes_truth", False), ("shapes_preference", True)):
-        with served(reward_of(reward)) as url:
+        with running(server_of("it", reward_of(reward), 0)) as url:
             options = {"algo": "diffusion_dpo", "reward": f"it={url}", "limit": 2, "output": tmp_path / "results"}
             cell = resolve(RunOptions.parse(options))
             folder = folder_of_pairs(cell, mixture, 8, 2, tmp_path / "cache")

@@ -324,7 +324,7 @@ def group_of_runs(folder):
 def test_an_interrupted_evaluation_goes_on_and_no_run_trains_in_its_folder(trained, monkeypatch, capsys):
     path, options = trained
     with monkeypatch.context() as patch:
-        patch.setattr("alignbench.experiment.run._rows", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("alignbench.experiment.run.rows_of", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert command("evaluate", path, "--eval-seed", 5) == 130
     capsys.readouterr()
     words = [f"--{name.replace('_', '-')}={options[name]}" for name in options if name not in ("set", "output")]

@@ -123,6 +123,7 @@ def test_every_algorithm_runs_in_half_precision_on_a_gpu(folders, cell, algo, fa
     assert all(0 < score < 1 for score in scores(made))
 
 
+@pytest.mark.slow
 def test_dpoks_lookahead_decodes_and_rewards_one_more_image_an_action(folders, cell):
     own = random_models.SHORTEST["dpok"]
     plain, ahead = (run_cell(cell("dpok", folders["sd"], set=own | more)) for more in ({}, {"lookahead": True}))
@@ -134,6 +135,7 @@ def test_dpoks_lookahead_decodes_and_rewards_one_more_image_an_action(folders, c
     assert scores(ahead) != scores(plain)
 
 
+@pytest.mark.slow
 def test_dpok_without_guidance_trains_as_if_evaluation_had_none_and_watches_the_evaluations_paths(folders, cell):
     own = random_models.SHORTEST["dpok"] | {"rounds": 2, "learning_rate": 1e-2}
     outcomes = (
@@ -407,6 +409,7 @@ def test_pairs_are_made_in_parts_too(folders, cell, monkeypatch):
     assert made.result.cost.forward_batch is None
 
 
+@pytest.mark.slow
 def test_a_continued_run_keeps_the_batch_that_fitted(folders, cell, monkeypatch):
     limited(monkeypatch, "_denoise", 10)
     asked = cell("ddpo", folders["sd"], set=random_models.SHORTEST["ddpo"] | {"batch": 8})

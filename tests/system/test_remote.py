@@ -27,6 +27,7 @@ import pytest
 import torch
 from parity import recipe
 from PIL import Image
+from servers import running
 
 from alignbench import Key, Prompt, RewardInfo, plugins
 from alignbench.cli.app import run_command_line
@@ -45,18 +46,6 @@ SCORER = {"id": "judge-1"}
 
 def pictures(n: int, height: int = 32, width: int = 32) -> torch.Tensor:
     return (Key("remote", n).uniform(n, 3, height, width) * 255).round() / 255
-
-
-@contextlib.contextmanager
-def running(made: ScorerServer):
-    """The URL of our server while it runs in a thread."""
-    thread = threading.Thread(target=made.serve)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{made.port}"
-    finally:
-        made.stop()
-        thread.join()
 
 
 @contextlib.contextmanager

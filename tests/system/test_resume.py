@@ -117,7 +117,7 @@ def kill_and_continue(cells: Cells, moment: str, killed_at: tuple[Any, ...]) -> 
     assert json.loads((done.with_suffix("") / "cell.json").read_text())["running"] is False
 
 
-IN_ALL = ("while the checkpoint is written", "in scoring")  # the others take as long: slow
+IN_ALL = ("while the checkpoint is written",)  # the others take as long: slow
 
 
 @pytest.mark.parametrize("moment", [m if m in IN_ALL else pytest.param(m, marks=pytest.mark.slow) for m in MOMENTS])

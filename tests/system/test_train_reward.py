@@ -299,6 +299,7 @@ def test_prompts_of_another_world_are_refused_with_the_share_of_unknown_words(tm
 # Training
 
 
+@pytest.mark.slow
 def test_training_from_nothing_learns_what_is_visible(red_pairs, tmp_path, capsys):
     """Of 75 held-out pairs a network that guesses gets 54 right in one of 10,000 cases."""
     training, held_out = red_pairs[range(225)], red_pairs[range(225, 300)]

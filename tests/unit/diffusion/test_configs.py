@@ -76,7 +76,7 @@ def test_a_published_denoiser_with_notes_of_its_training_is_read():
         ({"variance_type": "learned_range"}, "variance_type 'learned_range'"),
         ({"shift": 3.0}, r"shift 3\.0, a field that is not known here"),
         ({"sigma_data": 0.5}, r"sigma_data 0\.5, a field that is not known"),
-        ({"base_shift": "\x1b[2J" + "x" * 99}, r"base_shift '\\x1b\[2Jx+\.\.\., a field"),
+        ({"base_shift": "\x1b[2J" + "x" * 99}, r"base_shift '\\x1b\[2Jx+…, a field"),
     ],
 )
 def test_a_scheduler_that_says_more_than_is_read_is_refused_naming_field_and_value(change, message):
@@ -223,4 +223,4 @@ def test_noise_levels_that_a_file_leaves_out_are_those_of_its_class(name):
 
 def test_a_field_that_says_nothing_is_no_reason_to_refuse():
     check_scheduler("f", SD15 | {"_note": 1, "of_a_newer_library": None})
-    assert configs.shown("x" * 100).endswith("...")
+    assert configs.shown("x" * 100).endswith("…")

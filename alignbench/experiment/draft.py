@@ -1,0 +1,102 @@
+"""The result of a cell: what is known from the beginning, and what its run found out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from alignbench.asking import prompts as prompt_sets
+from alignbench.asking.resolve import Cell
+from alignbench.experiment.evaluate import Scores
+from alignbench.interface import Pipeline
+from alignbench.record import result as results
+from alignbench.record.environment import environment
+from alignbench.record.pictures import Slot
+from alignbench.record.result import (
+    Costs,
+    Evaluation,
+    FrontierCurve,
+    Kept,
+    Metric,
+    PromptRow,
+    Result,
+    Row,
+    Status,
+    identity,
+)
+
+
+def rows_of(cell: Cell, wanted: Sequence[Slot], scores: Scores) -> list[Row]:
+    return [
+        Row(
+            prompt=cell.evaluated[slot.place].id,
+            sample=slot.sample,
+            scores={name: scores.values[name].get(slot) for name in cell.scorers},
+            failures={name: scores.failures[name][slot] for name in cell.scorers if slot in scores.failures[name]},
+        )
+        for slot in wanted
+    ]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run found out, as far as it came."""
+
+    sampler: dict[str, Any] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    truncated: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    frontiers: dict[str, FrontierCurve] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    budget: dict[str, float] | None = None
+    cost: Costs | None = None
+    kept: Kept | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What is known about a result before it is finished."""
+
+    cell: Cell
+    pipeline: Pipeline
+    aligned: Mapping[str, str]  # what was done to the model before this run
+    device: str
+    attempts: int
+    started: str
+    cut: Mapping[str, int]  # prompts that the model cuts off
+    origin: str | None  # the result whose weights are evaluated
+
+    def result(self, status: Status, reason: str | None, found: Found | None = None) -> Result:
+        cell = self.cell
+        return Result(
+            schema=results.SCHEMA,
+            status=status,
+            reason=reason,
+            trains=cell.algorithm.trains,
+            configuration=cell.configuration,
+            preset=cell.preset,
+            published=str(cell.beside.nearest) if cell.beside else None,
+            differs_from_paper=cell.beside.differences if cell.beside else {},
+            evaluation=Evaluation(
+                model=dict(self.pipeline.info()),
+                prompts=prompt_sets.label(cell.configuration.prompts),
+                split=cell.configuration.split,
+                prompts_sha256=cell.prompts_sha256,
+                eval_seed=cell.options.eval_seed,
+                task=cell.configuration.task,
+            ),
+            scorers={name: identity(scorer.info()) for name, scorer in cell.scorers.items()},
+            prompts=[
+                PromptRow(id=p.id, text=p.text, category=p.category, challenge=p.challenge) for p in cell.evaluated
+            ],
+            model_truncated=dict(self.cut),
+            environment=environment(self.device),
+            asked=cell.options.asked,
+            origin=self.origin,
+            attempts=self.attempts,
+            started=self.started,
+            finished=datetime.now(UTC).isoformat(timespec="seconds") if status != "partial" else None,
+            **vars(found or Found()),
+        )
