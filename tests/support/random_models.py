@@ -32,7 +32,7 @@ SHORTEST: dict[str, dict[str, Any]] = {
     "base": {},
     "best_of_n": {"n": 2},
     "classifier_guidance": {"steps": 3, "beta": 0.001},
-    "d3po": MOST | {"rounds": 1, "samples_per_round": 4, "steps": 3},
+    "d3po": MOST | {"rounds": 1, "samples_per_round": 4, "updates_per_round": 1, "steps": 3},
     "ddpo": MOST | {"rounds": 2, "samples_per_round": 8, "steps": 3, "clip": 1.0, "learning_rate": 0.1},
     "demon": {"steps": 2, "candidates": 2},
     "diffusion_dpo": MOST | {"rounds": 1, "updates_per_round": 2, "pairs_per_update": 4, "warmup": 0},
@@ -42,7 +42,8 @@ SHORTEST: dict[str, dict[str, Any]] = {
     "noise_search": {"iterations": 2, "neighbours": 1},
     "refl": MOST
     | {"rounds": 1, "updates_per_round": 2, "samples_per_update": 4, "steps": 3, "margin": "none", "tuning": "lora"},
-    "reward_weighted_regression": MOST | {"rounds": 1, "samples_per_round": 8, "passes": 1, "tuning": "lora"},
+    "reward_weighted_regression": MOST
+    | {"rounds": 1, "samples_per_round": 8, "updates_per_round": 2, "passes": 1, "tuning": "lora"},
     "sft": MOST | {"rounds": 1, "updates_per_round": 2, "pairs_per_update": 4, "warmup": 0},
     "steering": {"n": 2, "interval": 1},
     "svdd": {"candidates": 2},

@@ -19,7 +19,7 @@ ROUNDS = 4
 
 # Function, call, and how many rounds are done when it is reached.
 MOMENTS = {
-    "in the second round": ("alignbench.diffusion.rollout", "log_density", 37, 1),
+    "in the second round": ("alignbench.diffusion.rollout", "log_density", 25, 1),
     "in an optimiser step": ("torch.optim", "AdamW.step", 3, 1),
     "before the curve's line": ("alignbench.experiment.problem", "append_line", 2, 1),
     "while the checkpoint is written": ("torch", "save", 3, 2),
