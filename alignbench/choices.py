@@ -12,6 +12,7 @@ Crop = Literal["centre", "random"]  # of a pair's images to the model's size
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 BudgetKind = Literal["nfe", "reward_evals", "seconds"]  # what an image may cost
 Breakdown = Literal["category", "challenge", "budget"]  # of win rates
+Family = Literal["scorer", "table", "none"]  # of tests that are adjusted for each other
 Format = Literal["table", "markdown", "csv", "latex", "json"]  # of a comparison
 CurveAxis = Literal["rounds", "denoiser", "seconds"]  # of reward curves
 KeptKind = Literal["scores", "pairs", "tensors", "files"]  # what lies in the cache

@@ -6,20 +6,19 @@ identities are never compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from alignbench.analysis.comparison import Comparison, Group, Part, Versus
+from alignbench.analysis.contests import Asked, against, duels, shares
 from alignbench.analysis.costs import cost_of
+from alignbench.analysis.equivalence import margins_of
 from alignbench.analysis.frontier import standings, targets
 from alignbench.analysis.load import (
     Array,
     Loaded,
-    Method,
     Run,
     Scores,
     budget_text,
@@ -30,23 +29,16 @@ from alignbench.analysis.load import (
     no_garbage_collection,
     table,
 )
+from alignbench.analysis.pairing import Placed, meet
 from alignbench.analysis.published import beside
-from alignbench.analysis.statistics import (
-    Differences,
-    Ranks,
-    bradley_terry,
-    holm,
-    outcomes,
-    paired_differences,
-    win_rate,
-)
-from alignbench.choices import Breakdown
+from alignbench.analysis.ranks import ranks
+from alignbench.choices import Breakdown, Family
 from alignbench.errors import InputError, UnknownName
 from alignbench.keys import Key
 
 DEFAULT_BASELINE = "base"
 RIVAL = "best_of_n"  # what methods of one budget are compared with, besides the baseline
-Indices = NDArray[np.int64]
+FEW_PROMPTS = 6  # below which no p value can fall under 0.05
 
 
 @no_garbage_collection()
@@ -57,70 +49,62 @@ def compare(
     scorers: Sequence[str] = (),
     skip_bad: bool = False,
     published: bool = False,
+    family: Family = "scorer",
+    duels: bool = False,
+    margin: Sequence[str] = (),
+    control: str | None = None,
 ) -> Comparison:
-    """Compare result files; see the module's docstring. Raises InputError for a scorer or baseline nobody has."""
+    """Compare result files; see the module's docstring. `family` says which p values are adjusted for each other, `duels`
+    adds every two methods with interval and p, `margin` holds SCORER=AMOUNT, `control` names the scorer at whose equal
+    value win rates are shown as well. Raises InputError for a scorer or baseline nobody has."""
     loaded = load(paths, skip_bad)
     known = {name for runs in loaded.groups.values() for run in runs for name in run.result.scorers}
-    for name in scorers:
+    for name in (*scorers, *([control] if control else [])):
         if name not in known:
             raise UnknownName("scorer in these files", name, known)
-    groups = [_group(runs, baseline, by, scorers, published) for runs in loaded.groups.values()]
+    asked = Asked(baseline, by, tuple(scorers), published, family, duels, margins_of(margin, sorted(known)), control)
+    groups = [_group(runs, asked) for runs in loaded.groups.values()]
     if groups and baseline != DEFAULT_BASELINE and all(group.baseline is None for group in groups):
         labels = [label for group in groups for label in group.methods]
         raise UnknownName("method in these files to use as baseline", baseline, labels)
     return Comparison(groups, loaded.unfinished, loaded.skipped, _protocol_notes(loaded))
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """A method and the rows of its runs in the score arrays."""
-
-    method: Method
-    rows: range
-
-    @property
-    def label(self) -> str:
-        return self.method.label
-
-
-def _group(runs: Sequence[Run], baseline: str, by: Breakdown | None, chosen: Sequence[str], published: bool) -> Group:
+def _group(runs: Sequence[Run], asked: Asked) -> Group:
     methods = methods_of(runs)
-    placed: list[_Placed] = []
+    placed: list[Placed] = []
     ordered: list[Run] = []
     for method in methods:
-        placed.append(_Placed(method, range(len(ordered), len(ordered) + len(method.runs))))
+        placed.append(Placed(method, range(len(ordered), len(ordered) + len(method.runs))))
         ordered += method.runs
-    reference, no_reference = _find_baseline(placed, baseline)
+    reference, no_reference = _find_baseline(placed, asked.baseline)
     present = dict.fromkeys(name for run in ordered for name in run.result.scorers)
-    scorers = [name for name in present if not chosen or name in chosen]
+    scorers = [name for name in present if not asked.scorers or name in asked.scorers]
     first = [*(reference.method.runs if reference else ()), *ordered]
-    holders = {name: next(run for run in first if name in run.result.scorers) for name in scorers}
-    scores, prompt_ids = table(ordered, {name: run.result.scorers[name] for name, run in holders.items()})
+    wanted = dict.fromkeys([*scorers, *([asked.control] if asked.control in present else [])])
+    holders = {name: next(run for run in first if name in run.result.scorers) for name in wanted}
+    every, prompt_ids = table(ordered, {name: run.result.scorers[name] for name, run in holders.items()})
+    scores = {name: every[name] for name in scorers}
     notes = _foreign_scorers(holders, ordered)
 
-    pairwise, ranks = {}, {}
-    for name, column in scores.items():
-        pairwise[name], wins = _pairwise(column, placed, len(prompt_ids))
-        ranks[name] = _ranks(wins)
-    versus, parts = [], []
+    won = {name: shares(column, placed, len(prompt_ids)) for name, column in scores.items()}
+    versus: list[Versus] = []
+    parts: list[Part] = []
     if reference is None:
         notes.append(no_reference)
     else:
-        versus = _against(reference, placed, scores, len(prompt_ids))
+        versus = against(reference, placed, scores, asked, every.get(asked.control or ""))
         notes += _pairing_notes(reference, placed, scores)
-        if by == "budget":
+        if asked.by == "budget":
             parts = _by_budget(reference, placed, scores)
-        elif by is not None:
-            labels = {row.id: getattr(row, by) for run in ordered for row in run.result.prompts}
+        elif asked.by is not None:
+            labels = {row.id: getattr(row, asked.by) for run in ordered for row in run.result.prompts}
             parts = _breakdown(reference, placed, scores, [labels[prompt] or "(none)" for prompt in prompt_ids])
-    few = [m for m in methods if m.first.trains and len(m.runs) < 3]
-    notes += [
-        f"{m.label}: {len(m.runs)} training seed{'s'[: len(m.runs) > 1]}; its interval is conditional on these runs."
-        for m in few
-    ]
+    if 1 < len(prompt_ids) < FEW_PROMPTS:
+        notes.append(f"{len(prompt_ids)} prompts: no p can fall below {0.5 ** (len(prompt_ids) - 1):g}; take more.")
     means = {name: {p.label: _mean(column.values[list(p.rows)]) for p in placed} for name, column in scores.items()}
     evaluation = ordered[0].result.evaluation
-    reported = beside(evaluation, methods, means) if published else None
+    reported = beside(evaluation, methods, means) if asked.published else None
     notes += reported.notes if reported else []
     return Group(
         evaluation=evaluation,
@@ -129,8 +113,10 @@ def _group(runs: Sequence[Run], baseline: str, by: Breakdown | None, chosen: Seq
         baseline=reference.label if reference else None,
         scorers=scorers,
         versus=versus,
-        pairwise=pairwise,
-        ranks=ranks,
+        family=asked.family,
+        pairwise={name: found.rates for name, found in won.items()},
+        duels=duels(placed, scores, asked.family) if asked.duels else [],
+        ranks={name: ranks(found, Key("ranks")) for name, found in won.items()},
         parts=parts,
         means=means,
         costs=[cost_of(method) for method in methods],
@@ -141,7 +127,7 @@ def _group(runs: Sequence[Run], baseline: str, by: Breakdown | None, chosen: Seq
     )
 
 
-def _find_baseline(placed: Sequence[_Placed], name: str) -> tuple[_Placed | None, str]:
+def _find_baseline(placed: Sequence[Placed], name: str) -> tuple[Placed | None, str]:
     """The method with this label, or the only one of this algorithm on the plain model; or None and why there is none.
 
     Raises InputError where a name that the user typed means several; of the default, a folder may hold several.
@@ -178,113 +164,7 @@ def _foreign_scorers(holders: dict[str, Run], runs: Sequence[Run]) -> list[str]:
     return notes
 
 
-def _decided(column: Scores, mine: Iterable[int], theirs: Iterable[int]) -> tuple[Array, Indices]:
-    """Outcomes of runs against runs, each with each, where both have a score; with the prompt number of each."""
-    theirs = list(theirs)
-    results, prompts = [], []
-    for i in mine:
-        for j in theirs:
-            both = ~np.isnan(column.values[i]) & ~np.isnan(column.values[j])
-            a, b = column.values[i, both], column.values[j, both]
-            results.append(outcomes(column.sign * a, column.sign * b, column.epsilon))
-            prompts.append(column.prompts[both])
-    return np.concatenate(results), np.concatenate(prompts)
-
-
-def _difference_by_prompt(column: Scores, mine: range, theirs: range, prompts: int) -> Array:
-    """Mean difference of each prompt over its images and the runs, in the scorer's units; NaN where none pair."""
-    total, count = np.zeros(prompts), np.zeros(prompts)
-    for i in mine:
-        for j in theirs:
-            difference = column.values[i] - column.values[j]
-            both = ~np.isnan(difference)
-            total += np.bincount(column.prompts[both], weights=difference[both], minlength=prompts)
-            count += np.bincount(column.prompts[both], minlength=prompts)
-    with np.errstate(invalid="ignore"):
-        return total / count
-
-
-def _against(reference: _Placed, placed: Sequence[_Placed], scores: dict[str, Scores], prompts: int) -> list[Versus]:
-    """Every other method against the reference on every scorer; p values are adjusted over all of them."""
-    contests = [
-        (p, name, column, *_decided(column, p.rows, reference.rows))
-        for p in placed
-        if p is not reference
-        for name, column in scores.items()
-    ]
-    contests = [contest for contest in contests if len(contest[3])]
-    if not contests:
-        return []
-    differences = [_difference_by_prompt(column, p.rows, reference.rows, prompts) for p, _, column, _, _ in contests]
-    tests = _tested(differences)
-    adjusted = holm(np.array([test.p[0] for test in tests]))
-    found = []
-    for (p, name, column, decided, where), test, p_adjusted in zip(contests, tests, adjusted, strict=True):
-        own = [(seed, _decided(column, [i], reference.rows)[0]) for i, seed in zip(p.rows, p.method.seeds, strict=True)]
-        found.append(
-            Versus(
-                method=p.label,
-                scorer=name,
-                rate=win_rate(decided, where),
-                seeds=[(seed, float(result.mean())) for seed, result in own if len(result)],
-                mean=_mean(column.values[list(p.rows)]),
-                baseline_mean=_mean(column.values[list(reference.rows)]),
-                difference=float(test.mean[0]),
-                difference_low=float(test.low[0]),
-                difference_high=float(test.high[0]),
-                p=float(test.p[0]),
-                p_adjusted=float(p_adjusted),
-                failed=int(column.failed[list(p.rows)].sum()),
-                higher_is_better=column.sign > 0,
-            )
-        )
-    return found
-
-
-def _tested(columns: Sequence[Array]) -> list[Differences]:
-    """Intervals and p values of each column of per-prompt differences; columns with the same prompts go together."""
-    found: dict[int, Differences] = {}
-    together: dict[bytes, list[int]] = {}
-    for i, column in enumerate(columns):
-        together.setdefault(np.isnan(column).tobytes(), []).append(i)
-    for members in together.values():
-        present = ~np.isnan(columns[members[0]])
-        tested = paired_differences(np.stack([columns[i][present] for i in members], 1), Key("compare"))
-        for k, i in enumerate(members):
-            found[i] = Differences(*(values[k : k + 1] for values in tested))
-    return [found[i] for i in range(len(columns))]
-
-
-def _pairwise(column: Scores, placed: Sequence[_Placed], prompts: int) -> tuple[Array, NDArray[np.float32]]:
-    """Win rates of row over column, and win counts [prompts, methods, methods] (ties count half)."""
-    count = len(placed)
-    wins = np.zeros((prompts, count, count), dtype=np.float32)
-    owner = np.array([k for k, p in enumerate(placed) for _ in p.rows])
-    for k, p in enumerate(placed):
-        for i in p.rows:
-            mine = column.sign * column.values[i]
-            results = outcomes(mine, column.sign * column.values, column.epsilon)  # [runs, pairs]
-            results[np.isnan(mine - column.values)] = 0  # a pair that is missing counts for neither
-            for j in np.flatnonzero(owner != k):
-                wins[:, k, owner[j]] += np.bincount(column.prompts, weights=results[j], minlength=prompts)
-    total = wins.sum(0, dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        return total / (total + total.T), wins
-
-
-def _ranks(wins: NDArray[np.float32]) -> Ranks | None:
-    """Bradley-Terry strengths of the methods that met any other; NaN for one without scores, None without the first."""
-    met = (wins.sum(0) + wins.sum(0).T).sum(0) > 0
-    ranks = bradley_terry(wins[:, met][:, :, met]) if met[0] and met.sum() > 1 else None
-    if ranks is None:
-        return None
-    found = Ranks(*(np.full(len(met), np.nan) for _ in ranks))
-    for whole, part in zip(found, ranks, strict=True):
-        whole[met] = part
-    return found
-
-
-def _pairing_notes(reference: _Placed, placed: Sequence[_Placed], scores: dict[str, Scores]) -> list[str]:
+def _pairing_notes(reference: Placed, placed: Sequence[Placed], scores: dict[str, Scores]) -> list[str]:
     """What was left out because the other side has no such row, and scores that failed."""
     notes = []
     for name, column in scores.items():
@@ -301,37 +181,39 @@ def _pairing_notes(reference: _Placed, placed: Sequence[_Placed], scores: dict[s
                     f"(of {int(own.sum())} and {int(theirs.sum())}); only those are compared."
                 )
             if failed := int(column.failed[list(p.rows)].sum()):
-                notes.append(f"{name}: {failed} scores of {p.label} failed (null) and are left out.")
+                notes.append(
+                    f"{name}: {failed} scores of {p.label} failed (null) and are left out; a mark stays only where it "
+                    "would if all of them had gone the other way."
+                )
     return notes
 
 
 def _breakdown(
-    reference: _Placed, placed: Sequence[_Placed], scores: dict[str, Scores], part_of: Sequence[str]
+    reference: Placed, placed: Sequence[Placed], scores: dict[str, Scores], part_of: Sequence[str]
 ) -> list[Part]:
     """Win rates by category or challenge."""
     found = []
     named = np.array(part_of)
     for p in placed:
         for name, column in scores.items() if p is not reference else ():
-            decided, where = _decided(column, p.rows, reference.rows)
-            for part in sorted(set(part_of)):
-                inside = named[where] == part
-                if inside.any():
-                    rate = win_rate(decided[inside], where[inside])
-                    found.append(Part(p.label, name, part, reference.label, rate))
+            met = meet(column, p.rows, reference.rows)
+            for part in sorted(set(part_of)) if met is not None else ():
+                inside = named[column.prompts] == part
+                if (within := met.where(inside)) is not None:
+                    found.append(Part(p.label, name, part, reference.label, within.rate()))
     return found
 
 
-def _is_rival(other: _Placed, placed: _Placed) -> bool:
+def _is_rival(other: Placed, placed: Placed) -> bool:
     """Whether it is best-of-n on the same reward."""
     theirs, own = other.method.first.configuration, placed.method.first.configuration
     return theirs.algorithm == RIVAL and theirs.reward == own.reward
 
 
-def _by_budget(reference: _Placed, placed: Sequence[_Placed], scores: dict[str, Scores]) -> list[Part]:
+def _by_budget(reference: Placed, placed: Sequence[Placed], scores: dict[str, Scores]) -> list[Part]:
     """Win rates of methods with a budget, those of one budget together: against the baseline, and against best-of-n at
     the same budget, which is what they have to beat."""
-    together: dict[str, list[_Placed]] = {}
+    together: dict[str, list[Placed]] = {}
     for p in placed:
         if budget := p.method.first.configuration.budget:
             together.setdefault(budget_text(budget), []).append(p)
@@ -343,9 +225,8 @@ def _by_budget(reference: _Placed, placed: Sequence[_Placed], scores: dict[str, 
                 for other in [reference, *rivals]:
                     if p is other:
                         continue
-                    decided, where = _decided(column, p.rows, other.rows)
-                    if len(decided):
-                        found.append(Part(p.label, name, text, other.label, win_rate(decided, where)))
+                    if (met := meet(column, p.rows, other.rows)) is not None:
+                        found.append(Part(p.label, name, text, other.label, met.rate()))
     return found
 
 

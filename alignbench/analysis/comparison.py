@@ -4,48 +4,85 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from alignbench.analysis.control import Controlled
 from alignbench.analysis.costs import CostRow
+from alignbench.analysis.equivalence import Equivalence
 from alignbench.analysis.frontier import Standing, Target
 from alignbench.analysis.load import Array, Unfinished
 from alignbench.analysis.published import Beside
-from alignbench.analysis.statistics import Ranks, WinRate
+from alignbench.analysis.ranks import Ranks
+from alignbench.analysis.statistics import WinRate
+from alignbench.choices import Family
 from alignbench.record.result import Evaluation
 
 if TYPE_CHECKING:
     import pandas as pd
 SIGNIFICANT = 0.05
 
+Mark = Literal["better", "worse"]
+Random = Literal["prompts", "prompts and seeds", "images", "images and seeds"]
+
+
+class Test(NamedTuple):
+    """A p value, and what it is worth beside the others of its family."""
+
+    p: float
+    adjusted: float
+    mark: Mark | None  # where it is below 0.05 after adjustment, and stays so if every failed score had gone the other way
+
 
 @dataclass(frozen=True)
 class Versus:
-    """One method against the baseline on one scorer."""
+    """One method against the baseline on one scorer. Means and the difference are over the pairs that both have."""
 
     method: str
     scorer: str
     rate: WinRate
+    rate_test: Test
     seeds: list[tuple[int | None, float]]  # each training seed's own win rate
     mean: float
     baseline_mean: float
     difference: float  # mean over prompts, in the scorer's units
-    difference_low: float
+    difference_low: float  # NaN where the interval is not to be told
     difference_high: float
-    p: float
-    p_adjusted: float
-    failed: int  # null scores of the method
+    difference_test: Test
+    effect: float  # mean over standard deviation of the prompts' differences, above 0 where the method is better
+    random: Random  # what interval and p take for drawn at random
+    this_run: bool  # trained with one seed, so that they are about that run alone and there is no mark
+    family: int  # rows that the p values are adjusted for
+    failed: int  # null scores of the method, and of the baseline where the method has one
+    if_failed: tuple[float, float] | None  # the win rate if all failed pairs were lost, and if all were won
+    whole: bool  # all pairs of the baseline are compared
     higher_is_better: bool
-
-    @property
-    def significant(self) -> bool:
-        """Whether the mean differs after correction for all rows shown."""
-        return self.p_adjusted < SIGNIFICANT
+    margin: float | None = None
+    equivalence: Equivalence | None = None
+    controlled: Controlled | None = None
 
     @property
     def wins(self) -> bool:
-        """Whether the method is significantly better: in the mean, which is what is tested, and in most pairs."""
-        better = self.difference > 0 if self.higher_is_better else self.difference < 0
-        return self.significant and better and self.rate.rate > 0.5
+        """Whether it is marked as better in the win rate."""
+        return self.rate_test.mark == "better"
+
+    @property
+    def loses(self) -> bool:
+        """Whether it is marked as worse in the win rate."""
+        return self.rate_test.mark == "worse"
+
+
+@dataclass(frozen=True)
+class Duel:
+    """Two methods against each other on one scorer."""
+
+    method: str
+    against: str
+    scorer: str
+    rate: WinRate
+    rate_test: Test
+    random: Random
+    this_run: bool
+    family: int
 
 
 @dataclass(frozen=True)
@@ -69,7 +106,9 @@ class Group:
     baseline: str | None
     scorers: list[str]
     versus: list[Versus]
+    family: Family
     pairwise: dict[str, Array]  # scorer -> [methods, methods] win rates of row over column
+    duels: list[Duel]  # every two methods, where it was asked for
     ranks: dict[str, Ranks | None]
     parts: list[Part]
     means: dict[str, dict[str, float]]  # scorer -> method -> mean score
@@ -135,13 +174,22 @@ def _frame_rows(group: Group) -> Iterator[dict[str, Any]]:
                     "win_rate": item.rate.rate,
                     "win_rate_low": item.rate.low,
                     "win_rate_high": item.rate.high,
+                    "win_rate_p": item.rate_test.p,
+                    "win_rate_p_adjusted": item.rate_test.adjusted,
+                    "win_rate_mark": item.rate_test.mark,
                     "ties": item.rate.ties,
                     "difference": item.difference,
                     "difference_low": item.difference_low,
                     "difference_high": item.difference_high,
-                    "p": item.p,
-                    "p_adjusted": item.p_adjusted,
-                    "significant": item.significant,
+                    "difference_p": item.difference_test.p,
+                    "difference_p_adjusted": item.difference_test.adjusted,
+                    "difference_mark": item.difference_test.mark,
+                    "effect": item.effect,
+                    "baseline_mean": item.baseline_mean,
+                    "random": item.random,
+                    "this_run": item.this_run,
+                    "family": item.family,
+                    "prompts": item.rate.prompts,
                     "seeds": len(item.seeds),
                     "failed": item.failed,
                 }

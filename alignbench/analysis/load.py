@@ -214,14 +214,15 @@ def _shortened(sources: Iterable[str]) -> str | None:
 
 @dataclass(frozen=True)
 class Scores:
-    """One scorer's values: [runs, pairs] with NaN where missing, and the prompt number of every pair.
+    """One scorer's values: [runs, pairs] with NaN where missing, and the prompt and image number of every pair.
 
     Pairs are sorted by prompt, so that a prompt's pairs stand together.
     """
 
     values: Array
     prompts: NDArray[np.int64]
-    failed: NDArray[np.int64]  # null scores per run
+    samples: NDArray[np.int64]  # the number of the image among its prompt's
+    failed: NDArray[np.bool_]  # [runs, pairs]: a row with a null score
     sign: float  # -1 where lower is better
     epsilon: float
 
@@ -235,9 +236,9 @@ def table(runs: Sequence[Run], scorers: Mapping[str, Scorer]) -> tuple[dict[str,
     number = {prompt: i for i, prompt in enumerate(prompt_ids)}
     pairs = sorted({(number[row.prompt], row.sample) for run in runs for row in run.result.rows})
     place = {pair: i for i, pair in enumerate(pairs)}
-    prompts = np.array([prompt for prompt, _ in pairs], dtype=np.int64)
+    prompts, samples = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     values = {name: np.full((len(runs), len(pairs)), np.nan) for name in scorers}
-    failed = {name: np.zeros(len(runs), dtype=np.int64) for name in scorers}
+    failed = {name: np.zeros((len(runs), len(pairs)), dtype=bool) for name in scorers}
     for i, run in enumerate(runs):
         rows = run.result.rows
         columns = np.array([place[number[row.prompt], row.sample] for row in rows], dtype=np.int64)
@@ -245,9 +246,9 @@ def table(runs: Sequence[Run], scorers: Mapping[str, Scorer]) -> tuple[dict[str,
             if run.result.scorers.get(name) == wanted:
                 column = np.array([row.scores.get(name) for row in rows], dtype=np.float64)
                 values[name][i, columns] = column
-                failed[name][i] = int(np.isnan(column).sum())
+                failed[name][i, columns] = np.isnan(column)
     found = {}
     for name, wanted in scorers.items():
         sign = 1.0 if wanted.higher_is_better else -1.0
-        found[name] = Scores(values[name], prompts, failed[name], sign, wanted.tie_epsilon)
+        found[name] = Scores(values[name], prompts, samples, failed[name], sign, wanted.tie_epsilon)
     return found, prompt_ids

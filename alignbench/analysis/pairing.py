@@ -1,0 +1,147 @@
+"""Two methods on one scorer: what is paired, and what it says, with all that is random about it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignbench.analysis.load import Array, Method, Scores
+from alignbench.analysis.random_effects import UnitMean, unit_mean
+from alignbench.analysis.significance import difference_interval, difference_p, parts_of, win_p
+from alignbench.analysis.statistics import LEVEL, WinRate, outcomes, win_rate
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A method and the rows of its runs in the score arrays."""
+
+    method: Method
+    rows: range
+
+    @property
+    def label(self) -> str:
+        return self.method.label
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The pairs of two methods on one scorer: arrays are [seeds of one, seeds of the other, pairs]."""
+
+    mine: Array  # scores; NaN where either has none
+    theirs: Array
+    won: Array  # 1 won, ½ tied, 0 lost; NaN where either has no score
+    prompts: Indices  # [pairs]
+
+    @functools.cached_property
+    def units(self) -> Indices:
+        """What is drawn at random: the prompt of each pair, or, where there is one prompt alone, the image."""
+        there = self.prompts[self.present]
+        return self.prompts if len(there) and (there != there[0]).any() else np.arange(len(self.prompts))
+
+    @property
+    def one_prompt(self) -> bool:
+        return self.units is not self.prompts
+
+    @functools.cached_property
+    def present(self) -> NDArray[np.bool_]:
+        """Which pairs any two seeds have."""
+        return ~np.isnan(self.won).all((0, 1))
+
+    def by_unit(self, values: Array) -> Array:
+        """Mean of each unit that any two seeds have: [units, seeds of one, seeds of the other]."""
+        units, places = np.unique(self.units[self.present], return_inverse=True)
+        flat = values[:, :, self.present].reshape(-1, len(places))
+        known = ~np.isnan(flat)
+        index = places + len(units) * np.arange(len(flat))[:, None]
+        size = len(units) * len(flat)
+        sums = np.bincount(index.ravel(), np.where(known, flat, 0).ravel(), size)
+        with np.errstate(invalid="ignore"):
+            means = sums / np.bincount(index.ravel(), known.ravel(), size)
+        return np.moveaxis(means.reshape(*values.shape[:2], len(units)), 2, 0)
+
+    @functools.cached_property
+    def outcome(self) -> Array:
+        """Mean outcome by unit and seeds."""
+        return self.by_unit(self.won)
+
+    @functools.cached_property
+    def difference(self) -> Array:
+        """Mean difference of the scores by unit and seeds, in the scorer's units."""
+        return self.by_unit(self.mine - self.theirs)
+
+    @functools.cached_property
+    def outcome_mean(self) -> UnitMean:
+        return unit_mean(self.outcome)
+
+    @functools.cached_property
+    def difference_mean(self) -> UnitMean:
+        return unit_mean(self.difference)
+
+    def where(self, inside: NDArray[np.bool_]) -> Meeting | None:
+        """The same on some pairs; None where it has none of them."""
+        if not (self.present & inside).any():
+            return None
+        return _of_present(*(np.where(inside, x, np.nan) for x in (self.mine, self.theirs, self.won)), self.prompts)
+
+    def rate(self) -> WinRate:
+        """The win rate with its interval."""
+        known = ~np.isnan(self.won)
+        units = np.broadcast_to(self.units, self.won.shape)[known]
+        return win_rate(self.won[known], units, self.outcome_mean)
+
+    def rate_p(self) -> float:
+        """Of the hypothesis that wins and losses are alike."""
+        counts = np.bincount(self.units, (~np.isnan(self.won)).sum((0, 1))).astype(np.int64)
+        return win_p(np.nanmean(self.outcome, (1, 2)), parts_of(counts[counts > 0]), self.outcome_mean)
+
+    def difference_p(self) -> float:
+        """Of the hypothesis that the mean difference is 0."""
+        return difference_p(np.nanmean(self.difference, (1, 2)), self.difference_mean)
+
+    def difference_interval(self, level: float = LEVEL) -> tuple[float, float]:
+        return difference_interval(np.nanmean(self.difference, (1, 2)), self.difference_mean, level)
+
+    def mean_of(self, values: Array) -> float:
+        """Of scores, over the pairs that are compared; every prompt weighs alike."""
+        return float(np.nanmean(self.by_unit(np.where(np.isnan(self.won), np.nan, values)), (1, 2)).mean())
+
+
+def meet(column: Scores, mine: Iterable[int], theirs: Iterable[int]) -> Meeting | None:
+    """The runs in these rows against those in the others; None where no pair has both scores."""
+    one, other = column.values[list(mine)][:, None], column.values[list(theirs)][None]
+    return _meeting(column, one, other)
+
+
+def _meeting(column: Scores, one: Array, other: Array) -> Meeting | None:
+    missing = np.isnan(one) | np.isnan(other)
+    if missing.all():
+        return None
+    won = np.where(missing, np.nan, outcomes(column.sign * one, column.sign * other, column.epsilon))
+    mine, theirs = (np.where(missing, np.nan, values) for values in np.broadcast_arrays(one, other))
+    return _of_present(mine, theirs, won, column.prompts)
+
+
+def _of_present(mine: Array, theirs: Array, won: Array, prompts: Indices) -> Meeting:
+    """Without the seeds that share no pair with any of the other side: they say nothing."""
+    missing = np.isnan(won)
+    some, others = ~missing.all((1, 2)), ~missing.all((0, 2))
+    kept = (values[some][:, others] for values in (mine, theirs, won))
+    return Meeting(*kept, prompts)
+
+
+def with_failures(column: Scores, mine: Sequence[int], theirs: Sequence[int], lost: bool) -> Meeting | None:
+    """The same with the pairs in which a score failed: as if the method had got the worst score of all that are compared
+    there and the other the best, or the other way round."""
+    sign = column.sign if lost else -column.sign
+    worst, best = np.nanmin(sign * column.values) * sign, np.nanmax(sign * column.values) * sign
+    one, other = (
+        np.where(column.failed[list(rows)], instead, column.values[list(rows)])
+        for rows, instead in ((mine, worst), (theirs, best))
+    )
+    return _meeting(column, one[:, None], other[None])
