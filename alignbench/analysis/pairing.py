@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class Meeting:
     @functools.cached_property
     def present(self) -> NDArray[np.bool_]:
         """Which pairs any two seeds have."""
-        return ~np.isnan(self.won).all((0, 1))
+        return np.asarray(~np.isnan(self.won).all((0, 1)))
 
     def by_unit(self, values: Array) -> Array:
         """Mean of each unit that any two seeds have: [units, seeds of one, seeds of the other]."""
@@ -87,7 +87,8 @@ class Meeting:
         """The same on some pairs; None where it has none of them."""
         if not (self.present & inside).any():
             return None
-        return _of_present(*(np.where(inside, x, np.nan) for x in (self.mine, self.theirs, self.won)), self.prompts)
+        mine, theirs, won = (np.where(inside, x, np.nan) for x in (self.mine, self.theirs, self.won))
+        return _of_present(mine, theirs, won, self.prompts)
 
     def rate(self) -> WinRate:
         """The win rate with its interval."""
@@ -131,13 +132,13 @@ def _of_present(mine: Array, theirs: Array, won: Array, prompts: Indices) -> Mee
     """Without the seeds that share no pair with any of the other side: they say nothing."""
     missing = np.isnan(won)
     some, others = ~missing.all((1, 2)), ~missing.all((0, 2))
-    kept = (values[some][:, others] for values in (mine, theirs, won))
-    return Meeting(*kept, prompts)
+    mine, theirs, won = (values[some][:, others] for values in (mine, theirs, won))
+    return Meeting(mine, theirs, won, prompts)
 
 
 def with_failures(column: Scores, mine: Sequence[int], theirs: Sequence[int], lost: bool) -> Meeting | None:
-    """The same with the pairs in which a score failed: as if the method had got the worst score of all that are compared
-    there and the other the best, or the other way round."""
+    """The same with the pairs in which a score failed: as if the method had got the worst score of all that are
+    compared there and the other the best, or the other way round."""
     sign = column.sign if lost else -column.sign
     worst, best = np.nanmin(sign * column.values) * sign, np.nanmax(sign * column.values) * sign
     one, other = (

@@ -72,7 +72,9 @@ def win_rate(results: Array, prompts: Units, spread: UnitMean | None = None, lev
     if spread is not None and spread.seeds_random:
         effective /= spread.variance / spread.of_units if spread.of_units > 0 else 1.0
         quantile = float(stdtrit(spread.df, (1 + level) / 2))
-    wins, losses = (float((share * cluster_sums((results == x).astype(float), prompts)[0] / sizes).sum()) for x in (1, 0))
+    wins, losses = (
+        float((share * cluster_sums((results == x).astype(float), prompts)[0] / sizes).sum()) for x in (1, 0)
+    )
     low, high = score_interval(wins * effective, losses * effective, effective, quantile)
     return WinRate(float((share * sums / sizes).sum()), low, high, max(0.0, 1 - wins - losses), n, count, effective)
 
