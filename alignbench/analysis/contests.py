@@ -42,13 +42,15 @@ class _Contest:
     scorer: str
     column: Scores
     met: Meeting
+    failed: int  # pairs in which a score did
     if_lost: Meeting | None  # None where no score failed
     if_won: Meeting | None
 
     @property
     def this_run(self) -> bool:
-        """Whether one of them was trained, with one seed alone."""
-        return any(p.method.first.trains and len(p.method.runs) == 1 for p in (self.one, self.other))
+        """Whether one of them was trained, and one seed of it alone has scores."""
+        seeds = zip((self.one, self.other), self.met.won.shape[:2], strict=True)
+        return any(p.method.first.trains and count == 1 for p, count in seeds)
 
     @property
     def random(self) -> Random:
@@ -56,12 +58,6 @@ class _Contest:
         if self.met.one_prompt:
             return "images and seeds" if seeds else "images"
         return "prompts and seeds" if seeds else "prompts"
-
-    @property
-    def failed(self) -> int:
-        """Pairs in which a score failed."""
-        rows = self.column.failed
-        return int((rows[list(self.one.rows)][:, None] | rows[list(self.other.rows)][None]).sum())
 
 
 def _contests(pairs: Sequence[tuple[Placed, Placed]], scores: Mapping[str, Scores]) -> list[_Contest]:
@@ -72,10 +68,19 @@ def _contests(pairs: Sequence[tuple[Placed, Placed]], scores: Mapping[str, Score
             if (met := meet(column, one.rows, other.rows)) is None:
                 continue
             bounds: list[Meeting | None] = [None, None]
-            if column.failed[[*one.rows, *other.rows]].any():
+            if failed := _failed(column, list(one.rows), list(other.rows)):
                 bounds = [with_failures(column, one.rows, other.rows, lost) for lost in (True, False)]
-            found.append(_Contest(one, other, name, column, met, *bounds))
+            found.append(_Contest(one, other, name, column, met, failed, *bounds))
     return found
+
+
+def _failed(column: Scores, one: list[int], other: list[int]) -> int:
+    """Pairs in which a score failed."""
+    failed = column.failed
+    if not failed[[*one, *other]].any():
+        return 0
+    there = failed | ~np.isnan(column.values)
+    return int(((failed[one][:, None] | failed[other]) & there[one][:, None] & there[other]).sum())
 
 
 def _tested(contests: Sequence[_Contest], of: str, family: Family) -> tuple[list[Test], list[int]]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignbench.analysis.load import Array, Method, Scores
-from alignbench.analysis.random_effects import UnitMean, unit_mean
+from alignbench.analysis.random_effects import NOISE, UnitMean, unit_mean
 from alignbench.analysis.significance import difference_interval, difference_p, parts_of, win_p
 from alignbench.analysis.statistics import LEVEL, WinRate, outcomes, win_rate
 
@@ -53,17 +53,26 @@ class Meeting:
         """Which pairs any two seeds have."""
         return np.asarray(~np.isnan(self.won).all((0, 1)))
 
+    @functools.cached_property
+    def _starts(self) -> Indices:
+        """Where each unit begins among the pairs that are present, which stand in the order of their units."""
+        units = self.units[self.present]
+        return np.flatnonzero(np.r_[True, units[1:] != units[:-1]])
+
+    def _sums(self, values: NDArray[np.generic]) -> Array:
+        """Of each unit that any two seeds have: [units, seeds of one, seeds of the other]."""
+        sums = np.add.reduceat(values[:, :, self.present], self._starts, 2, dtype=np.float64)
+        return np.moveaxis(sums, 2, 0)
+
+    @functools.cached_property
+    def pairs(self) -> Array:
+        """How many pairs a unit has with two seeds: [units, seeds of one, seeds of the other]."""
+        return self._sums(~np.isnan(self.won))
+
     def by_unit(self, values: Array) -> Array:
-        """Mean of each unit that any two seeds have: [units, seeds of one, seeds of the other]."""
-        units, places = np.unique(self.units[self.present], return_inverse=True)
-        flat = values[:, :, self.present].reshape(-1, len(places))
-        known = ~np.isnan(flat)
-        index = places + len(units) * np.arange(len(flat))[:, None]
-        size = len(units) * len(flat)
-        sums = np.bincount(index.ravel(), np.where(known, flat, 0).ravel(), size)
+        """Mean over the pairs of each unit, which have a value each; NaN where there is none of two seeds."""
         with np.errstate(invalid="ignore"):
-            means = sums / np.bincount(index.ravel(), known.ravel(), size)
-        return np.moveaxis(means.reshape(*values.shape[:2], len(units)), 2, 0)
+            return self._sums(np.nan_to_num(values)) / self.pairs
 
     @functools.cached_property
     def outcome(self) -> Array:
@@ -81,7 +90,18 @@ class Meeting:
 
     @functools.cached_property
     def difference_mean(self) -> UnitMean:
-        return unit_mean(self.difference)
+        return unit_mean(self.difference, self._scale)
+
+    @functools.cached_property
+    def _scale(self) -> float:
+        """The largest score."""
+        return float(max(np.nanmax(np.abs(self.mine)), np.nanmax(np.abs(self.theirs))))
+
+    @functools.cached_property
+    def _differences(self) -> Array:
+        """Mean difference by unit; 0 where it is rounding."""
+        means = np.nanmean(self.difference, (1, 2))
+        return np.where(np.abs(means) > NOISE * self._scale, means, 0.0)
 
     def where(self, inside: NDArray[np.bool_]) -> Meeting | None:
         """The same on some pairs; None where it has none of them."""
@@ -94,19 +114,22 @@ class Meeting:
         """The win rate with its interval."""
         known = ~np.isnan(self.won)
         units = np.broadcast_to(self.units, self.won.shape)[known]
-        return win_rate(self.won[known], units, self.outcome_mean)
+        of_pair = 1 / (len(self.pairs) * (self.pairs > 0).sum((1, 2), keepdims=True) * np.maximum(self.pairs, 1))
+        each = np.diff(np.r_[self._starts, self.present.sum()])
+        weights = np.zeros(self.won.shape)
+        weights[:, :, self.present] = np.repeat(np.moveaxis(of_pair, 0, 2), each, 2)
+        return win_rate(self.won[known], units, self.outcome_mean, weights[known])
 
     def rate_p(self) -> float:
         """Of the hypothesis that wins and losses are alike."""
-        counts = np.bincount(self.units, (~np.isnan(self.won)).sum((0, 1))).astype(np.int64)
-        return win_p(np.nanmean(self.outcome, (1, 2)), parts_of(counts[counts > 0]), self.outcome_mean)
+        return win_p(np.nanmean(self.outcome, (1, 2)), parts_of(self.pairs.astype(np.int64)), self.outcome_mean)
 
     def difference_p(self) -> float:
         """Of the hypothesis that the mean difference is 0."""
-        return difference_p(np.nanmean(self.difference, (1, 2)), self.difference_mean)
+        return difference_p(self._differences, self.difference_mean)
 
     def difference_interval(self, level: float = LEVEL) -> tuple[float, float]:
-        return difference_interval(np.nanmean(self.difference, (1, 2)), self.difference_mean, level)
+        return difference_interval(self._differences, self.difference_mean, level)
 
     def mean_of(self, values: Array) -> float:
         """Of scores, over the pairs that are compared; every prompt weighs alike."""

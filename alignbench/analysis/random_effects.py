@@ -8,13 +8,15 @@ levels, N cells and f_S degrees of freedom, the variance of the mean is
     degrees of freedom = V² / Σ_S (MS_S / N)² / f_S                 Satterthwaite (1946)                            (2)
 
 (Searle, Casella and McCulloch, Variance Components, 1992, ch. 4; with three factors it is the inclusion and exclusion
-of Cameron, Gelbach and Miller 2011). V is never smaller than what any single factor alone would give.
+of Cameron, Gelbach and Miller 2011). V is never smaller than what any single factor alone would give; where two factors
+give the same, the one with less freedom counts.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -22,13 +24,15 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-FILLINGS = 50  # at most, until the cells that are missing no longer change
+FILLINGS = 2000  # at most, until the cells that are missing no longer change
+NOISE = 1e-12  # of the numbers that something was computed from: what varies less is rounding, and taken not to vary
+ALIKE = 1e-9  # relative difference of two variances that rounding may make
 
 
 class UnitMean(NamedTuple):
     """A mean over units (prompts; images where there is one prompt) and training seeds."""
 
-    mean: float
+    mean: float  # over what is there: over the cells of each unit, then over units
     variance: float  # of the mean, with all that is random
     of_units: float  # of it, what units alone make; with one seed that is all
     df: float  # degrees of freedom of the variance; 0 where there is one unit
@@ -42,28 +46,39 @@ class UnitMean(NamedTuple):
         return math.sqrt(self.variance)
 
 
-def unit_mean(cells: Array) -> UnitMean:
+def unit_mean(cells: Array, scale: float = 1.0) -> UnitMean:
     """Of cells [units, seeds of one, seeds of the other]; NaN where a cell is missing, at least one of a unit there.
+    `scale` is the size of the numbers that they were computed from.
 
-    A missing cell is filled with what units and seeds make it without interaction (Yates 1933) and taken off the
-    degrees of freedom of the interaction.
+    For the variance, a missing cell is filled with what units and seeds make it without interaction (Yates 1933) and
+    taken off the degrees of freedom of the interaction.
     """
+    noise = NOISE * scale
     filled, missing = _filled(cells)
-    squares = mean_squares(filled, missing)
-    by_unit = filled.mean((1, 2))
-    mean = float(by_unit.mean())
-    of_units = squares[0,][0] / filled.size if (0,) in squares else 0.0
-    variance = sum((-1) ** (len(factors) + 1) * square for factors, (square, _) in squares.items()) / filled.size
-    single = {square / filled.size: df for factors, (square, df) in squares.items() if len(factors) == 1}
-    least = max(single, default=0.0)
-    if variance <= least:
-        variance, df = least, single.get(least, 0.0)
-    else:
-        df = variance**2 / sum((square / filled.size) ** 2 / df for square, df in squares.values())
-    return UnitMean(
-        mean, variance, of_units, df, _skewness(by_unit, of_units, variance), float(by_unit.std(ddof=1))
-        if len(by_unit) > 1 else 0.0, any(size > 1 for size in filled.shape[1:]),
-    )  # fmt: skip
+    parts = {  # what each set of factors makes of the variance, and its degrees of freedom
+        factors: (square / cells.size if square / cells.size > noise**2 else 0.0, df)
+        for factors, (square, df) in mean_squares(filled, missing).items()
+    }
+    of_units = parts[0,][0] if (0,) in parts else 0.0
+    variance, df = _pooled(parts)
+    by_unit = np.nanmean(cells, (1, 2))
+    spread = float(by_unit.std(ddof=1)) if len(by_unit) > 1 else 0.0
+    spread = spread if spread > noise else 0.0
+    skewness = _skewness(by_unit) * (of_units / variance) ** 1.5 if of_units > 0 and spread > 0 else 0.0
+    seeds_random = any(size > 1 for size in cells.shape[1:])
+    return UnitMean(float(by_unit.mean()), variance, of_units, df, skewness, spread, seeds_random)
+
+
+def _pooled(parts: Mapping[tuple[int, ...], tuple[float, float]]) -> tuple[float, float]:
+    """Equations (1) and (2), of the terms of (1) and their degrees of freedom; 0 and 0 where nothing is random."""
+    single = [part for factors, part in parts.items() if len(factors) == 1]
+    if not single:
+        return 0.0, 0.0
+    variance = sum((-1) ** (len(factors) + 1) * part for factors, (part, _) in parts.items())
+    least = max(part for part, _ in single)
+    if variance <= least * (1 + ALIKE):
+        return least, min(df for part, df in single if part >= least * (1 - ALIKE))
+    return variance, variance**2 / sum(part**2 / df for part, df in parts.values())
 
 
 def mean_squares(cells: Array, missing: int = 0) -> dict[tuple[int, ...], tuple[float, float]]:
@@ -99,16 +114,12 @@ def _filled(cells: Array) -> tuple[Array, int]:
         fitted = np.broadcast_to(sums - (cells.ndim - 1) * grand, cells.shape)
         change = float(np.abs(filled - fitted)[holes].max())
         filled = np.where(holes, fitted, filled)
-        if change <= 1e-10 * max(1.0, float(np.abs(filled).max())):
+        if change <= 1e-13 * max(1.0, float(np.abs(filled).max())):
             break
     return filled, int(holes.sum())
 
 
-def _skewness(by_unit: Array, of_units: float, variance: float) -> float:
-    """Third cumulant of the mean over units, in standard errors of the whole; the seeds' own is not to be told."""
+def _skewness(by_unit: Array) -> float:
+    """Of the mean over units, which vary; the seeds' own is not to be told."""
     centred = by_unit - by_unit.mean()
-    square = float((centred**2).mean())
-    if square <= 0 or variance <= 0:
-        return 0.0
-    own = float((centred**3).mean()) / square**1.5 / math.sqrt(len(by_unit))
-    return own * (of_units / variance) ** 1.5
+    return float((centred**3).mean()) / float((centred**2).mean()) ** 1.5 / math.sqrt(len(by_unit))

@@ -48,7 +48,13 @@ def cluster_sums(values: Array, clusters: Units) -> tuple[Array, Array]:
     return sums[sizes > 0].astype(float), sizes[sizes > 0].astype(float)
 
 
-def win_rate(results: Array, prompts: Units, spread: UnitMean | None = None, level: float = LEVEL) -> WinRate:
+def win_rate(
+    results: Array,
+    prompts: Units,
+    spread: UnitMean | None = None,
+    weights: Array | None = None,
+    level: float = LEVEL,
+) -> WinRate:
     """The share of wins with Tango's score interval at the effective sample size.
 
     `results` are outcomes in any order, `prompts` the prompt of each. A design effect of 1 + (m − 1) ρ makes m pairs of
@@ -57,26 +63,31 @@ def win_rate(results: Array, prompts: Units, spread: UnitMean | None = None, lev
     quarters of a prompt with ρ = 0.6 are added to them (without: 90 % coverage for 30 prompts, strong prompt effects
     and a true rate of 0.95; with: 94 to 97 % in all settings of its test).
 
-    Without `spread` every pair weighs alike. With it, every prompt does, and the interval has room for all that it says
-    is random: the effective number shrinks by its variance over that of prompts alone, and the normal quantile becomes
-    Student's at its degrees of freedom.
+    `weights` of the pairs sum to 1; without them all weigh alike. With several seeds in `spread`, the interval has room
+    for all that it says is random: the effective number shrinks by its variance over that of prompts alone, and the
+    normal quantile becomes Student's at its degrees of freedom. Where prompts do not vary and seeds do, it is at most
+    the number of pairs whose mean would vary as much.
     """
     from scipy.special import ndtri, stdtrit  # scipy.stats takes ten times as long to import
 
     sums, sizes = cluster_sums(results, prompts)
     n, count = len(results), len(sums)
-    share = sizes / n if spread is None else np.full(count, 1 / count)  # what each prompt weighs
-    correlation = _correlation_within(results, prompts, sums, sizes) if n > count > 1 else 0.0
+    weights = np.full(n, 1 / n) if weights is None else weights
+    share = cluster_sums(weights, prompts)[0]
+    clustered = n > count and (count > 1 or spread is not None)  # without, the pairs of one prompt are what is drawn
+    correlation = _correlation_within(results, prompts, sums, sizes) if clustered else 0.0
+    wins, losses = float(weights[results == 1].sum()), float(weights[results == 0].sum())
     effective = 1 / float((share**2 * (1 + (sizes - 1) * correlation) / sizes).sum())
     quantile = float(ndtri((1 + level) / 2))
     if spread is not None and spread.seeds_random:
-        effective /= spread.variance / spread.of_units if spread.of_units > 0 else 1.0
         quantile = float(stdtrit(spread.df, (1 + level) / 2))
-    wins, losses = (
-        float((share * cluster_sums((results == x).astype(float), prompts)[0] / sizes).sum()) for x in (1, 0)
-    )
+        if spread.of_units > 0:
+            effective *= spread.of_units / spread.variance
+        elif spread.variance > 0:
+            effective = min(effective, (wins + losses - (wins - losses) ** 2) / 4 / spread.variance)
     low, high = score_interval(wins * effective, losses * effective, effective, quantile)
-    return WinRate(float((share * sums / sizes).sum()), low, high, max(0.0, 1 - wins - losses), n, count, effective)
+    rate = min(1.0, float((weights * results).sum()))
+    return WinRate(rate, low, high, max(0.0, 1 - wins - losses), n, count, effective)
 
 
 def score_interval(wins: float, losses: float, n: float, quantile: float) -> tuple[float, float]:
@@ -109,9 +120,11 @@ def _correlation_within(results: Array, prompts: Units, sums: Array, sizes: Arra
 
 
 def _correlation(values: Array, clusters: Units) -> float:
-    """Intra-cluster correlation by one-way analysis of variance; 1 where nothing varies."""
+    """Intra-cluster correlation by one-way analysis of variance; 1 where nothing varies, and of a single cluster."""
     sums, sizes = cluster_sums(values, clusters)
     n, count = len(values), len(sums)
+    if count == 1:
+        return 1.0
     means = sums / sizes
     between = float((sizes * (means - values.mean()) ** 2).sum() / (count - 1))
     total_within = float((values**2).sum() - (sizes * means**2).sum())
