@@ -142,11 +142,16 @@ def meet(column: Scores, mine: Iterable[int], theirs: Iterable[int]) -> Meeting 
     return _meeting(column, one, other)
 
 
-def _meeting(column: Scores, one: Array, other: Array) -> Meeting | None:
+def _meeting(
+    column: Scores, one: Array, other: Array, decided: NDArray[np.bool_] | None = None, outcome: float = 0.5
+) -> Meeting | None:
+    """Of scores that broadcast to [seeds, seeds, pairs]. The pairs that are decided have this outcome."""
     missing = np.isnan(one) | np.isnan(other)
     if missing.all():
         return None
     won = np.where(missing, np.nan, outcomes(column.sign * one, column.sign * other, column.epsilon))
+    if decided is not None:
+        won = np.where(decided & ~missing, outcome, won)
     mine, theirs = (np.where(missing, np.nan, values) for values in np.broadcast_arrays(one, other))
     return _of_present(mine, theirs, won, column.prompts)
 
@@ -160,12 +165,14 @@ def _of_present(mine: Array, theirs: Array, won: Array, prompts: Indices) -> Mee
 
 
 def with_failures(column: Scores, mine: Sequence[int], theirs: Sequence[int], lost: bool) -> Meeting | None:
-    """The same with the pairs in which a score failed: as if the method had got the worst score of all that are
-    compared there and the other the best, or the other way round."""
+    """The same with the pairs in which a score failed: all of them lost, or all of them won. For the difference, what
+    failed is the worst score of all that are compared there where it would be the method's, the best where the other's,
+    or the other way round."""
     sign = column.sign if lost else -column.sign
     worst, best = np.nanmin(sign * column.values) * sign, np.nanmax(sign * column.values) * sign
     one, other = (
         np.where(column.failed[list(rows)], instead, column.values[list(rows)])
         for rows, instead in ((mine, worst), (theirs, best))
     )
-    return _meeting(column, one[:, None], other[None])
+    failed = column.failed[list(mine)][:, None] | column.failed[list(theirs)][None]
+    return _meeting(column, one[:, None], other[None], failed, 0.0 if lost else 1.0)

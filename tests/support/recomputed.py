@@ -91,10 +91,10 @@ def contest(
     method: Sequence[File],
     baseline: Sequence[File],
     scorer: str,
-    instead: tuple[float, float] | None = None,
+    instead: tuple[float, float, float] | None = None,
 ) -> Contest | None:
-    """Every pair of rows with scores on both sides. `instead` holds what stands for a failed score of the method and
-    of the baseline; without it, such pairs are left out."""
+    """Every pair of rows with scores on both sides. `instead` holds what stands for a failed score of the method, for
+    one of the baseline, and for the outcome of their pair; without it, such pairs are left out."""
     about = (*baseline, *method)[0].scorers[scorer]
     rows = sorted({pair for file in (*method, *baseline) for pair in file.scores})
 
@@ -104,13 +104,15 @@ def contest(
         found = file.scores[pair][scorer]
         return failed if found is None else found
 
-    for_method, for_baseline = instead or (math.nan, math.nan)
+    for_method, for_baseline, decided = instead or (math.nan, math.nan, math.nan)
     shape = (len(rows), len(method), len(baseline))
     mine, theirs = np.full(shape, np.nan), np.full(shape, np.nan)
+    failed = np.zeros(shape, dtype=bool)
     for (k, pair), (i, one), (j, other) in itertools.product(enumerate(rows), enumerate(method), enumerate(baseline)):
         left, right = value(one, pair, for_method), value(other, pair, for_baseline)
         if not math.isnan(left) and not math.isnan(right):
             mine[k, i, j], theirs[k, i, j] = left, right
+            failed[k, i, j] = None in (one.scores[pair][scorer], other.scores[pair][scorer])
     there = ~np.isnan(mine)
     if not there.any():
         return None
@@ -122,6 +124,7 @@ def contest(
     ahead = apart if about["higher_is_better"] else -apart
     epsilon = about["tie_epsilon"]
     won = np.where(np.isnan(apart), np.nan, np.where(ahead > epsilon, 1.0, np.where(ahead < -epsilon, 0.0, 0.5)))
+    won[failed[np.ix_(*kept)]] = decided
     return Contest([pair if one_prompt else pair[0] for pair in pairs], won, apart, mine, theirs)
 
 
@@ -466,8 +469,8 @@ def _completed(
     """The contest with every failed score against the method, and with every failed score for it."""
     known = [x for f in every for r in f.scores.values() if (x := r.get(scorer)) is not None]
     worst, best = (min(known), max(known)) if higher else (max(known), min(known))
-    lost = contest(method, baseline, scorer, (worst, best))
-    won = contest(method, baseline, scorer, (best, worst))
+    lost = contest(method, baseline, scorer, (worst, best, 0.0))
+    won = contest(method, baseline, scorer, (best, worst, 1.0))
     assert lost is not None
     assert won is not None
     return lost, won
