@@ -4,7 +4,6 @@ same numbers give the same p, so no mark hangs on a key."""
 from __future__ import annotations
 
 import functools
-import gc
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -172,11 +171,9 @@ def adjusted(p: Sequence[float], scorers: Sequence[str], family: Family) -> tupl
 
 
 def holm(p: Array) -> Array:
-    """Holm's adjustment of the p values of one family."""
-    from statsmodels.stats.multitest import multipletests
-
-    gc.freeze()  # it collects garbage, which takes seconds where a million rows are held
-    try:
-        return np.asarray(multipletests(p, method="holm")[1]) if len(p) else p
-    finally:
-        gc.unfreeze()
+    """Holm's adjustment of the p values of one family: the smallest times their number, the next times one less, and so
+    on; none below the one before it (Holm 1979). statsmodels has it as well, and takes a second to import."""
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
