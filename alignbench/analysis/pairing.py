@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class Meeting:
     @functools.cached_property
     def present(self) -> NDArray[np.bool_]:
         """Which pairs any two seeds have."""
-        return ~np.isnan(self.won).all((0, 1))
+        return np.asarray(~np.isnan(self.won).all((0, 1)))
 
     def by_unit(self, values: Array) -> Array:
         """Mean of each unit that any two seeds have: [units, seeds of one, seeds of the other]."""
@@ -87,7 +87,8 @@ class Meeting:
         """The same on some pairs; None where it has none of them."""
         if not (self.present & inside).any():
             return None
-        return _of_present(*(np.where(inside, x, np.nan) for x in (self.mine, self.theirs, self.won)), self.prompts)
+        mine, theirs, won = (np.where(inside, x, np.nan) for x in (self.mine, self.theirs, self.won))
+        return _of_present(mine, theirs, won, self.prompts)
 
     def rate(self) -> WinRate:
         """The win rate with its interval."""
@@ -118,11 +119,16 @@ def meet(column: Scores, mine: Iterable[int], theirs: Iterable[int]) -> Meeting 
     return _meeting(column, one, other)
 
 
-def _meeting(column: Scores, one: Array, other: Array) -> Meeting | None:
+def _meeting(
+    column: Scores, one: Array, other: Array, decided: NDArray[np.bool_] | None = None, outcome: float = 0.5
+) -> Meeting | None:
+    """Of scores that broadcast to [seeds, seeds, pairs]. The pairs that are decided have this outcome."""
     missing = np.isnan(one) | np.isnan(other)
     if missing.all():
         return None
     won = np.where(missing, np.nan, outcomes(column.sign * one, column.sign * other, column.epsilon))
+    if decided is not None:
+        won = np.where(decided & ~missing, outcome, won)
     mine, theirs = (np.where(missing, np.nan, values) for values in np.broadcast_arrays(one, other))
     return _of_present(mine, theirs, won, column.prompts)
 
@@ -131,17 +137,19 @@ def _of_present(mine: Array, theirs: Array, won: Array, prompts: Indices) -> Mee
     """Without the seeds that share no pair with any of the other side: they say nothing."""
     missing = np.isnan(won)
     some, others = ~missing.all((1, 2)), ~missing.all((0, 2))
-    kept = (values[some][:, others] for values in (mine, theirs, won))
-    return Meeting(*kept, prompts)
+    mine, theirs, won = (values[some][:, others] for values in (mine, theirs, won))
+    return Meeting(mine, theirs, won, prompts)
 
 
 def with_failures(column: Scores, mine: Sequence[int], theirs: Sequence[int], lost: bool) -> Meeting | None:
-    """The same with the pairs in which a score failed: as if the method had got the worst score of all that are compared
-    there and the other the best, or the other way round."""
+    """The same with the pairs in which a score failed: all of them lost, or all of them won. For the difference, what
+    failed is the worst score of all that are compared there where it would be the method's, the best where the other's,
+    or the other way round."""
     sign = column.sign if lost else -column.sign
     worst, best = np.nanmin(sign * column.values) * sign, np.nanmax(sign * column.values) * sign
     one, other = (
         np.where(column.failed[list(rows)], instead, column.values[list(rows)])
         for rows, instead in ((mine, worst), (theirs, best))
     )
-    return _meeting(column, one[:, None], other[None])
+    failed = column.failed[list(mine)][:, None] | column.failed[list(theirs)][None]
+    return _meeting(column, one[:, None], other[None], failed, 0.0 if lost else 1.0)

@@ -78,13 +78,18 @@ def ranks(shares: Shares, key: Key, level: float = LEVEL) -> Ranks | None:
     found = _of_linked(shares.of(met), key, level)
     if found is None:
         return None
-    columns = []
-    for part in found[:-1]:
+
+    def of_all(part: Array) -> Array:
         whole = np.full(len(shares.rates), np.nan)
         whole[met] = part
-        columns.append(whole)
-    fit = found[-1]
-    return Ranks(*columns, fit._replace(worst=(int(met[fit.worst[0]]), int(met[fit.worst[1]]))))
+        return whole
+
+    first, second = found.fit.worst
+    return Ranks(
+        of_all(found.strength), of_all(found.low), of_all(found.high),
+        of_all(found.place), of_all(found.place_low), of_all(found.place_high),
+        found.fit._replace(worst=(int(met[first]), int(met[second]))),
+    )  # fmt: skip
 
 
 def _of_linked(shares: Shares, key: Key, level: float) -> Ranks | None:
@@ -114,12 +119,10 @@ def _of_linked(shares: Shares, key: Key, level: float) -> Ranks | None:
     half = stdtrit(np.minimum(df, 1e6), (1 + level) / 2) * np.sqrt(total)
     low, high = _opened(theta, half, bread, rates, level)
     places = _places(_moved(theta, parts, key), level)
-    spread = np.nanvar(shares.by_prompt[:, first, second], 0, ddof=1) / weight + _seed_variance(shares, first, second)
+    spread = _prompt_variance(shares.by_prompt[:, first, second]) + _seed_variance(shares, first, second)
     place = 1 + (np.r_[0, theta][None] > np.r_[0, theta][:, None] + 1e-9).sum(1)
-    return Ranks(
-        *(np.r_[0.0, values] for values in (theta, low, high)), place.astype(float), *places,
-        _fit(first, second, rates[first, second], chance, np.sqrt(spread)),
-    )  # fmt: skip
+    fit = _fit(first, second, rates[first, second], chance, np.sqrt(spread))
+    return Ranks(np.r_[0.0, theta], np.r_[0.0, low], np.r_[0.0, high], place.astype(float), *places, fit)
 
 
 def _fitted(design: Array, weight: Array, seen: Array) -> tuple[Array, Array, Array]:
@@ -154,6 +157,13 @@ def _moved_by_runs(
     return found
 
 
+def _prompt_variance(by_prompt: NDArray[np.float32]) -> Array:
+    """Of the rate of each pair [prompts, pairs], what prompts make."""
+    count = (~np.isnan(by_prompt)).sum(0)
+    off = by_prompt - np.nanmean(by_prompt, 0)
+    return np.asarray(np.nansum(off**2, 0) / np.maximum(1, count - 1) / count, dtype=np.float64)
+
+
 def _seed_variance(shares: Shares, first: Array, second: Array) -> Array:
     """Of the rate of each pair, what the runs of its two methods make."""
     of_method = np.zeros_like(shares.rates)
@@ -171,7 +181,9 @@ def _opened(theta: Array, half: Array, bread: Array, rates: Array, level: float)
     from scipy.special import ndtri
 
     won = np.nan_to_num(rates) > 0
-    reached = np.isfinite(shortest_path(np.ascontiguousarray(won, dtype=float), unweighted=True))  # [i, j]: a chain from i down to j
+    reached = np.isfinite(
+        shortest_path(np.ascontiguousarray(won, dtype=float), unweighted=True)
+    )  # [i, j]: a chain from i down to j
     above, below = ~reached[0, 1:], ~reached[1:, 0]
     wider = np.maximum(half, float(ndtri((1 + level) / 2)) * np.sqrt(np.diag(bread)))
     half = np.where(above | below, wider, half)
@@ -179,8 +191,8 @@ def _opened(theta: Array, half: Array, bread: Array, rates: Array, level: float)
 
 
 def _moved(theta: Array, parts: Sequence[tuple[Array, int]], key: Key) -> Array:
-    """[draws, methods] strengths under resampled prompts and runs, to first order. Few runs, drawn with replacement, would
-    vary too little: they are scaled by √(n / (n − 1))."""
+    """[draws, methods] strengths under resampled prompts and runs, to first order. Few runs, drawn with replacement,
+    would vary too little: they are scaled by √(n / (n − 1))."""
     rng = key("places").generator()
     drawn = np.tile(theta, (DRAWS, 1))
     for moved, n in parts:
@@ -200,9 +212,7 @@ def _fit(first: Array, second: Array, seen: Array, implied: Array, error: Array)
     off = np.abs(seen - implied)
     worst = int(off.argmax())
     missed = int((off > MISFIT * np.maximum(error, 1e-9)).sum())
-    return Fit(
-        len(seen), missed, (int(first[worst]), int(second[worst])), float(seen[worst]), float(implied[worst])
-    )
+    return Fit(len(seen), missed, (int(first[worst]), int(second[worst])), float(seen[worst]), float(implied[worst]))
 
 
 def _linked(methods: int, first: Array, second: Array) -> bool:

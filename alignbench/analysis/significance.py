@@ -57,8 +57,8 @@ def _cosines(length: int) -> tuple[Array, NDArray[np.int64]]:
 
 
 def win_p(by_unit: Array, parts: int, spread: UnitMean) -> float:
-    """That wins and losses are alike: the sign-flip test of (win − ½) by unit; with several training seeds also Student's
-    test with prompts and seeds random, whichever is larger."""
+    """That wins and losses are alike: the sign-flip test of (win − ½) by unit; with several training seeds also
+    Student's test with prompts and seeds random, whichever is larger."""
     flipped = sign_flip(by_unit - 0.5, parts)
     if not spread.seeds_random:
         return flipped
@@ -72,9 +72,9 @@ def parts_of(pairs_by_unit: NDArray[np.int64]) -> int:
 
 
 def difference_p(by_unit: Array, spread: UnitMean) -> float:
-    """That the mean difference is 0: Student's test at the standard error and degrees of freedom of `spread`, and the same
-    with the skewness of the mean taken out (Hall 1992), whichever is larger; never below what the signs of so many
-    units could give."""
+    """That the mean difference is 0: Student's test at the standard error and degrees of freedom of `spread`, and the
+    same with the skewness of the mean taken out (Hall 1992), whichever is larger; never below what the signs of so
+    many units could give."""
     differing = int((by_unit != 0).sum())
     if differing == 0:
         return 1.0

@@ -7,7 +7,7 @@ or lost (0). scipy is imported on use.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,9 +72,17 @@ def win_rate(results: Array, prompts: Units, spread: UnitMean | None = None, lev
     if spread is not None and spread.seeds_random:
         effective /= spread.variance / spread.of_units if spread.of_units > 0 else 1.0
         quantile = float(stdtrit(spread.df, (1 + level) / 2))
-    wins, losses = (float((share * cluster_sums((results == x).astype(float), prompts)[0] / sizes).sum()) for x in (1, 0))
+    rate, wins, losses = (_averaged(x, prompts, spread is None) for x in (results, results == 1, results == 0))
     low, high = score_interval(wins * effective, losses * effective, effective, quantile)
-    return WinRate(float((share * sums / sizes).sum()), low, high, max(0.0, 1 - wins - losses), n, count, effective)
+    return WinRate(rate, low, high, max(0.0, 1 - wins - losses), n, count, effective)
+
+
+def _averaged(values: NDArray[Any], prompts: Units, of_pairs: bool) -> float:
+    """The mean over pairs, or over prompts of the means of each."""
+    if of_pairs:
+        return float(values.mean())
+    sums, sizes = cluster_sums(values.astype(float), prompts)
+    return float((sums / sizes).mean())
 
 
 def score_interval(wins: float, losses: float, n: float, quantile: float) -> tuple[float, float]:

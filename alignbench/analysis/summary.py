@@ -143,7 +143,7 @@ def versus_base(path: Path) -> tuple[list[Versus], Path | None]:
 def _win_lines(versus: Sequence[Versus]) -> list[str]:
     return [
         f"  against base  {v.scorer}: wins {percent(v.rate.rate)} % ({percent(v.rate.low)} to {percent(v.rate.high)}), "
-        f"adjusted p {p_value(v.p_adjusted)}"
+        f"adjusted p {p_value(v.rate_test.adjusted)}"
         for v in versus
     ]
 
