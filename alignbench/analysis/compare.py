@@ -77,7 +77,7 @@ def _group(runs: Sequence[Run], asked: Asked) -> Group:
     for method in methods:
         placed.append(Placed(method, range(len(ordered), len(ordered) + len(method.runs))))
         ordered += method.runs
-    reference, no_reference = _find_baseline(placed, asked.baseline)
+    reference, no_reference = find_baseline(placed, asked.baseline)
     present = dict.fromkeys(name for run in ordered for name in run.result.scorers)
     scorers = [name for name in present if not asked.scorers or name in asked.scorers]
     first = [*(reference.method.runs if reference else ()), *ordered]
@@ -127,7 +127,7 @@ def _group(runs: Sequence[Run], asked: Asked) -> Group:
     )
 
 
-def _find_baseline(placed: Sequence[Placed], name: str) -> tuple[Placed | None, str]:
+def find_baseline(placed: Sequence[Placed], name: str) -> tuple[Placed | None, str]:
     """The method with this label, or the only one of this algorithm on the plain model; or None and why there is none.
 
     Raises InputError where a name that the user typed means several; of the default, a folder may hold several.

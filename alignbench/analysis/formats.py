@@ -169,6 +169,20 @@ def remarks(texts: Iterable[str], screen: Screen = WHOLE) -> str:
     return "".join(f"{folded(f'  {one_line(text)}', screen.width)}\n" for text in texts)
 
 
+def titled(text: str, form: Format, screen: Screen = WHOLE) -> str:
+    """A line above tables."""
+    if form == "table":
+        return f"{folded(one_line(text), screen.width)}\n"
+    return f"## {markdown(text)}\n" if form == "markdown" else f"% {one_line(text)}\n"
+
+
+def noted(texts: Iterable[str], form: Format, screen: Screen = WHOLE) -> str:
+    """What stands below a table in a format that is read by people, a line each."""
+    if form == "table":
+        return remarks(texts, screen)
+    return "".join(f"- {markdown(text)}\n" if form == "markdown" else f"% {one_line(text)}\n" for text in texts)
+
+
 def _wide(text: str) -> int:
     """Columns of a terminal: letters of Chinese take two, marks above others none."""
     if text.isascii():

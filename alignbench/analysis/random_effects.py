@@ -48,7 +48,7 @@ def unit_mean(cells: Array) -> UnitMean:
     A missing cell is filled with what units and seeds make it without interaction (Yates 1933) and taken off the
     degrees of freedom of the interaction.
     """
-    filled, missing = _filled(cells)
+    filled, missing = filled_in(cells)
     squares = mean_squares(filled, missing)
     by_unit = filled.mean((1, 2))
     mean = float(by_unit.mean())
@@ -59,7 +59,7 @@ def unit_mean(cells: Array) -> UnitMean:
     if variance <= least:
         variance, df = least, single.get(least, 0.0)
     else:
-        df = variance**2 / sum((square / filled.size) ** 2 / df for square, df in squares.values())
+        df = 1 / sum((square / filled.size / variance) ** 2 / df for square, df in squares.values())
     return UnitMean(
         mean, variance, of_units, df, _skewness(by_unit, of_units, variance), float(by_unit.std(ddof=1))
         if len(by_unit) > 1 else 0.0, any(size > 1 for size in filled.shape[1:]),
@@ -86,7 +86,7 @@ def mean_squares(cells: Array, missing: int = 0) -> dict[tuple[int, ...], tuple[
     return found
 
 
-def _filled(cells: Array) -> tuple[Array, int]:
+def filled_in(cells: Array) -> tuple[Array, int]:
     """Cells without holes, and how many there were."""
     holes = np.isnan(cells)
     if not holes.any():
@@ -110,5 +110,5 @@ def _skewness(by_unit: Array, of_units: float, variance: float) -> float:
     square = float((centred**2).mean())
     if square <= 0 or variance <= 0:
         return 0.0
-    own = float((centred**3).mean()) / square**1.5 / math.sqrt(len(by_unit))
+    own = float(((centred / math.sqrt(square)) ** 3).mean()) / math.sqrt(len(by_unit))
     return own * (of_units / variance) ** 1.5

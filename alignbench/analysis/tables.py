@@ -12,7 +12,7 @@ import numpy as np
 
 from alignbench.analysis.comparison import Comparison, Group, Versus
 from alignbench.analysis.contest_tables import duels_table, ranks_table, reading, versus_table
-from alignbench.analysis.formats import Table, csv_block, folded, markdown, number, percent, remarks, written
+from alignbench.analysis.formats import Table, csv_block, folded, markdown, noted, number, percent, written
 from alignbench.analysis.frontier import Pooled
 from alignbench.choices import Format
 from alignbench.printed import WHOLE, Screen, one_line
@@ -32,13 +32,13 @@ def render(comparison: Comparison, form: Format, screen: Screen = WHOLE) -> str:
             continue
         parts.append(_heading(group, form, screen))
         parts += [written(table, form, screen) for table in tables]
-        parts.append(_notes([*_reading(group), *group.notes], form, screen))
+        parts.append(noted([*_reading(group), *group.notes], form, screen))
     if comparison.unfinished:
         rows = [[str(item.path), item.status, item.reason] for item in comparison.unfinished]
         table = Table("Not in the tables", ["file", "status", "reason"], rows)
         parts.append(csv_block("", table) if form == "csv" else written(table, form, screen))
     if form != "csv":
-        parts.append(_notes(_remarks(comparison), form, screen))
+        parts.append(noted(_remarks(comparison), form, screen))
     if not parts:
         parts.append("no complete results to compare.\n")
     return "\n".join(part for part in parts if part)
@@ -240,12 +240,6 @@ def _reading(group: Group) -> list[str]:
             "runs' images; seeds differ as they show."
         )
     return [*lines, *reading(group)]
-
-
-def _notes(lines: Sequence[str], form: Format, screen: Screen) -> str:
-    if form == "table":
-        return remarks(lines, screen)
-    return "".join(f"- {markdown(text)}\n" if form == "markdown" else f"% {one_line(text)}\n" for text in lines)
 
 
 def _plain(value: Any) -> Any:
