@@ -187,10 +187,10 @@ def _scores(result: Result, versus: Sequence[Versus]) -> str:
         ]
         for name, mean in means(result).items()
     ]
-    header = ["scorer", "mean", "wins over the base model, %", "adjusted p"]
+    header = ["scorer", "mean", "wins over the base model, %", "p"]
     note = (
         "A win is a higher score than the base model's image of the same prompt and noise; ties count half. "
-        "This is one training run: another seed may come out otherwise."
+        "This is one training run: interval and p are of it alone, and another seed may come out otherwise."
         if versus
         else "How it compares with the base model is not known yet: run `--algo base` with the same evaluation beside "
         "it, then type this cell's command again."
@@ -199,7 +199,7 @@ def _scores(result: Result, versus: Sequence[Versus]) -> str:
 
 
 def _won(v: Versus) -> Iterable[str]:
-    return f"{percent(v.rate.rate)} ({percent(v.rate.low)} to {percent(v.rate.high)})", p_value(v.p_adjusted)
+    return f"{percent(v.rate.rate)} ({percent(v.rate.low)} to {percent(v.rate.high)})", p_value(v.rate_test.p)
 
 
 def _code(text: str) -> str:

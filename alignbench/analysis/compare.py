@@ -54,9 +54,9 @@ def compare(
     margin: Sequence[str] = (),
     control: str | None = None,
 ) -> Comparison:
-    """Compare result files; see the module's docstring. `family` says which p values are adjusted for each other, `duels`
-    adds every two methods with interval and p, `margin` holds SCORER=AMOUNT, `control` names the scorer at whose equal
-    value win rates are shown as well. Raises InputError for a scorer or baseline nobody has."""
+    """Compare result files; see the module's docstring. `family` says which p values are adjusted for each other,
+    `duels` adds every two methods with interval and p, `margin` holds SCORER=AMOUNT, `control` names the scorer at
+    whose equal value win rates are shown as well. Raises InputError for a scorer or baseline nobody has."""
     loaded = load(paths, skip_bad)
     known = {name for runs in loaded.groups.values() for run in runs for name in run.result.scorers}
     for name in (*scorers, *([control] if control else [])):
@@ -77,7 +77,7 @@ def _group(runs: Sequence[Run], asked: Asked) -> Group:
     for method in methods:
         placed.append(Placed(method, range(len(ordered), len(ordered) + len(method.runs))))
         ordered += method.runs
-    reference, no_reference = _find_baseline(placed, asked.baseline)
+    reference, no_reference = find_baseline(placed, asked.baseline)
     present = dict.fromkeys(name for run in ordered for name in run.result.scorers)
     scorers = [name for name in present if not asked.scorers or name in asked.scorers]
     first = [*(reference.method.runs if reference else ()), *ordered]
@@ -127,7 +127,7 @@ def _group(runs: Sequence[Run], asked: Asked) -> Group:
     )
 
 
-def _find_baseline(placed: Sequence[Placed], name: str) -> tuple[Placed | None, str]:
+def find_baseline(placed: Sequence[Placed], name: str) -> tuple[Placed | None, str]:
     """The method with this label, or the only one of this algorithm on the plain model; or None and why there is none.
 
     Raises InputError where a name that the user typed means several; of the default, a folder may hold several.
@@ -197,9 +197,9 @@ def _breakdown(
     for p in placed:
         for name, column in scores.items() if p is not reference else ():
             met = meet(column, p.rows, reference.rows)
-            for part in sorted(set(part_of)) if met is not None else ():
-                inside = named[column.prompts] == part
-                if (within := met.where(inside)) is not None:
+            for part in sorted(set(part_of)):
+                within = met.where(named[column.prompts] == part) if met is not None else None
+                if within is not None:
                     found.append(Part(p.label, name, part, reference.label, within.rate()))
     return found
 

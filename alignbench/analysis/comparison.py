@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from alignbench.analysis.control import Controlled
 from alignbench.analysis.costs import CostRow
 from alignbench.analysis.equivalence import Equivalence
+from alignbench.analysis.formats import Mark
 from alignbench.analysis.frontier import Standing, Target
 from alignbench.analysis.load import Array, Unfinished
 from alignbench.analysis.published import Beside
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
 SIGNIFICANT = 0.05
 
-Mark = Literal["better", "worse"]
 Random = Literal["prompts", "prompts and seeds", "images", "images and seeds"]
 
 
@@ -30,7 +30,9 @@ class Test(NamedTuple):
 
     p: float
     adjusted: float
-    mark: Mark | None  # where it is below 0.05 after adjustment, and stays so if every failed score had gone the other way
+    mark: (
+        Mark | None
+    )  # where it is below 0.05 after adjustment, and stays so if every failed score had gone the other way
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,15 @@ class Versus:
     def loses(self) -> bool:
         """Whether it is marked as worse in the win rate."""
         return self.rate_test.mark == "worse"
+
+    @property
+    def control_disagrees(self) -> bool:
+        """Whether the win rate lies outside its interval at equal covariate, or has a mark that that would not have."""
+        c = self.controlled
+        if c is None or c.about:
+            return False
+        kept = {"better": c.low > 0.5, "worse": c.high < 0.5, None: True}[self.rate_test.mark]
+        return not (kept and c.low <= c.raw <= c.high)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alignbench.analysis.comparison import SIGNIFICANT, Duel, Mark, Random, Test, Versus
-from alignbench.analysis.control import controlled
+from alignbench.analysis.comparison import SIGNIFICANT, Duel, Random, Test, Versus
+from alignbench.analysis.control import Controlled, controlled
 from alignbench.analysis.equivalence import equivalence
+from alignbench.analysis.formats import Mark
 from alignbench.analysis.load import Array, Scores
 from alignbench.analysis.pairing import Indices, Meeting, Placed, meet, with_failures
 from alignbench.analysis.ranks import Shares
@@ -153,12 +154,17 @@ def against(
                 higher_is_better=column.sign > 0,
                 margin=margin,
                 equivalence=None if margin is None else equivalence(low, high, margin, column.sign > 0),
-                controlled=None
-                if asked.control is None or asked.control == contest.scorer
-                else controlled(met, covariate and meet(covariate, one.rows, reference.rows), asked.control),
+                controlled=_controlled(contest, covariate, asked.control),
             )
         )
     return found
+
+
+def _controlled(contest: _Contest, covariate: Scores | None, name: str | None) -> Controlled | None:
+    if name is None or name == contest.scorer:
+        return None
+    beside = None if covariate is None else meet(covariate, contest.one.rows, contest.other.rows)
+    return controlled(contest.met, beside, name)
 
 
 def _effect(met: Meeting, sign: float) -> float:

@@ -1,12 +1,12 @@
 """The win rate at an equal value of a covariate, such as a style: what length control is for chat models.
 
-With d_i the difference of the covariate between the two pictures of pair i, in its standard deviations over these pairs,
-and o_i the outcome (1, ½, 0),
+With d_i the difference of the covariate between the two pictures of pair i, in its standard deviations over these
+pairs, and o_i the outcome (1, ½, 0),
 
     P(win) = σ(a + b d)                  rate at equal covariate = σ(a)                                           (1)
 
-fitted by maximum quasi-likelihood (Papke and Wooldridge 1996; as Dubois et al. 2024, arXiv:2404.04475, do for length). The
-interval is that of a, with the scores of (1) summed by prompt and by training seed, as everywhere.
+fitted by maximum quasi-likelihood (Papke and Wooldridge 1996; as Dubois et al. 2024, arXiv:2404.04475, do for
+length). The interval is that of a, with the scores of (1) summed by prompt and by training seed, as everywhere.
 """
 
 from __future__ import annotations
@@ -38,11 +38,6 @@ class Controlled:
     slope: float  # change of the log odds with one standard deviation of the difference
     about: str = ""
 
-    @property
-    def disagrees(self) -> bool:
-        """Whether the raw rate lies outside this interval, or on the other side of one half."""
-        return not self.low <= self.raw <= self.high or (self.rate - 0.5) * (self.raw - 0.5) < 0
-
 
 def controlled(met: Meeting, covariate: Meeting | None, name: str, level: float = LEVEL) -> Controlled:
     """The rate of `met` at equal covariate; `covariate` is the meeting of the same runs on it."""
@@ -73,8 +68,8 @@ def controlled(met: Meeting, covariate: Meeting | None, name: str, level: float 
     if spread.df <= 0:
         return replace(nothing, about="one pair")
     half = float(stdtrit(spread.df, (1 + level) / 2)) * spread.error
-    ends = (float(_sigmoid(np.array(x))) for x in (a, a - half, a + half))
-    return Controlled(name, *ends, raw=nothing.raw, shift=nothing.shift, slope=float(b))
+    rate, low, high = (float(_sigmoid(np.array(x))) for x in (a, a - half, a + half))
+    return replace(nothing, rate=rate, low=low, high=high, slope=float(b))
 
 
 def _fitted(design: Array, outcome: Array) -> tuple[Array, Array] | None:
@@ -88,7 +83,9 @@ def _fitted(design: Array, outcome: Array) -> tuple[Array, Array] | None:
         step = np.linalg.solve(information, design.T @ (outcome - chance))
         theta = theta + step
         if np.abs(step).max() < 1e-10:
-            return (theta, np.linalg.inv(information)) if np.abs(theta).max() < 15 else None
+            return (
+                (theta, np.asarray(np.linalg.inv(information), dtype=np.float64)) if np.abs(theta).max() < 15 else None
+            )
     return None
 
 

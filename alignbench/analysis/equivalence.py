@@ -1,4 +1,4 @@
-"""What an interval says beside a margin: a difference too small to matter is a claim of its own, which no large p makes."""
+"""What an interval says beside a margin: that a difference does not matter is a claim of its own."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Equivalence = Literal["equal within", "not worse than", "worse by more than", "o
 
 
 def equivalence(low: float, high: float, margin: float, higher_is_better: bool) -> Equivalence:
-    """Of a difference with this 95 % interval: whether it lies inside ± margin, above −margin, or below it. The interval's
-    own level is kept, so each side is a test at 2.5 %. Where low values are good the sides change places."""
+    """Of a difference with this 95 % interval: whether it lies inside ± margin, above −margin, or below it. The
+    interval's own level is kept, so each side is a test at 2.5 %. Where low values are good the sides change places."""
     if math.isnan(low) or math.isnan(high):
         return "open"
     if not higher_is_better:
@@ -31,7 +31,9 @@ def margins_of(words: Sequence[str], scorers: Sequence[str]) -> Mapping[str, flo
     for word in words:
         name, separator, amount = word.rpartition("=")
         if not separator:
-            raise InputError(f"--margin {word!r}: expected SCORER=AMOUNT, such as {scorers[0] if scorers else 'clip'}=0.02.")
+            raise InputError(
+                f"--margin {word!r}: expected SCORER=AMOUNT, such as {scorers[0] if scorers else 'clip'}=0.02."
+            )
         if name not in scorers:
             raise UnknownName("scorer in these files", name, scorers)
         try:

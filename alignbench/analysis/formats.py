@@ -6,8 +6,9 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from alignbench.choices import Format
 from alignbench.printed import WHOLE, Screen, one_line, spelled, visible
@@ -21,22 +22,30 @@ ENTITIES = {"<": "&lt;", "&": "&amp;", ":": "&#58;", ".": "&#46;", "@": "&#64;"}
 # What a spreadsheet would compute. Signed numbers and the intervals of them are what the tables hold.
 FORMULA = re.compile(r"\s*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")  # the last four are as wide as Chinese letters
 SIGNED = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?[kMG]?"
-NUMBERS = re.compile(rf"{SIGNED}( to {SIGNED})?\*?|[-+]?(inf|nan)")
+NUMBERS = re.compile(rf"{SIGNED}( to {SIGNED})?|[-+]?(inf|nan)")
+Mark = Literal["better", "worse"]
+MARKS: Mapping[Mark, str] = {"better": "▲", "worse": "▼"}
 LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
-    | {"[": "{[}", "]": "{]}", "<": "$<$", ">": "$>$", "·": "$\\cdot$", "–": "--"}
+    | {"[": "{[}", "]": "{]}", "<": "$<$", ">": "$>$", "·": "$\\cdot$", "–": "--", "∞": "$\\infty$"}
+    | {"▲": "$\\bigtriangleup$", "▼": "$\\bigtriangledown$"}
 )
 
 
 @dataclass(frozen=True)
 class Table:
-    """Strings in rows. The first column is text, the others are numbers; `strong` rows are set in bold."""
+    """Strings in rows. The first column is text, the others are numbers. Cells with a mark, by row and column, are
+    better or worse than the baseline; better ones are set in bold, with the name of a row whose first mark says so."""
 
     title: str
     header: list[str]
     rows: list[list[str]]
-    strong: frozenset[int] = frozenset()
+    marks: Mapping[tuple[int, int], Mark] = field(default_factory=dict)
+
+    def is_bold(self, row: int, column: int) -> bool:
+        own = sorted((j, mark) for (i, j), mark in self.marks.items() if i == row)
+        return self.marks.get((row, column)) == "better" or (column == 0 and bool(own) and own[0][1] == "better")
 
 
 def percent(x: float) -> str:
@@ -71,13 +80,16 @@ def _flat(table: Table, encoding: str = "utf-8") -> Table:
         return [spelled(one_line(cell), encoding) for cell in cells]
 
     (title,) = flat([table.title])
-    return Table(title, flat(table.header), [flat(row) for row in table.rows], table.strong)
+    return Table(title, flat(table.header), [flat(row) for row in table.rows], table.marks)
 
 
-def _marked(table: Table) -> list[list[str]]:
-    """Rows with a star on the win rate of strong ones."""
+def _marked(table: Table, encoding: str = "utf-8") -> list[list[str]]:
+    """Rows with the marks behind their cells."""
     return [
-        [cell + "*" if i in table.strong and j == 2 else cell for j, cell in enumerate(row)]
+        [
+            cell + spelled(MARKS[table.marks[i, j]], encoding) if (i, j) in table.marks else cell
+            for j, cell in enumerate(row)
+        ]
         for i, row in enumerate(table.rows)
     ]
 
@@ -87,7 +99,7 @@ def plain(table: Table, screen: Screen = WHOLE) -> str:
     the first column again; where it is too narrow for that, every row is a list of its cells. No cell is broken but
     one that is wider than the screen."""
     flat = _flat(table, screen.encoding)
-    rows = [flat.header, *_marked(flat)]
+    rows = [flat.header, *_marked(flat, screen.encoding or "utf-8")]
     widths = [max(_wide(row[j]) for row in rows) for j in range(len(flat.header))]
     title = folded(flat.title, screen.width)
     groups = _groups(widths, screen.width)
@@ -157,6 +169,20 @@ def remarks(texts: Iterable[str], screen: Screen = WHOLE) -> str:
     return "".join(f"{folded(f'  {one_line(text)}', screen.width)}\n" for text in texts)
 
 
+def titled(text: str, form: Format, screen: Screen = WHOLE) -> str:
+    """A line above tables."""
+    if form == "table":
+        return f"{folded(one_line(text), screen.width)}\n"
+    return f"## {markdown(text)}\n" if form == "markdown" else f"% {one_line(text)}\n"
+
+
+def noted(texts: Iterable[str], form: Format, screen: Screen = WHOLE) -> str:
+    """What stands below a table in a format that is read by people, a line each."""
+    if form == "table":
+        return remarks(texts, screen)
+    return "".join(f"- {markdown(text)}\n" if form == "markdown" else f"% {one_line(text)}\n" for text in texts)
+
+
 def _wide(text: str) -> int:
     """Columns of a terminal: letters of Chinese take two, marks above others none."""
     if text.isascii():
@@ -170,10 +196,9 @@ def _markdown(table: Table) -> str:
     def row_of(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cells) + " |"
 
-    rows = [[markdown(cell) for cell in row] for row in table.rows]
     bold = [
-        [f"**{cell}**" if i in table.strong and j in (0, 2) else cell for j, cell in enumerate(row)]
-        for i, row in enumerate(rows)
+        [f"**{markdown(cell)}**" if table.is_bold(i, j) else markdown(cell) for j, cell in enumerate(row)]
+        for i, row in enumerate(_marked(table))
     ]
     rule = ["---", *["---:"] * (len(table.header) - 1)]
     header = row_of([markdown(cell) for cell in table.header])
@@ -191,18 +216,22 @@ def _latex(table: Table) -> str:
 
     lines = [f"% {table.title}", f"\\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", "\\toprule"]
     lines += [" & ".join(map(escape, table.header)) + " \\\\", "\\midrule"]
-    for i, row in enumerate(table.rows):
-        cells = [
-            f"\\textbf{{{escape(c)}}}" if i in table.strong and j in (0, 2) else escape(c) for j, c in enumerate(row)
-        ]
+    for i, row in enumerate(_marked(table)):
+        cells = [f"\\textbf{{{escape(c)}}}" if table.is_bold(i, j) else escape(c) for j, c in enumerate(row)]
         lines.append(" & ".join(cells) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
 def csv_block(evaluation: str, table: Table) -> str:
-    """One block per table, with the evaluation's fingerprint and the table's title in front of every row."""
-    rows = [["evaluation", "table", *table.header], *([evaluation, table.title, *row] for row in table.rows)]
-    return csv_text(rows)
+    """One block per table, with the evaluation's fingerprint and the table's title in front of every row, and what is
+    marked in columns of its own."""
+    marked = sorted({column for _, column in table.marks})
+    header = ["evaluation", "table", *table.header, *(f"mark of {table.header[j]}" for j in marked)]
+    rows = [
+        [evaluation, table.title, *row, *(table.marks.get((i, j), "") for j in marked)]
+        for i, row in enumerate(table.rows)
+    ]
+    return csv_text([header, *rows])
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

@@ -120,8 +120,8 @@ def reward_curves(paths: Sequence[Path], against: CurveAxis = "rounds", scorers:
 
 
 def win_rates(comparison: Comparison, scorers: Sequence[str] = ()) -> Figure:
-    """One panel per scorer: every method's win rate against the baseline with its interval, blue or red where that lies
-    above or below one half.
+    """One panel per scorer: every method's win rate against the baseline with its interval, blue or red where it is
+    marked as better or worse in the table.
 
     Raises InputError where no evaluation has a baseline, or several have, and for a scorer that nobody has.
     """
@@ -144,7 +144,7 @@ def win_rates(comparison: Comparison, scorers: Sequence[str] = ()) -> Figure:
         for item in (v for v in group.versus if v.scorer == name):
             rate = item.rate
             arms = [[100 * (rate.rate - rate.low)], [100 * (rate.high - rate.rate)]]
-            colour = "C0" if rate.low > 0.5 else "C3" if rate.high < 0.5 else "grey"
+            colour = {"better": "C0", "worse": "C3", None: "grey"}[item.rate_test.mark]
             axis.errorbar(100 * rate.rate, place[item.method], xerr=arms, fmt="o", color=colour, markersize=4)
         axis.set_title(written_out(name))
         axis.set_xlabel(f"wins against {written_out(str(group.baseline))} (% of pairs)")

@@ -54,7 +54,7 @@ def unit_mean(cells: Array, scale: float = 1.0) -> UnitMean:
     taken off the degrees of freedom of the interaction.
     """
     noise = NOISE * scale
-    filled, missing = _filled(cells)
+    filled, missing = filled_in(cells)
     parts = {  # what each set of factors makes of the variance, and its degrees of freedom
         factors: (square / cells.size if square / cells.size > noise**2 else 0.0, df)
         for factors, (square, df) in mean_squares(filled, missing).items()
@@ -78,7 +78,7 @@ def _pooled(parts: Mapping[tuple[int, ...], tuple[float, float]]) -> tuple[float
     least = max(part for part, _ in single)
     if variance <= least * (1 + ALIKE):
         return least, min(df for part, df in single if part >= least * (1 - ALIKE))
-    return variance, variance**2 / sum(part**2 / df for part, df in parts.values())
+    return variance, 1 / sum((part / variance) ** 2 / df for part, df in parts.values())
 
 
 def mean_squares(cells: Array, missing: int = 0) -> dict[tuple[int, ...], tuple[float, float]]:
@@ -101,7 +101,7 @@ def mean_squares(cells: Array, missing: int = 0) -> dict[tuple[int, ...], tuple[
     return found
 
 
-def _filled(cells: Array) -> tuple[Array, int]:
+def filled_in(cells: Array) -> tuple[Array, int]:
     """Cells without holes, and how many there were."""
     holes = np.isnan(cells)
     if not holes.any():
@@ -122,4 +122,4 @@ def _filled(cells: Array) -> tuple[Array, int]:
 def _skewness(by_unit: Array) -> float:
     """Of the mean over units, which vary; the seeds' own is not to be told."""
     centred = by_unit - by_unit.mean()
-    return float((centred**3).mean()) / float((centred**2).mean()) ** 1.5 / math.sqrt(len(by_unit))
+    return float(((centred / math.sqrt(float((centred**2).mean()))) ** 3).mean()) / math.sqrt(len(by_unit))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alignbench.analysis.compare import compare
-from alignbench.analysis.comparison import Versus
+from alignbench.analysis.comparison import SIGNIFICANT, Versus
 from alignbench.analysis.formats import number, p_value, percent
 from alignbench.analysis.load import is_aligned
+from alignbench.analysis.plan import needed
+from alignbench.analysis.planning import FARTHEST
 from alignbench.errors import AlignbenchError
 from alignbench.printed import one_line
 from alignbench.record.result import Metric, Result, read
@@ -122,7 +124,12 @@ def _metric(metric: Metric) -> str:
 def against_base(path: Path) -> tuple[list[str], Path | None]:
     """Lines on the win rate against a complete `base` result beside this one with the same evaluation, and its path."""
     versus, base = versus_base(path)
-    return _win_lines(versus), base
+    farthest = needed(base, path) if base else {}
+    return [
+        f"  against base  {v.scorer}: wins {percent(v.rate.rate)} % ({percent(v.rate.low)} to {percent(v.rate.high)}), "
+        f"p {p_value(v.rate_test.p)}: {_said(v, farthest.get(v.scorer, math.nan))}"
+        for v in versus
+    ], base
 
 
 def versus_base(path: Path) -> tuple[list[Versus], Path | None]:
@@ -140,12 +147,24 @@ def versus_base(path: Path) -> tuple[list[Versus], Path | None]:
     return [], None
 
 
-def _win_lines(versus: Sequence[Versus]) -> list[str]:
-    return [
-        f"  against base  {v.scorer}: wins {percent(v.rate.rate)} % ({percent(v.rate.low)} to {percent(v.rate.high)}), "
-        f"adjusted p {p_value(v.p_adjusted)}"
-        for v in versus
-    ]
+def _said(v: Versus, needed: float) -> str:
+    """What a win rate says of a method, in words; `needed` is how far from a half it had to be to say more."""
+    if v.rate_test.mark is not None:
+        return f"{v.rate_test.mark} than base"
+    wins = "wins" if v.rate.rate > 0.5 else "loses"
+    if v.rate_test.p < SIGNIFICANT and v.this_run:
+        return f"this run {wins} more often than base; another seed may not"
+    if v.rate_test.p < SIGNIFICANT:
+        return f"{wins} more often than base, but for the scores that failed ({v.failed})"
+    drawn = f"{v.rate.prompts} {'images' if v.random.startswith('images') else 'prompts'}"
+    alone = "this run alone: " if v.this_run else ""
+    if not needed <= FARTHEST:
+        return f"{alone}no difference from base, and {drawn} could show none"
+    points = 100 * needed
+    return (
+        f"{alone}no difference from base that {drawn} could show "
+        f"(it would need ±{f'{points:.0f}' if points >= 1 else f'{points:.1g}'} points)"
+    )
 
 
 def _pairs(values: dict[str, Any]) -> str:

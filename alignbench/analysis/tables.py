@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from alignbench.analysis.comparison import Comparison, Group, Versus
-from alignbench.analysis.formats import Table, csv_block, folded, markdown, number, p_value, percent, remarks, written
+from alignbench.analysis.contest_tables import duels_table, ranks_table, reading, versus_table
+from alignbench.analysis.formats import Table, csv_block, folded, markdown, noted, number, percent, written
 from alignbench.analysis.frontier import Pooled
 from alignbench.choices import Format
 from alignbench.printed import WHOLE, Screen, one_line
 
-WIDEST_MATRIX = 12  # methods; larger pairwise matrices are only in the JSON
+WIDEST_MATRIX = 12  # methods; larger pairwise matrices are only in the JSON, and every pair of theirs with --duels
 
 
 def render(comparison: Comparison, form: Format, screen: Screen = WHOLE) -> str:
@@ -31,13 +32,13 @@ def render(comparison: Comparison, form: Format, screen: Screen = WHOLE) -> str:
             continue
         parts.append(_heading(group, form, screen))
         parts += [written(table, form, screen) for table in tables]
-        parts.append(_notes([*_reading(group), *group.notes], form, screen))
+        parts.append(noted([*_reading(group), *group.notes], form, screen))
     if comparison.unfinished:
         rows = [[str(item.path), item.status, item.reason] for item in comparison.unfinished]
         table = Table("Not in the tables", ["file", "status", "reason"], rows)
         parts.append(csv_block("", table) if form == "csv" else written(table, form, screen))
     if form != "csv":
-        parts.append(_notes(_remarks(comparison), form, screen))
+        parts.append(noted(_remarks(comparison), form, screen))
     if not parts:
         parts.append("no complete results to compare.\n")
     return "\n".join(part for part in parts if part)
@@ -55,15 +56,17 @@ def _remarks(comparison: Comparison) -> list[str]:
 def group_tables(group: Group) -> list[Table]:
     """The tables of one evaluation, in the order they are shown."""
     tables = [_optimality_table(group, scorer) for scorer in group.targets]
-    tables += [_versus_table(group, scorer) for scorer in group.scorers] if group.baseline else [_means_table(group)]
+    tables += [versus_table(group, scorer) for scorer in group.scorers] if group.baseline else [_means_table(group)]
     if group.published:
         tables.append(_published_table(group))
     if group.parts:
         tables += [_parts_table(group, scorer) for scorer in group.scorers]
     if 2 < len(group.methods) <= WIDEST_MATRIX:
         tables += [_pairwise_table(group, scorer) for scorer in group.scorers]
+    if group.duels:
+        tables += [duels_table(group, scorer) for scorer in group.scorers]
     if len(group.methods) > 1:
-        tables.append(_ranks_table(group))
+        tables.append(ranks_table(group))
     tables.append(_costs_table(group))
     return tables
 
@@ -115,45 +118,6 @@ def _interval(metric: Pooled | None) -> str:
     return f"{_nats(metric.low)} to {_nats(metric.high)}"
 
 
-def _versus_table(group: Group, scorer: str) -> Table:
-    header = [
-        "method",
-        "mean",
-        "win rate %",
-        "95 % interval",
-        "ties %",
-        "difference",
-        "its 95 % interval",
-        "p adj.",
-        "seeds %",
-    ]
-    mean = group.means[scorer][group.baseline or ""]
-    rows = [[str(group.baseline), number(mean), "–", "", "", "", "", "", ""]]
-    strong = set()
-    for item in (v for v in group.versus if v.scorer == scorer):
-        if item.wins:
-            strong.add(len(rows))
-        rows.append(
-            [
-                item.method,
-                number(item.mean),
-                percent(item.rate.rate),
-                f"{percent(item.rate.low)} to {percent(item.rate.high)}",
-                percent(item.rate.ties),
-                f"{item.difference:+.4g}",
-                f"{item.difference_low:+.4g} to {item.difference_high:+.4g}",
-                p_value(item.p_adjusted),
-                _seeds(item),
-            ]
-        )
-    return Table(f"{scorer}: against {group.baseline}", header, rows, frozenset(strong))
-
-
-def _seeds(item: Versus) -> str:
-    """Each training seed's own win rate."""
-    return " ".join(percent(rate) for seed, rate in item.seeds if seed is not None)
-
-
 def _means_table(group: Group) -> Table:
     rows = [[method, *(number(group.means[s][method]) for s in group.scorers)] for method in group.methods]
     return Table("Mean scores", ["method", *group.scorers], rows)
@@ -203,26 +167,6 @@ def _pairwise_table(group: Group, scorer: str) -> Table:
         for i, method in enumerate(group.methods)
     ]
     return Table(f"{scorer}: win rate % of row over column", ["", *group.methods], rows)
-
-
-def _ranks_table(group: Group) -> Table:
-    rows = []
-    for i, method in enumerate(group.methods):
-        row = [method]
-        for scorer in group.scorers:
-            ranks = group.ranks[scorer]
-            if ranks is None:
-                row.append("not identifiable")
-                continue
-            if math.isnan(ranks.strength[i]):
-                row.append("–")
-                continue
-            place = 1 + int((ranks.strength > ranks.strength[i] + 1e-9).sum())
-            interval = f" ({ranks.low[i]:+.2f} to {ranks.high[i]:+.2f})" if i else ""
-            row.append(f"{place}. {ranks.strength[i]:+.2f}{interval}")
-        rows.append(row)
-    title = f"Bradley-Terry rank and log odds over {group.methods[0]} (95 % interval)"
-    return Table(title, ["method", *group.scorers], rows)
 
 
 def _costs_table(group: Group) -> Table:
@@ -295,20 +239,7 @@ def _reading(group: Group) -> list[str]:
             "Path KL bounds the divergence from the reference's own chain of as many steps. Intervals are of these "
             "runs' images; seeds differ as they show."
         )
-    if not group.versus:
-        return lines
-    return [
-        *lines,
-        "Ties count half. Win rates: Wilson interval at the prompt-clustered effective sample size. "
-        "Differences: bootstrap over prompts. "
-        "p adj.: sign-flip test, Holm over all rows shown of this evaluation; bold (*) below 0.05 only.",
-    ]
-
-
-def _notes(lines: Sequence[str], form: Format, screen: Screen) -> str:
-    if form == "table":
-        return remarks(lines, screen)
-    return "".join(f"- {markdown(text)}\n" if form == "markdown" else f"% {one_line(text)}\n" for text in lines)
+    return [*lines, *reading(group)]
 
 
 def _plain(value: Any) -> Any:
@@ -316,7 +247,7 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         content = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if isinstance(value, Versus):
-            content |= {"significant": value.significant, "wins": value.wins}
+            content |= {"wins": value.wins, "loses": value.loses}
         if isinstance(value, Group):
             content |= {"fingerprint": value.evaluation.fingerprint}
         return content
@@ -329,7 +260,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, frozenset, np.ndarray)):
         return [_plain(item) for item in value]
     if isinstance(value, (float, np.floating)):
-        return None if math.isnan(value) else float(value)
+        return float(value) if math.isfinite(value) else None  # NaN, and ends that nothing bounds
     if isinstance(value, np.integer):
         return int(value)
     return value if isinstance(value, (str, int, bool, type(None))) else str(value)

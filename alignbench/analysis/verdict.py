@@ -37,14 +37,17 @@ def _of_group(group: Group, optimised: dict[str, str | None]) -> list[str]:
         if lost := _lost(group, method, reward):
             lines.append(f"  {method} gains on {reward} and loses on {lost}: it may exploit the errors of its reward.")
     lines.append(f"  Cost of an image, in evaluations of the denoiser: {'; '.join(map(_priced, group.costs))}.")
-    if any(len(item.seeds) == 1 and item.seeds[0][0] is not None for item in group.versus):
-        lines.append("  Methods that train had one run each; another seed may come out otherwise.")
+    if alone := sorted({item.method for item in group.versus if item.this_run}):
+        lines.append(
+            f"  {_listed(alone)}: trained once, so undecided whatever that run won; another seed may come out "
+            "otherwise."
+        )
     return lines
 
 
 def _of_scorer(items: Sequence[Versus]) -> str:
     better = sorted((item for item in items if item.wins), key=lambda item: -item.rate.rate)
-    worse = [item for item in items if item not in better and item.significant and _worse(item)]
+    worse = [item for item in items if item.loses]
     others = [item.method for item in items if item not in better and item not in worse]
     parts = []
     if better:
@@ -61,12 +64,8 @@ def _lost(group: Group, method: str, reward: str | None) -> str:
     own = {item.scorer: item for item in group.versus if item.method == method}
     if reward not in own or not own[reward].wins:
         return ""
-    lost = [name for name, item in own.items() if name != reward and item.significant and _worse(item)]
+    lost = [name for name, item in own.items() if name != reward and item.loses]
     return _listed(lost) if lost else ""
-
-
-def _worse(item: Versus) -> bool:
-    return (item.difference < 0) is item.higher_is_better and item.difference != 0
 
 
 def _shown(item: Versus) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from alignbench.choices import Breakdown, CurveAxis, Format
+from alignbench.choices import Breakdown, CurveAxis, Family, Format
 from alignbench.cli.flags import Flag, Names
 from alignbench.cli.output import (
     PICTURES,
@@ -30,6 +30,10 @@ def compare(
     scorer: Names = None,
     skip_bad: Flag = False,
     published: Flag = False,
+    family: Family = "scorer",
+    duels: Flag = False,
+    margin: Names = None,
+    control: str | None = None,
     format: Format = "table",
     output: Path | None = None,
 ) -> int:
@@ -49,6 +53,14 @@ def compare(
         Leave unreadable files out, and say so, instead of stopping.
     published: bool
         Also show what papers report about these methods on these prompts, with who judged.
+    family: str
+        Which p values are adjusted for each other: those of one scorer, of the whole table, or none.
+    duels: bool
+        Also show every two methods against each other, with interval and p.
+    margin: str
+        SCORER=AMOUNT: a difference that does not matter. Says which methods are equal within it, or not worse.
+    control: str
+        A scorer, such as one of style: also show the win rate at its equal value.
     format: str
         table (as wide as the terminal, or as COLUMNS says), markdown, csv (its notes go to stderr), latex or json.
     output: Path
@@ -58,7 +70,11 @@ def compare(
     from alignbench.analysis.tables import notes, render
     from alignbench.files import write_text
 
-    comparison = compare_files(files or (Path("results"),), baseline, by, scorer or (), skip_bad, published)
+    paths = files or (Path("results"),)
+    every = duels or format == "json"
+    comparison = compare_files(
+        paths, baseline, by, scorer or (), skip_bad, published, family, every, margin or (), control
+    )
     if output is None:
         print(render(comparison, format, screen()), end="")
     else:

@@ -22,6 +22,7 @@ from places import ROOT
 import alignbench
 from alignbench.analysis.compare import Comparison, Group, Versus, compare
 from alignbench.analysis.costs import CostRow
+from alignbench.analysis.formats import MARKS, Mark
 from alignbench.analysis.frontier import Standing
 from alignbench.analysis.tables import render
 
@@ -60,6 +61,11 @@ class Facts:
 
     @functools.cached_property
     def comparison(self) -> Comparison:
+        return compare(reference_files(), duels=True, margin=["shapes_truth=0.05"], control="shapes_style")
+
+    @functools.cached_property
+    def printed(self) -> Comparison:
+        """As it is without options."""
         return compare(reference_files())
 
     @functools.cached_property
@@ -74,6 +80,16 @@ class Facts:
     def versus(self, method: str, scorer: str = REWARD) -> Versus:
         (row,) = [row for row in self.reference.versus if (row.method, row.scorer) == (method, scorer)]
         return row
+
+    def duel(self, method: str, against: str, scorer: str = REWARD) -> tuple[float, Mark | None]:
+        """The win rate of one method over another, and its mark."""
+        for row in self.reference.duels:
+            if (row.method, row.against, row.scorer) == (method, against, scorer):
+                return row.rate.rate, row.rate_test.mark
+            if (row.method, row.against, row.scorer) == (against, method, scorer):
+                turned: dict[Mark, Mark] = {"better": "worse", "worse": "better"}
+                return 1 - row.rate.rate, turned[row.rate_test.mark] if row.rate_test.mark else None
+        raise KeyError(method, against, scorer)
 
     def cost(self, method: str) -> CostRow:
         (row,) = [row for row in self.reference.costs if row.method == method]
@@ -112,7 +128,8 @@ def fenced(text: str) -> str:
 
 
 def interval(row: Versus) -> str:
-    return f"{100 * row.rate.rate:.1f} ({100 * row.rate.low:.1f}–{100 * row.rate.high:.1f})"
+    mark = MARKS[row.rate_test.mark] if row.rate_test.mark else ""
+    return f"{100 * row.rate.rate:.1f}{mark} ({100 * row.rate.low:.1f}–{100 * row.rate.high:.1f})"
 
 
 def duration(seconds: float) -> str:
@@ -138,11 +155,11 @@ def small_table(facts: Facts) -> str:
     return markdown(header, rows)
 
 
-LEFT_OUT = re.compile(r"\S+: win rate % of row over column\n|Bradley-Terry rank ")  # results/README.md names them
+LEFT_OUT = re.compile(r"Strength in this pool ")  # results/README.md names it
 
 
 def reference_tables(facts: Facts) -> str:
-    parts = render(facts.comparison, "table").split("\n\n")
+    parts = render(facts.printed, "table").split("\n\n")
     return fenced("\n\n".join(part for part in parts if not LEFT_OUT.match(part)))
 
 

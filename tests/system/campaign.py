@@ -266,6 +266,7 @@ def mutated_results(folder: Path, share: float) -> Part:
         for words in (
             ["compare", other, name],
             ["compare", other, name, "--skip-bad", "--format", "csv"],
+            ["plan", other, name],
             ["show", name],
             ["ls", str(places)],
             ["plot", name, "--output", str(folder / "plot.png")],

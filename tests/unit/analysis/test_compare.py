@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,7 +41,8 @@ def test_the_win_rate_against_base_by_hand(make_result):
     assert (row.rate.pairs, row.rate.prompts) == (5, 5)
     assert (row.mean, row.baseline_mean) == (1.4, 1.0)
     assert row.difference == pytest.approx(0.4)
-    assert row.rate == win_rate(np.array([1, 1, 1, 0, 0.5]), np.arange(5))
+    assert row.rate[:6] == pytest.approx(win_rate(np.array([1, 1, 1, 0, 0.5]), np.arange(5))[:6])
+    assert row.random == "prompts"
 
 
 def test_differences_within_the_scorers_epsilon_are_ties(make_result):
@@ -65,23 +65,35 @@ def test_a_scorer_whose_low_values_are_good_turns_wins_round_but_not_differences
     assert row.difference == pytest.approx(-1.05 / 4)
 
 
-def test_the_difference_is_a_mean_over_prompts_and_the_win_rate_one_over_images(make_result):
-    """Three images of one prompt gain 1, one image of another loses 1: difference 0, three wins in four."""
+def test_every_prompt_weighs_alike_in_the_means_the_difference_and_the_win_rate(make_result):
+    """Three images of one prompt gain 1, one image of another loses 1: difference 0 and half of the wins."""
     pairs = [("p0", 0), ("p0", 1), ("p0", 2), ("p1", 0)]
     base = make_result("base", [0, 0, 0, 0], pairs=pairs)
     best = make_result("best", [1, 1, 1, -1], "best_of_n", pairs=pairs)
     row = only_row([base, best])
-    assert row.difference == 0
-    assert row.mean == 0.5
-    assert row.rate.rate == 0.75
+    assert row.difference == row.mean == 0
+    assert row.rate.rate == 0.5
     assert (row.rate.pairs, row.rate.prompts) == (4, 2)
 
 
-def test_the_p_value_is_that_of_a_sign_flip_over_prompts(make_result):
-    """Three prompts with two images each, all gaining: 2 of the 8 sign patterns are as extreme, whatever the images."""
+def test_the_p_value_of_the_win_rate_is_that_of_a_sign_flip_over_prompts(make_result):
+    """Three prompts with two images each, all won: 2 of the 8 sign patterns are as extreme, whatever the images."""
     base = make_result("base", [0] * 6, samples=2)
     best = make_result("best", [1, 1, 2, 2, 4, 4], "best_of_n", samples=2)
-    assert only_row([base, best]).p == pytest.approx(0.25, abs=0.015)
+    row = only_row([base, best])
+    assert row.rate_test.p == pytest.approx(0.25)
+    assert row.difference_test.p >= 0.25  # nor can three prompts say more about the mean
+
+
+@pytest.mark.parametrize("key", [1, 2, 3])
+def test_no_p_value_and_no_mark_hangs_on_a_key(make_result, monkeypatch, key):
+    """Nothing of them is drawn: another source of randomness leaves every number as it is."""
+    from alignbench.analysis import ranks
+
+    paths = [make_result("base", noise("base")), make_result("other", list(np.array(noise("o")) + 0.3), "demon")]
+    before = only_row(paths)
+    monkeypatch.setattr(ranks, "Key", lambda *path: Key("another", key, *path))
+    assert only_row(paths) == before
 
 
 def test_rows_pair_by_prompt_and_sample_whatever_their_order_in_the_file(make_result):
@@ -101,7 +113,9 @@ def test_only_the_intersection_is_compared_and_a_note_says_so(make_result):
     (row,) = group.versus
     assert (row.rate.rate, row.rate.pairs, row.rate.prompts) == (0.5, 2, 2)
     assert row.difference == 0
-    assert group.notes == ["r: best_of_n and base share 2 images (of 3 and 3); only those are compared."]
+    assert (row.mean, row.baseline_mean) == (0.5, 0.5)
+    assert not row.whole
+    assert group.notes[0] == "r: best_of_n and base share 2 images (of 3 and 3); only those are compared."
 
 
 def test_files_that_share_no_prompt_give_no_row(make_result):
@@ -110,7 +124,7 @@ def test_files_that_share_no_prompt_give_no_row(make_result):
     group = only_group([base, best])
     assert group.versus == []
     assert group.ranks["r"] is None
-    assert group.notes == ["r: best_of_n and base share 0 images (of 2 and 2); only those are compared."]
+    assert group.notes[0] == "r: best_of_n and base share 0 images (of 2 and 2); only those are compared."
 
 
 def test_null_scores_are_counted_and_left_out(make_result):
@@ -119,10 +133,10 @@ def test_null_scores_are_counted_and_left_out(make_result):
     group = only_group([base, best])
     (row,) = group.versus
     assert (row.rate.rate, row.rate.pairs) == (0.5, 2)
-    assert (row.mean, row.baseline_mean) == (pytest.approx(4 / 3), 1)
-    assert row.failed == 1
-    assert "r: 1 scores of base failed (null) and are left out." in group.notes
-    assert "r: 1 scores of best_of_n failed (null) and are left out." in group.notes
+    assert (row.mean, row.baseline_mean) == (1, 1)  # over the two pairs that both have
+    assert row.failed == 2
+    assert row.if_failed == (0.25, 0.75)
+    assert sum("r: 1 scores of " in note and "failed (null) and are left out" in note for note in group.notes) == 2
 
 
 def test_a_method_whose_scores_all_failed_has_no_row_and_no_mean(make_result):
@@ -131,7 +145,7 @@ def test_a_method_whose_scores_all_failed_has_no_row_and_no_mean(make_result):
     group = only_group([base, best])
     assert group.versus == []
     assert np.isnan(group.means["r"]["best_of_n"])
-    assert "r: 2 scores of best_of_n failed (null) and are left out." in group.notes
+    assert any(note.startswith("r: 2 scores of best_of_n failed (null) and are left out") for note in group.notes)
 
 
 def test_files_with_different_evaluations_are_apart_and_the_one_difference_is_named(make_result):
@@ -209,7 +223,7 @@ def test_the_baselines_scorer_decides_on_ties_and_direction(make_result):
     row = only_row([base, ddpo, dpo], baseline="ddpo")
     assert row.method == "dpo"
     assert row.rate.rate == pytest.approx(2 / 3)
-    assert row.rate.ties == 0
+    assert row.rate.ties == pytest.approx(0)
 
 
 def test_a_method_that_a_scorer_never_scored_is_said_to_be_left_out(make_result):
@@ -258,12 +272,10 @@ def test_equal_configurations_with_different_seeds_are_one_method(make_result):
     assert group.methods == ["base", "ddpo"]
     (row,) = group.versus
     assert row.seeds == [(0, 0.5), (2, 0.25), (10, 0.75)]
-    outcomes = np.array([1, 1, 0, 0, 1, 0, 0, 0, 1, 1, 1, 0.0])
-    assert row.rate == win_rate(outcomes, np.tile(np.arange(4), 3))
-    assert row.rate.rate == 0.5
+    assert row.rate.rate == pytest.approx(0.5)
+    assert (row.rate.pairs, row.rate.prompts, row.random) == (12, 4, "prompts and seeds")
     assert row.difference == pytest.approx(0.25)
     assert row.mean == group.means["r"]["ddpo"] == 0.25
-    assert group.notes == []
 
 
 def test_pooled_seeds_are_worth_less_than_as_many_prompts(make_result):
@@ -276,11 +288,37 @@ def test_pooled_seeds_are_worth_less_than_as_many_prompts(make_result):
     assert pooled.rate.high - pooled.rate.low == pytest.approx(alone.rate.high - alone.rate.low, rel=0.1)
 
 
-@pytest.mark.parametrize(("seeds", "said"), [(1, "1 training seed"), (2, "2 training seeds")])
-def test_fewer_than_three_seeds_are_said_to_be_few(make_result, seeds, said):
-    base = make_result("base", [0, 0])
-    runs = seeded(make_result, {seed: [1, 1] for seed in range(seeds)})
-    assert only_group([base, *runs]).notes == [f"ddpo: {said}; its interval is conditional on these runs."]
+def test_one_seed_of_a_trained_method_is_that_run_and_gets_no_mark(make_result):
+    base = make_result("base", [0] * 12)
+    runs = seeded(make_result, {seed: [1] * 12 for seed in range(2)})
+    one = only_row([base, runs[0]])
+    assert (one.this_run, one.random, one.rate_test.mark) == (True, "prompts", None)
+    assert one.rate_test.p < 0.001
+    both = only_row([base, *runs])
+    assert (both.this_run, both.random, both.rate_test.mark) == (False, "prompts and seeds", "better")
+    assert only_row([*runs, base], baseline="base").rate_test.mark == "better"
+    turned = only_row([base, runs[0]], baseline="ddpo")
+    assert (turned.method, turned.this_run, turned.rate_test.mark) == ("base", True, None)  # the baseline is one run
+
+
+def test_seeds_that_differ_widen_the_interval_and_take_the_mark(make_result):
+    """Three runs that win 90, 60 and 45 of 100 prompts: far from one half, were the runs all there is."""
+    base = make_result("base", [0] * 100)
+    seeds = {k: [1] * won + [-1] * (100 - won) for k, won in enumerate((90, 60, 45))}
+    apart = only_row([base, *seeded(make_result, seeds)])
+    assert apart.rate.rate == pytest.approx(0.65)
+    assert apart.rate.low < 0.4
+    assert apart.rate_test.p > 0.2
+    assert apart.rate_test.mark is None
+
+
+def test_seeds_of_a_trained_baseline_are_random_too(make_result):
+    runs = seeded(make_result, {k: [1] * won + [-1] * (40 - won) for k, won in enumerate((36, 20, 8))})
+    other = [make_result(f"dpo-{k}", noise("dpo", k)[:40], "dpo", seed=k) for k in range(2)]
+    row = only_row([*runs, *other], baseline="ddpo")
+    assert (row.method, row.random) == ("dpo", "prompts and seeds")
+    assert row.rate.pairs == 6 * 40
+    assert row.rate.high - row.rate.low > 0.5
 
 
 def test_the_same_configuration_and_seed_twice_is_an_error_naming_both_files(make_result):
@@ -448,7 +486,7 @@ def test_a_baseline_that_one_evaluation_lacks_is_a_note_there(make_result):
     groups = {group.evaluation.eval_seed: group for group in compare(paths, baseline="best_of_n").groups}
     assert groups[0].baseline == "best_of_n"
     assert groups[7].baseline is None
-    assert groups[7].notes == ["no complete result of 'best_of_n' with this evaluation: no win rates against it."]
+    assert groups[7].notes[:1] == ["no complete result of 'best_of_n' with this evaluation: no win rates against it."]
 
 
 def test_without_base_there_are_means_matrix_ranks_and_a_note(make_result):
@@ -456,7 +494,7 @@ def test_without_base_there_are_means_matrix_ranks_and_a_note(make_result):
     group = only_group(paths)
     assert group.baseline is None
     assert group.versus == []
-    assert group.notes == ["no complete result of 'base' with this evaluation: no win rates against it."]
+    assert group.notes[0] == "no complete result of 'base' with this evaluation: no win rates against it."
     assert group.means == {"r": {"best_of_n": pytest.approx(2 / 3), "sds": pytest.approx(1 / 3)}}
     assert group.pairwise["r"][0, 1] == pytest.approx(2 / 3)
     assert group.ranks["r"].strength[1] < 0
@@ -467,7 +505,7 @@ def test_a_single_file_is_compared_with_nothing(make_result):
     assert (group.methods, group.baseline, group.versus) == (["base"], "base", [])
     assert group.ranks == {"r": None}
     assert group.means == {"r": {"base": 1.5}}
-    assert group.notes == []
+    assert group.notes == ["2 prompts: no p can fall below 0.5; take more."]
 
 
 @pytest.mark.parametrize("status", ["partial", "diverged", "unsupported", "failed"])
@@ -572,53 +610,74 @@ def holm_by_hand(p):
     return adjusted
 
 
-def test_p_values_are_adjusted_over_all_methods_and_scorers_shown(make_result):
+@pytest.mark.parametrize("of", ["rate_test", "difference_test"])
+def test_p_values_are_adjusted_within_the_declared_family_each_column_by_itself(make_result, of):
     base = make_result("base", {"r": noise("base", "r"), "s": noise("base", "s")})
     others = [
         make_result(name, {s: list(np.array(noise(name, s)) + gain) for s in "rs"}, name)
         for name, gain in (("strong", 0.5), ("middling", 0.25), ("none", 0.0))
     ]
-    rows = only_group([base, *others]).versus
-    p = [row.p for row in rows]
-    assert len(set(p)) == 6
-    assert [row.p_adjusted for row in rows] == pytest.approx(holm_by_hand(p))
-    alone = only_group([base, *others], scorers=["r"]).versus
-    assert [row.p for row in alone] == [row.p for row in rows if row.scorer == "r"]
-    assert [row.p_adjusted for row in alone] == pytest.approx(holm_by_hand([row.p for row in alone]))
+    paths = [base, *others]
+
+    def column(rows, name):
+        return [getattr(getattr(row, of), name) for row in rows]
+
+    of_scorer, of_table, alone = (only_group(paths, family=f).versus for f in ("scorer", "table", "none"))
+    p = column(of_table, "p")
+    assert column(of_table, "adjusted") == pytest.approx(holm_by_hand(p))
+    assert {row.family for row in of_table} == {6}
+    for scorer in "rs":
+        rows = [row for row in of_scorer if row.scorer == scorer]
+        assert column(rows, "adjusted") == pytest.approx(holm_by_hand(column(rows, "p")))
+        assert {row.family for row in rows} == {3}
+    assert column(alone, "adjusted") == column(alone, "p") == p == column(of_scorer, "p")
+    assert {row.family for row in alone} == {1}
+    assert only_group(paths, scorers=["r"]).versus == [row for row in of_scorer if row.scorer == "r"]
 
 
-def test_a_family_of_two_can_take_significance_away(make_result):
-    """Six prompts that all gain: p = 2/64 = 0.031; beside a row without any difference Holm doubles it."""
+def test_a_family_of_two_can_take_a_mark_away(make_result):
+    """Six prompts that are all won: p = 2/64 = 0.031; beside a row without any difference Holm doubles it."""
     base = make_result("base", {"r": [0] * 6, "s": [0] * 6})
-    best = make_result("best", {"r": [1] * 6, "s": [0] * 6}, "best_of_n")
-    won, tied = only_group([base, best]).versus
-    assert won.p == pytest.approx(2 / 64, abs=0.006)
-    assert won.p_adjusted == pytest.approx(2 * won.p)
-    assert not won.significant
-    assert (tied.p_adjusted, tied.significant) == (1, False)
-    alone = only_row([base, best], scorers=["r"])
-    assert alone.p_adjusted == alone.p
-    assert alone.significant
+    best = make_result("best", {"r": [1, 2, 3, 4, 5, 6], "s": [0] * 6}, "best_of_n")
+    won, tied = only_group([base, best], family="table").versus
+    assert won.rate_test.p == pytest.approx(2 / 64)
+    assert won.rate_test.adjusted == pytest.approx(4 / 64)
+    assert won.rate_test.mark is None
+    assert (tied.rate_test.p, tied.rate_test.adjusted, tied.rate_test.mark) == (1, 1, None)
+    alone = only_group([base, best]).versus[0]
+    assert alone.rate_test == (pytest.approx(2 / 64), pytest.approx(2 / 64), "better")
     assert alone.wins
 
 
-def test_significance_begins_strictly_below_five_percent(make_result):
-    row = only_row([make_result("base", [0] * 3), make_result("best", [1] * 3, "best_of_n")])
-    assert row.rate.rate == 1
-    assert not row.significant  # three prompts cannot tell: p = 1/4
-    assert not replace(row, p_adjusted=0.05).significant
-    assert replace(row, p_adjusted=0.0499).significant
+def test_five_prompts_never_make_a_mark_and_six_may(make_result):
+    rows = [
+        only_row([make_result(f"base{n}", [0] * n), make_result(f"best{n}", list(range(1, n + 1)), "best_of_n")])
+        for n in (3, 5, 6)
+    ]
+    assert [row.rate_test.p for row in rows] == pytest.approx([1 / 4, 1 / 16, 1 / 32])
+    assert [row.rate_test.mark for row in rows] == [None, None, "better"]
+    assert [row.difference_test.mark for row in rows] == [None, None, "better"]
+    assert [row.difference_test.p >= 2 * 0.5**n for row, n in zip(rows, (3, 5, 6), strict=True)] == [True] * 3
 
 
-def test_a_winner_is_better_in_the_mean_and_in_most_pairs(make_result):
-    """Two wins by 1 and a loss by 10, ten times over: most pairs are won, and the mean is significantly worse."""
-    base = make_result("base", [0] * 30)
-    best = make_result("best", [1, 1, -10] * 10, "best_of_n")
+def test_each_mark_stands_on_its_own_quantity(make_result):
+    """Two wins by 1 and a loss by 10, a hundred times over: most pairs are won, and the mean is worse."""
+    base = make_result("base", [0] * 300)
+    best = make_result("best", [1, 1, -10] * 100, "best_of_n")
     row = only_row([base, best])
     assert row.rate.rate == pytest.approx(2 / 3)
     assert row.difference < 0
-    assert row.significant
-    assert not row.wins
+    assert (row.rate_test.mark, row.difference_test.mark) == ("better", "worse")
+    assert row.wins
+    assert not row.loses
+
+
+def test_as_many_wins_as_losses_are_no_better_however_large_the_wins(make_result):
+    """Half of the pairs won by 3, half lost by 1: the mean is better, the win rate is not (a row "50.0*" before)."""
+    base = make_result("base", [0] * 100)
+    row = only_row([base, make_result("best", [3, -1] * 50, "best_of_n")])
+    assert row.rate.rate == 0.5
+    assert (row.rate_test.mark, row.difference_test.mark) == (None, "better")
 
 
 def test_where_low_is_good_the_winner_is_lower(make_result):
@@ -627,10 +686,10 @@ def test_where_low_is_good_the_winner_is_lower(make_result):
     best = make_result("best", [-1] * 12, "best_of_n", scorers=low)
     worse = make_result("worse", [1] * 12, "sds", scorers=low)
     rows = {row.method: row for row in only_group([base, best, worse]).versus}
-    assert rows["best_of_n"].significant
-    assert rows["sds"].significant
+    assert [rows["best_of_n"].rate_test.mark, rows["best_of_n"].difference_test.mark] == ["better", "better"]
+    assert [rows["sds"].rate_test.mark, rows["sds"].difference_test.mark] == ["worse", "worse"]
     assert rows["best_of_n"].wins
-    assert not rows["sds"].wins
+    assert rows["sds"].loses
 
 
 def test_the_pairwise_matrix_by_hand(make_result):

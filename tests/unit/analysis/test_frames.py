@@ -78,7 +78,9 @@ def test_a_comparison_as_a_frame_has_what_the_json_has(folder):
         (row,) = frame[(frame["scorer"] == item["scorer"]) & (frame["method"] == item["method"])].to_dict("records")
         assert row["win_rate"] == item["rate"]["rate"]
         assert (row["win_rate_low"], row["win_rate_high"]) == (item["rate"]["low"], item["rate"]["high"])
-        assert (row["p"], row["p_adjusted"], row["significant"]) == (item["p"], item["p_adjusted"], item["significant"])
+        for of, test in (("win_rate", item["rate_test"]), ("difference", item["difference_test"])):
+            assert (row[f"{of}_p"], row[f"{of}_p_adjusted"]) == (test["p"], test["adjusted"])
+            assert (row[f"{of}_mark"] if isinstance(row[f"{of}_mark"], str) else None) == test["mark"]
         assert row["seeds"] == len(item["seeds"])
     base = frame[frame["method"] == "base"]
     assert base["win_rate"].isna().all()

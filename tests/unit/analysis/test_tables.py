@@ -42,6 +42,10 @@ def comparison(paths):
     return compare(paths)
 
 
+AGAINST_R = "r: against base (12 prompts; random: prompts, seeds where there are several; m = 3)"
+STRENGTH = "Strength in this pool (Bradley-Terry, log odds over base; 95 % intervals)"
+
+
 def blocks(text):
     """CSV text as tables: lists of rows, by title."""
     rows = list(csv.reader(io.StringIO(text)))
@@ -105,7 +109,7 @@ def test_p_values_below_a_thousandth_are_not_given_digits():
 
 def test_the_csv_reads_back_to_the_numbers_of_the_comparison(comparison):
     (group,) = comparison.groups
-    header, *rows = blocks(render(comparison, "csv"))["r: against base"]
+    header, *rows = blocks(render(comparison, "csv"))[AGAINST_R]
     assert header[:3] == ["evaluation", "table", "method"]
     assert len(set(header)) == len(header), "columns of one name cannot be told apart"
     read = {row[2]: dict(zip(header, row, strict=True)) for row in rows}
@@ -119,9 +123,14 @@ def test_the_csv_reads_back_to_the_numbers_of_the_comparison(comparison):
         assert (low, high) == pytest.approx((100 * versus.rate.low, 100 * versus.rate.high), abs=0.05)
         assert float(row["ties %"]) == pytest.approx(100 * versus.rate.ties, abs=0.05)
         assert float(row["difference"]) == pytest.approx(versus.difference, rel=1e-3)
-        low, high = map(float, row["its 95 % interval"].split(" to "))
-        assert (low, high) == pytest.approx((versus.difference_low, versus.difference_high), rel=1e-3)
-        assert row["p adj."] == p_value(versus.p_adjusted)
+        if np.isnan(versus.difference_low):
+            assert row["its 95 % interval"] == "–"
+        else:
+            low, high = map(float, row["its 95 % interval"].split(" to "))
+            assert (low, high) == pytest.approx((versus.difference_low, versus.difference_high), rel=1e-3)
+        assert (row["p"], row["p adj."]) == tuple(map(p_value, versus.rate_test[:2]))
+        assert (row["its p"], row["its p adj."]) == tuple(map(p_value, versus.difference_test[:2]))
+        assert row["mark of win rate %"] == (versus.rate_test.mark or "")
     assert read["ddpo"]["seeds %"] == "62.5 100.0"
     assert read["best_of_n"]["seeds %"] == ""
 
@@ -129,11 +138,11 @@ def test_the_csv_reads_back_to_the_numbers_of_the_comparison(comparison):
 def test_every_csv_block_is_rectangular(comparison):
     found = blocks(render(comparison, "csv"))
     assert list(found) == [
-        "r: against base",
-        "s: against base",
+        AGAINST_R,
+        AGAINST_R.replace("r:", "s:"),
         "r: win rate % of row over column",
         "s: win rate % of row over column",
-        "Bradley-Terry rank and log odds over base (95 % interval)",
+        STRENGTH,
         "Cost (NFE: denoiser evaluations, forward and backward; mean over runs)",
         "Not in the tables",
     ]
@@ -153,8 +162,9 @@ def test_the_json_reads_back_to_the_comparison_in_full(comparison):
     for row, versus in zip(one["versus"], group.versus, strict=True):
         assert row["rate"] == versus.rate._asdict()
         assert row["seeds"] == [list(pair) for pair in versus.seeds]
-        for name in ("method", "scorer", "difference", "p", "p_adjusted", "significant", "wins"):
+        for name in ("method", "scorer", "difference", "this_run", "random", "family", "failed", "wins", "loses"):
             assert row[name] == getattr(versus, name)
+        assert row["rate_test"] == versus.rate_test._asdict()
     assert one["ranks"]["r"]["strength"] == group.ranks["r"].strength.tolist()
     assert one["costs"][0]["memory_bytes"] == 2**20
     assert read["unfinished"] == [
@@ -173,38 +183,41 @@ def test_what_is_not_a_number_is_null_in_json(make_result):
     assert group["costs"][0]["alignment_seconds"] is None
 
 
-def test_only_significant_winners_are_starred_in_plain_text(comparison):
+def test_marks_stand_on_their_own_columns_in_plain_text(comparison):
     text = render(comparison, "table")
-    starred = [line.split()[0] for line in text.splitlines() if "*" in line and "%" not in line and "bold" not in line]
-    assert starred == ["best_of_n", "ddpo"]
-    assert text.count("*") == 3, "two win rates and the legend"
+    table = text[text.index(AGAINST_R) :].split("\n\n")[0].splitlines()[3:]
+    marked = {line.split()[0]: [word for word in line.split() if word[-1] in "▲▼"] for line in table}
+    assert marked == {"base": [], "best_of_n": ["100.0▲", "+1▲"], "sds": ["0.0▼", "-1▼"], "ddpo": []}
 
 
-def test_only_significant_winners_are_bold_in_markdown(comparison):
+def test_what_is_better_is_bold_in_markdown(comparison):
     against_r, against_s, *others = markdown_tables(render(comparison, "markdown"))
-    assert [row[0] for row in against_r[2:]] == ["base", "**best_of_n**", "sds", "**ddpo**"]
-    assert [row[2] for row in against_r[2:]] == ["–", "**100.0**", "0.0", "**81.2**"]
+    place = against_r[0].index("win rate %")
+    assert [row[0] for row in against_r[2:]] == ["base", "**best_of_n**", "sds", "ddpo"]
+    assert [row[place] for row in against_r[2:]] == ["–", "**100.0▲**", "0.0▼", "81.2"]
     assert [row[0] for row in against_s[2:]] == ["base", "best_of_n", "sds", "ddpo"]
     assert not [cell for table in others for row in table for cell in row if "**" in cell]
 
 
-def test_only_significant_winners_are_bold_in_latex(comparison):
+def test_what_is_better_is_bold_in_latex(comparison):
     text = render(comparison, "latex")
-    assert re.findall(r"\\textbf\{(.*?)\}", text) == ["best\\_of\\_n", "100.0", "ddpo", "81.2"]
+    up = "$\\bigtriangleup$"
+    assert re.findall(r"\\textbf\{(.*?)\}", text) == ["best\\_of\\_n", f"100.0{up}", f"+1{up}"]
+    assert "0.0$\\bigtriangledown$" in text
 
 
-def test_many_wins_that_lose_in_the_mean_are_not_bold(make_result):
-    base = make_result("base", [0.0] * 30)
-    best = make_result("best", [1.0, 1.0, -10.0] * 10, "best_of_n")
-    comparison = compare([base, best])
-    assert comparison.groups[0].versus[0].significant
-    (table, *_) = markdown_tables(render(comparison, "markdown"))
-    assert [row[0] for row in table[2:]] == ["base", "best_of_n"]
+def test_many_wins_that_lose_in_the_mean_have_both_marks(make_result):
+    base = make_result("base", [0.0] * 300)
+    best = make_result("best", [1.0, 1.0, -10.0] * 100, "best_of_n")
+    (table, *_) = markdown_tables(render(compare([base, best]), "markdown"))
+    row = dict(zip(table[0], table[3], strict=True))
+    assert (row["win rate %"], row["difference"]) == ("**66.7▲**", "-2.667▼")
 
 
 def test_the_baselines_row_has_its_mean_and_nothing_else(comparison):
     (table, *_) = markdown_tables(render(comparison, "markdown"))
-    assert table[2] == ["base", "0", "–", "", "", "", "", "", ""]
+    assert table[2][:3] == ["base", "0", "–"]
+    assert set(table[2][3:]) == {""}
 
 
 def test_columns_of_plain_text_line_up(comparison):
@@ -223,9 +236,9 @@ def test_texts_for_people_say_what_was_compared_and_how_to_read_it(comparison, f
     heading = f"tiny (32x32) on shapes/test, noise seed 0, evaluation {group.evaluation.fingerprint}"
     assert text.splitlines()[0].endswith(heading)
     assert "base, best_of_n, sds, ddpo: kind=ddim steps=20" in text
-    assert "Wilson interval" in text
-    assert "Holm over all rows shown" in text
-    assert "ddpo: 2 training seeds; its interval is conditional on these runs." in text
+    assert "Tango's score interval" in text
+    assert "Holm over the rows of one scorer, m of them" in text
+    assert "seeds where there are several; m = 3" in text
 
 
 @pytest.mark.parametrize("form", ["table", "markdown", "csv", "latex", "json"])
@@ -274,12 +287,12 @@ def test_the_matrix_table_by_hand(make_result):
 def test_the_ranks_table_gives_places_in_order_of_strength(make_result):
     paths = [make_result(name, [float(k), 0.0], name) for name, k in (("base", 1), ("m1", 2), ("m2", 0))]
     comparison = compare(paths)
-    title = "Bradley-Terry rank and log odds over base (95 % interval)"
-    cells = {row[2]: row[3] for row in blocks(render(comparison, "csv"))[title][1:]}
+    cells = {row[2]: row[3:5] for row in blocks(render(comparison, "csv"))[STRENGTH][1:]}
     strength = comparison.groups[0].ranks["r"].strength
-    assert cells["base"] == "2. +0.00"
-    assert cells["m1"].startswith(f"1. {strength[1]:+.2f} (")
-    assert cells["m2"].startswith(f"3. {strength[2]:+.2f} (")
+    assert [cells[name][0][:3] for name in ("base", "m1", "m2")] == ["2 (", "1 (", "3 ("]
+    assert cells["base"][1] == "+0.00"
+    assert cells["m1"][1].startswith(f"'{strength[1]:+.2f} (")  # quoted: a spreadsheet would compute it
+    assert cells["m2"][1].startswith(f"'{strength[2]:+.2f} (")
 
 
 def test_methods_that_never_met_are_not_ranked(make_result):
@@ -413,7 +426,7 @@ def test_nothing_in_a_name_is_hidden_in_any_format(make_result, form):
         ("\t=1", "'\t=1"), ("\r=1", "'\\r=1"), (" =1", "' =1"), ("\uff1d1", "'\uff1d1"), ("--x", "'--x"),
         ("-1.2", "-1.2"), ("+0.3", "+0.3"), ("-1e-05", "-1e-05"), ("-45.6k", "-45.6k"),
         ("-0.1 to +0.3", "-0.1 to +0.3"),
-        ("-0.031*", "-0.031*"), ("–", "–"), ("1=2", "1=2"), ("", ""),
+        ("-0.031*", "'-0.031*"), ("–", "–"), ("1=2", "1=2"), ("", ""),
     ],
 )  # fmt: skip
 def test_a_spreadsheet_computes_no_cell_and_reads_every_number(cell, written):
@@ -439,20 +452,20 @@ def test_a_comparison_is_as_wide_as_the_screen(comparison, odd, width):
 
 def test_a_table_that_is_too_wide_stands_in_groups_that_begin_with_the_same_column():
     rows = [["one", "1.5", "22.22", "333.333"], ["two", "-1.5", "2", "3"]]
-    table = Table("title", ["method", "a", "b", "c"], rows, frozenset({1}))
+    table = Table("title", ["method", "a", "b", "c"], rows, {(1, 2): "better"})
     assert plain(table, Screen(21)).splitlines() == [
         "title",
         "method     a      b",
         "───────────────────",
         "one      1.5  22.22",
-        "two     -1.5     2*",
+        "two     -1.5     2▲",
         "method        c",
         "───────────────",
         "one     333.333",
         "two           3",
     ]
     assert plain(table, Screen(14)).splitlines() == [
-        "title", "one", "  a  1.5", "  b  22.22", "  c  333.333", "two", "  a  -1.5", "  b  2*", "  c  3",
+        "title", "one", "  a  1.5", "  b  22.22", "  c  333.333", "two", "  a  -1.5", "  b  2▲", "  c  3",
     ]  # fmt: skip
     assert plain(table) == plain(table, Screen(80))
 
@@ -494,7 +507,8 @@ def test_odd_names_do_not_break_lines_of_plain_text(odd):
 
 def test_odd_names_survive_csv_and_json(odd):
     found = blocks(render(odd, "csv"))
-    assert [row[2] for row in found[f"{ODD}: against base"]] == [
+    against = next(rows for title, rows in found.items() if title.startswith(f"{ODD}: against base"))
+    assert [row[2] for row in against] == [
         "method", "base", f"{ODD} text={ODD}", f"{ODD} text=plain"
     ]  # fmt: skip
     assert all(len({len(row) for row in rows}) == 1 for rows in found.values())

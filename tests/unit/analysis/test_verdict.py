@@ -35,10 +35,10 @@ def test_one_run_of_a_method_that_trains_is_said_to_be_one(base, make_result):
         "  r, the reward that was optimised: nothing is decided (ddpo).",
         "  s, for which nothing was optimised: nothing is decided (ddpo).",
         "  Cost of an image, in evaluations of the denoiser: base 2; ddpo 2.",
-        "  Methods that train had one run each; another seed may come out otherwise.",
+        "  ddpo: trained once, so undecided whatever that run won; another seed may come out otherwise.",
     ]
     two = make_result("two", {"r": NONE, "s": NONE}, "ddpo", seed=2)
-    assert not any("one run" in line for line in sentences([base, one, two]))
+    assert not any("trained once" in line for line in sentences([base, one, two]))
 
 
 def test_without_a_baseline_there_is_nothing_to_say(make_result):

@@ -48,6 +48,10 @@ COMMANDS = [
     ["compare", "FOLDER", "--skip-bad", "--format", "latex"],
     ["compare", "FOLDER", "--skip-bad", "--format", "json"],
     ["compare", "FOLDER/one.json", "FOLDER/base.json", "--by", "category"],
+    ["plan", "FOLDER", "--skip-bad"],
+    ["plan", "FOLDER/one.json", "FOLDER/base.json"],
+    ["plan", "FOLDER/one.json", "FOLDER/base.json", "--format", "csv"],
+    ["plan", "FOLDER/one.json", "FOLDER/base.json", "--format", "json"],
     ["show", "FOLDER/one.json"],
     ["show", "FOLDER/one.json", "--json"],
     ["show", EVIL],
@@ -88,7 +92,9 @@ def test_every_command_prints_in_every_encoding(hostile, monkeypatch, command, e
 
 
 @pytest.mark.parametrize("width", [40, 80])
-@pytest.mark.parametrize("command", ["compare results", "ls results", "list", "show results/base.json", "cache"])
+@pytest.mark.parametrize(
+    "command", ["compare results", "plan results", "ls results", "list", "show results/base.json", "cache"]
+)
 def test_commands_stay_within_the_width_of_the_screen(tmp_path, monkeypatch, capsys, width, command):
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.chdir(tmp_path)
