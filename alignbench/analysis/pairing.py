@@ -31,12 +31,22 @@ class Placed:
 
 @dataclass(frozen=True)
 class Meeting:
-    """The pairs of two methods on one scorer: arrays are [seeds of one, seeds of the other, pairs]."""
+    """The pairs of two methods on one scorer."""
 
-    mine: Array  # scores; NaN where either has none
-    theirs: Array
-    won: Array  # 1 won, ½ tied, 0 lost; NaN where either has no score
+    one: Array  # scores: [seeds of one, pairs]
+    other: Array  # [seeds of the other, pairs]
+    won: Array  # [seeds of one, seeds of the other, pairs]: 1 won, ½ tied, 0 lost; NaN where either has no score
     prompts: Indices  # [pairs]
+
+    @property
+    def mine(self) -> Array:
+        """[seeds of one, seeds of the other, pairs] scores of one; NaN where either has none."""
+        return np.where(np.isnan(self.won), np.nan, self.one[:, None])
+
+    @property
+    def theirs(self) -> Array:
+        """The same of the other."""
+        return np.where(np.isnan(self.won), np.nan, self.other)
 
     @functools.cached_property
     def units(self) -> Indices:
@@ -95,7 +105,7 @@ class Meeting:
     @functools.cached_property
     def _scale(self) -> float:
         """The largest score."""
-        return float(max(np.nanmax(np.abs(self.mine)), np.nanmax(np.abs(self.theirs))))
+        return float(max(np.nanmax(np.abs(self.one)), np.nanmax(np.abs(self.other))))
 
     @functools.cached_property
     def _differences(self) -> Array:
@@ -107,8 +117,7 @@ class Meeting:
         """The same on some pairs; None where it has none of them."""
         if not (self.present & inside).any():
             return None
-        mine, theirs, won = (np.where(inside, x, np.nan) for x in (self.mine, self.theirs, self.won))
-        return _of_present(mine, theirs, won, self.prompts)
+        return _of_present(self.one, self.other, np.where(inside, self.won, np.nan), self.prompts)
 
     def rate(self) -> WinRate:
         """The win rate with its interval."""
@@ -133,35 +142,32 @@ class Meeting:
 
     def mean_of(self, values: Array) -> float:
         """Of scores, over the pairs that are compared; every prompt weighs alike."""
-        return float(np.nanmean(self.by_unit(np.where(np.isnan(self.won), np.nan, values)), (1, 2)).mean())
+        return float(np.nanmean(self.by_unit(values), (1, 2)).mean())
 
 
 def meet(column: Scores, mine: Iterable[int], theirs: Iterable[int]) -> Meeting | None:
     """The runs in these rows against those in the others; None where no pair has both scores."""
-    one, other = column.values[list(mine)][:, None], column.values[list(theirs)][None]
-    return _meeting(column, one, other)
+    return _meeting(column, column.values[list(mine)], column.values[list(theirs)])
 
 
 def _meeting(
     column: Scores, one: Array, other: Array, decided: NDArray[np.bool_] | None = None, outcome: float = 0.5
 ) -> Meeting | None:
-    """Of scores that broadcast to [seeds, seeds, pairs]. The pairs that are decided have this outcome."""
-    missing = np.isnan(one) | np.isnan(other)
+    """Of scores [seeds, pairs] on either side. The pairs that are decided have this outcome."""
+    missing = np.isnan(one)[:, None] | np.isnan(other)
     if missing.all():
         return None
-    won = np.where(missing, np.nan, outcomes(column.sign * one, column.sign * other, column.epsilon))
+    won = np.where(missing, np.nan, outcomes(column.sign * one[:, None], column.sign * other, column.epsilon))
     if decided is not None:
         won = np.where(decided & ~missing, outcome, won)
-    mine, theirs = (np.where(missing, np.nan, values) for values in np.broadcast_arrays(one, other))
-    return _of_present(mine, theirs, won, column.prompts)
+    return _of_present(one, other, won, column.prompts)
 
 
-def _of_present(mine: Array, theirs: Array, won: Array, prompts: Indices) -> Meeting:
+def _of_present(one: Array, other: Array, won: Array, prompts: Indices) -> Meeting:
     """Without the seeds that share no pair with any of the other side: they say nothing."""
     missing = np.isnan(won)
     some, others = ~missing.all((1, 2)), ~missing.all((0, 2))
-    mine, theirs, won = (values[some][:, others] for values in (mine, theirs, won))
-    return Meeting(mine, theirs, won, prompts)
+    return Meeting(one[some], other[others], won[some][:, others], prompts)
 
 
 def with_failures(column: Scores, mine: Sequence[int], theirs: Sequence[int], lost: bool) -> Meeting | None:
@@ -175,4 +181,4 @@ def with_failures(column: Scores, mine: Sequence[int], theirs: Sequence[int], lo
         for rows, instead in ((mine, worst), (theirs, best))
     )
     failed = column.failed[list(mine)][:, None] | column.failed[list(theirs)][None]
-    return _meeting(column, one[:, None], other[None], failed, 0.0 if lost else 1.0)
+    return _meeting(column, one, other, failed, 0.0 if lost else 1.0)

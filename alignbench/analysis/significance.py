@@ -96,7 +96,9 @@ def parts_of(pairs: NDArray[np.int64]) -> int:
     other], as `sign_flip` takes it. Where that of all units is finer than `GRID`, or than the sum of many units allows,
     it is that of the most frequent kinds of units, as fine as may be."""
     often: Counter[int] = Counter()
-    kinds, counts = np.unique(pairs.reshape(len(pairs), -1), axis=0, return_counts=True)
+    kinds, counts = pairs[:1].reshape(1, -1), np.array([len(pairs)])
+    if (pairs != pairs[0]).any():
+        kinds, counts = np.unique(pairs.reshape(len(pairs), -1), axis=0, return_counts=True)
     for kind, count in zip(kinds, counts, strict=True):
         there = kind[kind > 0]
         often[2 * len(there) * math.lcm(*map(int, there))] += int(count)
