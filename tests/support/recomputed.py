@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ def read(path: Path) -> File:
 class Contest:
     """All pairs of two methods on one scorer."""
 
-    units: list[Any]  # of every pair: its prompt, or its image where there is one prompt
+    rows: list[Pair]
+    units: list[Any]  # of every row: its prompt, or its image where there is one prompt
     won: np.ndarray  # [pairs, seeds, seeds]: 1, ½ or 0
     apart: np.ndarray  # the same: method minus baseline
     mine: np.ndarray  # the same: score of the method
@@ -98,21 +99,19 @@ def contest(
     about = (*baseline, *method)[0].scorers[scorer]
     rows = sorted({pair for file in (*method, *baseline) for pair in file.scores})
 
-    def value(file: File, pair: Pair, failed: float) -> float:
-        if pair not in file.scores or scorer not in file.scores[pair]:
-            return math.nan
-        found = file.scores[pair][scorer]
-        return failed if found is None else found
+    def column(files: Sequence[File], failed: float) -> tuple[np.ndarray, np.ndarray]:
+        """[rows, files] scores, NaN where there is none; and which of them failed."""
+        found = [[file.scores.get(pair, {}).get(scorer, math.nan) for file in files] for pair in rows]
+        return (
+            np.array([[failed if x is None else x for x in own] for own in found], dtype=float),
+            np.array([[x is None for x in own] for own in found]),
+        )
 
     for_method, for_baseline, decided = instead or (math.nan, math.nan, math.nan)
-    shape = (len(rows), len(method), len(baseline))
-    mine, theirs = np.full(shape, np.nan), np.full(shape, np.nan)
-    failed = np.zeros(shape, dtype=bool)
-    for (k, pair), (i, one), (j, other) in itertools.product(enumerate(rows), enumerate(method), enumerate(baseline)):
-        left, right = value(one, pair, for_method), value(other, pair, for_baseline)
-        if not math.isnan(left) and not math.isnan(right):
-            mine[k, i, j], theirs[k, i, j] = left, right
-            failed[k, i, j] = None in (one.scores[pair][scorer], other.scores[pair][scorer])
+    (one, one_failed), (other, other_failed) = column(method, for_method), column(baseline, for_baseline)
+    missing = np.isnan(one)[:, :, None] | np.isnan(other)[:, None]
+    mine, theirs = np.where(missing, np.nan, one[:, :, None]), np.where(missing, np.nan, other[:, None])
+    failed = ~missing & (one_failed[:, :, None] | other_failed[:, None])
     there = ~np.isnan(mine)
     if not there.any():
         return None
@@ -125,7 +124,7 @@ def contest(
     epsilon = about["tie_epsilon"]
     won = np.where(np.isnan(apart), np.nan, np.where(ahead > epsilon, 1.0, np.where(ahead < -epsilon, 0.0, 0.5)))
     won[failed[np.ix_(*kept)]] = decided
-    return Contest([pair if one_prompt else pair[0] for pair in pairs], won, apart, mine, theirs)
+    return Contest(pairs, [pair if one_prompt else pair[0] for pair in pairs], won, apart, mine, theirs)
 
 
 # The variance of a mean over prompts and seeds, all drawn at random.
@@ -544,15 +543,22 @@ class Strengths:
 
     theta: np.ndarray  # relative to the first method
     pooled: np.ndarray  # [methods, methods] win rates of row over column
-    errors: np.ndarray  # standard errors where prompts alone are drawn at random
+    errors: np.ndarray  # standard errors where units alone are drawn at random
+    units: int
 
 
-def strengths(methods: Mapping[str, Sequence[Path]], scorer: str) -> Strengths:
+def strengths(methods: Mapping[str, Sequence[Path]], scorer: str) -> Strengths | None:
+    """Of methods of which every two share a pair; None where they do not."""
     files = [[read(path) for path in paths] for paths in methods.values()]
+    scored = {
+        prompt for own in files for file in own for (prompt, _), x in file.scores.items() if x.get(scorer) is not None
+    }
     shares: dict[tuple[int, int], dict[Any, float]] = {}
     for i, j in itertools.combinations(range(len(files)), 2):
         found = contest(files[i], files[j], scorer)
-        assert found is not None
+        if found is None:
+            return None
+        found = replace(found, units=[row if len(scored) == 1 else row[0] for row in found.rows])
         shares[i, j] = dict(zip(dict.fromkeys(found.units), found.unit_means(found.won), strict=True))
     count = len(files)
     pooled = np.full((count, count), np.nan)
@@ -560,7 +566,8 @@ def strengths(methods: Mapping[str, Sequence[Path]], scorer: str) -> Strengths:
         pooled[i, j] = sum(own.values()) / len(own)
         pooled[j, i] = 1 - pooled[i, j]
     theta, bread = _most_likely({pair: (len(s), sum(s.values())) for pair, s in shares.items()}, count)
-    return Strengths(theta, pooled, _sandwich(shares, theta, bread))
+    units = len({unit for own in shares.values() for unit in own})
+    return Strengths(theta, pooled, _sandwich(shares, theta, bread, units), units)
 
 
 def _expected(theta: np.ndarray, i: int, j: int) -> float:
@@ -588,7 +595,7 @@ def _most_likely(won: Mapping[tuple[int, int], tuple[int, float]], count: int) -
 
 
 def _sandwich(
-    shares: Mapping[tuple[int, int], Mapping[Any, float]], theta: np.ndarray, bread: np.ndarray
+    shares: Mapping[tuple[int, int], Mapping[Any, float]], theta: np.ndarray, bread: np.ndarray, units: int
 ) -> np.ndarray:
     pull: dict[Any, np.ndarray] = {}
     for (i, j), own in shares.items():
@@ -597,5 +604,4 @@ def _sandwich(
             slope[i] += share - _expected(theta, i, j)
             slope[j] -= share - _expected(theta, i, j)
     meat = sum(np.outer(slope, slope) for slope in pull.values())
-    units = len(pull)
-    return np.sqrt(np.diag(bread @ meat @ bread) * units / (units - 1))
+    return np.sqrt(np.diag(bread @ meat @ bread) * units / max(1, units - 1))
