@@ -65,8 +65,10 @@ class Contest:
 
     def by_unit(self, values: np.ndarray) -> dict[Any, np.ndarray]:
         """[images, seeds, seeds] of every unit."""
-        chosen = {unit: [i for i, u in enumerate(self.units) if u == unit] for unit in dict.fromkeys(self.units)}
-        return {unit: values[places] for unit, places in chosen.items()}
+        places: dict[Any, list[int]] = {}
+        for i, unit in enumerate(self.units):
+            places.setdefault(unit, []).append(i)
+        return {unit: values[own] for unit, own in places.items()}
 
     def cells(self, values: np.ndarray) -> np.ndarray:
         """[unit, seed, seed]: the mean over images."""
@@ -459,7 +461,7 @@ def _failed(method: Sequence[File], baseline: Sequence[File], scorer: str) -> in
 
 def _own_rates(method: Sequence[File], baseline: Sequence[File], scorer: str) -> list[tuple[int | None, float]]:
     own = [(file.seed, contest([file], baseline, scorer)) for file in method]
-    return [(seed, win_rate(found)[0].value) for seed, found in own if found is not None]
+    return [(seed, float(np.mean(found.unit_means(found.won)))) for seed, found in own if found is not None]
 
 
 def _completed(
