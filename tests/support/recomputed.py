@@ -606,4 +606,4 @@ def _sandwich(
             slope[i] += share - _expected(theta, i, j)
             slope[j] -= share - _expected(theta, i, j)
     meat = sum(np.outer(slope, slope) for slope in pull.values())
-    return np.sqrt(np.diag(bread @ meat @ bread) * units / max(1, units - 1))
+    return np.sqrt(np.maximum(0, np.diag(bread @ meat @ bread)) * units / max(1, units - 1))
