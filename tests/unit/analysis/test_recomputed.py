@@ -17,12 +17,13 @@ LOW_IS_GOOD = {"s": {"higher_is_better": False, "tie_epsilon": 0.25}}
 
 
 def drawn_scores(rng, kind, rows):
-    """Scores of one file: steps that often tie, numbers that never do, a shift that is the same everywhere, or nothing
-    that varies."""
+    """Scores of one file: steps that often tie, numbers that never do, some with a long tail, zeros but for a few, or
+    nothing that varies."""
     return {
         "steps": lambda: rng.integers(0, 3, rows) / 2.0,
         "real": lambda: rng.normal(rng.normal(0, 0.5), 1, rows),
         "large": lambda: 1000 + rng.exponential(1.0, rows) ** 2,
+        "few": lambda: np.where(rng.random(rows) < 0.15, rng.normal(1, 1, rows), 0.0),
         "constant": lambda: np.full(rows, 0.1 * int(rng.integers(1, 4))),
     }[kind]()
 
@@ -31,7 +32,7 @@ def drawn_files(make_result, rng):
     """Files of a baseline and up to three methods: {name: paths}, and the baseline's name."""
     prompts = int(rng.choice([1, 2, 3, 5, 8, 12, 20, 40]))
     images = int(rng.integers(1, 5))
-    kinds = {name: str(rng.choice(["steps", "real", "real", "large", "constant"])) for name in ("r", "s")}
+    kinds = {name: str(rng.choice(["steps", "real", "real", "large", "few", "constant"])) for name in ("r", "s")}
     nulls, gaps = rng.choice([0, 0, 0.05, 0.3]), rng.choice([0, 0, 0.05, 0.4])
     level = {name: rng.normal(0, 1, (prompts, images)).round(1) for name in kinds}
     methods = {}
