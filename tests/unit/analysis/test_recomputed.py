@@ -160,6 +160,13 @@ def test_every_number_is_the_same_when_computed_again(make_result, number):
     assert drawn_disagreements(make_result, number) == []
 
 
+@pytest.mark.parametrize("differing", [8, 9, 10, 11])
+def test_few_prompts_that_differ_are_as_few_in_both(make_result, differing):
+    base = make_result("base", [0.0] * 20)
+    best = make_result("best", [1.0 + i for i in range(differing)] + [0.0] * (20 - differing), "best_of_n")
+    assert disagreements({"base": [base], "best_of_n": [best]}) == []
+
+
 @pytest.mark.slow
 def test_every_number_of_many_tables_is_the_same_when_computed_again(make_result):
     assert {number: found for number in range(FEW, MANY) if (found := drawn_disagreements(make_result, number))} == {}
