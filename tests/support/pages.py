@@ -186,7 +186,7 @@ def marks_before_and_after(facts: Facts) -> str:
 
 
 def why_marks_changed(row: Versus, starred: bool) -> str:
-    """What became of a star, which stood on the win rate and tested the mean, over all 60 rows, above one half alone."""
+    """What became of a star: it stood on win rates above a half, tested the mean, and was corrected for 60 rows."""
     rate, difference = row.rate_test.mark, row.difference_test.mark
     if starred:
         if rate == difference == "better":
