@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alignbench.analysis.statistics import LEVEL, RESAMPLES, WinRate, win_rate
+from alignbench.analysis.statistics import LEVEL, RESAMPLES, WinRate, score_interval, win_rate
 from alignbench.keys import Key, resample_counts
 
 Array = NDArray[np.float64]
@@ -45,17 +45,28 @@ class Sensitivity:
 
 
 def agreement(first: Array, second: Array, prompts: Places, key: Key, level: float = LEVEL) -> Agreement:
-    """τ_b over pairs. Both judges say P(first picture preferred): 1, 0.5 or 0; NaN leaves a pair out."""
+    """τ_b over pairs, with a bootstrap over prompts. Both judges say P(first picture preferred): 1, 0.5 or 0; NaN leaves a
+    pair out."""
+    from scipy.special import ndtri
+
     kept = ~(np.isnan(first) | np.isnan(second))
     a, b = np.sign(first[kept] - 0.5), np.sign(second[kept] - 0.5)
-    _, places = np.unique(prompts[kept], return_inverse=True)
+    units, places = np.unique(prompts[kept], return_inverse=True)
+    if len(units) == 1:
+        places = np.arange(len(places))  # on one prompt the pair is what is drawn at random
     if not (a.any() and b.any()):
         return Agreement(math.nan, math.nan, math.nan, len(a))
     sums = np.stack([np.bincount(places, weights=values) for values in (a * b, a * a, b * b)], 1)  # [prompts, 3]
     rng = key.generator()
     resampled = np.concatenate([resample_counts(rng, len(sums), 500) @ sums for _ in range(RESAMPLES // 500)])
+    tau = float(_tau(sums.sum(0)[None])[0])
     low, high = np.nanquantile(_tau(resampled), [(1 - level) / 2, (1 + level) / 2])
-    return Agreement(float(_tau(sums.sum(0)[None])[0]), float(low), float(high), len(a))
+    if low == high:  # every prompt says the same, as all that agree do; other prompts may not
+        share, quantile = (1 + tau) / 2, float(ndtri((1 + level) / 2))
+        low, high = (
+            2 * end - 1 for end in score_interval(share * len(sums), (1 - share) * len(sums), len(sums), quantile)
+        )
+    return Agreement(tau, float(low), float(high), len(a))
 
 
 def _tau(sums: Array) -> Array:

@@ -41,6 +41,7 @@ RIVAL = "best_of_n"  # what methods of one budget are compared with, besides the
 FEW_PROMPTS = 6  # below which no p value can fall under 0.05
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of scores near the largest number; it is shown as unknown
 @no_garbage_collection()
 def compare(
     paths: Sequence[Path],

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from alignbench.analysis.compare import DEFAULT_BASELINE, find_baseline
 from alignbench.analysis.comparison import SIGNIFICANT
 from alignbench.analysis.load import Run, Scores, load, methods_of, no_garbage_collection, table
@@ -91,6 +93,7 @@ class Plans:
     notes: list[str]  # on what there is no plan for
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of scores near the largest number; it is shown as unknown
 @no_garbage_collection()
 def plans(
     paths: Sequence[Path],

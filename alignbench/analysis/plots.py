@@ -104,7 +104,7 @@ def reward_curves(paths: Sequence[Path], against: CurveAxis = "rounds", scorers:
         for curve in (c for c in drawn if c.scorer == name):
             number = methods.index(curve.method)
             colour, style = f"C{number % 10}", STYLES[number // 10 % len(STYLES)]
-            seeds = f" ({curve.seeds} seeds)" if curve.seeds > 1 else ""
+            seeds = f" ({curve.seeds} seeds and their range)" if curve.seeds > 1 else " (one run)"
             (lines[written_out(curve.method) + seeds],) = panel.plot(
                 curve.x, curve.mean, color=colour, linestyle=style, marker="o", markersize=3
             )

@@ -38,6 +38,8 @@ from alignbench.progress import Progress
 from alignbench.record.environment import environment
 
 SCHEMA = 1
+INTERVALS = "intervals: Tango's score interval (Wilson's without ties), prompts drawn at random"
+FEW_PROMPTS = 6  # below which they say little
 HEADS = {"half": "ties half", "inversions": "no inversion", "strict": "strict"}  # of columns
 
 
@@ -168,8 +170,15 @@ def text(report: Report, screen: Screen = WHOLE) -> str:
             f"{report.options.seed}"
         )
     notes += [f"{head}: {DEFINITIONS[name]}" for name, head in HEADS.items()]
-    notes.append("intervals: Wilson at the prompt-clustered effective sample size")
+    notes.append(INTERVALS + few_prompts(pairs["prompts"]))
     return plain(Table(title, header, rows), screen) + remarks(notes, screen)
+
+
+def few_prompts(count: int) -> str:
+    """What has to be said of intervals over so few prompts; '' for many."""
+    if count == 1:
+        return "; on one prompt, so that its pairs are what is drawn: they say nothing of other prompts"
+    return f"; {count} prompts are few: they say little of others" if count < FEW_PROMPTS else ""
 
 
 def _cells(row: Row) -> list[str]:

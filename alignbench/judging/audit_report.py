@@ -9,6 +9,7 @@ from alignbench.analysis.agreement import Agreement
 from alignbench.analysis.formats import Table, percent, plain, remarks
 from alignbench.analysis.plots import audit_figure
 from alignbench.analysis.statistics import WinRate
+from alignbench.judging.accuracy import INTERVALS, few_prompts
 from alignbench.judging.alterations import CHANGES
 from alignbench.judging.audit import Report, ScorerAudit
 from alignbench.pictures import counted
@@ -93,7 +94,7 @@ def text(report: Report, screen: Screen = WHOLE) -> str:
             notes.append(f"{name} fails on {found.accuracy.failed} pairs, first: {found.accuracy.reason}")
     notes += [f"{change}: {what}" for change, what in CHANGES.items()]
     notes.append(
-        "accuracy and flips: ties count half; intervals: Wilson clustered on prompts, of τ a bootstrap over prompts"
+        f"accuracy and flips: ties count half; {INTERVALS}, of τ by a bootstrap{few_prompts(pairs['prompts'])}"
     )
     return "\n".join(parts) + remarks(notes, screen)
 

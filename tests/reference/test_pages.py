@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pages import REWARD, SHOWN, TABLES_OF, TRUTH, Facts, between, read, stored
+from pages import TABLES_OF, Facts, between, read, stored
 from places import TOY
 
 import alignbench
@@ -28,59 +28,6 @@ def facts() -> Facts:
 def test_a_table_is_what_its_file_says(page, name, facts):
     """`make pages` writes them anew."""
     assert between(page, name)[0] == TABLES_OF[page, name](facts)
-
-
-def of_readme(facts: Facts) -> Iterator[str]:
-    rows = {method: facts.versus(method, TRUTH).rate for method in SHOWN}
-    assert [method for method in SHOWN if facts.versus(method).rate.low <= 0.5] == ["ddpo reward=shapes_preference"]
-    assert all(rate.low < 0.5 for rate in rows.values())
-    lowest = min(rows, key=lambda method: rows[method].rate)
-    assert rows[lowest].high < min(0.5, *(rate.rate for method, rate in rows.items() if method != lowest))
-    assert not facts.versus(lowest, TRUTH).significant
-    yield (
-        "All of them but `ddpo` are seen to win on the first. None is seen to win on the second. "
-        f"`{lowest}` even loses most pairs there, although its mean moves too little to be sure of"
-    )
-    yield f"the unaligned model takes {facts.cost('base').image_denoiser:.0f} evaluations of its denoiser"
-    assert max(facts.cost(method).alignment_seconds for method in ("refl", "draft")) < 60
-    yield "`refl` and `draft` train within a minute"
-
-
-def of_the_reference_results(facts: Facts) -> Iterator[str]:
-    gain = {row.method: row.difference for row in facts.reference.versus if row.scorer == REWARD}
-    wins = {row.method: 100 * row.rate.rate for row in facts.reference.versus if row.scorer == REWARD}
-    ddpo = "ddpo reward=shapes_preference"
-    assert all(gain[name] / gain[ddpo] > 2 for name in ("draft", "refl"))
-    yield "`draft` and `refl` gain more than twice what `ddpo` gains"
-    yield f"wins less often ({wins['sft']:.0f} %)"
-    best = [gain[name] for name in ("svdd", "classifier_guidance", "universal_guidance", "steering")]
-    assert {f"{x:.1f}" for x in best} <= {"1.3", "1.4"}
-    yield f"gain most ({max(best):.1f}), a little more than the best of six pictures at the same cost"
-    yield f"at the same cost ({gain['best_of_n n=6 nfe=240']:.1f})"
-    searching = {row.method for row in facts.reference.costs if row.image_denoiser >= 160} - {"doodl"}
-    trained = {row.method for row in facts.reference.costs if row.alignment_denoiser > 0}
-    assert min(wins[name] for name in searching) > max(wins[name] for name in trained)
-    assert max(wins, key=lambda name: wins[name]) == "noise_search"
-    demon = facts.versus("demon", TRUTH)
-    assert demon.rate.high < 0.5
-    assert not demon.significant
-    yield f"`demon` loses most pairs on truth (it wins {100 * demon.rate.rate:.0f} %), although its mean moves too"
-    dpok = facts.versus("dpok")
-    assert min(rate for _, rate in dpok.seeds) > 0.6
-    yield f"`dpok` wins more often than `ddpo` ({wins['dpok']:.0f} %, every seed above 60"
-    yield f"`d3po` loses a little more often than it wins ({wins['d3po']:.0f} %)"
-    yield f"and loses ({wins['reward_weighted_regression']:.0f} %)"
-    yield from of_the_accuracy()
-
-
-def of_the_accuracy() -> Iterator[str]:
-    content = stored("accuracy/tiny-diffusion_dpo")
-    found = {row["name"]: row["accuracy"]["half"] for row in content["rows"]}
-    seeds = [found[f"tiny-shapes-diffusion_dpo-seed{seed}"] for seed in (1, 2, 3)]
-    rates = [100 * accuracy["rate"] for accuracy in seeds]
-    begin = 100 * min(accuracy["low"] for accuracy in seeds)
-    yield f"agree with {min(rates):.1f} to {max(rates):.1f} % of the labels (the intervals begin at {begin:.0f} %)"
-    yield f"The style of the picture alone agrees with {100 * found['shapes_style']['rate']:.1f} %"
 
 
 def of_the_testbed(facts: Facts) -> Iterator[str]:
@@ -153,8 +100,6 @@ def of_the_audit(_: Facts) -> Iterator[str]:
 
 
 SAYS: dict[str, Callable[[Facts], Iterator[str]]] = {
-    "README.md": of_readme,
-    "results/README.md": of_the_reference_results,
     "results/testbed/README.md": of_the_testbed,
     "results/timings/README.md": of_the_timings,
     "rewards/README.md": of_the_audit,

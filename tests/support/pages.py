@@ -28,8 +28,8 @@ from alignbench.analysis.tables import render
 
 PAGES = (
     "README.md", "CONTRIBUTING.md", "alignbench/README.md", "algorithms/README.md", "rewards/README.md",
-    "benchmarks/README.md", "results/README.md", "results/testbed/README.md", "results/timings/README.md",
-    "tests/README.md",
+    "benchmarks/README.md", "results/README.md", "results/statistics/README.md", "results/testbed/README.md",
+    "results/timings/README.md", "tests/README.md",
 )  # fmt: skip
 
 # The rows of README's table: a method as `compare` names it, and what it does.
@@ -161,6 +161,47 @@ LEFT_OUT = re.compile(r"Strength in this pool ")  # results/README.md names it
 def reference_tables(facts: Facts) -> str:
     parts = render(facts.printed, "table").split("\n\n")
     return fenced("\n\n".join(part for part in parts if not LEFT_OUT.match(part)))
+
+
+def marks_before_and_after(facts: Facts) -> str:
+    """Every row of the reference tables whose marks came or went with the inference of today, and why."""
+    before = {(row["scorer"], row["method"]): row for row in stored("statistics/marks_before")["rows"]}
+    rows = []
+    for row in facts.printed.groups[0].versus:
+        old = before[row.scorer, row.method]
+        marks = [MARKS[test.mark] if test.mark else "" for test in (row.rate_test, row.difference_test)]
+        rows.append(
+            [
+                row.scorer,
+                f"`{row.method}`",
+                f"{100 * old['low']:.1f}–{100 * old['high']:.1f}{' *' if old['star'] else ''}",
+                f"{100 * row.rate.low:.1f}–{100 * row.rate.high:.1f} {marks[0]}".rstrip(),
+                f"{old['difference_low']:+.3g} to {old['difference_high']:+.3g}",
+                f"{row.difference_low:+.3g} to {row.difference_high:+.3g} {marks[1]}".rstrip(),
+                why_marks_changed(row, bool(old["star"])),
+            ]
+        )
+    header = "scorer|method|win rate, before:|now:|difference, before:|now:|what changed"
+    return markdown(header, rows)
+
+
+def why_marks_changed(row: Versus, starred: bool) -> str:
+    """What became of a star: it stood on win rates above a half, tested the mean, and was corrected for 60 rows."""
+    rate, difference = row.rate_test.mark, row.difference_test.mark
+    if starred:
+        if rate == difference == "better":
+            return ""
+        lost = [name for name, mark in (("win rate", rate), ("difference", difference)) if mark is None]
+        seeds = "its seeds differ" if "seeds" in row.random else "it has a test of its own"
+        return f"the {' and the '.join(lost)} {'loses' if len(lost) == 1 else 'lose'} the mark: {seeds}"
+    why = []
+    if rate == "better":
+        why.append("the win rate gets a mark: it has a test of its own")
+    if rate == "worse":
+        why.append("worse rows get marks as well")
+    if difference is not None and rate is None:
+        why.append("the difference gets a mark: 20 rows are corrected for, not 60")
+    return "; ".join(why)
 
 
 # The tables of the testbed that its page shows: a problem and a reward.
@@ -313,6 +354,7 @@ TABLES_OF: Mapping[tuple[str, str], Callable[[Facts], str]] = {
     ("README.md", "table"): small_table,
     ("results/README.md", "compare"): reference_tables,
     ("results/testbed/README.md", "testbed"): testbed_tables,
+    ("results/statistics/README.md", "marks"): marks_before_and_after,
     ("results/timings/README.md", "real models"): real_models,
     ("results/timings/README.md", "memory"): memory,
     ("results/timings/README.md", "dpo step"): dpo_step,

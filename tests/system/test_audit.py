@@ -77,10 +77,20 @@ def test_tau_by_hand_leaves_out_what_a_judge_does_not_know():
     assert found.pairs == 5
     assert found.tau == pytest.approx((2 - 1) / math.sqrt(4 * 4))
     assert agreement(a, a, prompts, KEY).tau == 1
-    assert agreement(a, 1 - a, prompts, KEY)[:3] == (-1, -1, -1)
+    tau, low, high, _ = agreement(a, 1 - a, prompts, KEY)
+    assert (tau, low) == (-1, -1)
+    assert high == pytest.approx(2 * 1.959964**2 / (3 + 1.959964**2) - 1)  # three prompts that say the same: Wilson
+
     tied = agreement(a, np.full(6, 0.5), prompts, KEY)
     assert np.isnan(tied[:3]).all()
     assert agreement(a, np.full(6, math.nan), prompts, KEY).pairs == 0
+
+
+def test_on_one_prompt_tau_is_of_its_pairs_and_has_an_interval():
+    judged = np.array([1, 1, 1, 0, 0, 1.0])
+    tau, low, high, _ = agreement(judged, np.ones(6), np.zeros(6, int), KEY)
+    assert tau == pytest.approx(1 / 3)
+    assert low < tau < high
 
 
 def test_more_pairs_of_the_same_prompts_narrow_nothing():
