@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from alignbench.analysis.load import Array, Method, Scores
 from alignbench.analysis.random_effects import NOISE, UnitMean, unit_mean
 from alignbench.analysis.significance import difference_interval, difference_p, parts_of, win_p
-from alignbench.analysis.statistics import LEVEL, WinRate, outcomes, win_rate
+from alignbench.analysis.statistics import LEVEL, UnitShares, WinRate, outcomes, win_rate
 
 Indices = NDArray[np.int64]
 
@@ -123,11 +123,8 @@ class Meeting:
         """The win rate with its interval."""
         known = ~np.isnan(self.won)
         units = np.broadcast_to(self.units, self.won.shape)[known]
-        of_pair = 1 / (len(self.pairs) * (self.pairs > 0).sum((1, 2), keepdims=True) * np.maximum(self.pairs, 1))
-        each = np.diff(np.r_[self._starts, self.present.sum()])
-        weights = np.zeros(self.won.shape)
-        weights[:, :, self.present] = np.repeat(np.moveaxis(of_pair, 0, 2), each, 2)
-        return win_rate(self.won[known], units, self.outcome_mean, weights[known])
+        wins, losses = (self.mean_of((self.won == outcome).astype(float)) for outcome in (1, 0))
+        return win_rate(self.won[known], units, UnitShares(self.outcome_mean, wins, losses))
 
     def rate_p(self) -> float:
         """Of the hypothesis that wins and losses are alike."""

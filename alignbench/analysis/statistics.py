@@ -35,6 +35,14 @@ class WinRate(NamedTuple):
     effective: float  # independent pairs that would tell as much
 
 
+class UnitShares(NamedTuple):
+    """What units say, each of which weighs alike."""
+
+    rate: UnitMean
+    wins: float  # share of pairs that are won
+    losses: float
+
+
 def outcomes(mine: Array, theirs: Array, epsilon: float = 0.0) -> Array:
     """1 where mine is higher by more than epsilon, 0 where it is lower by more than epsilon, else 0.5."""
     difference = mine - theirs
@@ -48,13 +56,7 @@ def cluster_sums(values: Array, clusters: Units) -> tuple[Array, Array]:
     return sums[sizes > 0].astype(float), sizes[sizes > 0].astype(float)
 
 
-def win_rate(
-    results: Array,
-    prompts: Units,
-    spread: UnitMean | None = None,
-    weights: Array | None = None,
-    level: float = LEVEL,
-) -> WinRate:
+def win_rate(results: Array, prompts: Units, of_units: UnitShares | None = None, level: float = LEVEL) -> WinRate:
     """The share of wins with Tango's score interval at the effective sample size.
 
     `results` are outcomes in any order, `prompts` the prompt of each. A design effect of 1 + (m − 1) ρ makes m pairs of
@@ -63,31 +65,40 @@ def win_rate(
     quarters of a prompt with ρ = 0.6 are added to them (without: 90 % coverage for 30 prompts, strong prompt effects
     and a true rate of 0.95; with: 94 to 97 % in all settings of its test).
 
-    `weights` of the pairs sum to 1; without them all weigh alike. With several seeds in `spread`, the interval has room
-    for all that it says is random: the effective number shrinks by its variance over that of prompts alone, and the
-    normal quantile becomes Student's at its degrees of freedom. Where prompts do not vary and seeds do, it is at most
-    the number of pairs whose mean would vary as much.
+    Without `of_units` every pair weighs alike; with it, every prompt. With several seeds there, the interval has room
+    for all that is random: the effective number shrinks by the whole variance over that of prompts alone, and the
+    normal quantile becomes Student's at its degrees of freedom. Where prompts do not vary and seeds do, the number is
+    at most that of pairs whose mean would vary as much.
     """
     from scipy.special import ndtri, stdtrit  # scipy.stats takes ten times as long to import
 
     sums, sizes = cluster_sums(results, prompts)
     n, count = len(results), len(sums)
-    weights = np.full(n, 1 / n) if weights is None else weights
-    share = cluster_sums(weights, prompts)[0]
-    clustered = n > count and (count > 1 or spread is not None)  # without, the pairs of one prompt are what is drawn
+    share = sizes / n if of_units is None else np.full(count, 1 / count)  # what each prompt weighs
+    clustered = n > count and (count > 1 or of_units is not None)  # without, the pairs of one prompt are what is drawn
     correlation = _correlation_within(results, prompts, sums, sizes) if clustered else 0.0
-    wins, losses = float(weights[results == 1].sum()), float(weights[results == 0].sum())
     effective = 1 / float((share**2 * (1 + (sizes - 1) * correlation) / sizes).sum())
     quantile = float(ndtri((1 + level) / 2))
-    if spread is not None and spread.seeds_random:
-        quantile = float(stdtrit(spread.df, (1 + level) / 2))
-        if spread.of_units > 0:
-            effective *= spread.of_units / spread.variance
-        elif spread.variance > 0:
-            effective = min(effective, (wins + losses - (wins - losses) ** 2) / 4 / spread.variance)
+    if of_units is None:
+        rate, wins, losses = (float(x.mean()) for x in (results, results == 1, results == 0))
+    else:
+        spread, wins, losses = of_units
+        rate = spread.mean
+        if spread.seeds_random:
+            quantile = float(stdtrit(spread.df, (1 + level) / 2))
+            effective = _with_seeds(effective, of_units)
     low, high = score_interval(wins * effective, losses * effective, effective, quantile)
-    rate = min(1.0, float((weights * results).sum()))
     return WinRate(rate, low, high, max(0.0, 1 - wins - losses), n, count, effective)
+
+
+def _with_seeds(effective: float, of_units: UnitShares) -> float:
+    """The effective number of pairs where seeds are drawn as well as units."""
+    spread, wins, losses = of_units
+    if spread.of_units > 0:
+        return effective * spread.of_units / spread.variance
+    if spread.variance > 0:
+        return min(effective, (wins + losses - (wins - losses) ** 2) / 4 / spread.variance)
+    return effective
 
 
 def score_interval(wins: float, losses: float, n: float, quantile: float) -> tuple[float, float]:
