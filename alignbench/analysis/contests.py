@@ -215,7 +215,7 @@ def shares(column: Scores, placed: Sequence[Placed]) -> Shares:
     for array, own in ((by_run, owner), (rates, np.arange(count))):
         array[np.arange(len(array)), own] = np.nan
     by_prompt[:, np.arange(count), np.arange(count)] = np.nan
-    return Shares(by_prompt[~np.isnan(by_prompt).all((1, 2))], rates, by_run, owner)
+    return Shares(by_prompt[~np.isnan(by_prompt).all((1, 2))], by_run, owner, rates)
 
 
 def _run_shares(values: Array, run: int, starts: Indices, epsilon: float) -> Array:

@@ -33,20 +33,10 @@ class Placed:
 class Meeting:
     """The pairs of two methods on one scorer."""
 
-    one: Array  # scores: [seeds of one, pairs]
-    other: Array  # [seeds of the other, pairs]
+    mine: Array  # scores, NaN where there is none: [seeds of one, 1, pairs]
+    theirs: Array  # [1, seeds of the other, pairs]
     won: Array  # [seeds of one, seeds of the other, pairs]: 1 won, ½ tied, 0 lost; NaN where either has no score
     prompts: Indices  # [pairs]
-
-    @property
-    def mine(self) -> Array:
-        """[seeds of one, seeds of the other, pairs] scores of one; NaN where either has none."""
-        return np.where(np.isnan(self.won), np.nan, self.one[:, None])
-
-    @property
-    def theirs(self) -> Array:
-        """The same of the other."""
-        return np.where(np.isnan(self.won), np.nan, self.other)
 
     @functools.cached_property
     def units(self) -> Indices:
@@ -82,7 +72,7 @@ class Meeting:
     def by_unit(self, values: Array) -> Array:
         """Mean over the pairs of each unit, which have a value each; NaN where there is none of two seeds."""
         with np.errstate(invalid="ignore"):
-            return self._sums(np.nan_to_num(values)) / self.pairs
+            return self._sums(np.where(np.isnan(self.won), 0.0, values)) / self.pairs
 
     @functools.cached_property
     def outcome(self) -> Array:
@@ -105,7 +95,7 @@ class Meeting:
     @functools.cached_property
     def _scale(self) -> float:
         """The largest score."""
-        return float(max(np.nanmax(np.abs(self.one)), np.nanmax(np.abs(self.other))))
+        return float(max(np.nanmax(np.abs(self.mine)), np.nanmax(np.abs(self.theirs))))
 
     @functools.cached_property
     def _differences(self) -> Array:
@@ -117,7 +107,7 @@ class Meeting:
         """The same on some pairs; None where it has none of them."""
         if not (self.present & inside).any():
             return None
-        return _of_present(self.one, self.other, np.where(inside, self.won, np.nan), self.prompts)
+        return _of_present(self.mine, self.theirs, np.where(inside, self.won, np.nan), self.prompts)
 
     def rate(self) -> WinRate:
         """The win rate with its interval."""
@@ -157,14 +147,14 @@ def _meeting(
     won = np.where(missing, np.nan, outcomes(column.sign * one[:, None], column.sign * other, column.epsilon))
     if decided is not None:
         won = np.where(decided & ~missing, outcome, won)
-    return _of_present(one, other, won, column.prompts)
+    return _of_present(one[:, None], other[None], won, column.prompts)
 
 
-def _of_present(one: Array, other: Array, won: Array, prompts: Indices) -> Meeting:
+def _of_present(mine: Array, theirs: Array, won: Array, prompts: Indices) -> Meeting:
     """Without the seeds that share no pair with any of the other side: they say nothing."""
     missing = np.isnan(won)
     some, others = ~missing.all((1, 2)), ~missing.all((0, 2))
-    return Meeting(one[some], other[others], won[some][:, others], prompts)
+    return Meeting(mine[some], theirs[:, others], won[some][:, others], prompts)
 
 
 def with_failures(column: Scores, mine: Sequence[int], theirs: Sequence[int], lost: bool) -> Meeting | None:

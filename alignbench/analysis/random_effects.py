@@ -46,14 +46,14 @@ class UnitMean(NamedTuple):
         return math.sqrt(self.variance)
 
 
-def unit_mean(cells: Array, scale: float = 1.0) -> UnitMean:
+def unit_mean(cells: Array, scale: float | None = None) -> UnitMean:
     """Of cells [units, seeds of one, seeds of the other]; NaN where a cell is missing, at least one of a unit there.
-    `scale` is the size of the numbers that they were computed from.
+    `scale` is the size of the numbers that they were computed from; without it, that of the cells.
 
     For the variance, a missing cell is filled with what units and seeds make it without interaction (Yates 1933) and
     taken off the degrees of freedom of the interaction.
     """
-    noise = NOISE * scale
+    noise = NOISE * (float(np.nanmax(np.abs(cells))) if scale is None else scale)
     filled, missing = filled_in(cells)
     parts = {  # what each set of factors makes of the variance, and its degrees of freedom
         factors: (square / cells.size if square / cells.size > noise**2 else 0.0, df)

@@ -54,9 +54,9 @@ class Shares:
     """What methods won from each other: shares of a prompt's pairs (ties half), NaN where two did not meet."""
 
     by_prompt: NDArray[np.float32]  # [prompts, methods, methods]; images where there is one prompt alone
-    rates: Array  # [methods, methods]: mean over prompts
     by_run: Array  # [runs, methods]: mean over prompts and the other's runs
     owner: Indices  # [runs]: the method of each run
+    rates: Array  # [methods, methods]: mean over prompts
 
     def of(self, methods: Sequence[int] | Indices) -> Shares:
         """Those of some methods."""
@@ -64,7 +64,7 @@ class Shares:
         runs = np.isin(self.owner, chosen)
         owner = np.searchsorted(chosen, self.owner[runs])
         every = np.ix_(chosen, chosen)
-        return Shares(self.by_prompt[:, chosen][:, :, chosen], self.rates[every], self.by_run[runs][:, chosen], owner)
+        return Shares(self.by_prompt[:, chosen][:, :, chosen], self.by_run[runs][:, chosen], owner, self.rates[every])
 
 
 def ranks(shares: Shares, key: Key, level: float = LEVEL) -> Ranks | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alignbench import Key
-from alignbench.analysis.random_effects import mean_squares, unit_mean
+from alignbench.analysis.random_effects import filled_in, mean_squares, unit_mean
 
 
 def cells(rows):
@@ -63,11 +63,12 @@ def test_three_factors_are_inclusion_and_exclusion():
 
 
 def test_a_missing_cell_is_filled_by_the_additive_fit_and_costs_a_degree_of_freedom():
-    """An additive table with a hole: what fills it is what stood there."""
+    """An additive table with a hole: what fills it is what stood there. The mean is that of what is there."""
     whole = np.array([1.0, 4, 2, 7])[:, None] + np.array([0.0, 3, 5])
     holed = whole.copy()
     holed[2, 1] = np.nan
-    assert unit_mean(holed[:, :, None]).mean == pytest.approx(whole.mean())
+    assert filled_in(holed[:, :, None])[0][:, :, 0] == pytest.approx(whole)
+    assert unit_mean(holed[:, :, None]).mean == pytest.approx(np.nanmean(holed, 1).mean())
     assert mean_squares(np.ones((4, 3, 1)), missing=1)[0, 1][1] == 3 * 2 - 1
 
 
