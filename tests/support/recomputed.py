@@ -3,6 +3,10 @@
 Written from the definitions, not from `alignbench/analysis`, of which nothing is imported: files are read with `json`,
 distributions and root finders are scipy's, sign flips are counted out. It is slow and plain on purpose.
 
+What the definitions leave open was settled for both alike after the first comparison: the start from which missing
+cells are filled, the grid of outcomes (`_grid`), the correlation where nothing varies, seeds that vary where prompts do
+not, and what counts as rounding. There the two agree because they were told the same.
+
 Arrays of a contest have the axes [image, seed of the method, seed of the baseline]; NaN is a pair that is not there.
 What varies by less than `NOISE` of the largest score is taken not to vary: it is rounding.
 """
