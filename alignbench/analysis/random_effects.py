@@ -2,14 +2,20 @@
 
 Prompts are crossed with the seeds of a method, and, where the baseline is trained as well, with its seeds. With one
 observation in every cell, mean squares MS_S of the analysis of variance, over all sets S of factors that have several
-levels, N cells and f_S degrees of freedom, the variance of the mean is
+levels and N cells, the variance of the mean is
 
     V = Σ_S (−1)^(|S|+1) MS_S / N                                   for two factors (MS_p + MS_s − MS_ps) / N       (1)
-    degrees of freedom = V² / Σ_S (MS_S / N)² / f_S                 Satterthwaite (1946)                            (2)
 
 (Searle, Casella and McCulloch, Variance Components, 1992, ch. 4; with three factors it is the inclusion and exclusion
-of Cameron, Gelbach and Miller 2011). V is never smaller than what any single factor alone would give; where two factors
-give the same, the one with less freedom counts.
+of Cameron, Gelbach and Miller 2011). It has two parts: V_p = MS_p / N of the units, and V_s of the seeds, which is what
+(1) adds to that and never below 0. In a 95 % interval each counts with Student's quantile at its own degrees of freedom
+(Howe 1974, JASA 69, for the sum of two means):
+
+    half width² = t_p² V_p + t_s² V_s = t_f² V                                                                      (2)
+
+So three seeds that differ cost the quantile of two degrees of freedom, and seeds that do not differ cost nothing. The
+degrees of freedom f of the whole are those that make (2) so. Those of Satterthwaite are too many where a few seeds
+differ, and cover one to two points less. results/statistics has the coverage.
 """
 
 from __future__ import annotations
@@ -26,19 +32,26 @@ Array = NDArray[np.float64]
 
 FILLINGS = 2000  # at most, until the cells that are missing no longer change
 NOISE = 1e-12  # of the numbers that something was computed from: what varies less is rounding, and taken not to vary
-ALIKE = 1e-9  # relative difference of two variances that rounding may make
+ALIKE = 1e-9  # of the variance of units: seeds that add less are alike
+UPPER = 0.975  # the quantile of a 95 % interval
 
 
 class UnitMean(NamedTuple):
     """A mean over units (prompts; images where there is one prompt) and training seeds."""
 
     mean: float  # over what is there: over the cells of each unit, then over units
-    variance: float  # of the mean, with all that is random
-    of_units: float  # of it, what units alone make; with one seed that is all
-    df: float  # degrees of freedom of the variance; 0 where there is one unit
+    of_units: float  # variance of the mean that units make; with one seed that is all
+    of_seeds: float  # and what training seeds add to it
+    df: float  # degrees of freedom of the whole, (2); 0 where there is one unit
+    df_seeds: float  # and of what seeds add
     skewness: float  # of the mean's distribution
     spread: float  # standard deviation of the units' own means
     seeds_random: bool  # whether there are several seeds on a side
+
+    @property
+    def variance(self) -> float:
+        """Of the mean, with all that is random."""
+        return self.of_units + self.of_seeds
 
     @property
     def error(self) -> float:
@@ -59,26 +72,39 @@ def unit_mean(cells: Array, scale: float | None = None) -> UnitMean:
         factors: (square / cells.size if square / cells.size > noise**2 else 0.0, df)
         for factors, (square, df) in mean_squares(filled, missing).items()
     }
-    of_units = parts[0,][0] if (0,) in parts else 0.0
-    variance, df = _pooled(parts)
+    of_units, df_units = parts.get((0,), (0.0, 0.0))
+    of_seeds, df_seeds = _of_seeds(parts)
+    df = degrees_of_freedom((of_units, df_units), (of_seeds, df_seeds))
     by_unit = np.nanmean(cells, (1, 2))
     spread = float(by_unit.std(ddof=1)) if len(by_unit) > 1 else 0.0
     spread = spread if spread > noise else 0.0
-    skewness = _skewness(by_unit) * (of_units / variance) ** 1.5 if of_units > 0 and spread > 0 else 0.0
+    skewness = _skewness(by_unit) * (of_units / (of_units + of_seeds)) ** 1.5 if of_units > 0 and spread > 0 else 0.0
     seeds_random = any(size > 1 for size in cells.shape[1:])
-    return UnitMean(float(by_unit.mean()), variance, of_units, df, skewness, spread, seeds_random)
+    return UnitMean(float(by_unit.mean()), of_units, of_seeds, df, df_seeds, skewness, spread, seeds_random)
 
 
-def _pooled(parts: Mapping[tuple[int, ...], tuple[float, float]]) -> tuple[float, float]:
-    """Equations (1) and (2), of the terms of (1) and their degrees of freedom; 0 and 0 where nothing is random."""
-    single = [part for factors, part in parts.items() if len(factors) == 1]
-    if not single:
+def _of_seeds(parts: Mapping[tuple[int, ...], tuple[float, float]]) -> tuple[float, float]:
+    """What seeds add in (1), of its terms and their degrees of freedom; where both sides have several, it has those of
+    the sum of the two mean squares (Satterthwaite 1946)."""
+    single = [parts[factor] for factor in ((1,), (2,)) if factor in parts]
+    of_units, _ = parts.get((0,), (0.0, 0.0))
+    added = sum((-1) ** (len(factors) + 1) * part for factors, (part, _) in parts.items()) - of_units
+    total = sum(part for part, _ in single)
+    if total <= 0 or added <= ALIKE * of_units:
         return 0.0, 0.0
-    variance = sum((-1) ** (len(factors) + 1) * part for factors, (part, _) in parts.items())
-    least = max(part for part, _ in single)
-    if variance <= least * (1 + ALIKE):
-        return least, min(df for part, df in single if part >= least * (1 - ALIKE))
-    return variance, 1 / sum((part / variance) ** 2 / df for part, df in parts.values())
+    return added, 1 / sum((part / total) ** 2 / df for part, df in single)
+
+
+def degrees_of_freedom(*parts: tuple[float, float]) -> float:
+    """Of the sum of variances with degrees of freedom each: (2)."""
+    from scipy.special import stdtridf, stdtrit
+
+    there = [(variance, df) for variance, df in parts if variance > 0]
+    if len(there) < 2:
+        return there[0][1] if there else max(df for _, df in parts)
+    total = sum(variance for variance, _ in there)
+    square = sum(variance / total * float(stdtrit(df, UPPER)) ** 2 for variance, df in there)
+    return float(stdtridf(UPPER, math.sqrt(square)))
 
 
 def mean_squares(cells: Array, missing: int = 0) -> dict[tuple[int, ...], tuple[float, float]]:

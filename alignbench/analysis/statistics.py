@@ -65,10 +65,9 @@ def win_rate(results: Array, prompts: Units, of_units: UnitShares | None = None,
     quarters of a prompt with ρ = 0.6 are added to them (without: 90 % coverage for 30 prompts, strong prompt effects
     and a true rate of 0.95; with: 94 to 97 % in all settings of its test).
 
-    Without `of_units` every pair weighs alike; with it, every prompt. With several seeds there, the interval has room
-    for all that is random: the effective number shrinks by the whole variance over that of prompts alone, and the
-    normal quantile becomes Student's at its degrees of freedom. Where prompts do not vary and seeds do, the number is
-    at most that of pairs whose mean would vary as much.
+    Without `of_units` every pair weighs alike; with it, every prompt. What several seeds add to the variance joins that
+    of the effective pairs, times the square of Student's quantile over the normal one, as in `random_effects`. Pairs
+    themselves keep the normal quantile: a score interval does not estimate their variance.
     """
     from scipy.special import ndtri, stdtrit  # scipy.stats takes ten times as long to import
 
@@ -84,21 +83,12 @@ def win_rate(results: Array, prompts: Units, of_units: UnitShares | None = None,
     else:
         spread, wins, losses = of_units
         rate = spread.mean
-        if spread.seeds_random:
-            quantile = float(stdtrit(spread.df, (1 + level) / 2))
-            effective = _with_seeds(effective, of_units)
+        if spread.of_seeds > 0:
+            times = float(stdtrit(spread.df_seeds, (1 + level) / 2)) / quantile
+            of_pair = (wins + losses - (wins - losses) ** 2) / 4  # variance of one pair's outcome
+            effective = 1 / (1 / effective + spread.of_seeds * times**2 / of_pair)
     low, high = score_interval(wins * effective, losses * effective, effective, quantile)
     return WinRate(rate, low, high, max(0.0, 1 - wins - losses), n, count, effective)
-
-
-def _with_seeds(effective: float, of_units: UnitShares) -> float:
-    """The effective number of pairs where seeds are drawn as well as units."""
-    spread, wins, losses = of_units
-    if spread.of_units > 0:
-        return effective * spread.of_units / spread.variance
-    if spread.variance > 0:
-        return min(effective, (wins + losses - (wins - losses) ** 2) / 4 / spread.variance)
-    return effective
 
 
 def score_interval(wins: float, losses: float, n: float, quantile: float) -> tuple[float, float]:

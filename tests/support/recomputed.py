@@ -138,18 +138,23 @@ def contest(
 
 @dataclass(frozen=True)
 class Spread:
-    """The variance of the mean, its degrees of freedom, and the part of it that only prompts would give."""
+    """The variance of the mean that prompts give, what seeds add, and degrees of freedom: of both and of the latter."""
 
-    variance: float
-    freedom: float
     of_units: float
+    of_seeds: float
+    freedom: float
+    freedom_of_seeds: float
+
+    @property
+    def variance(self) -> float:
+        return self.of_units + self.of_seeds
 
 
 def spread(cells: np.ndarray, scale: float = 1.0) -> Spread:
     filled, missing = _filled(cells)
     factors = [axis for axis in range(3) if cells.shape[axis] > 1]
     if not factors:
-        return Spread(0.0, 0.0, 0.0)
+        return Spread(0.0, 0.0, 0.0, 0.0)
     parts: dict[tuple[int, ...], tuple[float, int]] = {}  # set of factors -> (mean square over N, its freedom)
     for size in range(1, len(factors) + 1):
         for chosen in itertools.combinations(factors, size):
@@ -158,14 +163,23 @@ def spread(cells: np.ndarray, scale: float = 1.0) -> Spread:
                 freedom = max(freedom - missing, 1)
             part = _sum_of_squares(filled, chosen) / freedom / filled.size
             parts[chosen] = (part if part > (NOISE * scale) ** 2 else 0.0, freedom)
-    variance = sum((-1) ** (len(chosen) + 1) * part for chosen, (part, _) in parts.items())
-    of_units = parts[(0,)][0] if 0 in factors else 0.0
-    largest = max(parts[(axis,)][0] for axis in factors)
-    if variance <= largest * (1 + 1e-9):  # of factors with the same, the one with least freedom
-        alike = [freedom for part, freedom in (parts[(axis,)] for axis in factors) if part >= largest * (1 - 1e-9)]
-        return Spread(largest, min(alike), of_units)
-    below = sum(part**2 / freedom for part, freedom in parts.values())
-    return Spread(variance, variance**2 / below, of_units)
+    of_units, freedom = parts.get((0,), (0.0, 0))
+    seeds = [parts[(axis,)] for axis in factors if axis > 0]
+    both = sum(part for part, _ in seeds)
+    of_seeds = sum((-1) ** (len(chosen) + 1) * part for chosen, (part, _) in parts.items()) - of_units
+    if both == 0 or of_seeds <= 1e-9 * of_units:
+        return Spread(of_units, 0.0, freedom, 0.0)
+    of_both = both**2 / sum(part**2 / own for part, own in seeds)
+    if of_units == 0:
+        return Spread(0.0, of_seeds, of_both, of_both)
+    wide = of_units * _quantile(freedom) ** 2 + of_seeds * _quantile(of_both) ** 2
+    within = (min(freedom, of_both) / 2, max(freedom, of_both) * 2)
+    alike = optimize.brentq(lambda f: _quantile(f) ** 2 * (of_units + of_seeds) - wide, *within, xtol=1e-12)
+    return Spread(of_units, of_seeds, float(alike), of_both)
+
+
+def _quantile(freedom: float) -> float:
+    return float(stats.t.ppf(1 - LEVEL / 2, freedom))
 
 
 def _sum_of_squares(cells: np.ndarray, chosen: tuple[int, ...]) -> float:
@@ -328,11 +342,9 @@ def win_rate(found: Contest) -> tuple[Quantity, float, float]:
     p = _outcome_flips(blocks)
     if max(found.won.shape[1:]) > 1:
         about = spread(found.cells(found.won))
-        if about.of_units > 0:
-            effective /= about.variance / about.of_units
-        elif about.variance > 0:  # seeds alone make it vary: as many pairs as vary so much
-            effective = min(effective, (wins + losses - (wins - losses) ** 2) / 4 / about.variance)
-        quantile = float(stats.t.ppf(1 - LEVEL / 2, about.freedom))
+        if about.of_seeds > 0:  # what seeds add is as if fewer pairs were there
+            added = about.of_seeds * (_quantile(about.freedom_of_seeds) / quantile) ** 2
+            effective = 1 / (1 / effective + added / ((wins + losses - (wins - losses) ** 2) / 4))
         p = max(p, _student(rate - 0.5, about))
     low, high = tango(wins * effective, losses * effective, effective, quantile)
     return Quantity(rate, low, high, max(p, LEAST_P)), 1 - wins - losses, effective
@@ -366,7 +378,7 @@ def difference(found: Contest) -> Quantity:
     t = mean / error
     corrected = t + skew * t**2 / 3 + skew**2 * t**3 / 27 + skew / 6
     p = max(float(2 * stats.t.sf(abs(x), about.freedom)) for x in (t, corrected))
-    quantile = float(stats.t.ppf(1 - LEVEL / 2, about.freedom))
+    quantile = _quantile(about.freedom)
 
     def inverse(x: float) -> float:
         inside = skew * (x - skew / 6)
