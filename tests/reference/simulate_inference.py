@@ -19,7 +19,8 @@ the seed's variance are solved for, the standard deviation of the rate by quadra
 seed says nothing of other seeds: there the truth is that of the run itself, and sd = 0 is all there is to simulate.
 
 Figures are shares of replicates in %, but for the median width of a win rate's interval, in points. `told` is the share
-with an interval of the difference, its coverage is among those. The same key gives the same figures.
+with an interval of the difference; its coverage is among those, and not given where they are under a twentieth. The
+same key gives the same figures.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ SHARES = {"prompt": 0.4, "image": 0.1, "prompt × seed": 0.2, "rest": 0.3}  # of
 SKEWED_SHARES = {"prompt": 0.8, "image": 0.04, "prompt × seed": 0.06, "rest": 0.1}
 ALTERNATIVE = 0.3  # the mean of a skewed difference, in standard deviations, at which power is told
 DENSITY = 1 / math.sqrt(2 * math.pi)  # of the normal distribution at 0: points of win rate in one of y
+LEAST_TOLD = 5.0  # % of replicates
 BATCH = 100  # replicates drawn at once
 
 
@@ -190,7 +192,8 @@ def simulate(setting: Setting, replicates: int) -> dict[str, Any]:
     low, high = np.array(differences).T
     told = ~np.isnan(low)
     inside = ((low <= true.difference) & (true.difference <= high))[told]
-    figures |= {"difference told": _percent(told), "difference coverage": _percent(inside) if told.any() else None}
+    figures |= {"difference told": _percent(told)}
+    figures |= {"difference coverage": _percent(inside) if _percent(told) >= LEAST_TOLD else None}
     figures |= {f"difference {marks}": _percent(np.array(p_difference) < LEVEL)}
     return figures | ({"difference power": _percent(np.array(shifted) < LEVEL)} if shifted else {})
 
