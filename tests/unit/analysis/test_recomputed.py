@@ -12,7 +12,7 @@ from alignbench.analysis.compare import compare
 from alignbench.analysis.load import load, methods_of
 from alignbench.keys import Key
 
-FEW, MANY = 60, 600
+FEW, MANY = 60, 200
 LOW_IS_GOOD = {"s": {"higher_is_better": False, "tie_epsilon": 0.25}}
 
 
@@ -188,5 +188,5 @@ def test_the_table_of_the_embedded_model_is_the_same_when_computed_again():
 def test_the_tables_of_the_testbed_are_the_same_when_computed_again():
     tables = committed(ROOT / "results" / "testbed")
     assert len(tables) > 3
-    for methods in tables:
+    for methods in tables[::3]:
         assert disagreements(methods) == []
