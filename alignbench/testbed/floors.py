@@ -76,7 +76,10 @@ def of_optimum(flat: ExactProblem, name: str, n: int, source: Source, key: Key) 
 
 
 def of_excess(flat: ExactProblem, name: str, mean_reward: float, n: int, source: Source, key: Key) -> float:
-    """The floor of the excess KL of n points that earn this mean reward, in nats; not a number where no λ earns it."""
+    """The floor of the excess KL of n points that earn this mean reward, in nats; not a number where no λ earns it.
+
+    At least 0: what spends no more than the frontier asks for is on it, also where draws happen to spend still less.
+    """
     rate, p = nearest(flat, name, mean_reward)
     if not math.isfinite(rate):
         return math.nan
@@ -85,7 +88,7 @@ def of_excess(flat: ExactProblem, name: str, mean_reward: float, n: int, source:
     for sets, joint in optimum.lots(key("nearest"), n, FLOOR_REPLICATES):
         missed.append(optimum.missed(sets, joint.logsumexp(-1)))
         nearer.append(optimum.error(sets) ** 2 / (2 * moments(p, optimum.reward)[1]))
-    return _highest(torch.cat(missed) - torch.cat(nearer)) - optimum.bias(torch.cat(missed))
+    return max(0.0, _highest(torch.cat(missed) - torch.cat(nearer)) - optimum.bias(torch.cat(missed)))
 
 
 @dataclass(frozen=True)
