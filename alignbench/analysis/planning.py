@@ -8,11 +8,12 @@ noise, so its part is the same under each of them. With n prompts × k images ×
 
 Of the test, whose error is that of `random_effects`, T_p is expected to be found of the prompts, where T_x sums the
 terms of (1) that contain x, and T_s of the seeds, from which it takes what they have by chance, T_p + T_s − V. With few
-seeds their mean square is far from that, so its 32 quantiles T_s χ²/f_s are gone through. The smallest difference δ is
+seeds their mean square may lie far from that, so 32 quantiles of it, a multiple of a chi-square, are gone through. The
+smallest difference δ, with f = n − 1 and the half width of a two-sided test, one of m by Bonferroni, has
 
-    mean over quantiles of P(t_f ≤ (δ − half width) / √V) = power                f = n − 1; two-sided, Bonferroni    (2)
+    mean over quantiles of P(t_f ≤ (δ − half width) / √V) = power                                                    (2)
 
-and (t_{1 − α / 2m} + t_power) √V where no seeds are drawn. Where the baseline has several training seeds, they are a
+and is (t_{1 − α / 2m} + t_power) √V where no seeds are drawn. Where the baseline has several training seeds, they are a
 third factor with terms like those of s. The variances are estimated from mean squares (Searle, Casella and McCulloch,
 Variance Components, 1992, ch. 4); a negative estimate is 0. One seed tells no variance of seeds, and one image per
 prompt none of images.
