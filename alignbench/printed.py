@@ -26,7 +26,7 @@ SPELLED = {
     "⊥": "_|_", "⊗": "(x)", "≻": ">", "⪰": ">=", "½": "1/2", "¼": "1/4", "²": "^2", "³": "^3", "⁶": "^6", "¹": "1",
     "⁻": "^-", "₁": "1", "₂": "2", "∂": "d", "ᵀ": "^T", "§": "section ", "\N{COMBINING CIRCUMFLEX ACCENT}": "^",
     "\N{COMBINING TILDE}": "~", "\N{COMBINING MACRON}": "-", "ᾱ": "alpha-bar", "Ĉ": "C^", "Â": "A^",
-    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "eps", "η": "eta", "θ": "theta", "λ": "lambda",
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "eps", "η": "eta", "θ": "theta", "λ": "lambda", "ν": "nu", "û": "u^",
     "μ": "mu", "ξ": "xi", "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau", "φ": "phi", "ψ": "psi", "Δ": "Delta",
     "Π": "Pi", "Σ": "Sum", "‘": "'", "’": "'", "‹": "<", "“": '"', "”": '"', "°": " degrees", "\xa0": " ",
 }  # fmt: skip
