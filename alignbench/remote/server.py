@@ -124,7 +124,13 @@ def make_server(scorer: Mapping[str, Any], score: Score, port: int, hosts: Seque
         backlog=BACKLOG,
         timeout_graceful_shutdown=GRACE,
     )
-    return ScorerServer(socket.create_server((HOST, port), backlog=BACKLOG), uvicorn.Server(config))
+    return ScorerServer(listen(HOST, port, BACKLOG), uvicorn.Server(config))
+
+
+def listen(host: str, port: int, backlog: int) -> socket.socket:
+    """A socket at an address of this machine. Raises OSError where it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=backlog)
 
 
 class _Prompt(H11Protocol):
