@@ -280,13 +280,15 @@ def digest_of(pictures: dict[tuple[int, int], str]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def checks_of(log: Log) -> dict[str, list[bool]]:
-    """Whether each rater passed each check that tells something. A skipped one tells nothing."""
+def checks_of(log: Log, name: str | None = None) -> dict[str, list[bool]]:
+    """Whether each rater passed each check that tells something, perhaps with one question alone. A skipped one tells
+    nothing."""
     found: dict[str, list[bool]] = {}
     for cast in log.cast:
         pair, choice = cast.pair, cast.vote.choice
-        tells = pair.check == "same" or (pair.wrong and log.header.questions[pair.question].of_prompt)
-        if tells and choice != "skip":
+        question = log.header.questions[pair.question]
+        tells = pair.check == "same" or (pair.wrong and question.of_prompt)
+        if tells and choice != "skip" and name in (None, question.name):
             passed = choice != pair.wrong if pair.wrong else choice == "tie"
             found.setdefault(pair.rater, []).append(passed)
     return found

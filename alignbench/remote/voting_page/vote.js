@@ -13,6 +13,7 @@ let current = null; // the pair on the screen, decoded
 let ahead = null; // a promise of the one after it
 let busy = true; // until both pictures are there, and while a vote is on its way
 let since = 0;
+let heard = ""; // what is said of the last choice, before the next question
 
 async function ask(path, content) {
   // The server's answer. Where it cannot be reached it is asked again: a vote counts once however often it is sent.
@@ -109,6 +110,8 @@ function show(pair) {
     $(side).querySelector(".frame").replaceChildren(pair.images[side]);
   }
   for (const id of ["left", "right", "tie", "skip"]) $(id).classList.remove("chosen");
+  $("said").textContent = `${heard} ${questions[pair.question].text} ${pair.prompt}`;
+  heard = "";
   document.documentElement.dataset.ready = pair.nonce;
   busy = false;
   since = performance.now();
@@ -136,7 +139,7 @@ async function choose(choice) {
   try {
     const answer = await ask("vote", { nonce: current.nonce, choice, milliseconds });
     progress(answer.progress);
-    $("said").textContent = SAID[choice];
+    heard = SAID[choice];
   } catch (error) {
     if (error.code !== "counted") {
       $(choice).classList.remove("chosen");
@@ -144,7 +147,7 @@ async function choose(choice) {
       busy = false;
       return;
     }
-    $("said").textContent = "This pair had your vote already.";
+    heard = "This pair had your vote already.";
   }
   try {
     await onward();
@@ -167,9 +170,9 @@ async function undo() {
   try {
     const answer = await ask("undo", {});
     progress(answer.progress);
+    heard = "Your last vote was taken back.";
     show(await decoded(answer.pair));
     look();
-    $("said").textContent = "Your last vote was taken back. Choose again.";
   } catch (error) {
     wrong(error.message);
     busy = false;
