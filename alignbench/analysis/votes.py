@@ -113,7 +113,7 @@ class VoteColumn:
     worth: Raters
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """What one rater, or nobody, says of two cells on a prompt."""
 
     one: int  # row of a run
@@ -167,6 +167,14 @@ def vote_columns(
     return columns, notes
 
 
+def entries_of(path: Path, log: Log, runs: Sequence[Run], name: str) -> list[Entry]:
+    """What counts of a log on one question, skipped pairs too. Raises InputError for votes on other pictures."""
+    known = {cell_id(run.result): i for i, run in enumerate(runs)}
+    rows = {c: known[cell.id] for c, cell in enumerate(log.header.cells) if cell.id in known}
+    _check_pictures(path, log, runs, rows)
+    return _entries(log, rows, name, 0)
+
+
 def read_logs(paths: Sequence[Path]) -> list[tuple[Path, Log]]:
     return [(path, read_log(path)) for path in paths]
 
@@ -200,7 +208,7 @@ def _check_pictures(path: Path, log: Log, runs: Sequence[Run], rows: Mapping[int
             raise InputError(f"{path}: {file} is another picture than was voted on; bring it back, or vote anew.")
 
 
-def _entries(log: Log, rows: Mapping[int, int], name: str, k: int) -> list[_Entry]:
+def _entries(log: Log, rows: Mapping[int, int], name: str, k: int) -> list[Entry]:
     """What counts of a log on one question."""
     numbers = [i for i, question in enumerate(log.header.questions) if question.name == name]
     if not numbers:
@@ -214,18 +222,18 @@ def _entries(log: Log, rows: Mapping[int, int], name: str, k: int) -> list[_Entr
     return [entry for entry in found if entry is not None]
 
 
-def _entry(pair: Served | Identical, rows: Mapping[int, int], won: float, k: int) -> _Entry | None:
+def _entry(pair: Served | Identical, rows: Mapping[int, int], won: float, k: int) -> Entry | None:
     if pair.left.cell not in rows or pair.right.cell not in rows:
         return None
     rater = pair.rater if isinstance(pair, Served) else ""
-    return _Entry(rows[pair.left.cell], rows[pair.right.cell], won, pair.prompt, pair.left.sample, rater, k)
+    return Entry(rows[pair.left.cell], rows[pair.right.cell], won, pair.prompt, pair.left.sample, rater, k)
 
 
 @dataclass(frozen=True)
 class _Votes:
     """The votes on two methods, from the first one's side."""
 
-    entries: list[_Entry]
+    entries: list[Entry]
 
     def numbers(self, values: Sequence[object]) -> Numbers:
         order = {value: i for i, value in enumerate(dict.fromkeys(values))}
@@ -255,7 +263,7 @@ class _Votes:
         return self.numbers([(e.one, e.other, e.prompt, e.sample) for e in self.entries])
 
 
-def _between(one: Placed, other: Placed, entries: Sequence[_Entry]) -> list[_Entry]:
+def _between(one: Placed, other: Placed, entries: Sequence[Entry]) -> list[Entry]:
     """Of two methods alone, turned to the first one's side."""
     turned = (e if e.one in one.rows else e._replace(one=e.other, other=e.one, won=1 - e.won) for e in entries)
     return [e for e in turned if e.one in one.rows and e.other in other.rows]
@@ -263,7 +271,7 @@ def _between(one: Placed, other: Placed, entries: Sequence[_Entry]) -> list[_Ent
 
 def _tested(
     pairs: Sequence[tuple[Placed, Placed]],
-    entries: Sequence[_Entry],
+    entries: Sequence[Entry],
     failed: set[tuple[int, str]],
     family: Family,
     name: str,
@@ -292,7 +300,7 @@ def _p(votes: _Votes) -> float:
 
 
 def _versus(
-    one: Placed, other: Placed, own: list[_Entry], failed: set[tuple[int, str]], tested: tuple[float, float, int]
+    one: Placed, other: Placed, own: list[Entry], failed: set[tuple[int, str]], tested: tuple[float, float, int]
 ) -> VoteVersus:
     votes = _Votes([e for e in own if not np.isnan(e.won)])
     rate, people = rates(votes.won, votes.prompts, votes.raters, votes.seeds)
@@ -338,7 +346,7 @@ def _majority(votes: _Votes) -> Majority | None:
     return Majority(won, len(enough) - won - lost, lost)
 
 
-def _worth(logs: Sequence[Log], name: str, entries: Sequence[_Entry]) -> Raters:
+def _worth(logs: Sequence[Log], name: str, entries: Sequence[Entry]) -> Raters:
     """Agreement of raters with each other and with themselves, sides, checks and time."""
     asked = [e for e in entries if e.rater and not np.isnan(e.won)]
     turned = [e if e.one < e.other else e._replace(one=e.other, other=e.one, won=1 - e.won) for e in asked]
