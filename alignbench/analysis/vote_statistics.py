@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignbench.analysis.random_effects import UnitMean
-from alignbench.analysis.statistics import LEVEL, RESAMPLES, WinRate, win_rate
+from alignbench.analysis.statistics import LEVEL, RESAMPLES, UnitShares, WinRate, cluster_sums, win_rate
 from alignbench.keys import Key, resample_counts
 
 Array = NDArray[np.float64]
@@ -81,10 +81,17 @@ def vote_mean(won: Array, prompts: Numbers, factors: Sequence[Numbers]) -> UnitM
 def rates(won: Array, prompts: Numbers, raters: Numbers, seeds: Sequence[Numbers]) -> tuple[WinRate, WinRate | None]:
     """The win rate with the interval of these raters, and with that of people where there are raters enough."""
     own = [factor for factor in seeds if len(np.unique(factor)) > 1]
-    these = win_rate(won, prompts, vote_mean(won, prompts, own))
+    wins, losses = (unit_mean_of((won == outcome).astype(float), prompts) for outcome in (1, 0))
+    these = win_rate(won, prompts, UnitShares(vote_mean(won, prompts, own), wins, losses))
     if len(np.unique(raters[raters >= 0])) < FEWEST_RATERS:
         return these, None
-    return these, win_rate(won, prompts, vote_mean(won, prompts, [raters, *own]))
+    return these, win_rate(won, prompts, UnitShares(vote_mean(won, prompts, [raters, *own]), wins, losses))
+
+
+def unit_mean_of(values: Array, units: Numbers) -> float:
+    """The mean over units of the means of each."""
+    sums, sizes = cluster_sums(values, units)
+    return float((sums / sizes).mean())
 
 
 def alpha_of(units: Numbers, values: Numbers, key: Key) -> Alpha:

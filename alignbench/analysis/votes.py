@@ -296,7 +296,7 @@ def _p(votes: _Votes) -> float:
     factors = [f for f in votes.seeds if len(np.unique(f)) > 1]
     if len(np.unique(raters[raters >= 0])) >= FEWEST_RATERS:
         factors = [raters, *factors]
-    return win_p(np.bincount(prompts, won) / counts, parts_of(counts), vote_mean(won, prompts, factors))
+    return win_p(np.bincount(prompts, won) / counts, parts_of(counts[:, None, None]), vote_mean(won, prompts, factors))
 
 
 def _versus(

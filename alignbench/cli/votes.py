@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import quote
+
+from cyclopts import Parameter
 
 from alignbench.cli.flags import Flag, Names
 from alignbench.cli.output import say, typed
@@ -20,6 +23,7 @@ def vote(
     seed: int | None = None,
     host: str = "127.0.0.1",
     port: int = 8765,
+    import_: Annotated[Path | None, Parameter(name="--import")] = None,
 ) -> int:
     """Open a page on which people vote blindly: two pictures of one prompt and noise, and which is better.
 
@@ -47,8 +51,17 @@ def vote(
         An address of this machine under which others reach it. Any but 127.0.0.1 needs a key in the page's address.
     port: int
         Port to listen on; 0 takes a free one.
+    import_: Path
+        Serve nothing, but make a log of votes that were cast elsewhere: a .csv with the columns prompt, method_a,
+        method_b, choice and rater, or Label Studio's .json.
     """
-    _check(files, votes, each, raters or (), port)
+    _check(files, votes, each, port)
+    if import_ is not None:
+        from alignbench.judging.outside_votes import import_votes
+
+        made = import_votes(import_, files, votes)
+        say(f"{made.votes} votes of {made.raters} raters in {made.path}: {', '.join(made.questions)}")
+        return 0
     from alignbench.judging.voting import Asked, begin
     from alignbench.judging.voting_served import is_local, raters_of, served
 
@@ -71,7 +84,7 @@ def vote(
     return 0
 
 
-def _check(files: tuple[Path, ...], votes: Path, each: int, raters: tuple[str, ...], port: int) -> None:
+def _check(files: tuple[Path, ...], votes: Path, each: int, port: int) -> None:
     if not files:
         raise InputError("name the results to vote on: alignbench vote A.json B.json.")
     if votes.suffix != ".jsonl":
