@@ -10,7 +10,6 @@ changes anything, comes from the page itself: `Origin` is the server's, the body
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import json
 import sys
@@ -29,11 +28,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from alignbench.remote.server import BACKLOG, GRACE, HOSTS, ScorerServer, listen
+from alignbench.remote import server
+from alignbench.remote.server import GRACE, HOSTS, ScorerServer, body_of, listen
 
 LARGEST = 4096  # bytes of a request
 SECONDS = 20.0  # for a request to arrive
 CONNECTIONS = 1000
+BACKLOG = 128
 MOST = 16  # pairs that a page says it has
 SLOWEST = 2**31
 
@@ -50,12 +51,12 @@ HEADERS = {
 }
 
 
-class Refused(Exception):
+class Refused(server.Refused):
     """What a rater asked for is not done, and why; `code` is for the page."""
 
     def __init__(self, reason: str, status: int = 422, code: str = "") -> None:
-        super().__init__(reason)
-        self.status, self.code = status, code
+        super().__init__(reason, status)
+        self.code = code
 
 
 class Polls(Protocol):
@@ -97,10 +98,10 @@ def make_vote_server(polls: Polls, host: str, port: int) -> ScorerServer:
         date_header=False,
         limit_concurrency=CONNECTIONS,
         timeout_keep_alive=15,
-        backlog=max(BACKLOG, 128),
+        backlog=BACKLOG,
         timeout_graceful_shutdown=GRACE,
     )
-    return ScorerServer(listen(host, port, backlog=128), uvicorn.Server(config))
+    return ScorerServer(listen(host, port, BACKLOG), uvicorn.Server(config))
 
 
 @dataclass
@@ -121,8 +122,8 @@ class _Answers:
     async def asked(self, request: Request) -> Response:
         try:
             _check_origin(request)
-            body = await _body(request)
-        except Refused as refusal:
+            body = _object(await body_of(request, LARGEST, SECONDS))
+        except server.Refused as refusal:
             return _refusal(refusal)
         except ClientDisconnect:
             return Response(status_code=400)  # which nobody reads
@@ -155,16 +156,7 @@ def _check_origin(request: Request) -> None:
         raise Refused("expected Content-Type: application/json.", 415)
 
 
-async def _body(request: Request) -> dict[str, Any]:
-    content = bytearray()
-    try:
-        async with asyncio.timeout(SECONDS):
-            async for part in request.stream():
-                content += part
-                if len(content) > LARGEST:
-                    raise Refused(f"more than {LARGEST} bytes.", 413)
-    except TimeoutError:
-        raise Refused(f"the request did not arrive within {SECONDS:g} s.", 408) from None
+def _object(content: bytes) -> dict[str, Any]:
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
@@ -202,8 +194,9 @@ async def _nothing_there(request: Request, error: Exception) -> Response:
     return _said(error.status_code, {"error": "there is nothing here; the page is at /.", "code": ""})
 
 
-def _refusal(refusal: Refused) -> Response:
-    return _said(refusal.status, {"error": str(refusal), "code": refusal.code})
+def _refusal(refusal: server.Refused) -> Response:
+    code = refusal.code if isinstance(refusal, Refused) else ""
+    return _said(refusal.status, {"error": str(refusal), "code": code})
 
 
 def _said(status: int, content: dict[str, Any]) -> Response:
