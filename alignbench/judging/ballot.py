@@ -7,6 +7,7 @@ often, or, adaptively, of those whose interval is widest; of their prompts, one 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ class Ground:
     methods: Sequence[Sequence[int]]  # the cells of each, one per training seed
     texts: Mapping[str, str]  # of prompts by id
 
-    @property
+    @functools.cached_property
     def duels(self) -> list[tuple[int, int]]:
         return list(itertools.combinations(range(len(self.methods)), 2))
 
@@ -146,9 +147,16 @@ class Chooser:
         cells = [self.ground.cells[i] for method in duel for i in self.ground.methods[method]]
         return sorted(set.intersection(*map(_slots, cells)))
 
+    @functools.cached_property
     def size(self) -> int:
-        """How many different pairs there are."""
-        return sum(map(len, self._orders))
+        """How many pairs of different pictures there are, by each method's first seed."""
+        found = 0
+        for order in self._orders:
+            for unit in order:
+                cells = [self.ground.methods[method][0] for method in self.ground.duels[unit.duel]]
+                one, other = (self.ground.cells[i].shown(i, unit.prompt, unit.sample) for i in cells)
+                found += one is not None and other is not None and one.sha256 != other.sha256
+        return found
 
     def shown(self, item: Item, rater: str) -> None:
         """Remember an item that a rater was shown, or, of the rater "", one that nobody needs to be asked about."""

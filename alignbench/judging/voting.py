@@ -105,7 +105,9 @@ class Session:
             pair = next((pair for pair in self._open(rater) if pair.nonce not in have), None)
             if pair is None and len(self._open(rater)) < AHEAD:
                 pair = self._serve(rater)
-            return {"pair": None if pair is None else self._as_seen(pair), "progress": self._progress(rater)}
+            if pair is None:
+                return {"pair": None, "progress": self._progress(rater, ended=not self._open(rater))}
+            return {"pair": self._as_seen(pair), "progress": self._progress(rater)}
 
     def vote(self, rater: str, key: str, nonce: str, choice: str, milliseconds: int) -> dict[str, Any]:
         """Count a vote. Raises Refused for one that is not on a pair that is open for this rater."""
@@ -128,7 +130,8 @@ class Session:
                 at=_now(),
             )
             self._append(line)
-            self._chooser.voted(self._items[pair.item], choice) if pair.question == 0 else None
+            if pair.question == 0:
+                self._chooser.voted(self._items[pair.item], choice)
             return {"progress": self._progress(rater)}
 
     def undo(self, rater: str, key: str) -> dict[str, Any]:
@@ -245,9 +248,12 @@ class Session:
         """Items that a rater was shown."""
         return len({pair.item for pair in self._of.get(rater, ())})
 
-    def _progress(self, rater: str) -> dict[str, Any]:
-        votes = [vote for vote in self.log.votes.values() if vote.rater == rater]
-        total = min(self.asked.each, max(self._count(rater), self._chooser.size())) * len(self.log.header.questions)
+    def _progress(self, rater: str, ended: bool = False) -> dict[str, Any]:
+        """Votes, how many there will be, and how long the rest may take."""
+        shown = self._of.get(rater, [])
+        votes = [self.log.votes[pair.nonce] for pair in shown if pair.nonce in self.log.votes]
+        expected = min(self.asked.each, max(self._count(rater), self._chooser.size))
+        total = len(votes) if ended else expected * len(self.log.header.questions)
         taken = [min(SLOWEST, vote.milliseconds) for vote in votes[-20:]]
         left = max(0, total - len(votes))
         seconds = round(left * statistics.median(taken) / 1000) if len(taken) >= 3 else None

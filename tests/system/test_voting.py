@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import http.client
 import io
 import json
 import os
@@ -16,6 +17,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from servers import running
 from voted import Browser, cells, post
@@ -55,7 +58,7 @@ def test_a_rater_votes_to_the_end_and_every_vote_is_in_the_log(files, log):
         while pair := anna.next():
             said = anna.vote(pair, ("left", "right", "tie", "skip")[count % 4])
             count += 1
-            assert said["progress"]["done"] == count
+            assert (said["progress"]["done"], said["progress"]["total"]) == (count, 12)
     assert count == 12
     found = read_log(log)
     assert Counter(vote.choice for vote in found.votes.values()) == {"left": 3, "right": 3, "tie": 3, "skip": 3}
@@ -117,6 +120,7 @@ def test_the_same_picture_of_two_methods_is_a_tie_that_nobody_is_asked_about(tmp
         anna = Browser(url, "anna")
         while pair := anna.next():
             anna.vote(pair, "left")
+        assert anna.ask("next", have=[])["progress"] == {"done": 9, "total": 9, "seconds": 0}
     assert {line.prompt for line in session.log.identical} == {"p1", "p4", "p7"}
     assert len(session.log.votes) == 9
     assert len(read_log(log).identical) == 3
@@ -352,7 +356,7 @@ def test_no_answered_vote_is_lost_when_the_server_is_killed_and_started_again(tm
         rater = Browser(url, "anna")
         stop = threading.Timer(0.4, process.send_signal, [signal.SIGKILL])
         stop.start()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, http.client.HTTPException):  # killed before the answer, or within it
             while time.monotonic():
                 pair = rater.next()
                 if pair is None:
@@ -429,3 +433,24 @@ def test_an_edited_log_is_refused_by_line(change, words, files, log):
     log.write_text("".join(f"{line}\n" for line in change(lines)))
     with pytest.raises(InputError, match=words):
         read_log(log)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The bytes of a log with votes, an undo and a pair of one picture."""
+    folder = tmp_path_factory.mktemp("finished")
+    with session_of(cells(folder / "results", prompts=4, same=(1,)), folder / "votes.jsonl") as (_, url):
+        anna = Browser(url, "anna")
+        while pair := anna.next():
+            anna.vote(pair, "left")
+        anna.ask("undo")
+    return (folder / "votes.jsonl").read_bytes()
+
+
+@given(place=st.integers(0, 10_000), cut=st.integers(0, 40), put=st.binary(max_size=40))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_log_of_any_bytes_is_read_or_refused_in_a_sentence(place, cut, put, finished, tmp_path):
+    start = place % len(finished)
+    (tmp_path / "votes.jsonl").write_bytes(finished[:start] + put + finished[start + cut :])
+    with contextlib.suppress(InputError):
+        read_log(tmp_path / "votes.jsonl")
