@@ -32,7 +32,8 @@ from alignbench.analysis.load import (
 from alignbench.analysis.pairing import Placed, meet
 from alignbench.analysis.published import beside
 from alignbench.analysis.ranks import ranks
-from alignbench.analysis.votes import read_logs, vote_columns
+from alignbench.analysis.vote_entries import read_logs
+from alignbench.analysis.votes import vote_columns
 from alignbench.choices import Breakdown, Family
 from alignbench.errors import InputError, UnknownName
 from alignbench.keys import Key

@@ -62,7 +62,8 @@ def vote(
         made = import_votes(import_, files, votes)
         say(f"{made.votes} votes of {made.raters} raters in {made.path}: {', '.join(made.questions)}")
         return 0
-    from alignbench.judging.voting import Asked, begin
+    from alignbench.judging.voting import begin
+    from alignbench.judging.voting_asked import Asked
     from alignbench.judging.voting_served import is_local, raters_of, served
 
     names = raters_of(raters or ())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from alignbench.analysis.load import Run, load, methods_of
-from alignbench.analysis.votes import Entry, entries_of
+from alignbench.analysis.vote_entries import Entry, entries_of
 from alignbench.errors import InputError, UnknownName
 from alignbench.files import make_folder, replace_file, sha256_of, write_text
 from alignbench.pictures import PictureError, content_of

@@ -6,32 +6,29 @@ write and a sync: what a rater was told is counted is on disk, whatever dies. Wh
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import hmac
-import os
+import io
 import secrets
 import statistics
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alignbench.errors import InputError, shown
-from alignbench.files import FULL, cannot_write, make_folder
-from alignbench.judging.ballot import Chooser, Ground, Item
+from alignbench.files import FULL
+from alignbench.judging.ballot import Chooser, Ground, Item, ground_of
+from alignbench.judging.voting_asked import Asked, check_same, header_of, now
+from alignbench.judging.voting_log import LogFile, opened, secret_of
 from alignbench.keys import Key
+from alignbench.pictures import PictureError, content_of, read
 from alignbench.record.votes import (
     LONGEST_NAME,
     Header,
     Identical,
     Line,
     Log,
-    Question,
-    Rules,
     Served,
     Undo,
     Vote,
@@ -41,39 +38,12 @@ from alignbench.record.votes import (
 )
 from alignbench.remote.vote_server import Refused
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 RATERS = 1000  # in one session
 AHEAD = 4  # pairs that may be open for a rater at a time
 SLOWEST = 60_000  # milliseconds of a vote, in the guess of how long it will take
-
-PAPER = {  # the three questions of the human study of Diffusion-DPO (Wallace et al. 2023, section 5.1)
-    "overall": Question(name="overall", text="Which picture do you prefer, given the text?"),
-    "alignment": Question(name="alignment", text="Which picture better fits the text?"),
-    "appearance": Question(
-        name="appearance", text="Which picture is more appealing, whatever the text says?", of_prompt=False
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a session is asked to be."""
-
-    log: Path
-    questions: tuple[str, ...] = ()
-    raters: tuple[str, ...] = ()  # names; none: whoever types a name
-    each: int = 100  # pairs of a rater
-    seed: int | None = None
-    adaptive: bool = False
-    closed: bool = False  # a key in the address is needed, whoever may vote
-    rules: Rules = field(default_factory=Rules)
-
-
-def questions_of(asked: Sequence[str]) -> list[Question]:
-    """The questions by their short names, or in the user's own words."""
-    found = [PAPER.get(text) or Question(name=text, text=text) for text in asked or ("overall",)]
-    if len({question.name for question in found}) < len(found):
-        raise InputError("--task: one question stands there twice.")
-    return found
 
 
 @dataclass
@@ -84,8 +54,7 @@ class Session:
     asked: Asked
     log: Log
     secret: bytes
-    _file: int
-    _size: int
+    _file: LogFile
     _chooser: Chooser
     _items: dict[int, Item] = field(default_factory=dict)
     _of: dict[str, list[Served]] = field(default_factory=dict)  # by rater, in the order they were shown
@@ -127,7 +96,7 @@ class Session:
                 left=pair.left.sha256,
                 right=pair.right.sha256,
                 milliseconds=milliseconds,
-                at=_now(),
+                at=now(),
             )
             self._append(line)
             if pair.question == 0:
@@ -142,15 +111,13 @@ class Session:
             if last is None:
                 raise Refused("there is no vote of yours to take back.", 409, "none")
             pair = self.log.served[last.nonce]
-            self._append(Undo(nonce=last.nonce, rater=rater, at=_now()))
+            self._append(Undo(nonce=last.nonce, rater=rater, at=now()))
             if pair.question == 0:
                 self._chooser.voted(self._items[pair.item], last.choice, sign=-1)
             return {"pair": self._as_seen(pair), "progress": self._progress(rater)}
 
     def picture(self, nonce: str, side: str) -> bytes:
         """A picture as PNG, encoded anew: nothing but its pixels leaves. Raises Refused where it has changed."""
-        from alignbench.pictures import PictureError, content_of, read
-
         with self._turn:
             pair = self.log.served.get(nonce)
         if pair is None or side not in ("left", "right"):
@@ -204,7 +171,7 @@ class Session:
             number = len(self._items)
             if item.check or item.left.sha256 != item.right.sha256:
                 return self._written(rater, item, number, 0)
-            self._append(Identical(item=number, prompt=item.prompt, left=item.left, right=item.right, at=_now()))
+            self._append(Identical(item=number, prompt=item.prompt, left=item.left, right=item.right, at=now()))
             self._remember(number, item, "")
         return None
 
@@ -219,7 +186,7 @@ class Session:
             right=item.right,
             check=item.check,
             wrong=item.wrong,
-            at=_now(),
+            at=now(),
         )
         self._append(pair)
         self._shown(pair)
@@ -263,28 +230,22 @@ class Session:
 
     def _append(self, line: Line) -> None:
         """Write a line to disk, then take it in. Where the disk is full, neither happens."""
-        content = line_of(line)
         try:
-            written = os.write(self._file, content)
-            if written < len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file)
+            self._file.append(line_of(line))
         except OSError as error:
-            os.ftruncate(self._file, self._size)
-            if error.errno in FULL:
-                raise Refused(
-                    "the disk of the server is full. This was not counted, all before it was; tell who started the "
-                    "server, then choose again.",
-                    507,
-                    "full",
-                ) from error
-            raise
-        self._size += len(content)
+            if error.errno not in FULL:
+                raise
+            raise Refused(
+                "the disk of the server is full. This was not counted, all before it was; tell who started the "
+                "server, then choose again.",
+                507,
+                "full",
+            ) from error
         if not isinstance(line, Header):
             self.log.add(line)
 
     def close(self) -> None:
-        os.close(self._file)
+        self._file.close()
 
     def summary(self) -> str:
         """How many votes there are."""
@@ -295,38 +256,19 @@ class Session:
 def begin(paths: Sequence[Path], asked: Asked) -> Session:
     """Start a session, or go on with one. Raises InputError where the log is of other pictures or questions, or another
     process holds it."""
-    from alignbench.judging.ballot import ground_of
-
     ground = ground_of(paths)
-    make_folder(asked.log.parent)
+    file = opened(asked.log)
     try:
-        handle = os.open(asked.log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    except OSError as error:
-        raise cannot_write(asked.log, error) from error
-    try:
-        return _begun(ground, asked, handle)
+        log = read_log(asked.log) if file.size else Log(header_of(ground, asked))
+        check_same(log.header, ground, asked)
+        chooser = Chooser(ground, log.header.rules, Key("votes", log.header.seed), asked.adaptive)
+        session = Session(ground, asked, log, secret_of(asked.log), file, chooser)
+        if not file.size:
+            session._append(log.header)
+        _replay(session)
     except BaseException:
-        os.close(handle)
+        file.close()
         raise
-
-
-def _begun(ground: Ground, asked: Asked, handle: int) -> Session:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise InputError(
-            f"{asked.log} is in use by another `alignbench vote`; stop it, or name another --votes."
-        ) from None
-    size = _whole(asked.log, handle)
-    secret = _secret(asked.log)
-    log = read_log(asked.log) if size else Log(_header(ground, asked))
-    if size:
-        _check_same(log.header, ground, asked)
-    chooser = Chooser(ground, log.header.rules, Key("votes", log.header.seed), asked.adaptive)
-    session = Session(ground, asked, log, secret, handle, size, chooser)
-    if not size:
-        session._append(log.header)
-    _replay(session)
     return session
 
 
@@ -347,82 +289,8 @@ def _replay(session: Session) -> None:
             session._chooser.voted(session._items[cast.pair.item], cast.vote.choice)
 
 
-def _header(ground: Ground, asked: Asked) -> Header:
-    return Header(
-        schema=1,
-        created=_now(),
-        evaluation=ground.evaluation,
-        seed=asked.seed or 0,
-        adaptive=asked.adaptive,
-        questions=questions_of(asked.questions),
-        cells=[cell.voted for cell in ground.cells],
-        rules=asked.rules,
-        rule=asked.rules.sentence,
-    )
-
-
-def _check_same(header: Header, ground: Ground, asked: Asked) -> None:
-    """Raise InputError where a log is of other pictures, questions or draws."""
-    known, now = {cell.id: cell for cell in header.cells}, {cell.voted.id: cell.voted for cell in ground.cells}
-    for identifier, cell in now.items():
-        if identifier not in known:
-            raise InputError(f"{asked.log} has no votes on {cell.result}; name another --votes, or the same results.")
-        if known[identifier].pictures != cell.pictures:
-            raise InputError(
-                f"{asked.log} is of other pictures of {cell.result} than are there now; name another --votes."
-            )
-    if missing := [cell.result for cell in header.cells if cell.id not in now]:
-        raise InputError(f"{asked.log} is also about {', '.join(missing)}; name all its results, or another --votes.")
-    if [cell.id for cell in header.cells] != [cell.voted.id for cell in ground.cells]:
-        raise InputError(f"{asked.log} has these results in another order; name another --votes.")
-    if asked.questions and questions_of(asked.questions) != header.questions:
-        texts = ", ".join(shown(question.name) for question in header.questions)
-        raise InputError(f"{asked.log} asks {texts}; leave --task out, or name another --votes.")
-    if asked.seed is not None and asked.seed != header.seed:
-        raise InputError(f"{asked.log} has --seed {header.seed}; leave it out, or name another --votes.")
-
-
-def _whole(path: Path, handle: int) -> int:
-    """The size of a log without a last line that a kill tore; nobody was told that it was counted."""
-    size = os.fstat(handle).st_size
-    if not size:
-        return 0
-    from alignbench.reading import read_bytes
-
-    end = read_bytes(path).rfind(b"\n") + 1
-    if end < size:
-        os.ftruncate(handle, end)
-        os.fsync(handle)
-    return end
-
-
-def _secret(log: Path) -> bytes:
-    """What the keys in addresses are made with; kept beside the log for its owner alone, so that they stay valid."""
-    path = log.with_name(f".{log.name}.key")
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    with os.fdopen(handle, "rb+") as stream:
-        known = stream.read(64)
-        if len(known) < 32:
-            stream.seek(0)
-            known = secrets.token_bytes(32)
-            stream.write(known)
-            stream.truncate()
-            stream.flush()
-            os.fsync(stream.fileno())
-    return known
-
-
-def encoded(image: Any) -> bytes:
+def encoded(image: Image.Image) -> bytes:
     """A picture as PNG by one encoder, without metadata."""
-    import io
-
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -25,8 +25,9 @@ from voted import Browser, cells, post
 
 from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError
-from alignbench.judging import voting
-from alignbench.judging.voting import Asked, begin
+from alignbench.judging import voting_log
+from alignbench.judging.voting import begin
+from alignbench.judging.voting_asked import Asked
 from alignbench.judging.voting_served import served
 from alignbench.record.votes import Rules, read_log
 
@@ -295,12 +296,12 @@ def test_a_full_disk_is_said_and_nothing_is_lost_or_half_written(files, log, mon
         def half(descriptor: int, content: bytes) -> int:
             return (
                 real(descriptor, content[: len(content) // 2])
-                if descriptor == session._file
+                if descriptor == session._file.handle
                 else real(descriptor, content)
             )
 
         with monkeypatch.context() as full:
-            full.setattr(voting.os, "write", half)
+            full.setattr(voting_log.os, "write", half)
             assert "disk of the server is full" in anna.vote(second, "right")["error"]
             assert log.read_bytes() == before
 
@@ -308,7 +309,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost_or_half_written(files, log, mon
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as full:
-            full.setattr(voting.os, "fsync", no_room)
+            full.setattr(voting_log.os, "fsync", no_room)
             assert anna.vote(second, "right")["code"] == "full"
             assert log.read_bytes() == before
         assert anna.vote(second, "right")["progress"]["done"] == 2

@@ -15,8 +15,9 @@ from alignbench.analysis.compare import compare
 from alignbench.analysis.tables import render
 from alignbench.analysis.vote_statistics import FEWEST_RATERS, alpha_of, rates, vote_mean
 from alignbench.errors import InputError
-from alignbench.judging import voting
-from alignbench.judging.voting import Asked, begin
+from alignbench.judging import voting_log
+from alignbench.judging.voting import begin
+from alignbench.judging.voting_asked import Asked
 from alignbench.record.votes import Rules, checks_of, read_log, suspects
 
 BETTER = {"base": 0.0, "refl": 1.0, "draft": -0.5}  # in logits
@@ -25,7 +26,7 @@ BETTER = {"base": 0.0, "refl": 1.0, "draft": -0.5}  # in logits
 @pytest.fixture(autouse=True)
 def _no_disk(monkeypatch):
     """Thousands of syncs take minutes; that votes survive is tested elsewhere."""
-    monkeypatch.setattr(voting.os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(voting_log.os, "fsync", lambda descriptor: None)
 
 
 def hold(files, log, people, rules=None, each=60, tie=0.15, sure=1.0, **asked):

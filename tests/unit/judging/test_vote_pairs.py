@@ -10,7 +10,8 @@ from voted import cells
 from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError
 from alignbench.judging.vote_pairs import pairs_from_votes
-from alignbench.judging.voting import Asked, begin
+from alignbench.judging.voting import begin
+from alignbench.judging.voting_asked import Asked
 from alignbench.preferences.source import open_pairs
 from alignbench.record.votes import Rules
 
