@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 from cyclopts import Parameter
@@ -11,6 +11,9 @@ from cyclopts import Parameter
 from alignbench.cli.flags import Flag, Names
 from alignbench.cli.output import say, typed
 from alignbench.errors import InputError
+
+if TYPE_CHECKING:
+    from alignbench.judging.voting_asked import Asked
 
 
 def vote(
@@ -62,27 +65,31 @@ def vote(
         made = import_votes(import_, files, votes)
         say(f"{made.votes} votes of {made.raters} raters in {made.path}: {', '.join(made.questions)}")
         return 0
-    from alignbench.judging.voting import begin
     from alignbench.judging.voting_asked import Asked
-    from alignbench.judging.voting_served import is_local, raters_of, served
+    from alignbench.judging.voting_served import is_local, raters_of
 
     names = raters_of(raters or ())
-    asked = Asked(votes, task or (), names, each, seed, adaptive, closed=not is_local(host))
+    _serve(files, Asked(votes, task or (), names, each, seed, adaptive, closed=not is_local(host)), host, port)
+    return 0
+
+
+def _serve(files: tuple[Path, ...], asked: Asked, host: str, port: int) -> None:
+    """Say where to vote, and serve until interrupted."""
+    from alignbench.judging.voting import begin
+    from alignbench.judging.voting_served import served
+
     session = begin(files, asked)
     with served(session, host, port) as (server, url):
-        for name in names:
+        for name in asked.raters:
             say(f"{name}: {url}/#{session.key_of(name)}:{quote(name, safe='')}")
-        if not names:
+        if not asked.raters:
             say(f"vote at {url}/" + (f"#{session.key_of('')}" if asked.closed else ""))
         say(f"{session.summary()}; Ctrl-C stops, the same command goes on")
         try:
             server.serve()
         except KeyboardInterrupt:
-            say(
-                "stopped",
-                f"{session.summary()}; see them with: alignbench compare {typed(*files)} --votes {typed(votes)}",
-            )
-    return 0
+            seen = f"alignbench compare {typed(*files)} --votes {typed(asked.log)}"
+            say("stopped", f"{session.summary()}; see them with: {seen}")
 
 
 def _check(files: tuple[Path, ...], votes: Path, each: int, port: int) -> None:
