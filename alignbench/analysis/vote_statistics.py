@@ -6,7 +6,8 @@ of a set S of factors,
 
     V_S = G_S / (G_S − 1) Σ_clusters (Σ e)²        V = Σ_S (−1)^(|S|+1) V_S                                       (1)
 
-and never less than what one factor alone gives. Degrees of freedom are the fewest clusters of a factor, less one.
+and never less than what one factor alone gives, with Student's quantile of as many degrees of freedom as raters, less
+one.
 Agreement is Krippendorff's α for nominal values: with n_uc raters of unit u who say c, m_u of them, n_c and n in all,
 
     α = 1 − (n − 1) Σ_u Σ_{c≠k} n_uc n_uk / (m_u − 1) / Σ_{c≠k} n_c n_k                                            (2)
@@ -22,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from alignbench.analysis.random_effects import UnitMean
+from alignbench.analysis.random_effects import ALIKE, UnitMean, degrees_of_freedom
 from alignbench.analysis.statistics import LEVEL, RESAMPLES, UnitShares, WinRate, cluster_sums, win_rate
 from alignbench.keys import Key, resample_counts
 
@@ -51,9 +52,15 @@ class Needed(NamedTuple):
     raters: int | None  # of people, each as many votes as now; None where the raters' own variance is not to be told
 
 
-def vote_mean(won: Array, prompts: Numbers, factors: Sequence[Numbers]) -> UnitMean:
+def vote_mean(won: Array, prompts: Numbers, factors: Sequence[Numbers], few: bool = False) -> UnitMean:
     """The mean outcome with what prompts and each further factor make random, by (1). Negative numbers of a factor are
-    no cluster: they stand each for itself."""
+    no cluster: they stand each for itself.
+
+    With `few` clusters of the further factors, all of the variance counts with their Student's quantile, not only what
+    they seem to add: five raters who happen to agree say little about how far others would.
+    """
+    from scipy.special import stdtrit
+
     units, sizes = np.unique(prompts, return_inverse=True, return_counts=True)[1:]
     count = len(sizes)
     by_unit = np.bincount(units, won) / sizes
@@ -61,21 +68,29 @@ def vote_mean(won: Array, prompts: Numbers, factors: Sequence[Numbers]) -> UnitM
     residuals = (won - mean) / sizes[units] / count
     alone = np.arange(len(won))
     columns = [units, *(np.where(f < 0, -1 - alone, f) for f in factors)]
-    variance, single, levels = 0.0, list[float](), list[int]()
+    added, single = 0.0, list[tuple[float, float]]()
+    of_units = 0.0
     for k in range(1, len(columns) + 1):
         for chosen in itertools.combinations(columns, k):
             clusters = np.unique(np.stack(chosen), axis=1, return_inverse=True)[1].ravel()
             sums = np.bincount(clusters, residuals)
             real = len(np.unique(chosen[0][chosen[0] >= 0])) if k == 1 else len(sums)
             part = float((sums**2).sum()) * (real / (real - 1) if real > 1 else 1.0)
-            variance += (-1) ** (k + 1) * part
+            if k == 1 and chosen[0] is units:
+                of_units = part
+                continue
+            added += (-1) ** (k + 1) * part
             if k == 1:
-                single.append(part)
-                levels.append(real)
-    variance = max(variance, *single) if single else variance
+                single.append((part, real - 1.0))
+    total = sum(part for part, _ in single)
+    df_added = 1 / sum((part / total) ** 2 / df for part, df in single) if total > 0 else 0.0
+    if few and total > 0:
+        own, theirs = (float(stdtrit(df, (1 + LEVEL) / 2)) for df in (max(1.0, count - 1.0), df_added))
+        added = max(added, total - of_units, 0.0) + of_units * (1 - min(1.0, own / theirs) ** 2)
+    added = added if added > ALIKE * of_units and total > 0 else 0.0
+    df = degrees_of_freedom((of_units, count - 1.0), (added, df_added if added > 0 else 0.0))
     spread = float(by_unit.std(ddof=1)) if count > 1 else 0.0
-    df = float(min(levels) - 1)
-    return UnitMean(mean, variance, single[0], df, 0.0, spread, seeds_random=bool(factors))
+    return UnitMean(mean, of_units, added, df, df_added if added > 0 else 0.0, 0.0, spread, seeds_random=bool(factors))
 
 
 def rates(won: Array, prompts: Numbers, raters: Numbers, seeds: Sequence[Numbers]) -> tuple[WinRate, WinRate | None]:
@@ -85,7 +100,7 @@ def rates(won: Array, prompts: Numbers, raters: Numbers, seeds: Sequence[Numbers
     these = win_rate(won, prompts, UnitShares(vote_mean(won, prompts, own), wins, losses))
     if len(np.unique(raters[raters >= 0])) < FEWEST_RATERS:
         return these, None
-    return these, win_rate(won, prompts, UnitShares(vote_mean(won, prompts, [raters, *own]), wins, losses))
+    return these, win_rate(won, prompts, UnitShares(vote_mean(won, prompts, [raters, *own], few=True), wins, losses))
 
 
 def unit_mean_of(values: Array, units: Numbers) -> float:
@@ -132,7 +147,7 @@ def needed(won: Array, prompts: Numbers, raters: Numbers) -> Needed:
     if count < FEWEST_RATERS:
         return Needed(votes, None)
     these, both = vote_mean(won, prompts, []), vote_mean(won, prompts, [raters])
-    own = max(0.0, both.variance - these.variance) * count  # what one rater's taste adds
+    own = both.of_seeds * count  # what one rater's taste adds
     other = these.variance * count  # what one rater's votes leave open
     for people in range(2, 100_000):
         if float(stdtrit(people - 1, (1 + LEVEL) / 2)) * math.sqrt((own + other) / people) <= MARGIN:

@@ -157,9 +157,13 @@ def _p(votes: Votes) -> float:
     won, prompts, raters = votes.won, votes.prompts, votes.raters
     counts = np.bincount(prompts)
     factors = [f for f in votes.seeds if len(np.unique(f)) > 1]
-    if len(np.unique(raters[raters >= 0])) >= FEWEST_RATERS:
-        factors = [raters, *factors]
-    return win_p(np.bincount(prompts, won) / counts, parts_of(counts[:, None, None]), vote_mean(won, prompts, factors))
+    of_people = len(np.unique(raters[raters >= 0])) >= FEWEST_RATERS
+    factors = [raters, *factors] if of_people else factors
+    return win_p(
+        np.bincount(prompts, won) / counts,
+        parts_of(counts[:, None, None]),
+        vote_mean(won, prompts, factors, few=of_people),
+    )
 
 
 def _versus(
