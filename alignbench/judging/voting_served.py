@@ -32,9 +32,9 @@ def raters_of(asked: Sequence[str]) -> tuple[str, ...]:
 def is_local(host: str) -> bool:
     """Whether an address is this machine's alone. Raises InputError for what is no address, or stands for all."""
     try:
-        address = ipaddress.ip_address(host)
+        address = ipaddress.IPv4Address(host)
     except ValueError:
-        raise InputError(f"--host {shown(host)}: expected an address of this machine, such as 192.168.0.7.") from None
+        raise InputError(f"--host {shown(host)}: expected an IPv4 address of this machine (192.168.0.7).") from None
     if address.is_unspecified or address.is_multicast:
         raise InputError(f"--host {host}: name the one address under which raters reach this machine.")
     return address.is_loopback
@@ -49,6 +49,6 @@ def served(session: Session, host: str, port: int) -> Iterator[tuple[ScorerServe
         except (OSError, OverflowError) as error:
             raise InputError(f"--host {host} --port {port} cannot be used ({error}); choose others.") from None
         with server.listening:
-            yield server, f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
+            yield server, f"http://{host}:{server.port}"
     finally:
         session.close()

@@ -129,8 +129,7 @@ def make_server(scorer: Mapping[str, Any], score: Score, port: int, hosts: Seque
 
 def listen(host: str, port: int, backlog: int) -> socket.socket:
     """A socket at an address of this machine. Raises OSError where it cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=backlog)
+    return socket.create_server((host, port), backlog=backlog)
 
 
 class _Prompt(H11Protocol):

@@ -10,7 +10,6 @@ changes anything, comes from the page itself: `Origin` is the server's, the body
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -76,7 +75,7 @@ class Polls(Protocol):
 def make_vote_server(polls: Polls, host: str, port: int) -> ScorerServer:
     """A server that is bound to the port (0: a free one). Raises OSError where it cannot be had."""
     answers = _Answers(polls)
-    hosts = HOSTS if ipaddress.ip_address(host).is_loopback else (f"[{host}]" if ":" in host else host,)
+    hosts = HOSTS if host == HOSTS[0] else (host,)
     app = Starlette(
         routes=[
             *(Route(f"/{name}", answers.page, methods=["GET"]) for name in PAGE),

@@ -28,17 +28,17 @@ from alignbench.errors import InputError
 from alignbench.judging import voting_log
 from alignbench.judging.voting import begin
 from alignbench.judging.voting_asked import Asked
-from alignbench.judging.voting_served import served
+from alignbench.judging.voting_served import is_local, served
 from alignbench.record.votes import Rules, read_log
 
 PLAIN = Rules(same=0, other_prompt=0, repeat=0, overlap=0)
 
 
 @contextlib.contextmanager
-def session_of(files, log: Path, rules: Rules = PLAIN, **asked):
+def session_of(files, log: Path, rules: Rules = PLAIN, host: str = "127.0.0.1", **asked):
     """A session and its URL while its server runs."""
     session = begin(files, Asked(log, rules=rules, **asked))
-    with served(session, "127.0.0.1", 0) as (server, url), running(server):
+    with served(session, host, 0) as (server, url), running(server):
         yield session, url
 
 
@@ -258,16 +258,25 @@ def test_raters_with_names_need_the_address_that_was_made_for_them(files, log):
 
 
 def test_another_host_has_to_be_an_address_and_needs_a_key(files, log):
-    with session_of(files, log, closed=True) as (session, url):
+    with session_of(files, log, closed=True, host="127.0.0.2") as (session, url):
+        assert url.startswith("http://127.0.0.2:")
+        status, _ = post(f"{url}/enter", b"{}", url, host=f"127.0.0.1:{url.rpartition(':')[2]}")
+        assert status == 400
         assert Browser(url, "anna").ask("next", have=[])["code"] == "key"
         assert Browser(url, "anna", session.key_of("")).next()
+
+
+def test_loopback_alone_needs_no_key():
+    assert is_local("127.0.0.1")
+    assert not is_local("192.168.0.7")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--host", "0.0.0.0"], "name the one address"),
-        (["--host", "example.org"], "expected an address"),
+        (["--host", "example.org"], "expected an IPv4 address"),
+        (["--host", "::1"], "expected an IPv4 address"),
         (["--votes", "votes.csv"], "expected a .jsonl"),
         (["--each", "0"], "at least 1"),
         (["--port", "70000"], "0 to 65535"),
