@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from alignbench.analysis.load import Run
 from alignbench.analysis.vote_statistics import NOBODY
-from alignbench.errors import InputError
+from alignbench.errors import InputError, shown
 from alignbench.files import sha256_of
 from alignbench.record.votes import Identical, Log, Served, cell_id, digests, picture_of, read_log
 
@@ -56,11 +56,18 @@ def check_pictures(path: Path, log: Log, runs: Sequence[Run], rows: Mapping[int,
             )
     seen: dict[tuple[int, int, int], str] = {}
     pairs: list[Served | Identical] = [*log.served.values(), *log.identical]
+    prompts = {row: [prompt.id for prompt in runs[row].result.prompts] for row in rows.values()}
     for pair in pairs:
+        checked = isinstance(pair, Served) and pair.check in ("same", "other prompt")
         for one in (pair.left, pair.right):
-            if one.cell in rows and seen.setdefault((one.cell, one.place, one.sample), one.sha256) != one.sha256:
+            if one.cell not in rows:
+                continue
+            result = runs[rows[one.cell]].path
+            if seen.setdefault((one.cell, one.place, one.sample), one.sha256) != one.sha256:
+                raise InputError(f"{path}: one picture of {result} has two sums; the log was edited.")
+            if not checked and prompts[rows[one.cell]][one.place : one.place + 1] != [pair.prompt]:
                 raise InputError(
-                    f"{path}: one picture of {runs[rows[one.cell]].path} has two sums; the log was edited."
+                    f"{path}: a picture of {result} is not of prompt {shown(pair.prompt)}; the log was edited."
                 )
     for (number, place, sample), sha256 in seen.items():
         file = picture_of(runs[rows[number]].path, place, sample)

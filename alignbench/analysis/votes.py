@@ -30,6 +30,7 @@ from alignbench.analysis.vote_statistics import (
     vote_mean,
 )
 from alignbench.choices import Family
+from alignbench.errors import InputError
 from alignbench.record.votes import (
     Log,
     cell_id,
@@ -95,6 +96,8 @@ def vote_columns(
     known = {cell_id(run.result): i for i, run in enumerate(runs)}
     rows = [{c: known[cell.id] for c, cell in enumerate(log.header.cells) if cell.id in known} for _, log in logs]
     for (path, log), own in zip(logs, rows, strict=True):
+        if len(own) < 2:
+            raise InputError(f"{path}: its votes are on other cells than these files hold; name the ones voted on.")
         check_pictures(path, log, runs, own)
     names = list(dict.fromkeys(q.name for _, log in logs for q in log.header.questions))
     columns, notes = [], list[str]()

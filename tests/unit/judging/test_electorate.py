@@ -273,6 +273,13 @@ def test_votes_on_another_evaluation_are_refused(files, log, tmp_path):
         compare([other], votes=[log])
 
 
+def test_votes_on_other_cells_of_the_evaluation_are_refused(files, log, tmp_path):
+    hold(files, log, {"anna": 0.0}, each=5)
+    other = writer(tmp_path)("other", [1.0, 2.0], algorithm="ddpo")
+    with pytest.raises(InputError, match="other cells than these files hold"):
+        compare([files[0], other], votes=[log])
+
+
 def test_every_question_has_its_column_and_json_and_frames_have_them_too(files, log):
     hold(files, log, {f"r{i}": 0.0 for i in range(FEWEST_RATERS)}, each=12, questions=("overall", "appearance"))
     comparison = compare(files, votes=[log])

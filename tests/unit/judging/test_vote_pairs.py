@@ -85,6 +85,32 @@ def test_pictures_that_have_gone_are_named(files, tmp_path):
         pairs_from_votes(log, files, tmp_path / "pairs")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line.replace('"prompt":"p3"', '"prompt":"p9"'),
+        lambda line: line.replace('"place":3', '"place":99999'),
+        lambda line: line.replace('"sample":0', '"sample":7'),
+        lambda line: line.replace('"cell":1', '"cell":9'),
+        lambda line: line.replace('"evaluation":"', '"evaluation":"x'),
+        lambda line: line.replace('"rater":"anna"', '"rater":"\\u001b[31m"'),
+        lambda line: line.replace('"id":"', '"id":"x'),
+    ],
+)
+def test_a_forged_log_ends_both_commands_in_one_line(change, files, tmp_path, capsys):
+    log = voted(files, tmp_path / "votes.jsonl", {"anna": "refl"})
+    log.write_text("".join(f"{change(line)}\n" for line in log.read_text().splitlines()))
+    for command in (
+        ["compare", *map(str, files), "--votes", str(log)],
+        ["pairs", *map(str, files), "--from-votes", str(log), "--output", str(tmp_path / "pairs")],
+    ):
+        code = run_command_line(command)
+        said = capsys.readouterr()
+        assert code in (0, 2)
+        assert "\x1b" not in said.out + said.err
+        assert said.err.count("\n") == (code == 2)
+
+
 def test_from_the_command_line_to_accuracy(files, tmp_path, capsys):
     log = voted(files, tmp_path / "votes.jsonl", {"anna": "refl"})
     folder = tmp_path / "pairs"
