@@ -60,12 +60,15 @@ def compare(
     scorers: Sequence[str] = (),
     skip_bad: bool = False,
     published: bool = False,
+    votes: Sequence[str | Path] = (),
 ) -> Comparison:
-    """Compare results as `alignbench compare` does: paired win rates with intervals, ranks, costs."""
+    """Compare results as `alignbench compare` does: paired win rates with intervals, ranks, costs; and, with logs of
+    `alignbench vote`, what people chose."""
     from alignbench.analysis.compare import compare as compare_files
 
     files = paths.paths if isinstance(paths, Results) else _paths(paths)
-    return compare_files(files, baseline, by, scorers, skip_bad, published)
+    logs = [Path(path) for path in votes]
+    return compare_files(files, baseline, by, scorers, skip_bad, published, votes=logs)
 
 
 def sheet(paths: Paths | Results = "results", prompts: int = 6, methods: Sequence[str] = ()) -> Image:

@@ -32,9 +32,12 @@ from alignbench.analysis.load import (
 from alignbench.analysis.pairing import Placed, meet
 from alignbench.analysis.published import beside
 from alignbench.analysis.ranks import ranks
+from alignbench.analysis.vote_entries import read_logs
+from alignbench.analysis.votes import vote_columns
 from alignbench.choices import Breakdown, Family
 from alignbench.errors import InputError, UnknownName
 from alignbench.keys import Key
+from alignbench.record.votes import Log
 
 DEFAULT_BASELINE = "base"
 RIVAL = "best_of_n"  # what methods of one budget are compared with, besides the baseline
@@ -54,24 +57,33 @@ def compare(
     duels: bool = False,
     margin: Sequence[str] = (),
     control: str | None = None,
+    votes: Sequence[Path] = (),
 ) -> Comparison:
     """Compare result files; see the module's docstring. `family` says which p values are adjusted for each other,
     `duels` adds every two methods with interval and p, `margin` holds SCORER=AMOUNT, `control` names the scorer at
-    whose equal value win rates are shown as well. Raises InputError for a scorer or baseline nobody has."""
+    whose equal value win rates are shown as well, `votes` are logs of `alignbench vote`. Raises InputError for a
+    scorer or baseline nobody has, and for votes on other pictures."""
     loaded = load(paths, skip_bad)
     known = {name for runs in loaded.groups.values() for run in runs for name in run.result.scorers}
     for name in (*scorers, *([control] if control else [])):
         if name not in known:
             raise UnknownName("scorer in these files", name, known)
     asked = Asked(baseline, by, tuple(scorers), published, family, duels, margins_of(margin, sorted(known)), control)
-    groups = [_group(runs, asked) for runs in loaded.groups.values()]
+    logs = read_logs(votes)
+    for path, log in logs:
+        if log.header.evaluation not in loaded.groups:
+            raise InputError(f"{path}: its votes are on evaluation {log.header.evaluation}, which no file here is of.")
+    groups = [
+        _group(runs, asked, [(path, log) for path, log in logs if log.header.evaluation == evaluation])
+        for evaluation, runs in loaded.groups.items()
+    ]
     if groups and baseline != DEFAULT_BASELINE and all(group.baseline is None for group in groups):
         labels = [label for group in groups for label in group.methods]
         raise UnknownName("method in these files to use as baseline", baseline, labels)
     return Comparison(groups, loaded.unfinished, loaded.skipped, _protocol_notes(loaded))
 
 
-def _group(runs: Sequence[Run], asked: Asked) -> Group:
+def _group(runs: Sequence[Run], asked: Asked, logs: Sequence[tuple[Path, Log]]) -> Group:
     methods = methods_of(runs)
     placed: list[Placed] = []
     ordered: list[Run] = []
@@ -103,6 +115,8 @@ def _group(runs: Sequence[Run], asked: Asked) -> Group:
             parts = _breakdown(reference, placed, scores, [labels[prompt] or "(none)" for prompt in prompt_ids])
     if 1 < len(prompt_ids) < FEW_PROMPTS:
         notes.append(f"{len(prompt_ids)} prompts: no p can fall below {0.5 ** (len(prompt_ids) - 1):g}; take more.")
+    votes, about_votes = vote_columns(logs, ordered, placed, reference, asked.family) if logs else ([], [])
+    notes += about_votes
     means = {name: {p.label: _mean(column.values[list(p.rows)]) for p in placed} for name, column in scores.items()}
     evaluation = ordered[0].result.evaluation
     reported = beside(evaluation, methods, means) if asked.published else None
@@ -125,6 +139,7 @@ def _group(runs: Sequence[Run], asked: Asked) -> Group:
         targets=targets(methods, scorers),
         published=list(reported.rows) if reported else [],
         notes=notes,
+        votes=votes,
     )
 
 

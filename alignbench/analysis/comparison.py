@@ -20,6 +20,8 @@ from alignbench.record.result import Evaluation
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from alignbench.analysis.votes import VoteColumn
 SIGNIFICANT = 0.05
 
 Random = Literal["prompts", "prompts and seeds", "images", "images and seeds"]
@@ -128,6 +130,7 @@ class Group:
     targets: dict[str, Target]  # scorer -> its optimum
     published: list[Beside]  # what papers report about these methods, where it was asked for
     notes: list[str]
+    votes: list[VoteColumn] = field(default_factory=list)  # of people, where a log of them was given
 
 
 @dataclass(frozen=True, repr=False)
@@ -205,3 +208,28 @@ def _frame_rows(group: Group) -> Iterator[dict[str, Any]]:
                     "failed": item.failed,
                 }
             yield row
+    for column in group.votes:
+        yield from _vote_rows(group, column)
+
+
+def _vote_rows(group: Group, column: VoteColumn) -> Iterator[dict[str, Any]]:
+    for item in column.versus:
+        yield {
+            "evaluation": group.evaluation.fingerprint,
+            "scorer": column.name,
+            "method": item.method,
+            "baseline": item.against,
+            "win_rate": item.rate.rate,
+            "win_rate_low": item.shown.low,
+            "win_rate_high": item.shown.high,
+            "win_rate_p": item.test.p,
+            "win_rate_p_adjusted": item.test.adjusted,
+            "win_rate_mark": item.test.mark,
+            "ties": item.rate.ties,
+            "random": "prompts and raters" if item.people else "prompts",
+            "this_run": item.this_run,
+            "family": item.family,
+            "prompts": item.rate.prompts,
+            "votes": item.votes,
+            "raters": item.raters,
+        }

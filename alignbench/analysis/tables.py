@@ -13,6 +13,7 @@ from alignbench.analysis.comparison import Comparison, Group, Versus
 from alignbench.analysis.contest_tables import duels_table, ranks_table, reading, versus_table
 from alignbench.analysis.formats import Table, csv_block, folded, markdown, noted, number, percent, written
 from alignbench.analysis.frontier import Pooled
+from alignbench.analysis.vote_tables import vote_reading, vote_tables
 from alignbench.choices import Format
 from alignbench.printed import WHOLE, Screen, one_line
 
@@ -56,6 +57,7 @@ def group_tables(group: Group) -> list[Table]:
     """The tables of one evaluation, in the order they are shown."""
     tables = [_optimality_table(group, scorer) for scorer in group.targets]
     tables += [versus_table(group, scorer) for scorer in group.scorers] if group.baseline else [_means_table(group)]
+    tables += vote_tables(group)
     if group.published:
         tables.append(_published_table(group))
     if group.parts:
@@ -239,7 +241,7 @@ def _reading(group: Group) -> list[str]:
             "Intervals contain the training seeds where a method has two or more; of one that trained once, they are "
             "of this run."
         )
-    return [*lines, *reading(group)]
+    return [*lines, *reading(group), *vote_reading(group)]
 
 
 def _plain(value: Any) -> Any:

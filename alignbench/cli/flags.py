@@ -6,6 +6,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from cyclopts import Group, Parameter
@@ -16,6 +17,7 @@ from alignbench.asking.options import HEADINGS, Options, option_of
 Command = Callable[..., int]
 Flag = Annotated[bool, Parameter(negative=())]  # has no --no-... beside it
 Names = Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative=())]
+Paths = Annotated[tuple[Path, ...] | None, Parameter(consume_multiple=True, negative=())]
 
 COMMAND = Group("Command", sort_key=len(HEADINGS))  # what a command itself takes, below the options
 GROUPS = {heading: Group(heading, sort_key=place) for place, heading in enumerate(HEADINGS)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,38 @@ from typing import Any
 from alignbench.asking.options import PairsOptions
 from alignbench.cli.flags import Flag, takes
 from alignbench.cli.output import check_ending, listing, print_json, report, say, typed
+from alignbench.errors import InputError
 from alignbench.judging.options import AccuracyOptions, TrainRewardOptions
 
 
 @takes(PairsOptions)
-def pairs(given: dict[str, Any], *, force: Flag = False) -> int:
+def pairs(
+    given: dict[str, Any], *results: Path, from_votes: Path | None = None, task: str | None = None, force: Flag = False
+) -> int:
     """Make preference pairs: images of the model for a prompt, labelled by a reward. Typed again, it continues.
+
+    Or of what people chose: alignbench pairs results/*.json --from-votes votes.jsonl --output chosen
 
     Parameters
     ----------
+    results: Path
+        With --from-votes: the result files that were voted on, with their pictures beside them.
+    from_votes: Path
+        A log of `alignbench vote`: most votes on a pair are its label. No model and no reward is used.
+    task: str
+        With --from-votes: which of its questions (by default the first).
     force: bool
         Replace pairs of another configuration, and those that cannot be continued.
     """
     from alignbench.analysis.formats import number
     from alignbench.experiment.pairs import make_for
 
+    if from_votes is not None:
+        return _pairs_from_votes(given, results, from_votes, task, force)
+    if results or task is not None:
+        raise InputError(
+            "result files and --task are for pairs --from-votes; leave them out, or name the log of votes."
+        )
     options = PairsOptions.parse(given)
     about, made = make_for(options, force)
     say(f"{made.pairs} pairs of {about}, in {made.folder}")
@@ -33,6 +51,20 @@ def pairs(given: dict[str, Any], *, force: Flag = False) -> int:
         f"evaluations, {made.seconds:.1f} s"
     )
     say(f"learn from them with: alignbench run --algo NAME --model {options.model} --pairs {typed(made.folder)}")
+    return 0
+
+
+def _pairs_from_votes(given: dict[str, Any], results: Sequence[Path], log: Path, task: str | None, force: bool) -> int:
+    if others := sorted(given.keys() - {"output"}):
+        raise InputError(f"--{others[0].replace('_', '-')}: pairs from votes need no model; leave it out.")
+    from alignbench.judging.vote_pairs import pairs_from_votes
+
+    made = pairs_from_votes(log, results or (Path("results"),), Path(given.get("output", "pairs")), task, force)
+    say(f"{made.pairs} pairs from {made.votes} votes of {made.raters} raters, in {made.folder}")
+    say(f"  ties  {made.ties}")
+    if made.left_out:
+        say(f"  left out, by the rule in the log  {', '.join(made.left_out)}")
+    say(f"learn from them with: alignbench run --algo diffusion_dpo --model MODEL --pairs {typed(made.folder)}")
     return 0
 
 

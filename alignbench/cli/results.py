@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from alignbench.choices import Breakdown, CurveAxis, Family, Format
-from alignbench.cli.flags import Flag, Names
+from alignbench.cli.flags import Flag, Names, Paths
 from alignbench.cli.output import (
     PICTURES,
     check_ending,
@@ -34,6 +34,7 @@ def compare(
     duels: Flag = False,
     margin: Names = None,
     control: str | None = None,
+    votes: Paths = None,
     format: Format = "table",
     output: Path | None = None,
 ) -> int:
@@ -61,6 +62,8 @@ def compare(
         SCORER=AMOUNT: a difference that does not matter. Says which methods are equal within it, or not worse.
     control: str
         A scorer, such as one of style: also show the win rate at its equal value.
+    votes: Path
+        Logs of `alignbench vote`: adds win rates by people, and what their votes are worth.
     format: str
         table (as wide as the terminal, or as COLUMNS says), markdown, csv (its notes go to stderr), latex or json.
     output: Path
@@ -73,7 +76,7 @@ def compare(
     paths = files or (Path("results"),)
     every = duels or format == "json"
     comparison = compare_files(
-        paths, baseline, by, scorer or (), skip_bad, published, family, every, margin or (), control
+        paths, baseline, by, scorer or (), skip_bad, published, family, every, margin or (), control, votes or ()
     )
     if output is None:
         print(render(comparison, format, screen()), end="")

@@ -124,7 +124,12 @@ def make_server(scorer: Mapping[str, Any], score: Score, port: int, hosts: Seque
         backlog=BACKLOG,
         timeout_graceful_shutdown=GRACE,
     )
-    return ScorerServer(socket.create_server((HOST, port), backlog=BACKLOG), uvicorn.Server(config))
+    return ScorerServer(listen(HOST, port, BACKLOG), uvicorn.Server(config))
+
+
+def listen(host: str, port: int, backlog: int) -> socket.socket:
+    """A socket at an address of this machine. Raises OSError where it cannot be had."""
+    return socket.create_server((host, port), backlog=backlog)
 
 
 class _Prompt(H11Protocol):
@@ -176,7 +181,7 @@ class _Answers:
             raise Refused(f"{TAKEN} requests are here already; ask again.", 503)
         self.taken += 1
         try:
-            body = await _body(request)
+            body = await body_of(request, LARGEST, SECONDS)
             try:
                 async with asyncio.timeout(WAIT):
                     await self.one_at_a_time.acquire()
@@ -252,20 +257,20 @@ def _texts(value: object) -> list[str]:
     return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
 
 
-async def _body(request: Request) -> bytes:
+async def body_of(request: Request, largest: int, seconds: float) -> bytes:
     """The body of a request that is small enough and arrives in time."""
     length = request.headers.get("content-length", "0")
-    if int(length) > LARGEST:  # h11 has checked that it is a number
-        raise Refused(f"the request has {length} bytes, expected at most {LARGEST}; send fewer images.", 413)
+    if int(length) > largest:  # h11 has checked that it is a number
+        raise Refused(f"the request has {length} bytes, expected at most {largest}; send less.", 413)
     body = bytearray()
     try:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(seconds):
             async for part in request.stream():
                 body += part
-                if len(body) > LARGEST:
-                    raise Refused(f"the request has more than {LARGEST} bytes; send fewer images.", 413)
+                if len(body) > largest:
+                    raise Refused(f"the request has more than {largest} bytes; send less.", 413)
     except TimeoutError:
-        raise Refused(f"the request did not arrive within {SECONDS:g} s.", 408) from None
+        raise Refused(f"the request did not arrive within {seconds:g} s.", 408) from None
     return bytes(body)
 
 

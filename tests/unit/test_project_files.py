@@ -30,6 +30,7 @@ def test_every_room_is_in_the_wheel():
         ("alignbench.rewards", "aliases.toml"),
         ("alignbench.benchmarks", "suites/tiny.yaml"),
         ("alignbench.benchmarks", "published.toml"),
+        *(("alignbench.remote", f"voting_page/{name}") for name in ("index.html", "vote.js", "vote.css")),
     ],
 )
 def test_data_is_in_the_wheel(package, name):

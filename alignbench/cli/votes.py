@@ -1,0 +1,103 @@
+"""The command `vote`: people say which picture is better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
+
+from cyclopts import Parameter
+
+from alignbench.cli.flags import Flag, Names
+from alignbench.cli.output import say, typed
+from alignbench.errors import InputError
+
+if TYPE_CHECKING:
+    from alignbench.judging.voting_asked import Asked
+
+
+def vote(
+    *files: Path,
+    task: Names = None,
+    votes: Path = Path("votes.jsonl"),
+    raters: Names = None,
+    each: int = 100,
+    adaptive: Flag = False,
+    seed: int | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    import_: Annotated[Path | None, Parameter(name="--import")] = None,
+) -> int:
+    """Open a page on which people vote blindly: two pictures of one prompt and noise, and which is better.
+
+    Every vote is on disk before it is acknowledged. Stopped and typed again, the command goes on with the same log.
+
+    alignbench vote results/base.json results/refl.json --task overall alignment
+
+    Parameters
+    ----------
+    files: Path
+        Result files of one evaluation, with their folders of pictures beside them, or folders of them.
+    task: str
+        Questions: overall, alignment and appearance are those of the Diffusion-DPO paper; others in your own words.
+    votes: Path
+        The log, .jsonl. One that is there is continued.
+    raters: str
+        Who may vote: names, or a number of raters; each gets an address. By default everybody types a name.
+    each: int
+        Pairs that each rater is shown, checks and repeats among them.
+    adaptive: bool
+        Ask about the methods whose interval is widest, instead of about all alike.
+    seed: int
+        Decides sides, order, checks and repeats (default 0; of a log that is there, its own).
+    host: str
+        An address of this machine under which others reach it. Any but 127.0.0.1 needs a key in the page's address.
+    port: int
+        Port to listen on; 0 takes a free one.
+    import_: Path
+        Serve nothing, but make a log of votes that were cast elsewhere: a .csv with the columns prompt, method_a,
+        method_b, choice and rater, or Label Studio's .json.
+    """
+    _check(files, votes, each, port)
+    if import_ is not None:
+        from alignbench.judging.outside_votes import import_votes
+
+        made = import_votes(import_, files, votes)
+        say(f"{made.votes} votes of {made.raters} raters in {made.path}: {', '.join(made.questions)}")
+        return 0
+    from alignbench.judging.voting_asked import Asked
+    from alignbench.judging.voting_served import is_local, raters_of
+
+    names = raters_of(raters or ())
+    _serve(files, Asked(votes, task or (), names, each, seed, adaptive, closed=not is_local(host)), host, port)
+    return 0
+
+
+def _serve(files: tuple[Path, ...], asked: Asked, host: str, port: int) -> None:
+    """Say where to vote, and serve until interrupted."""
+    from alignbench.judging.voting import begin
+    from alignbench.judging.voting_served import served
+
+    session = begin(files, asked)
+    with served(session, host, port) as (server, url):
+        for name in asked.raters:
+            say(f"{name}: {url}/#{session.key_of(name)}:{quote(name, safe='')}")
+        if not asked.raters:
+            say(f"vote at {url}/" + (f"#{session.key_of('')}" if asked.closed else ""))
+        say(f"{session.summary()}; Ctrl-C stops, the same command goes on")
+        try:
+            server.serve()
+        except KeyboardInterrupt:
+            seen = f"alignbench compare {typed(*files)} --votes {typed(asked.log)}"
+            say("stopped", f"{session.summary()}; see them with: {seen}")
+
+
+def _check(files: tuple[Path, ...], votes: Path, each: int, port: int) -> None:
+    if not files:
+        raise InputError("name the results to vote on: alignbench vote A.json B.json.")
+    if votes.suffix != ".jsonl":
+        raise InputError(f"--votes {votes}: expected a .jsonl file.")
+    if each < 1:
+        raise InputError(f"--each {each}: expected at least 1.")
+    if not 0 <= port < 2**16:
+        raise InputError(f"--port {port}: expected a port from 0 to 65535.")

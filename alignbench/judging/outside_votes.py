@@ -1,0 +1,229 @@
+"""Votes that were cast elsewhere, as a log: a table of prompt, two methods, choice and rater; Label Studio's export.
+
+    prompt,method_a,method_b,choice,rater
+    a red circle,base,refl,a,anna
+
+A row names a prompt by its id or its text, two methods by their label, algorithm or result file, and a choice: a or b
+(left or right, or a method's own name), tie, skip. Optional columns are sample (default 0), question and milliseconds.
+Label Studio's JSON is read where its tasks have these columns as data, and its raters chose `left`, `right` or `tie`.
+What was shown on which side is as the table says: a is left. Everything else is refused by row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from alignbench.errors import InputError, UnknownName, shown
+from alignbench.files import replace_file
+from alignbench.judging.ballot import Ground, ground_of
+from alignbench.record.votes import Header, Log, Question, Rules, Served, Shown, Vote, line_of
+from alignbench.texts import json_of, table_rows, text_of
+
+COLUMNS = ("prompt", "method_a", "method_b", "choice", "rater")
+CHOICES = {
+    "a": "left", "b": "right", "left": "left", "right": "right", "1": "left", "2": "right", "tie": "tie",
+    "both": "tie", "neither": "tie", "same": "tie", "skip": "skip", "": "skip",
+}  # fmt: skip
+MOST = 1_000_000  # rows
+
+Row = tuple[str, Mapping[str, Any]]  # where it stands, and its values
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a log was made from."""
+
+    path: Path
+    votes: int
+    raters: int
+    questions: Sequence[str]
+
+
+def import_votes(source: Path, results: Sequence[Path], path: Path) -> Imported:
+    """Write a log of the votes in a .csv, .tsv or .json file on these results. Raises InputError by row."""
+    if path.exists():
+        raise InputError(f"{path} is there already; name a new --votes.")
+    rows = list(_rows(source))
+    if not rows:
+        raise InputError(f"{source}: no votes.")
+    if len(rows) > MOST:
+        raise InputError(f"{source}: {len(rows)} rows; at most {MOST} are read.")
+    ground = ground_of(results)
+    names = list(dict.fromkeys(_text(row, "question", where) or "overall" for where, row in rows))
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    header = Header(
+        schema=1,
+        created=now,
+        evaluation=ground.evaluation,
+        seed=0,
+        source=f"imported from {source.name}",
+        questions=[Question(name=name, text=name) for name in names],
+        cells=[cell.voted for cell in ground.cells],
+        rules=Rules(same=0, other_prompt=0, repeat=0, overlap=0),
+        rule="none: imported votes have no checks",
+    )
+    log, content = Log(header), [line_of(header)]
+    finder = _Finder(ground)
+    for number, (where, row) in enumerate(rows):
+        question = names.index(_text(row, "question", where) or "overall")
+        for line in _lines(finder, where, row, number, question, now):
+            log.add(line)
+            content.append(line_of(line))
+    with replace_file(path) as temporary:
+        temporary.write_bytes(b"".join(content))
+    return Imported(path, len(log.votes), len({vote.rater for vote in log.votes.values()}), names)
+
+
+class _Finder:
+    """Prompts and methods by the names that people give them."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
+        self.prompts = {identifier: [identifier] for identifier in ground.texts}
+        for identifier, text in ground.texts.items():
+            self.prompts.setdefault(text, []).append(identifier)
+        self.methods: dict[str, set[int]] = {}
+        for number, cells in enumerate(ground.methods):
+            for cell in (ground.cells[i] for i in cells):
+                label = cell.voted.method
+                for name in (label, label.partition(" ")[0], cell.path.name, cell.path.stem):
+                    self.methods.setdefault(name, set()).add(number)
+
+    def prompt(self, name: str, where: str) -> str:
+        found = self.prompts.get(name, [])
+        if len(set(found)) != 1:
+            reason = "no prompt of these results" if not found else "the text of several prompts; give its id"
+            raise InputError(f"{where}: {shown(name)} is {reason}.")
+        return found[0]
+
+    def method(self, name: str, where: str) -> int:
+        found = self.methods.get(name, set())
+        if not found:
+            raise InputError(f"{where}: {UnknownName('method in these results', name, self.methods)}")
+        if len(found) > 1:
+            raise InputError(f"{where}: {shown(name)} means several methods; give its label or its result file.")
+        return next(iter(found))
+
+    def picture(self, method: int, prompt: str, sample: int, where: str) -> Shown:
+        cells = self.ground.methods[method]
+        if len(cells) > 1:
+            raise InputError(
+                f"{where}: {self.ground.cells[cells[0]].voted.method} has several seeds; name a result file."
+            )
+        shown_one = self.ground.cells[cells[0]].shown(cells[0], prompt, sample)
+        if shown_one is None:
+            raise InputError(f"{where}: {self.ground.cells[cells[0]].path} has no picture {sample} of this prompt.")
+        return shown_one
+
+
+def _lines(
+    finder: _Finder, where: str, row: Mapping[str, Any], number: int, question: int, now: str
+) -> Iterator[Served | Vote]:
+    """A pair that was shown, and the vote on it."""
+    first, second = _text(row, "method_a", where), _text(row, "method_b", where)
+    prompt = finder.prompt(_text(row, "prompt", where), where)
+    one, other = finder.method(first, where), finder.method(second, where)
+    if one == other:
+        raise InputError(f"{where}: {shown(first)} against itself.")
+    sample, taken = _whole(row, "sample", where), _whole(row, "milliseconds", where)
+    left, right = (finder.picture(method, prompt, sample, where) for method in (one, other))
+    rater, said = _text(row, "rater", where), _text(row, "choice", where)
+    named = {first: "left", second: "right"}
+    choice = named.get(said) or CHOICES.get(said.lower())
+    if choice is None:
+        raise InputError(f"{where}: the choice is {shown(said)}; expected a, b, tie or skip.")
+    if not 0 < len(rater) <= 40 or not rater.isprintable():
+        raise InputError(f"{where}: the rater is {shown(rater)}; expected a name of 1 to 40 letters.")
+    nonce = hashlib.sha256(f"{number} {where}".encode()).hexdigest()[:32]
+    yield Served(
+        nonce=nonce, rater=rater, item=number, question=question, prompt=prompt, left=left, right=right, at=now
+    )
+    yield Vote(
+        nonce=nonce,
+        rater=rater,
+        choice=choice,  # type: ignore[arg-type]
+        left=left.sha256,
+        right=right.sha256,
+        milliseconds=taken,
+        at=now,
+    )
+
+
+def _rows(source: Path) -> Iterator[Row]:
+    if source.suffix.lower() in (".csv", ".tsv"):
+        yield from table_rows(source, tabs=source.suffix.lower() == ".tsv")
+    elif source.suffix.lower() == ".json":
+        yield from _label_studio(source)
+    else:
+        raise InputError(f"{source}: expected a .csv, .tsv, or Label Studio's .json.")
+
+
+def _label_studio(source: Path) -> Iterator[Row]:
+    """Tasks with `data` and `annotations`, each with `completed_by` and a result of <Pairwise> or <Choices>."""
+    tasks = json_of(text_of(source), str(source))
+    if not isinstance(tasks, list):
+        raise InputError(f"{source}: expected Label Studio's export, a list of tasks.")
+    for number, task in enumerate(tasks):
+        where = f"{source}, task {number}"
+        if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
+            raise InputError(f"{where}: expected an object with data and annotations.")
+        annotations = task.get("annotations") or []
+        if not isinstance(annotations, list):
+            raise InputError(f"{where}: annotations is {shown(annotations)}; expected a list.")
+        for k, annotation in enumerate(annotations):
+            if not isinstance(annotation, dict):
+                raise InputError(f"{where}, annotation {k}: expected an object.")
+            if annotation.get("was_cancelled"):
+                continue
+            seconds = annotation.get("lead_time")
+            taken = round(1000 * seconds) if isinstance(seconds, int | float) and 0 <= seconds < 10**6 else 0
+            own = {
+                "rater": _by(annotation.get("completed_by")),
+                "choice": _choice(annotation, f"{where}, annotation {k}"),
+            }
+            yield f"{where}, annotation {k}", {**task["data"], **own, "milliseconds": taken}
+
+
+def _by(value: Any) -> str:
+    """Who annotated: a number, or an object with an e-mail address or a number."""
+    if isinstance(value, dict):
+        value = value.get("email") or value.get("id")
+    return str(value)[:40] if isinstance(value, str | int) else ""
+
+
+def _choice(annotation: Mapping[str, Any], where: str) -> str:
+    results = annotation.get("result")
+    said = []
+    for result in results if isinstance(results, list) else ():
+        value = result.get("value") if isinstance(result, dict) else None
+        if not isinstance(value, dict):
+            continue
+        if isinstance(value.get("selected"), str):
+            said.append(value["selected"])
+        elif isinstance(value.get("choices"), list) and len(value["choices"]) == 1:
+            said.append(str(value["choices"][0]))
+    if len(said) != 1:
+        raise InputError(f"{where}: {len(said)} choices; expected one of a Pairwise or a Choices tag.")
+    return said[0]
+
+
+def _text(row: Mapping[str, Any], name: str, where: str) -> str:
+    value = row.get(name, "" if name not in COLUMNS else None)
+    if value is None:
+        raise InputError(f"{where}: no {name}; expected {', '.join(COLUMNS)}.")
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise InputError(f"{where}: the {name} is {shown(value)}; expected text.")
+    return str(value).strip()
+
+
+def _whole(row: Mapping[str, Any], name: str, where: str) -> int:
+    value = row.get(name, 0)
+    text = str(value).strip() or "0"
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise InputError(f"{where}: the {name} is {shown(value)}; expected a whole number.")
+    return int(text)

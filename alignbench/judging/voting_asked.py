@@ -1,0 +1,81 @@
+"""What a session of votes is asked to be, and whether a log that is there is of the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from alignbench.errors import InputError, shown
+from alignbench.judging.ballot import Ground
+from alignbench.record.votes import Header, Question, Rules
+
+PAPER = {  # the three questions of the human study of Diffusion-DPO (Wallace et al. 2023, section 5.1)
+    "overall": Question(name="overall", text="Which picture do you prefer, given the text?"),
+    "alignment": Question(name="alignment", text="Which picture better fits the text?"),
+    "appearance": Question(
+        name="appearance", text="Which picture is more appealing, whatever the text says?", of_prompt=False
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a session is asked to be."""
+
+    log: Path
+    questions: tuple[str, ...] = ()
+    raters: tuple[str, ...] = ()  # names; none: whoever types a name
+    each: int = 100  # pairs of a rater
+    seed: int | None = None
+    adaptive: bool = False
+    closed: bool = False  # a key in the address is needed, whoever may vote
+    rules: Rules = field(default_factory=Rules)
+
+
+def questions_of(asked: Sequence[str]) -> list[Question]:
+    """The questions by their short names, or in the user's own words."""
+    found = [PAPER.get(text) or Question(name=text, text=text) for text in asked or ("overall",)]
+    if len({question.name for question in found}) < len(found):
+        raise InputError("--task: one question stands there twice.")
+    return found
+
+
+def header_of(ground: Ground, asked: Asked) -> Header:
+    return Header(
+        schema=1,
+        created=now(),
+        evaluation=ground.evaluation,
+        seed=asked.seed or 0,
+        adaptive=asked.adaptive,
+        questions=questions_of(asked.questions),
+        cells=[cell.voted for cell in ground.cells],
+        rules=asked.rules,
+        rule=asked.rules.sentence,
+    )
+
+
+def check_same(header: Header, ground: Ground, asked: Asked) -> None:
+    """Raise InputError where a log is of other pictures, questions or draws."""
+    known, now = {cell.id: cell for cell in header.cells}, {cell.voted.id: cell.voted for cell in ground.cells}
+    for identifier, cell in now.items():
+        if identifier not in known:
+            raise InputError(f"{asked.log} has no votes on {cell.result}; name another --votes, or the same results.")
+        if known[identifier].pictures != cell.pictures:
+            raise InputError(
+                f"{asked.log} is of other pictures of {cell.result} than are there now; name another --votes."
+            )
+    if missing := [cell.result for cell in header.cells if cell.id not in now]:
+        raise InputError(f"{asked.log} is also about {', '.join(missing)}; name all its results, or another --votes.")
+    if [cell.id for cell in header.cells] != [cell.voted.id for cell in ground.cells]:
+        raise InputError(f"{asked.log} has these results in another order; name another --votes.")
+    if asked.questions and questions_of(asked.questions) != header.questions:
+        texts = ", ".join(shown(question.name) for question in header.questions)
+        raise InputError(f"{asked.log} asks {texts}; leave --task out, or name another --votes.")
+    if asked.seed is not None and asked.seed != header.seed:
+        raise InputError(f"{asked.log} has --seed {header.seed}; leave it out, or name another --votes.")
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

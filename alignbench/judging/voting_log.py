@@ -1,0 +1,81 @@
+"""The file of a log of votes: held by one process, appended to line by line, each on disk before it counts."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignbench.errors import InputError
+from alignbench.files import cannot_write, make_folder
+from alignbench.reading import read_bytes
+
+
+@dataclass
+class LogFile:
+    """An open log."""
+
+    path: Path
+    handle: int
+    size: int
+
+    def append(self, content: bytes) -> None:
+        """Write and sync a line. Raises OSError where that fails; the file is then as it was before."""
+        try:
+            if os.write(self.handle, content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self.handle)
+        except OSError:
+            os.ftruncate(self.handle, self.size)
+            raise
+        self.size += len(content)
+
+    def close(self) -> None:
+        os.close(self.handle)
+
+
+def opened(path: Path) -> LogFile:
+    """The log at a path, made where there is none, without a last line that a kill tore: nobody was told that it
+    counts. Raises InputError where another process holds it."""
+    make_folder(path.parent)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"{path} is in use by another `alignbench vote`; stop it, or name another --votes."
+            ) from None
+        end = read_bytes(path).rfind(b"\n") + 1
+        if end < os.fstat(handle).st_size:
+            os.ftruncate(handle, end)
+            os.fsync(handle)
+        return LogFile(path, handle, end)
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def secret_of(log: Path) -> bytes:
+    """What the keys in addresses are made with; kept beside the log for its owner alone, so that they stay valid."""
+    path = log.with_name(f".{log.name}.key")
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with os.fdopen(handle, "rb+") as stream:
+        known = stream.read(64)
+        if len(known) < 32:
+            known = secrets.token_bytes(32)
+            stream.seek(0)
+            stream.write(known)
+            stream.truncate()
+            stream.flush()
+            os.fsync(stream.fileno())
+    return known

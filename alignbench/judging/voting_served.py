@@ -1,0 +1,54 @@
+"""A session of votes behind its server: who may vote, and at which address of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+from collections.abc import Iterator, Sequence
+
+from alignbench.errors import InputError, shown
+from alignbench.judging.voting import Session
+from alignbench.record.votes import LONGEST_NAME
+from alignbench.remote.server import ScorerServer
+from alignbench.remote.vote_server import make_vote_server
+
+MOST = 1000  # raters with addresses of their own
+
+
+def raters_of(asked: Sequence[str]) -> tuple[str, ...]:
+    """Names of raters: those that were given, or as many as a single number says."""
+    if len(asked) == 1 and asked[0].isascii() and asked[0].isdigit():
+        if not 1 <= int(asked[0][:9]) <= MOST:
+            raise InputError(f"--raters {asked[0]}: expected 1 to {MOST}, or names.")
+        return tuple(f"rater-{i}" for i in range(1, int(asked[0]) + 1))
+    for name in asked:
+        if not 0 < len(name) <= LONGEST_NAME or not name.isprintable() or name != " ".join(name.split()):
+            raise InputError(f"--raters: {shown(name)}; expected names of 1 to {LONGEST_NAME} letters.")
+    if len(set(asked)) < len(asked):
+        raise InputError("--raters: one name stands there twice.")
+    return tuple(asked)
+
+
+def is_local(host: str) -> bool:
+    """Whether an address is this machine's alone. Raises InputError for what is no address, or stands for all."""
+    try:
+        address = ipaddress.IPv4Address(host)
+    except ValueError:
+        raise InputError(f"--host {shown(host)}: expected an IPv4 address of this machine (192.168.0.7).") from None
+    if address.is_unspecified or address.is_multicast:
+        raise InputError(f"--host {host}: name the one address under which raters reach this machine.")
+    return address.is_loopback
+
+
+@contextlib.contextmanager
+def served(session: Session, host: str, port: int) -> Iterator[tuple[ScorerServer, str]]:
+    """The server of a session, bound to its port and not yet running, and its address."""
+    try:
+        try:
+            server = make_vote_server(session, host, port)
+        except (OSError, OverflowError) as error:
+            raise InputError(f"--host {host} --port {port} cannot be used ({error}); choose others.") from None
+        with server.listening:
+            yield server, f"http://{host}:{server.port}"
+    finally:
+        session.close()

@@ -1,0 +1,304 @@
+"""The log of blind votes: one JSON line for each pair that was shown, each vote, and each vote that was taken back.
+
+The first line is the header: which cells, which questions, and the rules, fixed before anybody voted. A vote is bound
+to both pictures by SHA-256, and to a pair that was shown to its rater by a number that nobody can guess. Lines are only
+ever appended. A log in which a vote does not follow from the lines before it was edited, and is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from alignbench.errors import InputError, shown
+from alignbench.files import canonical_json, sha256_of
+from alignbench.reading import complete_lines, json_of
+from alignbench.record.result import Result
+
+SCHEMA: Final = 1
+LONGEST_NAME = 40  # characters of a rater's name
+LARGEST = 2**31
+
+Choice = Literal["left", "right", "tie", "skip"]
+Check = Literal["", "same", "other prompt", "repeat"]
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Nonce = Annotated[str, Field(min_length=16, max_length=64, pattern=r"^[\w-]+$")]
+Small = Annotated[int, Field(ge=0, le=LARGEST)]
+Text = Annotated[str, Field(max_length=5000)]
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Question(_Line):
+    """What is asked about a pair."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    text: Annotated[str, Field(min_length=1, max_length=500)]
+    of_prompt: bool = True  # whether a picture of another prompt has to lose
+
+
+class VotedCell(_Line):
+    """A cell whose pictures are shown."""
+
+    id: str  # what it is, whatever its file is called and whichever scorers it has by now
+    result: Text  # the name of its result file
+    method: Text
+    pictures: Digest  # of all of them, as in the result file
+
+
+class Rules(_Line):
+    """What else is shown than new pairs, and whom to believe; a share is of all pairs."""
+
+    same: float = 0.025  # the same picture twice: there is no better one
+    other_prompt: float = 0.025  # a picture of another prompt: it is the worse one
+    repeat: float = 0.05  # a pair that the rater has had, with sides swapped
+    overlap: float = 0.2  # of new pairs: one that somebody else has had
+    fewest_checks: Small = 3  # below which nobody is judged
+    most_failed: float = 1 / 3  # share of failed checks above which results are also shown without the rater
+
+    @property
+    def sentence(self) -> str:
+        return (
+            f"a rater who fails more than {100 * self.most_failed:.0f} % of at least {self.fewest_checks} checks "
+            "(same picture twice: no tie; picture of another prompt: preferred) is left out in the second figure"
+        )
+
+
+class Header(_Line):
+    """The first line."""
+
+    kind: Literal["header"] = "header"
+    schema_: Literal[1] = Field(SCHEMA, alias="schema")
+    created: str
+    evaluation: str
+    seed: int
+    adaptive: bool = False
+    source: Text = "alignbench vote"  # or where outside votes come from
+    questions: Annotated[list[Question], Field(min_length=1, max_length=20)]
+    cells: Annotated[list[VotedCell], Field(min_length=2, max_length=1000)]
+    rules: Rules
+    rule: Text  # in words
+
+
+class Shown(_Line):
+    """One picture of a pair."""
+
+    cell: Small  # its place among the header's
+    place: Small  # of the prompt
+    sample: Small
+    sha256: Digest
+
+
+class Served(_Line):
+    """A pair that was sent to a rater, with one question. Questions about one pair have one item number."""
+
+    kind: Literal["served"] = "served"
+    nonce: Nonce
+    rater: Name
+    item: Small
+    question: Small
+    prompt: Text  # its id
+    left: Shown
+    right: Shown
+    check: Check = ""
+    wrong: Literal["", "left", "right"] = ""  # the picture of another prompt
+    at: str
+
+
+class Vote(_Line):
+    """What a rater chose."""
+
+    kind: Literal["vote"] = "vote"
+    nonce: Nonce
+    rater: Name
+    choice: Choice
+    left: Digest
+    right: Digest
+    milliseconds: Small
+    at: str
+
+
+class Undo(_Line):
+    """A vote that its rater took back; the pair is open again."""
+
+    kind: Literal["undo"] = "undo"
+    nonce: Nonce
+    rater: Name
+    at: str
+
+
+class Identical(_Line):
+    """A pair of methods that made the same picture: a tie, of which nobody was asked."""
+
+    kind: Literal["identical"] = "identical"
+    item: Small
+    prompt: Text
+    left: Shown
+    right: Shown
+    at: str
+
+
+Line = Header | Served | Vote | Undo | Identical
+KINDS: dict[str, type[_Line]] = {
+    "header": Header, "served": Served, "vote": Vote, "undo": Undo, "identical": Identical,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cast:
+    """A vote that counts, with what it is of."""
+
+    pair: Served
+    vote: Vote
+
+
+@dataclass
+class Log:
+    """What the lines of a log come to."""
+
+    header: Header
+    served: dict[str, Served] = field(default_factory=dict)  # by nonce, in order
+    votes: dict[str, Vote] = field(default_factory=dict)  # that were not taken back, in the order they came
+    identical: list[Identical] = field(default_factory=list)
+
+    def add(self, line: Served | Vote | Undo | Identical) -> None:
+        """Take a line in. Raises InputError where it does not follow from those before it."""
+        if isinstance(line, Identical):
+            self.identical.append(line)
+        elif isinstance(line, Served):
+            if line.nonce in self.served:
+                raise InputError("a pair is shown under the number of another one")
+            if line.question >= len(self.header.questions):
+                raise InputError(f"question {line.question}, of {len(self.header.questions)}")
+            self.served[line.nonce] = line
+        else:
+            pair = self.served.get(line.nonce)
+            if pair is None or pair.rater != line.rater:
+                raise InputError(f"a {line.kind} on a pair that was not shown to {shown(line.rater)}")
+            if (line.nonce in self.votes) == isinstance(line, Vote):
+                raise InputError("a second vote on one pair" if isinstance(line, Vote) else "an undo without a vote")
+            if isinstance(line, Undo):
+                del self.votes[line.nonce]
+            elif (line.left, line.right) != (pair.left.sha256, pair.right.sha256):
+                raise InputError("a vote on other pictures than were shown")
+            else:
+                self.votes[line.nonce] = line
+        for picture in (line.left, line.right) if isinstance(line, Served | Identical) else ():
+            if picture.cell >= len(self.header.cells):
+                raise InputError(f"a picture of cell {picture.cell}, of {len(self.header.cells)}")
+
+    @property
+    def cast(self) -> list[Cast]:
+        return [Cast(self.served[nonce], vote) for nonce, vote in self.votes.items()]
+
+
+def read_log(path: Path) -> Log:
+    """A log of votes. A last line without its end, which a kill tore, was never answered and is left out. Raises
+    InputError naming the line for whatever no alignbench wrote."""
+    lines = complete_lines(path)
+    if not lines:
+        raise InputError(f"{path}: no log of votes; `alignbench vote` makes one.")
+    log: Log | None = None
+    for number, text in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        line = _parsed(text, where)
+        if isinstance(line, Header) == (log is not None):
+            raise InputError(f"{where}: expected {'one header, in the first line' if log else 'the header of a log'}.")
+        try:
+            if log is None:
+                log = Log(line)  # type: ignore[arg-type]
+            else:
+                log.add(line)  # type: ignore[arg-type]
+        except InputError as error:
+            raise InputError(f"{where}: {error}; the log was edited or damaged.") from None
+    assert log is not None
+    return log
+
+
+def _parsed(text: bytes, where: str) -> _Line:
+    try:
+        content = json_of(text)
+    except ValueError as error:
+        raise InputError(f"{where}: not valid JSON ({error}).") from None
+    kind = KINDS.get(str(content.get("kind"))) if isinstance(content, dict) else None
+    if kind is None:
+        raise InputError(f"{where}: expected a line of a log of votes, found {shown(content)}.")
+    if content.get("schema", SCHEMA) != SCHEMA:
+        raise InputError(f"{where}: schema {shown(content['schema'])}, this version reads {SCHEMA}.")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+
+
+def line_of(line: _Line) -> bytes:
+    """A line as it is written."""
+    return f"{line.model_dump_json(by_alias=True)}\n".encode()
+
+
+def cell_id(result: Result) -> str:
+    """What a cell is but for its scorers, which may be added later."""
+    asked = result.configuration.model_dump(exclude={"scorers", "code"})
+    content = [asked, result.sampler, result.evaluation.fingerprint]
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
+
+
+def picture_of(path: Path, place: int, sample: int) -> Path:
+    """The file of a cell's picture."""
+    return path.with_suffix("") / "images" / f"{place:05d}-{sample}.png"
+
+
+def digests(path: Path, result: Result) -> dict[tuple[int, int], str]:
+    """SHA-256 of every picture of a cell, by place of its prompt and number. Raises InputError where one is missing, or
+    they are not those that the result is of."""
+    places = {prompt.id: i for i, prompt in enumerate(result.prompts)}
+    found = {}
+    for row in result.rows:
+        slot = places[row.prompt], row.sample
+        try:
+            found[slot] = sha256_of(picture_of(path, *slot))
+        except OSError:
+            raise InputError(
+                f"{path} has no picture {picture_of(path, *slot)}; keep its folder beside it, or run the cell again."
+            ) from None
+    if result.kept is not None and result.kept.pictures != digest_of(found):
+        raise InputError(f"the pictures beside {path} are not those that it is of; run the cell again.")
+    return found
+
+
+def digest_of(pictures: dict[tuple[int, int], str]) -> str:
+    """Of all pictures in order: `ImageStore.digest` of their folder."""
+    lines = (f"{place:05d}-{sample}.png {sha256}\n" for (place, sample), sha256 in pictures.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def checks_of(log: Log, name: str | None = None) -> dict[str, list[bool]]:
+    """Whether each rater passed each check that tells something, perhaps with one question alone. A skipped one tells
+    nothing."""
+    found: dict[str, list[bool]] = {}
+    for cast in log.cast:
+        pair, choice = cast.pair, cast.vote.choice
+        question = log.header.questions[pair.question]
+        tells = pair.check == "same" or (pair.wrong and question.of_prompt)
+        if tells and choice != "skip" and name in (None, question.name):
+            passed = choice != pair.wrong if pair.wrong else choice == "tie"
+            found.setdefault(pair.rater, []).append(passed)
+    return found
+
+
+def suspects(log: Log) -> set[str]:
+    """Raters who fail by the header's rule."""
+    rules = log.header.rules
+    return {
+        rater
+        for rater, passed in checks_of(log).items()
+        if len(passed) >= rules.fewest_checks and passed.count(False) > rules.most_failed * len(passed)
+    }

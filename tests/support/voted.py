@@ -1,0 +1,74 @@
+"""Cells with pictures to vote on, and raters who do: through the server, or straight into a log."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from result_files import writer
+
+from alignbench.record.votes import picture_of
+
+COLOURS = {"base": (200, 60, 60), "best_of_n": (60, 160, 60), "refl": (60, 60, 200), "draft": (180, 160, 40)}
+
+
+def cells(
+    folder: Path, methods: Sequence[str] = ("base", "refl"), prompts: int = 12, size: int = 24, same: Sequence[int] = ()
+) -> list[Path]:
+    """Result files with pictures of their own; on the prompts `same`, all methods have one picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for number, method in enumerate(methods):
+        path = folder / f"{method}.json"
+        (folder / method / "images").mkdir(parents=True)
+        lines = []
+        for place in range(prompts):
+            file = picture_of(path, place, 0)
+            colour = COLOURS[methods[0] if place in same else method]
+            picture = Image.new("RGB", (size, size), colour)
+            picture.putpixel((place % size, place // size), (255, 255, 255 if place in same else number))
+            picture.save(file)
+            lines.append(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n")
+        kept = {"pictures": hashlib.sha256("".join(lines).encode()).hexdigest()}
+        found.append(writer(folder)(method, [0.1 * number] * prompts, algorithm=method, kept=kept))
+    return found
+
+
+class Browser:
+    """What the page does, without a page."""
+
+    def __init__(self, url: str, rater: str, key: str = "") -> None:
+        self.url, self.rater, self.key = url, rater, key
+
+    def ask(self, path: str, **content: object) -> dict:
+        body = json.dumps({"rater": self.rater, "key": self.key, **content}).encode()
+        return json.loads(post(f"{self.url}/{path}", body, origin=self.url)[1])
+
+    def next(self, *have: str) -> dict | None:
+        return self.ask("next", have=list(have)).get("pair")
+
+    def vote(self, pair: dict, choice: str) -> dict:
+        return self.ask("vote", nonce=pair["nonce"], choice=choice, milliseconds=900)
+
+    def picture(self, pair: dict, side: str) -> bytes:
+        with urllib.request.urlopen(f"{self.url}/{pair['pictures'][side]}") as answer:
+            return answer.read()
+
+
+def post(url: str, body: bytes, origin: str | None, kind: str = "application/json", host: str | None = None):
+    """Status and content of what is answered."""
+    headers = {"Content-Type": kind}
+    headers |= {} if origin is None else {"Origin": origin}
+    headers |= {} if host is None else {"Host": host}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(urllib.request.Request(url, data=body, headers=headers), timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()

@@ -1,0 +1,234 @@
+"""The voting page in a real browser: keys, clicks, undo, two windows, a kill in between; nothing else is asked for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+from collections import Counter
+from urllib.parse import urlsplit
+
+import pytest
+from test_voting import PLAIN, session_of, started
+from voted import cells
+
+from alignbench.record import result as results
+from alignbench.record.votes import read_log
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+CHROMIUM = os.environ.get("ALIGNBENCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+HOSTILE = "<img src=x onerror=alert(1)></p><script>alert(2)</script> {{ 7*7 }} \u202eright to left"
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium, or set ALIGNBENCH_CHROMIUM")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=os.geteuid() != 0, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def window(chromium):
+    """A function that opens a window; in the end nothing went wrong in any, and nothing was asked of anybody else."""
+    opened, wrong, asked = [], [], []
+
+    def open_window(url: str, width: int = 1280, height: int = 800, scheme: str = "light"):
+        context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        page = context.new_page()
+        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" and "net::ERR" not in m.text else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: wrong.append(dialog.message))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(url)
+        opened.append((context, url))
+        return page
+
+    yield open_window
+    for context, _ in opened:
+        context.close()
+    wrong = [text for text in wrong if not re.search("status of 40[39]", text)]  # refused, and said on the page
+    assert not wrong
+    ours = {urlsplit(url).netloc for _, url in opened}
+    assert {urlsplit(url).netloc for url in asked if not url.startswith("data:")} <= ours
+
+
+def enter(page, name: str) -> None:
+    page.wait_for_selector("html[data-ready=hello]")
+    page.fill("#name", name)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#ballot:not([hidden])")
+
+
+def after(page, action) -> str:
+    """The next pair, once an action has brought it."""
+    before = page.get_attribute("html", "data-ready")
+    action()
+    page.wait_for_selector(f"html[data-ready]:not([data-ready='{before}']):not([data-ready=''])")
+    return page.get_attribute("html", "data-ready")
+
+
+@pytest.fixture
+def files(tmp_path):
+    return cells(tmp_path / "results", prompts=6)
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "votes.jsonl"
+
+
+def test_a_session_by_keys_with_a_tie_a_skip_and_an_undo(files, log, window):
+    with session_of(files, log, PLAIN) as (_, url):
+        page = window(url)
+        enter(page, "anna")
+        for key in ("ArrowLeft", "ArrowRight", "ArrowDown", "s"):
+            after(page, lambda key=key: page.keyboard.press(key))
+        assert page.inner_text("#progress").startswith("4 of 6")
+        after(page, lambda: page.keyboard.press("u"))
+        assert page.inner_text("#progress").startswith("3 of 6")
+        for key in ("ArrowDown", "ArrowLeft", "ArrowLeft"):
+            after(page, lambda key=key: page.keyboard.press(key))
+        assert page.inner_text("#thanks h1") == "That is all. Thank you!"
+        assert "6 votes" in page.inner_text("#counted")
+    choices = [vote.choice for vote in read_log(log).votes.values()]
+    assert choices == ["left", "right", "tie", "tie", "left", "left"]
+
+
+def test_a_session_by_mouse_where_every_picture_was_there_before_its_time(files, log, window):
+    with session_of(files, log, PLAIN) as (_, url):
+        page = window(url, 400, 800)
+        enter(page, "anna")
+        asked = []
+        page.on("request", lambda request: asked.append(request.url) if "/picture/" in request.url else None)
+        for choice in ("#left", "#right", "#tie", "#skip"):
+            assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth === 24)")
+            after(page, lambda choice=choice: page.click(choice))
+        after(page, lambda: page.click("#undo"))
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert [vote.choice for vote in read_log(log).votes.values()] == ["left", "right", "tie"]
+
+
+def test_two_browsers_of_one_rater_vote_at_once_and_nothing_is_doubled(files, log, window):
+    with session_of(files, log, PLAIN) as (_, url):
+        one, other = window(url), window(url)
+        enter(one, "anna")
+        enter(other, "anna")
+        while any(page.get_attribute("html", "data-ready") != "end" for page in (one, other)):
+            for page, key in ((one, "ArrowLeft"), (other, "ArrowRight")):
+                if page.get_attribute("html", "data-ready") != "end":
+                    after(page, lambda page=page, key=key: page.keyboard.press(key))
+    found = read_log(log)
+    assert len(found.votes) == 6
+    assert set(Counter(cast.pair.prompt for cast in found.cast).values()) == {1}
+
+
+def test_a_vote_that_met_a_killed_server_counts_once_it_is_back(files, log, window):
+    process, url = started(files, log)
+    page = window(url)
+    enter(page, "anna")
+    after(page, lambda: page.keyboard.press("ArrowLeft"))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = page.get_attribute("html", "data-ready")
+    page.keyboard.press("ArrowRight")
+    page.locator("#wrong", has_text="sent again").wait_for()  # a picture that was on its way may be told before
+    again, _ = started(files, log, int(url.rpartition(":")[2]))
+    page.wait_for_selector(f"html[data-ready]:not([data-ready='{before}']):not([data-ready=''])")
+    for _ in range(4):
+        after(page, lambda: page.keyboard.press("ArrowDown"))
+    assert page.get_attribute("html", "data-ready") == "end"
+    again.send_signal(signal.SIGINT)
+    again.wait()
+    assert [vote.choice for vote in read_log(log).votes.values()] == ["left", "right", *["tie"] * 4]
+
+
+def test_a_held_key_votes_once(files, log, window):
+    with session_of(files, log, PLAIN) as (_, url):
+        page = window(url)
+        enter(page, "anna")
+        page.keyboard.down("ArrowLeft")
+        page.keyboard.down("ArrowLeft")  # as the keyboard repeats it
+        page.wait_for_timeout(500)
+        page.keyboard.up("ArrowLeft")
+    assert len(read_log(log).votes) == 1
+
+
+def test_a_hostile_prompt_is_text_and_no_method_is_named(tmp_path, log, window):
+    files = cells(tmp_path / "results", prompts=2)
+    for path in files:
+        result = results.read(path)
+        prompts = [prompt.model_copy(update={"text": HOSTILE}) for prompt in result.prompts]
+        results.write(path, result.model_copy(update={"prompts": prompts}))
+    with session_of(files, log, PLAIN) as (_, url):
+        page = window(url)
+        enter(page, "<b>anna</b>")
+        assert page.inner_text("#prompt") == HOSTILE
+        assert page.evaluate("document.querySelectorAll('#prompt *').length") == 0
+        seen = page.content()
+    assert "refl" not in seen
+    assert not re.search(r"\bbase\b", seen)
+
+
+def test_an_address_of_a_rater_needs_no_name_and_a_wrong_one_is_told(files, log, window):
+    with session_of(files, log, PLAIN, raters=("anna b",)) as (session, url):
+        page = window(f"{url}/#{session.key_of('anna b')}:anna%20b")
+        page.wait_for_selector("#ballot:not([hidden])")
+        other = window(f"{url}/#wrong:anna%20b")
+        other.wait_for_selector("#wrong:not([hidden])")
+        assert "whole address" in other.inner_text("#wrong")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 360])
+def test_everything_is_on_the_screen_named_and_readable(scheme, width, tmp_path, log, window):
+    files = cells(tmp_path / "results", prompts=3, size=64)
+    with session_of(files, log, PLAIN, questions=("alignment",)) as (_, url):
+        page = window(url, width, 800, scheme)
+        enter(page, "anna")
+        boxes = {name: page.locator(name).bounding_box() for name in ("#left", "#right", "#tie", "#skip", "#undo")}
+        for box in boxes.values():
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
+            assert box["y"] + box["height"] <= 800
+            assert box["height"] >= 40
+        assert boxes["#left"]["y"] == boxes["#right"]["y"]
+        assert page.get_by_role("button", name="Left is better").count() == 1
+        assert page.get_by_role("img", name="The right picture").count() == 1
+        assert page.locator("#said").inner_text().endswith(page.inner_text("#prompt"))
+        contrast = page.evaluate(CONTRAST)
+        assert min(contrast.values()) >= 4.5, contrast
+
+
+CONTRAST = """() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgb = (colour) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = (c) => {
+    const [r, g, b] = c.map((x) => x / 255).map((x) => (x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const found = rgb(getComputedStyle(e).backgroundColor);
+      if (found[3] > 0) return found;
+    }
+    return [255, 255, 255, 255];
+  };
+  const found = {};
+  for (const name of ["#question", "#prompt", "#progress", ".label", "#tie", "kbd"]) {
+    const element = document.querySelector(name);
+    const [a, b] = [light(rgb(getComputedStyle(element).color)), light(ground(element))].sort((x, y) => y - x);
+    found[name] = (a + 0.05) / (b + 0.05);
+  }
+  return found;
+}"""

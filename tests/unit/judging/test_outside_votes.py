@@ -1,0 +1,79 @@
+"""Votes from elsewhere become a log like any other, or are refused by row."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from voted import cells
+
+from alignbench.analysis.compare import compare
+from alignbench.cli.app import run_command_line
+from alignbench.errors import InputError
+from alignbench.judging.outside_votes import import_votes
+
+HEADER = "prompt,method_a,method_b,choice,rater\n"
+
+
+@pytest.fixture
+def files(tmp_path):
+    return cells(tmp_path / "results", prompts=6)
+
+
+def test_a_table_becomes_a_column(files, tmp_path):
+    table = tmp_path / "votes.csv"
+    lines = [f"p{i},base,refl,b,anna" for i in range(4)] + ["prompt p4,refl,base.json,refl,ben", "p5,base,refl,tie,ben"]
+    table.write_text(HEADER + "\n".join(lines))
+    made = import_votes(table, files, tmp_path / "votes.jsonl")
+    assert (made.votes, made.raters) == (6, 2)
+    (column,) = compare(files, votes=[tmp_path / "votes.jsonl"]).groups[0].votes
+    assert column.versus[0].rate.rate == pytest.approx(5.5 / 6)
+    with pytest.raises(InputError, match="there already"):
+        import_votes(table, files, tmp_path / "votes.jsonl")
+
+
+def test_label_studios_export_is_read(files, tmp_path):
+    tasks = [
+        {
+            "data": {"prompt": f"p{i}", "method_a": "base", "method_b": "refl"},
+            "annotations": [
+                {"completed_by": {"id": 3, "email": "anna@example.org"}, "lead_time": 1.5, "result": [pick]},
+                {"completed_by": 4, "was_cancelled": True, "result": []},
+            ],
+        }
+        for i, pick in enumerate(
+            [
+                {"type": "pairwise", "value": {"selected": "left"}},
+                {"type": "choices", "value": {"choices": ["tie"]}},
+                {"type": "choices", "value": {"choices": ["right"]}},
+            ]
+        )
+    ]
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    made = import_votes(tmp_path / "export.json", files, tmp_path / "votes.jsonl")
+    assert (made.votes, made.raters) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("p9,base,refl,a,anna", "'p9' is no prompt"),
+        ("p1,base,ddpo,a,anna", "no method in these results named 'ddpo'"),
+        ("p1,base,base,a,anna", "against itself"),
+        ("p1,base,refl,c,anna", "the choice is 'c'"),
+        ("p1,base,refl,a,", "the rater is ''"),
+    ],
+)
+def test_a_row_that_means_nothing_is_refused_by_its_line(row, words, files, tmp_path):
+    (tmp_path / "votes.csv").write_text(f"{HEADER}p0,base,refl,a,anna\n{row}\n")
+    with pytest.raises(InputError, match=f"line 3.*{words}"):
+        import_votes(tmp_path / "votes.csv", files, tmp_path / "votes.jsonl")
+    assert not (tmp_path / "votes.jsonl").exists()
+
+
+def test_from_the_command_line(files, tmp_path, capsys):
+    table, log = tmp_path / "votes.csv", tmp_path / "votes.jsonl"
+    table.write_text(f"{HEADER}p0,base,refl,a,anna\n")
+    assert run_command_line(["vote", *map(str, files), "--import", str(table), "--votes", str(log)]) == 0
+    assert "1 votes of 1 raters" in capsys.readouterr().out
+    assert run_command_line(["vote", *map(str, files), "--import", str(tmp_path / "x.txt"), "--votes", str(log)]) == 2

@@ -1,0 +1,124 @@
+"""Preference pairs from votes are what most raters said, in a folder that everything reads."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from voted import cells
+
+from alignbench.cli.app import run_command_line
+from alignbench.errors import InputError
+from alignbench.judging.vote_pairs import pairs_from_votes
+from alignbench.judging.voting import begin
+from alignbench.judging.voting_asked import Asked
+from alignbench.preferences.source import open_pairs
+from alignbench.record.votes import Rules
+
+PLAIN = Rules(same=0, other_prompt=0, repeat=0)
+
+
+def voted(files, log, wishes, rules=PLAIN, questions=()):
+    """Everybody votes on every pair for the method that they wish; "left" is who always takes that side."""
+    session = begin(files, Asked(log, rules=rules, questions=questions))
+    for name, wish in wishes.items():
+        while (seen := session.next(name, "", [])["pair"]) is not None:
+            pair = session.log.served[seen["nonce"]]
+            methods = {side: session.ground.cells[getattr(pair, side).cell].voted.method for side in ("left", "right")}
+            choice = wish if wish in ("left", "tie", "skip") else "left" if methods["left"] == wish else "right"
+            session.vote(name, "", seen["nonce"], choice, 100)
+    session.close()
+    return log
+
+
+@pytest.fixture
+def files(tmp_path):
+    return cells(tmp_path / "results", prompts=6, same=(2,))
+
+
+def test_the_label_is_what_most_votes_say(files, tmp_path):
+    log = voted(files, tmp_path / "votes.jsonl", {"anna": "refl", "ben": "refl", "carl": "base", "dora": "skip"})
+    made = pairs_from_votes(log, files, tmp_path / "pairs")
+    assert (made.pairs, made.ties, made.votes, made.raters) == (5, 0, 15, 3)
+    source = open_pairs(tmp_path / "pairs")
+    assert len(source) == 5
+    for i in range(5):
+        pair = source.pair(i)
+        assert pair.models[int(pair.label == 0.0)] == "refl"
+        assert pair.prompt.text == f"prompt {pair.prompt.id}"
+    contents = dict(source.images(range(5)))
+    assert contents[0][0] == next((files[0].with_suffix("") / "images").glob("00000-0.png")).read_bytes()
+
+
+def test_as_many_for_one_as_for_the_other_is_a_tie(files, tmp_path):
+    log = voted(files, tmp_path / "votes.jsonl", {"anna": "refl", "ben": "base"})
+    assert pairs_from_votes(log, files, tmp_path / "pairs").ties == 5
+
+
+def test_who_fails_the_checks_has_no_say(tmp_path):
+    files = cells(tmp_path / "results", prompts=80)
+    log = voted(files, tmp_path / "votes.jsonl", {"anna": "left"}, Rules(same=0.2, other_prompt=0))
+    with pytest.raises(InputError, match="no votes on 'overall'"):
+        pairs_from_votes(log, files, tmp_path / "pairs")
+
+
+def test_made_again_they_are_left_and_other_votes_replace_them_by_force_alone(files, tmp_path):
+    log = voted(files, tmp_path / "votes.jsonl", {"anna": "refl"}, questions=("overall", "alignment"))
+    pairs_from_votes(log, files, tmp_path / "pairs")
+    content = (tmp_path / "pairs" / "pairs.jsonl").read_bytes()
+    pairs_from_votes(log, files, tmp_path / "pairs")
+    assert (tmp_path / "pairs" / "pairs.jsonl").read_bytes() == content
+    with pytest.raises(InputError, match="pairs of other votes; --force"):
+        pairs_from_votes(log, files, tmp_path / "pairs", "alignment")
+    pairs_from_votes(log, files, tmp_path / "pairs", "alignment", force=True)
+    assert json.loads((tmp_path / "pairs" / "votes.json").read_text())["question"] == "alignment"
+    with pytest.raises(InputError, match="holds other things"):
+        pairs_from_votes(log, files, tmp_path, force=True)
+    with pytest.raises(InputError, match="no question in"):
+        pairs_from_votes(log, files, tmp_path / "pairs", "colours")
+
+
+def test_pictures_that_have_gone_are_named(files, tmp_path):
+    log = voted(files, tmp_path / "votes.jsonl", {"anna": "refl"})
+    (files[1].with_suffix("") / "images" / "00003-0.png").unlink()
+    with pytest.raises(InputError, match=r"00003-0\.png cannot be read"):
+        pairs_from_votes(log, files, tmp_path / "pairs")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line.replace('"prompt":"p3"', '"prompt":"p9"'),
+        lambda line: line.replace('"place":3', '"place":99999'),
+        lambda line: line.replace('"sample":0', '"sample":7'),
+        lambda line: line.replace('"cell":1', '"cell":9'),
+        lambda line: line.replace('"evaluation":"', '"evaluation":"x'),
+        lambda line: line.replace('"rater":"anna"', '"rater":"\\u001b[31m"'),
+        lambda line: line.replace('"id":"', '"id":"x'),
+    ],
+)
+def test_a_forged_log_ends_both_commands_in_one_line(change, files, tmp_path, capsys):
+    log = voted(files, tmp_path / "votes.jsonl", {"anna": "refl"})
+    log.write_text("".join(f"{change(line)}\n" for line in log.read_text().splitlines()))
+    for command in (
+        ["compare", *map(str, files), "--votes", str(log)],
+        ["pairs", *map(str, files), "--from-votes", str(log), "--output", str(tmp_path / "pairs")],
+    ):
+        code = run_command_line(command)
+        said = capsys.readouterr()
+        assert code in (0, 2)
+        assert "\x1b" not in said.out + said.err
+        assert said.err.count("\n") == (code == 2)
+
+
+def test_from_the_command_line_to_accuracy(files, tmp_path, capsys):
+    log = voted(files, tmp_path / "votes.jsonl", {"anna": "refl"})
+    folder = tmp_path / "pairs"
+    assert run_command_line(["pairs", *map(str, files), "--from-votes", str(log), "--output", str(folder)]) == 0
+    assert "5 pairs from 5 votes of 1 raters" in capsys.readouterr().out
+    assert run_command_line(["accuracy", "--pairs", str(folder), "--scorers", "jpeg_compressibility"]) == 0
+    assert "jpeg_compressibility" in capsys.readouterr().out
+    assert run_command_line(["pairs", "--from-votes", str(log), "--model", "tiny"]) == 2
+    assert "--model: pairs from votes need no model" in capsys.readouterr().err
+    assert run_command_line(["pairs", str(files[0])]) == 2
+    assert "for pairs --from-votes" in capsys.readouterr().err
