@@ -26,7 +26,7 @@ from alignbench.analysis.tables import costs_table
 from alignbench.choices import Family
 from alignbench.errors import InputError
 from alignbench.page import charts, embedded
-from alignbench.page.gallery import Gallery, gallery
+from alignbench.page.gallery import BUDGET, Gallery, gallery
 from alignbench.page.statements import statements
 from alignbench.plugins import label
 from alignbench.printed import visible
@@ -81,10 +81,11 @@ def build(paths: Sequence[Path], output: Path, wanted: Wanted | None = None) -> 
     runs = [run for group in groups for run in loaded.groups[group.evaluation.fingerprint]]
     number = {run.path: place for place, run in enumerate(runs)}
     files = embedded.embedded([run.path for run in runs])
-    sections, data = [], []
+    sections, data, room = [], [], BUDGET
     for group in groups:
         methods = methods_of(loaded.groups[group.evaluation.fingerprint])
-        pictures = gallery(group, methods, output, wanted.images)
+        pictures = gallery(group, methods, output, wanted.images, room)
+        room -= pictures.bytes
         sections.append(_section(group, methods, pictures))
         data.append(_data(group, methods, pictures, number))
     page = _rendered(

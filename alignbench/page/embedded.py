@@ -11,7 +11,7 @@ from pathlib import Path
 from alignbench.files import canonical_json
 from alignbench.reading import json_of, read_bytes
 
-LARGEST = 6_000_000  # bytes of all results, compressed; beyond it the digests alone stand there
+LARGEST = 3_000_000  # bytes of all results, compressed; beyond it the digests alone stand there
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from alignbench.printed import visible
 PIXELLED = 64  # pixels of the longer side up to which a picture is kept as it is
 SIDE = 256  # to which larger ones are made smaller
 QUALITY = 75
-BUDGET = 14_000_000  # bytes of all pictures; base64 makes 19 MB of it
+BUDGET = 12_000_000  # bytes of all pictures of a page; base64 makes 16 MB of it, and results take up to 4
 SHOWN = 6  # methods that are shown at first
 FIRST = 12  # prompts of the first page
 
@@ -56,7 +56,7 @@ class Gallery:
     scorers: list[str]
     short: list[str]  # names of scorers without what all of them begin with
     cards: list[Card] = field(default_factory=list)
-    prompts: int = 0  # that have pictures
+    bytes: int = 0
     folders: list[str | None] = field(default_factory=list)  # of full pictures, seen from the page
     pixelled: bool = False
     lossy: bool = False
@@ -77,9 +77,9 @@ class _Source:
     scores: dict[str, dict[str, float | None]]  # prompt -> scorer -> score
 
 
-def gallery(group: Group, methods: Sequence[Method], output: Path, images: int | None) -> Gallery:
-    """The pictures of one evaluation, `images` prompts of them or as many as fit. Without pictures it has no cards, and
-    its notes say why."""
+def gallery(group: Group, methods: Sequence[Method], output: Path, images: int | None, room: int) -> Gallery:
+    """The pictures of one evaluation, of `images` prompts or of as many as fit in so many bytes. Without pictures it
+    has no cards, and its notes say why."""
     base = group.methods.index(group.baseline) if group.baseline else None
     found = Gallery(group.methods, _first_shown(group), base, group.scorers, short_names(group.scorers))
     unchecked: list[str] = []
@@ -100,17 +100,17 @@ def gallery(group: Group, methods: Sequence[Method], output: Path, images: int |
     about = {row.id: row for method in methods for row in method.first.prompts}
     common = dict.fromkeys(prompt for source in sources.values() for prompt in source.files)
     order = Key("report", "gallery").permutation(len(common))
-    names, left = list(common), BUDGET
+    names = list(common)
     cards: dict[int, Card] = {}
     for place in order if images is None else order[:images]:
         row = about[names[place]]
         shots, size = _shots(sources, row.id, found)
-        if images is None and size > left:
+        if images is None and found.bytes + size > room:
             break
-        left -= size
+        found.bytes += size
         file = next(source.files[row.id] for source in sources.values() if row.id in source.files)
         cards[place] = Card(row.id, visible(row.text), visible(row.category), file, shots)
-    found.cards, found.prompts = [cards[place] for place in sorted(cards)], len(common)
+    found.cards = [cards[place] for place in sorted(cards)]
     found.draw = Key("report", "order").permutation(len(cards))
     if len(cards) < len(common):
         found.notes.append(

@@ -40,6 +40,7 @@ def opened(browser: Any, page: Path, **context: Any) -> Iterator[Any]:
     dialog and asked for nothing but itself."""
     with browser.new_context(**context) as inside:
         shown = inside.new_page()
+        shown.set_default_timeout(5000)
         faults: list[str] = []
         shown.on("pageerror", lambda error: faults.append(f"error: {error}"))
         shown.on("console", lambda message: faults.append(f"console: {message.text}"))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from result_files import writer
 
 from alignbench.files import sha256_of_files
+from alignbench.keys import Key
 
 HOSTILE = "<img src=x onerror=alert(1)> </script><script>alert(2)</script> {{ 7*7 }} \u202e\u2028 &amp; 'quoted'"
 CATEGORIES = ("single", "count")
@@ -71,4 +73,24 @@ def some_methods(folder: Path, prompts: int = 30, side: int = 32) -> list[Path]:
     for seed in (1, 2):
         rises = curve({"r": [0.0, 0.4, 0.5 + 0.1 * seed], "truth": [0.0, -0.2, -0.4 * seed]})
         paths.append(draw(f"refl{seed}", hacked, "refl", red=160, side=side, seed=seed, curve=rises))
+    return paths
+
+
+def many_methods(folder: Path, prompts: int, methods: int, side: int) -> list[Path]:
+    """Results of many methods on many prompts, with pictures that are as hard to make small as photographs: smooth
+    colours with some noise."""
+    write, paths = writer(folder), []
+    for method in range(methods):
+        name = "base" if not method else f"method{method}"
+        images = folder / name / "images"
+        images.mkdir(parents=True)
+        rng = Key("pictured", method).generator()
+        for place in range(prompts):
+            coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+            smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.int64)
+            noisy = smooth + rng.integers(-9, 10, smooth.shape)
+            picture = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+            picture.save(images / f"{place:05d}-0.png", compress_level=1)
+        scores = {key: (rng.normal(size=prompts) + 0.2 * method).tolist() for key in ("r", "truth", "style")}
+        paths.append(write(name, scores, "base" if not method else f"algorithm_{method}"))
     return paths

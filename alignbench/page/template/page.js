@@ -13,7 +13,7 @@ function make(tag, properties = {}, ...children) {
 
 /** A labelled <select>; calls back with each choice. */
 function choice(label, options, chosen) {
-  const select = make("select");
+  const select = make("select", { ariaLabel: label });
   for (const [value, text] of options) select.append(make("option", { value, textContent: text }));
   select.addEventListener("change", () => chosen(select.value));
   return [make("label", {}, label, select), select];
@@ -177,9 +177,9 @@ class Gallery {
     const others = this.methods.map((name, place) => [place, name]).filter(([place]) => place !== this.baseline);
     const categories = [...new Set(this.cards.map((card) => card.category))].sort();
     const parts = [choice("Show", orders, set("order"))[0]];
-    const [methodLabel, method] = choice("of", others, set("method", true));
+    const [methodLabel, method] = choice("Gain of", others, set("method", true));
     method.value = this.asked.method;
-    if (orders.length > 2) parts.push(methodLabel, choice("on", this.scorers.map((s, place) => [place, s.name]), set("scorer", true))[0]);
+    if (orders.length > 2) parts.push(methodLabel, choice("Gain on", this.scorers.map((s, place) => [place, s.name]), set("scorer", true))[0]);
     if (categories.length > 1) parts.push(choice("Category", [["", "all"], ...categories.filter(Boolean).map((c) => [c, c])], set("category"))[0]);
     const text = make("input", { type: "search" });
     text.addEventListener("input", () => set("text")(text.value.toLowerCase()));

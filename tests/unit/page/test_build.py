@@ -219,3 +219,12 @@ def test_a_reward_that_is_a_path_is_known_by_its_name(tmp_path):
     draw("base", [0.0] * 8)
     draw("one", [1.0] * 8, "best_of_n", configuration={"reward": "plug/r.py:r"})
     assert "the reward of 1 of 1" in build([tmp_path], tmp_path / "report.html").text
+
+
+def test_results_that_are_too_large_are_named_by_their_digests_alone(folder, monkeypatch):
+    monkeypatch.setattr("alignbench.page.embedded.LARGEST", 3000)
+    page = build([folder], folder / "report.html").text
+    carried = [file["content"] is not None for file in data_of(page)["files"]]
+    assert any(carried)
+    assert not all(carried)
+    assert "too large to be carried here" in page

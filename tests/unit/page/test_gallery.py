@@ -14,18 +14,17 @@ from alignbench.analysis.compare import compare
 from alignbench.analysis.load import load, methods_of
 from alignbench.errors import InputError
 from alignbench.keys import Key
-from alignbench.page import gallery as module
-from alignbench.page.gallery import Gallery, gallery, short_names
+from alignbench.page.gallery import BUDGET, Gallery, gallery, short_names
 
 
 @pytest.fixture
 def of(tmp_path):
     """The gallery of the results in the folder."""
 
-    def make(images=None, output=None) -> Gallery:
+    def make(images=None, output=None, room=BUDGET) -> Gallery:
         (group,) = compare([tmp_path]).groups
         (runs,) = load([tmp_path]).groups.values()
-        return gallery(group, methods_of(runs), output or tmp_path / "report.html", images)
+        return gallery(group, methods_of(runs), output or tmp_path / "report.html", images, room)
 
     return make
 
@@ -79,11 +78,12 @@ def test_images_says_how_many_prompts_and_they_are_drawn_by_key(tmp_path, of):
     assert len(of(images=99).cards) == 30
 
 
-def test_without_a_number_as_many_prompts_as_fit_are_taken(tmp_path, of, monkeypatch):
+def test_without_a_number_as_many_prompts_as_fit_are_taken(tmp_path, of):
     some_methods(tmp_path)
-    size = sum(len(base64.b64decode(s.source.partition(",")[2])) for s in of(images=30).cards[0].shots)
-    monkeypatch.setattr(module, "BUDGET", size * 5)
-    assert 3 <= len(of().cards) <= 7
+    size = of(images=1).bytes
+    found = of(room=5 * size)
+    assert 3 <= len(found.cards) <= 7
+    assert 3 * size <= found.bytes <= 5 * size
 
 
 def test_full_pictures_are_linked_where_they_lie_below_the_page(tmp_path, of):
