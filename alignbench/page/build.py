@@ -20,7 +20,7 @@ import numpy as np
 from alignbench.analysis.compare import DEFAULT_BASELINE, compare_loaded
 from alignbench.analysis.comparison import Group
 from alignbench.analysis.contest_tables import reading, versus_table
-from alignbench.analysis.formats import Mark, Table
+from alignbench.analysis.formats import Mark, Table, number
 from alignbench.analysis.load import Loaded, Method, Run, load, methods_of, no_garbage_collection
 from alignbench.analysis.tables import costs_table
 from alignbench.choices import Family
@@ -79,7 +79,7 @@ def build(paths: Sequence[Path], output: Path, wanted: Wanted | None = None) -> 
     )
     groups = sorted(comparison.groups, key=lambda group: -len(group.methods))
     runs = [run for group in groups for run in loaded.groups[group.evaluation.fingerprint]]
-    number = {run.path: place for place, run in enumerate(runs)}
+    places = {run.path: place for place, run in enumerate(runs)}
     files = embedded.embedded([run.path for run in runs])
     sections, data, room = [], [], BUDGET
     for group in groups:
@@ -87,7 +87,11 @@ def build(paths: Sequence[Path], output: Path, wanted: Wanted | None = None) -> 
         pictures = gallery(group, methods, output, wanted.images, room)
         room -= pictures.bytes
         sections.append(_section(group, methods, pictures))
-        data.append(_data(group, methods, pictures, number))
+        data.append(_data(group, methods, pictures, places))
+    titles = [section["title"] for section in sections]
+    for section in sections:
+        if titles.count(section["title"]) > 1:
+            section["title"] += f", evaluation {section['id'][1:]}"
     page = _rendered(
         sections=sections,
         files=files,
@@ -123,6 +127,7 @@ def _section(group: Group, methods: Sequence[Method], pictures: Gallery) -> dict
         "verdict": statements(group, aims),
         "forest": charts.forest(group),
         "tables": {name: _cells(versus_table(group, name)) for name in group.scorers if group.versus},
+        "means": _cells(_means(group)),
         "reading": reading(group),
         "costs": charts.cost_charts(group, methods),
         "cost_table": _cells(costs_table(group)),
@@ -159,6 +164,12 @@ def _cells(table: Table) -> Shown:
     return Shown(table.title, [table.header[j] for j in order], rows)
 
 
+def _means(group: Group) -> Table:
+    """What there is to show without a baseline."""
+    rows = [[name, *(number(group.means[scorer][name]) for scorer in group.scorers)] for name in group.methods]
+    return Table("Mean scores", ["method", *group.scorers], rows)
+
+
 def _environments(methods: Sequence[Method]) -> list[tuple[str, dict[str, str]]]:
     """What the runs were made with; those that agree stand together."""
     found: dict[str, tuple[dict[str, str], list[str]]] = {}
@@ -176,7 +187,7 @@ def _plain(value: Any) -> str:
     return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _data(group: Group, methods: Sequence[Method], pictures: Gallery, number: Mapping[Path, int]) -> dict[str, Any]:
+def _data(group: Group, methods: Sequence[Method], pictures: Gallery, places: Mapping[Path, int]) -> dict[str, Any]:
     """What the script needs of one evaluation: scores and pictures behind the first page, and what to count again."""
     holder = {name: next(m.first.scorers[name] for m in methods if name in m.first.scorers) for name in group.scorers}
     first = {id(card) for card in pictures.first}
@@ -200,7 +211,7 @@ def _data(group: Group, methods: Sequence[Method], pictures: Gallery, number: Ma
             for (name, s), short in zip(holder.items(), pictures.short, strict=True)
         ],
         "methods": group.methods,
-        "runs": [[number[run.path] for run in method.runs] for method in methods],
+        "runs": [[places[run.path] for run in method.runs] for method in methods],
         "baseline": pictures.baseline,
         "shown": pictures.shown,
         "folders": pictures.folders,

@@ -26,7 +26,10 @@ class Statement:
 def statements(group: Group, aims: Mapping[str, str | None]) -> list[Statement]:
     """The verdict on one evaluation. `aims` says which scorer each method optimised."""
     if not group.versus:
-        return [Statement("No verdict", ["There is nothing that the methods could be compared with; see the notes."])]
+        why = [note for note in group.notes if "baseline" in note or "no win rates" in note]
+        return [
+            Statement("No verdict", why or ["There is nothing beside the baseline that it could be compared with."])
+        ]
     found = []
     for scorer in group.scorers:
         if items := [item for item in group.versus if item.scorer == scorer]:

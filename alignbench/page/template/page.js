@@ -298,7 +298,7 @@ const large = {
     box.querySelector(".view").replaceChildren(image);
     box.querySelector(".caption").replaceChildren(make("span", { textContent: `${gallery.methods[method]}: ` }), make("bdi", { textContent: card.text }));
     const texts = scores.map((score, place) => `${gallery.scorers[place].name} ${shown(score)}${[" ▼", "", " ▲"][gallery.change(card, method, place) + 1]}`);
-    box.querySelector(".scores").textContent = texts.join("   ");
+    box.querySelector(".scores").textContent = texts.join(" · ");
     const link = box.querySelector(".full");
     link.hidden = !gallery.folders[method];
     if (!link.hidden) link.href = `${gallery.folders[method]}/${card.file}`;

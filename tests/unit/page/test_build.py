@@ -140,6 +140,7 @@ def test_each_evaluation_has_its_own_part(tmp_path, make_result):
     page = build([tmp_path], tmp_path / "report.html").text
     assert page.count('<article id="e') == 2
     assert "and 1 more" in page
+    assert len(set(re.findall(r'<h2 class="title">(.*?)</h2>', page))) == 2
     ids = [a["id"] for _, a in Reader(page).elements if "id" in a]
     assert len(ids) == len(set(ids))
 
@@ -156,7 +157,9 @@ def test_without_pictures_the_page_does_without_and_says_so(tmp_path, make_resul
 def test_one_result_without_a_baseline_still_makes_a_page(tmp_path, make_result):
     make_result("one", [1.0] * 8, "best_of_n", cost=None)
     words = Reader(build([tmp_path], tmp_path / "report.html").text).words
-    assert "There are no win rates: no baseline among these results." in words
+    assert "There are no win rates: no one baseline among these results." in words
+    assert "no complete result of 'base' with this evaluation: no win rates against it." in words
+    assert "Mean scores" in words
 
 
 def test_failed_and_endless_scores_make_a_page(tmp_path, make_result):
