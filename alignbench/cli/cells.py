@@ -145,7 +145,7 @@ def suite(
     if len(paths) > 1:
         _conclude(paths)
     if report and paths:
-        write_report(tuple(paths), paths[0].parent / "report.html")
+        _report(paths)
     return 1 if len(ended) < len(tried) or any(outcome.result.status == "diverged" for outcome in ended) else 0
 
 
@@ -170,6 +170,14 @@ def _conclude(paths: list[Path]) -> None:
         say("", f"no comparison: {error}")
     folders = typed(*dict.fromkeys(path.parent for path in paths))
     say(f"all tables: alignbench compare {folders}; pictures: alignbench sheet {folders}")
+
+
+def _report(paths: list[Path]) -> None:
+    """The page of a suite's results, beside the first of them."""
+    try:
+        write_report(tuple(paths), paths[0].parent / "report.html")
+    except AlignbenchError as error:  # the results are there all the same
+        say(f"no report: {error}")
 
 
 def _resolve(options: RunOptions) -> Cell:

@@ -282,6 +282,18 @@ def test_a_suite_runs_its_grid_once_and_isolates_failures(here, capsys):
     assert {path: path.read_bytes() for path in stored(here)} == before
 
 
+def test_a_suite_writes_a_report_where_one_is_asked_for(here, capsys):
+    Path("suite.yaml").write_text(
+        f"defaults: {{model: mixture, prompts: points.txt, steps: 6, reward: '{REWARD}'}}\n"
+        "cells: [{algo: base}, {algo: best_of_n, set: {n: 2}}]\n"
+    )
+    assert run_command_line(["suite", "suite.yaml", "--report"]) == 0
+    assert "written to results/report.html" in capsys.readouterr().out
+    page = Path("results/report.html").read_text()
+    assert page.count('<th scope="row">best_<wbr>of_<wbr>n</th>') == 3  # the chart, the table, the costs
+    assert "No folder of pictures lies beside these results" in page  # the mixture draws points
+
+
 def test_a_cell_that_cannot_be_run_is_a_row_with_its_reason_and_no_failure_of_the_suite(here, capsys):
     """Asked for directly, the same is wrong input."""
     Path("suite.yaml").write_text(
