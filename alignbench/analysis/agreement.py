@@ -45,8 +45,8 @@ class Sensitivity:
 
 
 def agreement(first: Array, second: Array, prompts: Places, key: Key, level: float = LEVEL) -> Agreement:
-    """τ_b over pairs, with a bootstrap over prompts. Both judges say P(first picture preferred): 1, 0.5 or 0; NaN leaves a
-    pair out."""
+    """τ_b over pairs, with a bootstrap over prompts. Both judges say P(first picture preferred): 1, 0.5 or 0; NaN
+    leaves a pair out."""
     from scipy.special import ndtri
 
     kept = ~(np.isnan(first) | np.isnan(second))

@@ -102,7 +102,7 @@ def _group(runs: Sequence[Run], asked: Asked) -> Group:
     scores = {name: every[name] for name in scorers}
     notes = _foreign_scorers(holders, ordered)
 
-    won = {name: shares(column, placed, len(prompt_ids)) for name, column in scores.items()}
+    won = {name: shares(column, placed) for name, column in scores.items()}
     versus: list[Versus] = []
     parts: list[Part] = []
     if reference is None:

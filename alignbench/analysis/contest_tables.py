@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from alignbench.analysis.calibration import said
 from alignbench.analysis.comparison import Duel, Group, Versus
 from alignbench.analysis.formats import Mark, Table, number, p_value, percent
 from alignbench.choices import Family
@@ -163,11 +164,13 @@ def reading(group: Group) -> list[str]:
             "have.",
             "Win rate: Tango's score interval (Wilson's where nothing ties) at the effective number of pairs, exact "
             "sign-flip test by prompt. Difference: Student's interval and test, widened by its skewness (Hall); the "
-            "effect is the mean over the standard deviation of prompts. With several seeds both have prompts and seeds "
-            "random (Satterthwaite).",
+            "effect is the mean over the standard deviation of prompts. With several seeds prompts and seeds are both "
+            "random, each with Student's quantile.",
             f"p adj.: Holm {FAMILIES[group.family]}, m of them, each column by itself. ▲ better and ▼ worse than "
             f"{group.baseline}, below 0.05 after it; each stands on the number beside it.",
         ]
+    if foot := said(len(v.seeds) for v in group.versus if v.random.endswith("and seeds")):
+        lines.append(foot)
     if any(v.this_run for v in group.versus):
         lines.append("this run: trained with one seed. Its interval and p are of that run, and it gets no mark.")
     if any(math.isnan(v.difference_low) for v in group.versus):

@@ -12,8 +12,8 @@ from alignbench.analysis.comparison import SIGNIFICANT, Duel, Random, Test, Vers
 from alignbench.analysis.control import Controlled, controlled
 from alignbench.analysis.equivalence import equivalence
 from alignbench.analysis.formats import Mark
-from alignbench.analysis.load import Scores
-from alignbench.analysis.pairing import Meeting, Placed, meet, with_failures
+from alignbench.analysis.load import Array, Scores
+from alignbench.analysis.pairing import Indices, Meeting, Placed, meet, with_failures
 from alignbench.analysis.ranks import Shares
 from alignbench.analysis.significance import adjusted
 from alignbench.analysis.statistics import outcomes
@@ -43,13 +43,15 @@ class _Contest:
     scorer: str
     column: Scores
     met: Meeting
+    failed: int  # pairs in which a score did
     if_lost: Meeting | None  # None where no score failed
     if_won: Meeting | None
 
     @property
     def this_run(self) -> bool:
-        """Whether one of them was trained, with one seed alone."""
-        return any(p.method.first.trains and len(p.method.runs) == 1 for p in (self.one, self.other))
+        """Whether one of them was trained, and one seed of it alone has scores."""
+        seeds = zip((self.one, self.other), self.met.won.shape[:2], strict=True)
+        return any(p.method.first.trains and count == 1 for p, count in seeds)
 
     @property
     def random(self) -> Random:
@@ -57,12 +59,6 @@ class _Contest:
         if self.met.one_prompt:
             return "images and seeds" if seeds else "images"
         return "prompts and seeds" if seeds else "prompts"
-
-    @property
-    def failed(self) -> int:
-        """Pairs in which a score failed."""
-        rows = self.column.failed
-        return int((rows[list(self.one.rows)][:, None] | rows[list(self.other.rows)][None]).sum())
 
 
 def _contests(pairs: Sequence[tuple[Placed, Placed]], scores: Mapping[str, Scores]) -> list[_Contest]:
@@ -73,10 +69,19 @@ def _contests(pairs: Sequence[tuple[Placed, Placed]], scores: Mapping[str, Score
             if (met := meet(column, one.rows, other.rows)) is None:
                 continue
             bounds: list[Meeting | None] = [None, None]
-            if column.failed[[*one.rows, *other.rows]].any():
+            if failed := _failed(column, list(one.rows), list(other.rows)):
                 bounds = [with_failures(column, one.rows, other.rows, lost) for lost in (True, False)]
-            found.append(_Contest(one, other, name, column, met, *bounds))
+            found.append(_Contest(one, other, name, column, met, failed, *bounds))
     return found
+
+
+def _failed(column: Scores, one: list[int], other: list[int]) -> int:
+    """Pairs in which a score failed."""
+    failed = column.failed
+    if not failed[[*one, *other]].any():
+        return 0
+    there = failed | ~np.isnan(column.values)
+    return int(((failed[one][:, None] | failed[other]) & there[one][:, None] & there[other]).sum())
 
 
 def _tested(contests: Sequence[_Contest], of: str, family: Family) -> tuple[list[Test], list[int]]:
@@ -186,26 +191,37 @@ def duels(placed: Sequence[Placed], scores: Mapping[str, Scores], family: Family
     ]
 
 
-def shares(column: Scores, placed: Sequence[Placed], prompts: int) -> Shares:
-    """What every two methods won from each other, by prompt; runs of a method weigh alike."""
+def shares(column: Scores, placed: Sequence[Placed]) -> Shares:
+    """What every two methods won from each other, by prompt, or by image where there is one prompt alone; two runs of
+    two methods weigh as much as any other two of theirs."""
     owner = np.array([k for k, p in enumerate(placed) for _ in p.rows], dtype=np.int64)
-    runs, count = len(owner), len(placed)
-    by_prompt = np.zeros((prompts, count, count), dtype=np.float32)
-    pairs = np.zeros((prompts, count, count), dtype=np.float32)
-    by_run, met = np.zeros((runs, count)), np.zeros((runs, count))
-    starts = np.flatnonzero(np.r_[True, np.diff(column.prompts) > 0])
-    where = column.prompts[starts]
-    for i in range(runs):
-        missing = np.isnan(column.values[i] - column.values)  # [runs, pairs]
-        won = outcomes(column.sign * column.values[i], column.sign * column.values, column.epsilon)
-        won[missing] = 0
-        sums, sizes = np.add.reduceat(won, starts, 1), np.add.reduceat(~missing, starts, 1, dtype=float)
-        mean = np.divide(sums, sizes, out=np.zeros_like(sums), where=sizes > 0)  # [runs, prompts that occur]
-        for j in range(runs):
-            if owner[j] != owner[i]:
-                by_prompt[where, owner[i], owner[j]] += mean[j]
-                pairs[where, owner[i], owner[j]] += sizes[j] > 0
-                by_run[i, owner[j]] += mean[j].sum()
-                met[i, owner[j]] += (sizes[j] > 0).sum()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return Shares(by_prompt / pairs, by_run / met, owner)
+    first = np.array([p.rows.start for p in placed])  # run of each method
+    scored = (~np.isnan(column.values)).any(0)
+    values = column.sign * column.values[:, scored]
+    units = column.prompts[scored] if len(set(column.prompts[scored].tolist())) > 1 else np.arange(values.shape[1])
+    starts = np.flatnonzero(np.r_[True, units[1:] != units[:-1]]) if len(units) else np.zeros(0, dtype=np.int64)
+    count = len(placed)
+    by_prompt = np.full((len(starts), count, count), np.nan, dtype=np.float32)
+    rates, by_run = np.full((count, count), np.nan), np.full((len(owner), count), np.nan)
+    for k, p in enumerate(placed):
+        means = np.stack([_run_shares(values, i, starts, column.epsilon) for i in p.rows])  # [own, all runs, units]
+        met = ~np.isnan(means)
+        sums, sizes = (np.add.reduceat(x, first, 1, dtype=float) for x in (np.where(met, means, 0), met))
+        with np.errstate(invalid="ignore"):
+            by_run[list(p.rows)] = sums.sum(2) / sizes.sum(2)
+            shared = sums.sum(0) / sizes.sum(0)  # [methods, units]
+            rates[k] = np.nansum(shared, 1) / (~np.isnan(shared)).sum(1)
+        by_prompt[:, k] = shared.T
+    for array, own in ((by_run, owner), (rates, np.arange(count))):
+        array[np.arange(len(array)), own] = np.nan
+    by_prompt[:, np.arange(count), np.arange(count)] = np.nan
+    return Shares(by_prompt[~np.isnan(by_prompt).all((1, 2))], by_run, owner, rates)
+
+
+def _run_shares(values: Array, run: int, starts: Indices, epsilon: float) -> Array:
+    """Of the images of each unit, from all runs: [runs, units], NaN where it shares none with one."""
+    won = outcomes(values[run], values, epsilon)
+    missing = np.isnan(values[run] - values)
+    won[missing] = 0
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.add.reduceat(won, starts, 1) / np.add.reduceat(~missing, starts, 1, dtype=float))

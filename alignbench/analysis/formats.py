@@ -19,16 +19,16 @@ MARKDOWN = re.compile(
     r"[\\|`\[\]$~]|<(?=[A-Za-z/!?])|&(?=[#\w])|\*(?!$)|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.|(?<=\w)@(?=\w)"
 )
 ENTITIES = {"<": "&lt;", "&": "&amp;", ":": "&#58;", ".": "&#46;", "@": "&#64;"}
-# What a spreadsheet would compute. Signed numbers and the intervals of them are what the tables hold.
+# What a spreadsheet would compute. Signed numbers, marked or not, and the intervals of them are what the tables hold.
 FORMULA = re.compile(r"\s*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")  # the last four are as wide as Chinese letters
 SIGNED = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?[kMG]?"
-NUMBERS = re.compile(rf"{SIGNED}( to {SIGNED})?|[-+]?(inf|nan)")
+NUMBERS = re.compile(rf"{SIGNED}( to {SIGNED})?≈?|[-+]?(inf|nan)")
 Mark = Literal["better", "worse"]
 MARKS: Mapping[Mark, str] = {"better": "▲", "worse": "▼"}
 LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
-    | {"[": "{[}", "]": "{]}", "<": "$<$", ">": "$>$", "·": "$\\cdot$", "–": "--", "∞": "$\\infty$"}
+    | {"[": "{[}", "]": "{]}", "<": "$<$", ">": "$>$", "·": "$\\cdot$", "–": "--", "∞": "$\\infty$", "≈": "$\\approx$"}
     | {"▲": "$\\bigtriangleup$", "▼": "$\\bigtriangledown$"}
 )
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from alignbench.analysis.costs import cost_of
 from alignbench.analysis.formats import csv_text
@@ -15,13 +18,21 @@ from alignbench.record.result import FrontierCurve, Metric, Result
 
 OF_REWARD = ("reward", "regret", "excess_kl", "mode_tv", "covariance")
 OF_IMAGES = ("kl", "path_kl", "nuisance")
+NATURAL = {"mode_tv": (0.0, 1.0), "covariance": (0.0, math.inf), "path_kl": (0.0, math.inf)}  # what they cannot pass
+UPPER_END = 0.975  # the probability below a 95 % interval's upper end
 MARKED = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03)  # β that are looked at beside the problem's own
+
+
+Covered = Literal["training seeds", "this run", "images"]
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """A metric over the training seeds of a method. The interval is the mean of the runs' own: they share their
-    evaluation noise, so it does not shrink with their number. How much seeds differ is left to their own values."""
+    """A metric over the training seeds of a method, with a 95 % interval for the method's mean (`over_seeds`).
+
+    `covers` says what the interval accounts for beside the images: "training seeds", of which there are two or more;
+    nothing, where a method trained once, so that it is of "this run" alone; nothing, where nothing was trained.
+    """
 
     value: float
     low: float | None
@@ -29,6 +40,8 @@ class Pooled:
     floor: float | None
     kind: str
     seeds: list[float]  # each run's value
+    covers: Covered = "images"
+    df: float | None = None  # of the interval; None where its width is not estimated from seeds
 
 
 @dataclass(frozen=True)
@@ -66,14 +79,44 @@ def pooled(runs: Sequence[Result], name: str) -> Pooled | None:
         numbers = [number for metric in metrics if (number := of(metric)) is not None]
         return sum(numbers) / len(metrics) if len(numbers) == len(metrics) else None
 
+    value, low, high, df = sum(values) / len(values), mean(lambda m: m.low), mean(lambda m: m.high), None
+    if len(values) > 1 and low is not None and high is not None:
+        half, df = over_seeds(values, (high - low) / 2)
+        least, most = NATURAL.get(name.rpartition(".")[2], (-math.inf, math.inf))
+        low, high = max(least, value - half), min(most, value + half)
+    once: Covered = "this run" if runs[0].trains else "images"
     return Pooled(
-        value=sum(values) / len(values),
-        low=mean(lambda m: m.low),
-        high=mean(lambda m: m.high),
+        value=value,
+        low=low,
+        high=high,
         floor=mean(lambda m: m.floor),
         kind=metrics[0].kind,
         seeds=values,
+        covers="training seeds" if len(values) > 1 else once,
+        df=df,
     )
+
+
+def over_seeds(values: Sequence[float], half_width: float) -> tuple[float, float | None]:
+    """Half the width of the 95 % interval of a mean over S ≥ 2 training seeds, and its degrees of freedom.
+
+    With s² the variance of the seeds' values, and w = `half_width` / 1.96 the standard error that a run's own interval
+    stands for (`half_width` is the mean over the runs),
+        variance of the mean = w² + s² / S,   ν = (S − 1) (1 + S w² / s²)²,   half the width = t_ν √(w² + s² / S).
+    Runs meet the same evaluation noise, so that w² does not shrink with S; of what they do not share, s² has its part
+    already, and nothing is left to subtract from it: where they share only a part ρ of w², the variance is too large
+    by (1 − ρ) w², never too small. ν is Satterthwaite's (1946), with S − 1 for s² / S and w² taken as known. Simulated,
+    the interval holds the mean in 92 to 95 of 100 cases with three seeds, in 87 to 95 with two; it is worst where w is
+    a fifth of what seeds differ by. Seeds that agree to the last digit leave the width of the run's own interval,
+    without a ν.
+    """
+    from scipy.special import ndtri, stdtrit
+
+    own = (half_width / float(ndtri(UPPER_END))) ** 2
+    of_seeds = statistics.variance(values) / len(values)
+    df = (len(values) - 1) * (1 + own / of_seeds) ** 2 if of_seeds > 0 else math.inf
+    half = float(stdtrit(df, UPPER_END)) * math.sqrt(own + of_seeds)
+    return half, df if math.isfinite(df) else None
 
 
 def _why_missing(runs: Sequence[Result], name: str) -> str:
@@ -163,7 +206,7 @@ def panels(paths: Sequence[Path], scorers: Sequence[str] = ()) -> list[Panel]:
 
 COLUMNS = (
     "evaluation", "problem", "scorer", "kind", "method", "beta", "reward", "reward_low", "reward_high", "kl", "kl_low",
-    "kl_high", "kl_kind", "regret", "excess_kl", "alignment_nfe", "image_nfe",
+    "kl_high", "kl_kind", "interval_covers", "regret", "excess_kl", "alignment_nfe", "image_nfe",
 )  # fmt: skip
 
 
@@ -183,6 +226,7 @@ def as_csv(found: Sequence[Panel]) -> str:
                     row |= {name: metric.value, f"{name}_low": metric.low, f"{name}_high": metric.high}
             row |= {"excess_kl": m["excess_kl"].value} if "excess_kl" in m else {}
             row |= {"kl_kind": m["kl"].kind} if "kl" in m else {}
+            row |= {"interval_covers": m["reward"].covers} if "reward" in m else {}
             row |= {"alignment_nfe": standing.alignment_nfe, "image_nfe": standing.image_nfe}
             for beta, regret in regrets(panel.target, m).items():
                 rows.append({**common, **row, "beta": beta, "regret": regret})

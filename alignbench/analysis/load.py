@@ -137,16 +137,24 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
         tuple(seeds[seed] for seed in sorted(seeds, key=lambda s: -1 if s is None else s)) for seeds in pools.values()
     ]
     facts = [_facts(group[0].result) for group in pooled]
+    aligned = [f"sampler.{k}" for k in ALIGNED]
+    told_by = {
+        name: _varying([own for own in facts if own["algorithm"] == name])
+        for name in {own["algorithm"] for own in facts}
+    }
     methods = []
     for group, own in zip(pooled, facts, strict=True):
         name = own["algorithm"]
-        peers = [other for other in facts if other["algorithm"] == name]
-        aligned = [f"sampler.{k}" for k in ALIGNED]
-        differing = [k for k in own if k in aligned or any(peer.get(k) != own[k] for peer in peers)]
+        differing = [k for k in own if k in aligned or k in told_by[name]]
         said = [k for k in differing if own[k] != "None" or not k.startswith(UNSAID)]
         details = dict.fromkeys(f"{k.rpartition('.')[2]}={own[k]}" for k in said)
         methods.append(Method(" ".join([name, *details]), group))
     return sorted(methods, key=lambda method: (method.first.trains, natural(method.label)))
+
+
+def _varying(facts: Sequence[Mapping[str, str]]) -> set[str]:
+    """What is not the same in all of them, or not there in all."""
+    return {name for name in set().union(*facts) if len({own.get(name) for own in facts}) > 1}
 
 
 def is_aligned(result: Result) -> bool:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignbench.analysis.load import Array, Method, Scores
-from alignbench.analysis.random_effects import UnitMean, unit_mean
+from alignbench.analysis.random_effects import NOISE, UnitMean, unit_mean
 from alignbench.analysis.significance import difference_interval, difference_p, parts_of, win_p
-from alignbench.analysis.statistics import LEVEL, WinRate, outcomes, win_rate
+from alignbench.analysis.statistics import LEVEL, UnitShares, WinRate, outcomes, win_rate
 
 Indices = NDArray[np.int64]
 
@@ -31,11 +31,11 @@ class Placed:
 
 @dataclass(frozen=True)
 class Meeting:
-    """The pairs of two methods on one scorer: arrays are [seeds of one, seeds of the other, pairs]."""
+    """The pairs of two methods on one scorer."""
 
-    mine: Array  # scores; NaN where either has none
-    theirs: Array
-    won: Array  # 1 won, ½ tied, 0 lost; NaN where either has no score
+    mine: Array  # scores, NaN where there is none: [seeds of one, 1, pairs]
+    theirs: Array  # [1, seeds of the other, pairs]
+    won: Array  # [seeds of one, seeds of the other, pairs]: 1 won, ½ tied, 0 lost; NaN where either has no score
     prompts: Indices  # [pairs]
 
     @functools.cached_property
@@ -53,17 +53,26 @@ class Meeting:
         """Which pairs any two seeds have."""
         return np.asarray(~np.isnan(self.won).all((0, 1)))
 
+    @functools.cached_property
+    def _starts(self) -> Indices:
+        """Where each unit begins among the pairs that are present, which stand in the order of their units."""
+        units = self.units[self.present]
+        return np.flatnonzero(np.r_[True, units[1:] != units[:-1]])
+
+    def _sums(self, values: NDArray[np.generic]) -> Array:
+        """Of each unit that any two seeds have: [units, seeds of one, seeds of the other]."""
+        sums = np.add.reduceat(values[:, :, self.present], self._starts, 2, dtype=np.float64)
+        return np.moveaxis(sums, 2, 0)
+
+    @functools.cached_property
+    def pairs(self) -> Array:
+        """How many pairs a unit has with two seeds: [units, seeds of one, seeds of the other]."""
+        return self._sums(~np.isnan(self.won))
+
     def by_unit(self, values: Array) -> Array:
-        """Mean of each unit that any two seeds have: [units, seeds of one, seeds of the other]."""
-        units, places = np.unique(self.units[self.present], return_inverse=True)
-        flat = values[:, :, self.present].reshape(-1, len(places))
-        known = ~np.isnan(flat)
-        index = places + len(units) * np.arange(len(flat))[:, None]
-        size = len(units) * len(flat)
-        sums = np.bincount(index.ravel(), np.where(known, flat, 0).ravel(), size)
+        """Mean over the pairs of each unit, which have a value each; NaN where there is none of two seeds."""
         with np.errstate(invalid="ignore"):
-            means = sums / np.bincount(index.ravel(), known.ravel(), size)
-        return np.moveaxis(means.reshape(*values.shape[:2], len(units)), 2, 0)
+            return self._sums(np.where(np.isnan(self.won), 0.0, values)) / self.pairs
 
     @functools.cached_property
     def outcome(self) -> Array:
@@ -81,64 +90,71 @@ class Meeting:
 
     @functools.cached_property
     def difference_mean(self) -> UnitMean:
-        return unit_mean(self.difference)
+        return unit_mean(self.difference, self._scale)
+
+    @functools.cached_property
+    def _scale(self) -> float:
+        """The largest score."""
+        return float(max(np.nanmax(np.abs(self.mine)), np.nanmax(np.abs(self.theirs))))
+
+    @functools.cached_property
+    def _differences(self) -> Array:
+        """Mean difference by unit; 0 where it is rounding."""
+        means = np.nanmean(self.difference, (1, 2))
+        return np.where(np.abs(means) > NOISE * self._scale, means, 0.0)
 
     def where(self, inside: NDArray[np.bool_]) -> Meeting | None:
         """The same on some pairs; None where it has none of them."""
         if not (self.present & inside).any():
             return None
-        mine, theirs, won = (np.where(inside, x, np.nan) for x in (self.mine, self.theirs, self.won))
-        return _of_present(mine, theirs, won, self.prompts)
+        return _of_present(self.mine, self.theirs, np.where(inside, self.won, np.nan), self.prompts)
 
     def rate(self) -> WinRate:
         """The win rate with its interval."""
         known = ~np.isnan(self.won)
         units = np.broadcast_to(self.units, self.won.shape)[known]
-        return win_rate(self.won[known], units, self.outcome_mean)
+        wins, losses = (self.mean_of((self.won == outcome).astype(float)) for outcome in (1, 0))
+        return win_rate(self.won[known], units, UnitShares(self.outcome_mean, wins, losses))
 
     def rate_p(self) -> float:
         """Of the hypothesis that wins and losses are alike."""
-        counts = np.bincount(self.units, (~np.isnan(self.won)).sum((0, 1))).astype(np.int64)
-        return win_p(np.nanmean(self.outcome, (1, 2)), parts_of(counts[counts > 0]), self.outcome_mean)
+        return win_p(np.nanmean(self.outcome, (1, 2)), parts_of(self.pairs.astype(np.int64)), self.outcome_mean)
 
     def difference_p(self) -> float:
         """Of the hypothesis that the mean difference is 0."""
-        return difference_p(np.nanmean(self.difference, (1, 2)), self.difference_mean)
+        return difference_p(self._differences, self.difference_mean)
 
     def difference_interval(self, level: float = LEVEL) -> tuple[float, float]:
-        return difference_interval(np.nanmean(self.difference, (1, 2)), self.difference_mean, level)
+        return difference_interval(self._differences, self.difference_mean, level)
 
     def mean_of(self, values: Array) -> float:
         """Of scores, over the pairs that are compared; every prompt weighs alike."""
-        return float(np.nanmean(self.by_unit(np.where(np.isnan(self.won), np.nan, values)), (1, 2)).mean())
+        return float(np.nanmean(self.by_unit(values), (1, 2)).mean())
 
 
 def meet(column: Scores, mine: Iterable[int], theirs: Iterable[int]) -> Meeting | None:
     """The runs in these rows against those in the others; None where no pair has both scores."""
-    one, other = column.values[list(mine)][:, None], column.values[list(theirs)][None]
-    return _meeting(column, one, other)
+    return _meeting(column, column.values[list(mine)], column.values[list(theirs)])
 
 
 def _meeting(
     column: Scores, one: Array, other: Array, decided: NDArray[np.bool_] | None = None, outcome: float = 0.5
 ) -> Meeting | None:
-    """Of scores that broadcast to [seeds, seeds, pairs]. The pairs that are decided have this outcome."""
-    missing = np.isnan(one) | np.isnan(other)
+    """Of scores [seeds, pairs] on either side. The pairs that are decided have this outcome."""
+    missing = np.isnan(one)[:, None] | np.isnan(other)
     if missing.all():
         return None
-    won = np.where(missing, np.nan, outcomes(column.sign * one, column.sign * other, column.epsilon))
+    won = np.where(missing, np.nan, outcomes(column.sign * one[:, None], column.sign * other, column.epsilon))
     if decided is not None:
         won = np.where(decided & ~missing, outcome, won)
-    mine, theirs = (np.where(missing, np.nan, values) for values in np.broadcast_arrays(one, other))
-    return _of_present(mine, theirs, won, column.prompts)
+    return _of_present(one[:, None], other[None], won, column.prompts)
 
 
 def _of_present(mine: Array, theirs: Array, won: Array, prompts: Indices) -> Meeting:
     """Without the seeds that share no pair with any of the other side: they say nothing."""
     missing = np.isnan(won)
     some, others = ~missing.all((1, 2)), ~missing.all((0, 2))
-    mine, theirs, won = (values[some][:, others] for values in (mine, theirs, won))
-    return Meeting(mine, theirs, won, prompts)
+    return Meeting(mine[some], theirs[:, others], won[some][:, others], prompts)
 
 
 def with_failures(column: Scores, mine: Sequence[int], theirs: Sequence[int], lost: bool) -> Meeting | None:
@@ -152,4 +168,4 @@ def with_failures(column: Scores, mine: Sequence[int], theirs: Sequence[int], lo
         for rows, instead in ((mine, worst), (theirs, best))
     )
     failed = column.failed[list(mine)][:, None] | column.failed[list(theirs)][None]
-    return _meeting(column, one[:, None], other[None], failed, 0.0 if lost else 1.0)
+    return _meeting(column, one, other, failed, 0.0 if lost else 1.0)

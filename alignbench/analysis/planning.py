@@ -5,18 +5,22 @@ image i within the prompt, of the training seed s, and of what they have togethe
 noise, so its part is the same under each of them. With n prompts × k images × s seeds the mean has
 
     V = σ²_p / n + σ²_i / (n k) + σ²_s / s + σ²_ps / (n s) + σ²_is / (n k s)                                         (1)
-    degrees of freedom = V² / Σ_X T²_X / f_X                                     Satterthwaite, as in random_effects (2)
-    smallest difference = (t_{1 − α / 2m} + t_power) √V                          two-sided, m tests by Bonferroni    (3)
 
-where T_X sums the terms of (1) that contain all factors of X, a subset of {p, s}, and f_X = Π (levels − 1). Where the
-baseline has several training seeds, they are a third factor with terms like those of s. The variances are estimated
-from mean squares (Searle, Casella and McCulloch, Variance Components, 1992, ch. 4); a negative estimate is 0. One seed
-tells no variance of seeds, and one image per prompt none of images.
+Of the test, whose error is that of `random_effects`, T_p is expected to be found of the prompts, where T_x sums the
+terms of (1) that contain x, and T_s of the seeds, from which it takes what they have by chance, T_p + T_s − V. With few
+seeds their mean square may lie far from that, so 32 quantiles of it, a multiple of a chi-square, are gone through. The
+smallest difference δ, with f = n − 1 and the half width of a two-sided test, one of m by Bonferroni, has
+
+    mean over quantiles of P(t_f ≤ (δ − half width) / √V) = power                                                    (2)
+
+and is (t_{1 − α / 2m} + t_power) √V where no seeds are drawn. Where the baseline has several training seeds, they are a
+third factor with terms like those of s. The variances are estimated from mean squares (Searle, Casella and McCulloch,
+Variance Components, 1992, ch. 4); a negative estimate is 0. One seed tells no variance of seeds, and one image per
+prompt none of images.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -26,14 +30,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignbench.analysis.pairing import Meeting
-from alignbench.analysis.random_effects import Array, filled_in, mean_squares
+from alignbench.analysis.random_effects import UPPER, Array, filled_in, mean_squares
 
 PROMPTS, SEEDS, BASELINE_SEEDS = range(3)  # axes
 Factors = tuple[int, ...]
 Quantity = Literal["rate", "difference"]
 Addition = Literal["prompts", "images", "seeds"]
 FARTHEST = 0.5  # of a win rate from a half
-ENDLESS = (*(2.0**i for i in range(1, 21)), math.inf)  # times as much, on the way to as much as one likes
+QUANTILES = 32  # of the mean square of seeds that are gone through
 LEAST_SHARE = 1e-9  # of the variance at a rate of a half, below which how it divides is not to be told
 
 
@@ -148,9 +152,36 @@ def _variances(squares: Mapping[Factors, tuple[float, float]], shape: tuple[int,
     return found
 
 
-def error(parts: Components, size: Size) -> tuple[float, float]:
-    """Standard error of the mean at a size (1), and its degrees of freedom (2), 0 where nothing varies. Factors with
-    one level are not drawn at random: the mean is about that one."""
+class Error(NamedTuple):
+    """What a mean at a size is expected to vary by, as a test sees it."""
+
+    of_units: float  # T_p
+    of_seeds: float  # T_s
+    by_chance: float  # of both, what is counted twice
+    df_units: float
+    df_seeds: float
+
+    @property
+    def scale(self) -> float:
+        """Standard error of the mean: (1)."""
+        return math.sqrt(max(0.0, self.of_units + self.of_seeds - self.by_chance))
+
+    def half_widths(self, level: float) -> Array:
+        """Of the interval, at equally likely mean squares of seeds."""
+        from scipy.special import chdtri, stdtridf, stdtrit
+
+        if not self.of_seeds:
+            return np.array([self.scale * float(stdtrit(self.df_units, 1 - level / 2))])
+        chances = (np.arange(QUANTILES) + 0.5) / QUANTILES
+        added = np.maximum(0, self.of_seeds * chdtri(self.df_seeds, chances) / self.df_seeds - self.by_chance)
+        t_units, t_seeds = (float(stdtrit(df, UPPER)) for df in (self.df_units, self.df_seeds))
+        share = added / np.maximum(self.of_units + added, LEAST_SHARE * self.scale**2)  # of the variance, seen of seeds
+        df = stdtridf(UPPER, np.sqrt((1 - share) * t_units**2 + share * t_seeds**2))
+        return np.asarray(np.sqrt(self.of_units + added) * stdtrit(df, 1 - level / 2), dtype=np.float64)
+
+
+def error(parts: Components, size: Size) -> Error:
+    """Of the mean at a size. Factors with one level are not drawn at random: the mean is about that one."""
     terms: dict[Factors, float] = {}
     for source, images in ((parts.of_prompts, 1.0), (parts.of_images or {}, size.images)):
         for factors, variance in source.items():
@@ -158,34 +189,39 @@ def error(parts: Components, size: Size) -> tuple[float, float]:
             if drawn:
                 shared = math.prod(size.levels[axis] for axis in drawn) * images
                 terms[drawn] = terms.get(drawn, 0.0) + variance / shared
-    variance = sum(terms.values())
-    if variance <= 0:
-        return 0.0, 0.0
-    spent = 0.0
-    for factors in _subsets(axis for axis in range(3) if size.levels[axis] > 1):
-        around = sum(term for outer, term in terms.items() if set(factors) <= set(outer))
-        spent += (around / variance) ** 2 / math.prod(size.levels[axis] - 1 for axis in factors)
-    return math.sqrt(variance), 1 / spent
-
-
-def _subsets(axes: Iterable[int]) -> list[Factors]:
-    there = tuple(axes)
-    return [chosen for k in range(1, len(there) + 1) for chosen in itertools.combinations(there, k)]
+    around = [sum(term for factors, term in terms.items() if axis in factors) for axis in range(3)]
+    of_seeds = around[SEEDS] + around[BASELINE_SEEDS]
+    seeds = [(around[axis] / of_seeds, size.levels[axis] - 1) for axis in (SEEDS, BASELINE_SEEDS) if around[axis] > 0]
+    return Error(
+        around[PROMPTS],
+        of_seeds,
+        around[PROMPTS] + of_seeds - sum(terms.values()),
+        df_units=size.prompts - 1 if around[PROMPTS] > 0 else math.inf,
+        df_seeds=1 / sum(share**2 / df for share, df in seeds) if seeds else 0.0,
+    )
 
 
 def smallest(parts: Components, size: Size, level: float, power: float) -> float:
-    """The smallest difference (3) that a two-sided test at this level shows with this power: of a win rate from a half,
+    """The smallest difference (2) that a two-sided test at this level shows with this power: of a win rate from a half,
     of a mean from 0. Infinite where so few prompts can show none, NaN where nothing was seen to vary."""
-    from scipy.special import stdtrit
+    from scipy.special import stdtr, stdtrit
 
     if not any(variance > 0 for source in (parts.of_prompts, parts.of_images or {}) for variance in source.values()):
         return math.nan
     if 2.0 ** (1 - parts.differing * size.prompts) > level:  # the least p that the signs of so many prompts give
         return math.inf
-    scale, df = error(parts, size)
-    if scale == 0:
+    found = error(parts, size)
+    if found.scale == 0:
         return 0.0
-    return scale * float(stdtrit(df, 1 - level / 2) + stdtrit(df, power))
+    widths = found.half_widths(level)
+    low, high = (
+        float(end) + found.scale * float(stdtrit(found.df_units, power)) for end in (widths.min(), widths.max())
+    )
+    while high - low > 1e-9 * found.scale:
+        middle = (low + high) / 2
+        shown = float(stdtr(found.df_units, (middle - widths) / found.scale).mean())
+        low, high = (middle, high) if shown < power else (low, middle)
+    return high
 
 
 @dataclass(frozen=True)
@@ -213,19 +249,14 @@ def plan_for(parts: Components, size: Size, level: float, power: float) -> Plan:
     additions += ["seeds"] if any(count > 1 for count in size.levels[1:]) else []
     now = smallest(parts, size, level, power)
 
-    def with_more(factors: Iterable[float], of: Iterable[Addition]) -> float:
-        """The least of several sizes: where prompts tell much of the variance and three seeds the rest, more prompts
-        cost degrees of freedom, but nobody has to use them."""
-        found = [now]
-        for factor in factors:
-            larger = size
-            for addition in of:
-                larger = larger.times(factor, addition)
-            found.append(smallest(parts, larger, level, power))
-        return min(found)
+    def with_more(factor: float, of: Iterable[Addition]) -> float:
+        larger = size
+        for addition in of:
+            larger = larger.times(factor, addition)
+        return min(now, smallest(parts, larger, level, power))
 
-    doubled = {of: with_more([2], [of]) for of in additions}
+    doubled = {of: with_more(2, [of]) for of in additions}
     fixed = {}
     for of in additions if len(additions) > 1 else ():
-        fixed[of] = with_more(ENDLESS, [other for other in additions if other != of])
+        fixed[of] = with_more(math.inf, [other for other in additions if other != of])
     return Plan(parts, size, smallest(parts, parts.size, level, power), now, doubled, fixed)

@@ -7,7 +7,7 @@ or lost (0). scipy is imported on use.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,14 @@ class WinRate(NamedTuple):
     effective: float  # independent pairs that would tell as much
 
 
+class UnitShares(NamedTuple):
+    """What units say, each of which weighs alike."""
+
+    rate: UnitMean
+    wins: float  # share of pairs that are won
+    losses: float
+
+
 def outcomes(mine: Array, theirs: Array, epsilon: float = 0.0) -> Array:
     """1 where mine is higher by more than epsilon, 0 where it is lower by more than epsilon, else 0.5."""
     difference = mine - theirs
@@ -48,7 +56,7 @@ def cluster_sums(values: Array, clusters: Units) -> tuple[Array, Array]:
     return sums[sizes > 0].astype(float), sizes[sizes > 0].astype(float)
 
 
-def win_rate(results: Array, prompts: Units, spread: UnitMean | None = None, level: float = LEVEL) -> WinRate:
+def win_rate(results: Array, prompts: Units, of_units: UnitShares | None = None, level: float = LEVEL) -> WinRate:
     """The share of wins with Tango's score interval at the effective sample size.
 
     `results` are outcomes in any order, `prompts` the prompt of each. A design effect of 1 + (m − 1) ρ makes m pairs of
@@ -57,32 +65,30 @@ def win_rate(results: Array, prompts: Units, spread: UnitMean | None = None, lev
     quarters of a prompt with ρ = 0.6 are added to them (without: 90 % coverage for 30 prompts, strong prompt effects
     and a true rate of 0.95; with: 94 to 97 % in all settings of its test).
 
-    Without `spread` every pair weighs alike. With it, every prompt does, and the interval has room for all that it says
-    is random: the effective number shrinks by its variance over that of prompts alone, and the normal quantile becomes
-    Student's at its degrees of freedom.
+    Without `of_units` every pair weighs alike; with it, every prompt. What several seeds add to the variance joins that
+    of the effective pairs, times the square of Student's quantile over the normal one, as in `random_effects`. Pairs
+    themselves keep the normal quantile: a score interval does not estimate their variance.
     """
     from scipy.special import ndtri, stdtrit  # scipy.stats takes ten times as long to import
 
     sums, sizes = cluster_sums(results, prompts)
     n, count = len(results), len(sums)
-    share = sizes / n if spread is None else np.full(count, 1 / count)  # what each prompt weighs
-    correlation = _correlation_within(results, prompts, sums, sizes) if n > count > 1 else 0.0
+    share = sizes / n if of_units is None else np.full(count, 1 / count)  # what each prompt weighs
+    clustered = n > count and (count > 1 or of_units is not None)  # without, the pairs of one prompt are what is drawn
+    correlation = _correlation_within(results, prompts, sums, sizes) if clustered else 0.0
     effective = 1 / float((share**2 * (1 + (sizes - 1) * correlation) / sizes).sum())
     quantile = float(ndtri((1 + level) / 2))
-    if spread is not None and spread.seeds_random:
-        effective /= spread.variance / spread.of_units if spread.of_units > 0 else 1.0
-        quantile = float(stdtrit(spread.df, (1 + level) / 2))
-    rate, wins, losses = (_averaged(x, prompts, spread is None) for x in (results, results == 1, results == 0))
+    if of_units is None:
+        rate, wins, losses = (float(x.mean()) for x in (results, results == 1, results == 0))
+    else:
+        spread, wins, losses = of_units
+        rate = spread.mean
+        if spread.of_seeds > 0:
+            times = float(stdtrit(spread.df_seeds, (1 + level) / 2)) / quantile
+            of_pair = (wins + losses - (wins - losses) ** 2) / 4  # variance of one pair's outcome
+            effective = 1 / (1 / effective + spread.of_seeds * times**2 / of_pair)
     low, high = score_interval(wins * effective, losses * effective, effective, quantile)
     return WinRate(rate, low, high, max(0.0, 1 - wins - losses), n, count, effective)
-
-
-def _averaged(values: NDArray[Any], prompts: Units, of_pairs: bool) -> float:
-    """The mean over pairs, or over prompts of the means of each."""
-    if of_pairs:
-        return float(values.mean())
-    sums, sizes = cluster_sums(values.astype(float), prompts)
-    return float((sums / sizes).mean())
 
 
 def score_interval(wins: float, losses: float, n: float, quantile: float) -> tuple[float, float]:
@@ -115,9 +121,11 @@ def _correlation_within(results: Array, prompts: Units, sums: Array, sizes: Arra
 
 
 def _correlation(values: Array, clusters: Units) -> float:
-    """Intra-cluster correlation by one-way analysis of variance; 1 where nothing varies."""
+    """Intra-cluster correlation by one-way analysis of variance; 1 where nothing varies, and of a single cluster."""
     sums, sizes = cluster_sums(values, clusters)
     n, count = len(values), len(sums)
+    if count == 1:
+        return 1.0
     means = sums / sizes
     between = float((sizes * (means - values.mean()) ** 2).sum() / (count - 1))
     total_within = float((values**2).sum() - (sizes * means**2).sum())

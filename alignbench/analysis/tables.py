@@ -107,8 +107,8 @@ def _nats_of(metric: Pooled | None) -> str:
 
 
 def _at_floor(metric: Pooled | None, wanted: bool = True) -> str:
-    """A star where an exact optimum would score as much once in twenty times, or more often."""
-    return "*" if wanted and metric is not None and metric.floor is not None and metric.value <= metric.floor else ""
+    """≈ where an exact optimum would score as much once in twenty times, or more often."""
+    return "≈" if wanted and metric is not None and metric.floor is not None and metric.value <= metric.floor else ""
 
 
 def _interval(metric: Pooled | None) -> str:
@@ -233,10 +233,11 @@ def _reading(group: Group) -> list[str]:
             )
         lines.append(
             "Optimum: p* ∝ p_ref exp(r/β). Regret: β KL(q ‖ p*), what is missed of the best E r − β KL. Excess KL: "
-            "what is spent beyond the frontier's KL at the same reward, free of β. A star: an exact optimum with as "
-            "many images would score as much one time in twenty, or more often. Covariance: within modes, over p*'s. "
-            "Path KL bounds the divergence from the reference's own chain of as many steps. Intervals are of these "
-            "runs' images; seeds differ as they show."
+            "what is spent beyond the frontier's KL at the same reward, free of β. ≈: not to be told from an exact "
+            "optimum, which with as many images would score as much one time in twenty, or more often. Covariance: "
+            "within modes, over p*'s. Path KL bounds the divergence from the reference's own chain of as many steps. "
+            "Intervals contain the training seeds where a method has two or more; of one that trained once, they are "
+            "of this run."
         )
     return [*lines, *reading(group)]
 

@@ -15,6 +15,7 @@ All levels share the eigenvectors of S_k: in them every covariance is a list of 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench.keys import Key
+from alignbench.keys import normal as normals
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,13 @@ class Mixture:
 
     def sample(self, key: Key, n: int) -> Float[Tensor, "n d"]:
         """n exact draws."""
-        return self.draw(key("mode").uniform(n), key("noise").normal(n, self.dimension))
+        return self.sets([key], n)[0]
+
+    def sets(self, keys: Sequence[Key], n: int) -> Float[Tensor, "r n d"]:
+        """A set of n exact draws per key: `sample` of each, moved into place together."""
+        uniform = torch.cat([key("mode").uniform(n) for key in keys])
+        normal = normals([key("noise") for key in keys], (n, self.dimension))
+        return self.draw(uniform, normal.flatten(0, 1)).unflatten(0, (len(keys), n))
 
     def draw(self, uniform: Float[Tensor, " n"], normal: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """One draw per row: `uniform` in [0, 1) picks the component, `normal` the point in it."""
@@ -55,13 +63,14 @@ class Mixture:
         return Conditional(weights, means, self.axes, self.variances[None]).draw(uniform, normal)
 
     def log_prob(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-        return self._joint(x).logsumexp(-1)
+        return self.log_joint(x).logsumexp(-1)
 
     def log_responsibilities(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
         """log γ_k(x): which component a point is from."""
-        return self._joint(x).log_softmax(-1)
+        return self.log_joint(x).log_softmax(-1)
 
-    def _joint(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
+    def log_joint(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
+        """log w_k N(x; m_k, S_k), from which both of the above are."""
         offset = into(self.axes, x.double()[:, None] - self.means)
         return self.weights.log() + log_normal(offset, self.variances)
 

@@ -27,7 +27,7 @@ from alignbench.experiment.run import run_cell
 from alignbench.interface import Pairs
 from alignbench.meter import Meter
 from alignbench.record import result as results
-from alignbench.testbed import scores
+from alignbench.testbed import estimators, floors
 from alignbench.testbed.exact_problem import ExactProblem, problem_of
 from alignbench.testbed.mixture import Mixture
 from alignbench.testbed.pipeline import MixturePipeline, exact_schedule
@@ -37,6 +37,14 @@ from alignbench.testbed.toys import grid
 
 KEY = Key("test", "optimality")
 TOYS = ("grid", "ring", "overlap", "gaussian", "grid64")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _coarse_floors():
+    """Floors have tests of their own; here they would take three quarters of the time. Nothing else depends on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(floors, "FLOOR_REPLICATES", floors.REPLICATES)
+        yield
 
 
 def toy(name: str) -> ExactProblem:
@@ -58,13 +66,13 @@ def values(found) -> dict[str, float]:
 
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_the_neighbour_estimate_finds_the_entropy_of_a_gaussian(d):
-    entropy = -float(scores.log_density_by_neighbours(KEY("normal").normal(4000, d)).mean())
+    entropy = -float(estimators.log_density_by_neighbours(KEY("normal").normal(4000, d)).mean())
     assert entropy == pytest.approx(d / 2 * math.log(2 * math.pi * math.e), abs=0.05)
 
 
 def test_the_neighbour_estimate_by_hand():
     """Points 0, 1, 3 on a line, k = 1: distances 1, 1, 2; log q = ψ(1) − ψ(3) − log 2 − log ε, ψ(3) − ψ(1) = 3/2."""
-    found = scores.log_density_by_neighbours(torch.tensor([[0.0], [1.0], [3.0]]), k=1)
+    found = estimators.log_density_by_neighbours(torch.tensor([[0.0], [1.0], [3.0]]), k=1)
     assert found.tolist() == pytest.approx([-1.5 - math.log(2), -1.5 - math.log(2), -1.5 - math.log(4)])
 
 
@@ -520,7 +528,7 @@ def test_compare_shows_regret_excess_and_compute(folder, capsys):
     (row,) = [line for line in lines[:8] if line.startswith("best_of_n n=8")]
     assert f"{math.log(8) - 7 / 8:.3f}" in row
     (base,) = [line for line in lines[:8] if line.startswith("base")]
-    assert "*" in base  # on the frontier, at no divergence
+    assert "≈" in base  # on the frontier, at no divergence
     assert "path KL" in printed
     assert "Optimum: p* ∝ p_ref exp(r/β)" in printed
 
@@ -533,7 +541,8 @@ def test_the_comparison_pools_seeds_of_metrics(folder):
     expected = [run.metrics["linear.regret"].value for run in runs]
     assert standing.metrics["regret"].seeds == expected
     assert standing.metrics["regret"].value == pytest.approx(sum(expected) / 2)
-    assert standing.metrics["regret"].low == pytest.approx(sum(r.metrics["linear.regret"].low for r in runs) / 2)
+    assert standing.metrics["regret"].covers == "training seeds"
+    assert standing.metrics["regret"].low < min(expected)  # two seeds: one degree of freedom
     assert (
         standing.alignment_nfe
         == runs[0].cost.alignment["denoiser_forward"] + runs[0].cost.alignment["denoiser_backward"]

@@ -40,6 +40,14 @@ def of_the_testbed(facts: Facts) -> Iterator[str]:
     yield "20,480 points bring every seed within 0.12 nats of the optimum"
     yield f"to a KL of {metric('gaussian', 'linear', long, 'kl'):.0f} nats"
     yield f"DRaFT's run to {metric('gaussian', 'linear', 'draft rounds=30', 'kl'):.0f}."
+    ran = {name: facts.standing("gaussian", "linear", name).metrics["regret"] for name in (long, "draft rounds=30")}
+    apart = [f"{min(regret.seeds):.0f} to {max(regret.seeds):.0f}" for regret in ran.values()]
+    yield f"their regrets are {apart[0]}, and {apart[1]}.)"
+    yield f"{ran[long].low:.0f} to {ran[long].high:.0f} nats for the 60 rounds of DDPO on `gaussian`"
+    sixty = "ddpo rounds=60 samples_per_round=1024 reward=quadratic"
+    excess = facts.standing("grid", "quadratic", sixty).metrics["excess_kl"]
+    assert f"{excess.value:.1f}" == "0.5"
+    yield f"half a nat more than the frontier asks for ({excess.low:.2f} to {excess.high:.2f})"
     paid = [facts.regret("gaussian", "linear", f"dpok rounds={n} future_kl=False") for n in (40, 120)]
     assert {f"{x:.2f}" for x in paid} == {"0.07"}
     yield "It comes as near on `gaussian` (0.07 nats) and is still there after three times the rounds"
@@ -50,6 +58,11 @@ def of_the_testbed(facts: Facts) -> Iterator[str]:
     yield f"where DDPO earns {earned[short][0]:.2f} at {earned[short][1]:.0f} nats"
     charged, plain = (facts.regret("grid", "quadratic", f"dpok future_kl={on}") for on in (True, False))
     yield f"takes the regret on `grid` from {plain:.2f} to {charged:.2f}"
+    with_it, without = (
+        facts.standing("grid", "quadratic", f"dpok future_kl={on}").metrics["regret"] for on in (True, False)
+    )
+    assert without.low < with_it.value < without.value < with_it.high
+    yield "The intervals overlap widely"
     yield f"as near on `grid` ({facts.regret('grid', 'quadratic', 'reward_weighted_regression'):.2f})"
     shifted, moved = (facts.regret(p, r, "diffusion_dpo") for p, r in (("gaussian", "linear"), ("grid", "quadratic")))
     yield f"where points have to shift ({shifted:.2f}), not where mass has to change modes ({moved:.1f})"

@@ -243,11 +243,11 @@ def _of_what_can_be_shown() -> Iterator[Claim]:
 
     plan = alone[DDPO]
     assert (plan.size.prompts, plan.size.seeds, plan.first) == (200, 3, "seeds")
-    assert points(plan.smallest) == points(plan.fixed["seeds"]) == points(plan.doubled["prompts"])
     yield Claim(
         f"Alone, its three seeds and 200 prompts show a difference of {points(plan.smallest)} points on its reward.",
         RESULTS,
     )
+    yield Claim(f"No number of prompts gets below {points(plan.fixed['seeds'])}.", RESULTS)
     yield Claim(f"Six seeds show {points(plan.doubled['seeds'])} points.", RESULTS)
     plan = alone["refl"]
     assert plan.first == "prompts"

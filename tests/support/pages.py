@@ -18,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from places import ROOT
+from simulated import exceptions_table, summary_table
 
 import alignbench
 from alignbench.analysis.compare import Comparison, Group, Versus, compare
@@ -354,6 +355,8 @@ TABLES_OF: Mapping[tuple[str, str], Callable[[Facts], str]] = {
     ("README.md", "table"): small_table,
     ("results/README.md", "compare"): reference_tables,
     ("results/testbed/README.md", "testbed"): testbed_tables,
+    ("results/statistics/README.md", "summary"): lambda _: summary_table(),
+    ("results/statistics/README.md", "exceptions"): lambda _: exceptions_table(),
     ("results/statistics/README.md", "marks"): marks_before_and_after,
     ("results/timings/README.md", "real models"): real_models,
     ("results/timings/README.md", "memory"): memory,

@@ -44,13 +44,17 @@ def rewritten(text: str, entries: dict[str, Any]) -> str:
     content = json.loads(text)
     if all(content.get(name) == value for name, value in entries.items()):
         return text
-    text = re.sub(r'^ "(published|differs_from_paper|digest)": .*\n', "", text, flags=re.M)
+    text = re.sub(r'^ "(published|differs_from_paper)": .*\n', "", text, flags=re.M)
     pairs = (f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)},\n" for name, value in entries.items())
     lines = "".join(pairs)
     text = re.sub(r'^( "preset": .*\n)', lambda found: found[1] + lines, text, flags=re.M)
-    kept = {name: value for name, value in {**content, **entries}.items() if name != "digest"}
-    digest = hashlib.sha256(canonical_json(kept).encode()).hexdigest()
-    return text.removesuffix("}\n") + f' "digest": "{digest}"\n}}\n'
+    return sealed(text, {**content, **entries})
+
+
+def sealed(text: str, content: dict[str, Any]) -> str:
+    """The text of a result file, its last line but one the digest of this content."""
+    digest = hashlib.sha256(canonical_json({k: v for k, v in content.items() if k != "digest"}).encode()).hexdigest()
+    return re.sub(r'^ "digest": .*\n', "", text, flags=re.M).removesuffix("}\n") + f' "digest": "{digest}"\n}}\n'
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from alignbench.cli.app import app
 from alignbench.diffusion.registry import named
 
 README = read("README.md")
-OF_OTHER_TOOLS = {"--quiet", "--oracle", "--write", "--output"}  # of pip, and of scripts in tests/
+OF_OTHER_TOOLS = {"--quiet", "--oracle", "--write", "--output", "--settings"}  # of pip, and of scripts in tests/
 
 
 def fences(page: str, language: str) -> list[str]:

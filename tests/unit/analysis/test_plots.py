@@ -155,7 +155,7 @@ def test_a_panel_holds_the_mean_as_a_line_and_the_seeds_as_a_band(trained):
     (band,) = panel.collections
     corners = {tuple(point) for point in band.get_paths()[0].vertices.tolist()}
     assert corners == {(1, 1), (1, 3), (3, 2), (3, 4)}
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ddpo (2 seeds)"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ddpo (2 seeds and their range)"]
 
 
 def test_a_method_has_its_colour_in_every_panel_and_one_entry_in_the_legend(trained):
@@ -171,7 +171,7 @@ def test_a_method_has_its_colour_in_every_panel_and_one_entry_in_the_legend(trai
     assert c_first.get_color() == c_second.get_color()
     assert len({a.get_color(), b.get_color(), c_first.get_color()}) == 3
     legend = figure.legends[0]
-    assert [text.get_text() for text in legend.get_texts()] == ["a", "c", "b"]
+    assert [text.get_text() for text in legend.get_texts()] == [f"{name} (one run)" for name in "acb"]
     shown = [handle.get_color() for handle in legend.get_lines()]
     assert shown == [a.get_color(), c_first.get_color(), b.get_color()]
 

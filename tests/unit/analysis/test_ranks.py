@@ -23,7 +23,7 @@ def shares_of(by_prompt, seeds=None):
         warnings.simplefilter("ignore", RuntimeWarning)
         rates = np.nanmean(by_prompt, 0, dtype=float)
     rows = [np.array((seeds or {}).get(k, rates[k][None]), float) for k in range(methods)]
-    return Shares(by_prompt, np.concatenate(rows), np.repeat(np.arange(methods), [len(r) for r in rows]))
+    return Shares(by_prompt, np.concatenate(rows), np.repeat(np.arange(methods), [len(r) for r in rows]), rates)
 
 
 def battles(prompts=200, methods=4, key="battles"):

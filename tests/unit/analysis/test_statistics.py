@@ -56,26 +56,15 @@ def test_the_rate_mirrors_when_the_methods_are_swapped():
     assert (one.low, one.high) == pytest.approx((1 - other.high, 1 - other.low))
 
 
-SETTINGS = [
-    (prompts, samples, effect, rate)
-    for prompts in (30, 200)
-    for samples in (1, 4, 8)
-    for effect in (0.5, 1.5)  # standard deviation of prompts; one image's own is 1
-    for rate in (0.5, 0.95)
-]
-
-
 CORNERS = [(30, 1, 0.5, 0.95), (30, 4, 1.5, 0.5), (30, 8, 1.5, 0.95), (200, 1, 1.5, 0.5), (200, 8, 0.5, 0.95)]
 
 
-@pytest.mark.parametrize(
-    ("prompts", "samples", "effect", "rate"),
-    [case if case in CORNERS else pytest.param(*case, marks=pytest.mark.slow) for case in SETTINGS],
-)
+@pytest.mark.parametrize(("prompts", "samples", "effect", "rate"), CORNERS)
 def test_the_interval_covers_the_true_rate_in_93_to_97_percent(prompts, samples, effect, rate):
-    """Probit-normal wins: image s of prompt p is won if z_ps < μ + effect · u_p. Two standard errors of the simulation
-    itself (0.35 points) are allowed on either side."""
-    repeats = 4000
+    """Probit-normal wins: image s of prompt p is won if z_ps < μ + effect · u_p, with prompt effects of this standard
+    deviation. Two standard errors of the simulation itself (0.5 points) are allowed on either side. results/statistics
+    has many more settings."""
+    repeats = 2000
     rng = Key("coverage", prompts, samples, str(effect), str(rate)).generator()
     mu = scipy.stats.norm.ppf(rate) * np.sqrt(1 + effect**2)
     clusters = np.repeat(np.arange(prompts), samples)
@@ -85,7 +74,7 @@ def test_the_interval_covers_the_true_rate_in_93_to_97_percent(prompts, samples,
         wins = (rng.standard_normal((prompts, samples)) < threshold).astype(float).ravel()
         interval = win_rate(wins, clusters)
         covered += interval.low <= rate <= interval.high
-    assert 0.93 - 0.007 <= covered / repeats <= 0.97 + 0.007
+    assert 0.93 - 0.01 <= covered / repeats <= 0.97 + 0.01
 
 
 def test_the_interval_also_covers_with_ties():
