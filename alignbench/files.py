@@ -15,7 +15,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -38,6 +38,14 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sha256_of_files(paths: Iterable[Path]) -> str:
+    """Hexadecimal SHA-256 over the names and contents of files, in this order. Raises OSError where one is missing."""
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return found.hexdigest()
 
 
 def canonical_json(content: Any) -> str:

@@ -44,8 +44,6 @@ RIVAL = "best_of_n"  # what methods of one budget are compared with, besides the
 FEW_PROMPTS = 6  # below which no p value can fall under 0.05
 
 
-@np.errstate(over="ignore", invalid="ignore")  # of scores near the largest number; it is shown as unknown
-@no_garbage_collection()
 def compare(
     paths: Sequence[Path],
     baseline: str = DEFAULT_BASELINE,
@@ -64,6 +62,24 @@ def compare(
     whose equal value win rates are shown as well, `votes` are logs of `alignbench vote`. Raises InputError for a
     scorer or baseline nobody has, and for votes on other pictures."""
     loaded = load(paths, skip_bad)
+    return compare_loaded(loaded, baseline, by, scorers, published, family, duels, margin, control, votes)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # of scores near the largest number; it is shown as unknown
+@no_garbage_collection()
+def compare_loaded(
+    loaded: Loaded,
+    baseline: str = DEFAULT_BASELINE,
+    by: Breakdown | None = None,
+    scorers: Sequence[str] = (),
+    published: bool = False,
+    family: Family = "scorer",
+    duels: bool = False,
+    margin: Sequence[str] = (),
+    control: str | None = None,
+    votes: Sequence[Path] = (),
+) -> Comparison:
+    """The same of results that are read already."""
     known = {name for runs in loaded.groups.values() for run in runs for name in run.result.scorers}
     for name in (*scorers, *([control] if control else [])):
         if name not in known:

@@ -12,7 +12,7 @@ import numpy as np
 from alignbench.analysis.agreement import Agreement, Sensitivity, matrix
 from alignbench.analysis.comparison import Comparison
 from alignbench.analysis.labels import written_out
-from alignbench.analysis.load import Array, load, methods_of
+from alignbench.analysis.load import Array, Method, load, methods_of
 from alignbench.analysis.statistics import WinRate
 from alignbench.choices import CurveAxis
 from alignbench.errors import InputError, UnknownName
@@ -53,16 +53,21 @@ def curves(paths: Sequence[Path], against: CurveAxis = "rounds") -> list[Curve]:
     for fingerprint, runs in loaded.groups.items():
         for method in methods_of(runs):
             name = method.label if len(loaded.groups) == 1 else f"{method.label}, evaluation {fingerprint}"
-            points = [_points(run.result, against) for run in method.runs]
-            shared = min((len(p) for p in points), default=0)
-            if shared < 2:
-                continue
-            for scorer in method.first.scorers:
-                if not all(scorer in p["held_out"] for ps in points for p in ps[:shared]):
-                    continue
-                values = np.array([[p["held_out"][scorer] for p in ps[:shared]] for ps in points], dtype=float)
-                x = np.array([[p["x"] for p in ps[:shared]] for ps in points]).mean(0)
-                found.append(Curve(name, scorer, x, values.mean(0), values.min(0), values.max(0), len(points)))
+            found += curves_of(method, name, against)
+    return found
+
+
+def curves_of(method: Method, name: str, against: CurveAxis = "rounds") -> list[Curve]:
+    """The held-out curves of one method, under this name; none where it was not looked at while it trained."""
+    points = [_points(run.result, against) for run in method.runs]
+    shared = min((len(p) for p in points), default=0)
+    found = []
+    for scorer in method.first.scorers if shared > 1 else ():
+        if not all(scorer in p["held_out"] for ps in points for p in ps[:shared]):
+            continue
+        values = np.array([[p["held_out"][scorer] for p in ps[:shared]] for ps in points], dtype=float)
+        x = np.array([[p["x"] for p in ps[:shared]] for ps in points]).mean(0)
+        found.append(Curve(name, scorer, x, values.mean(0), values.min(0), values.max(0), len(points)))
     return found
 
 

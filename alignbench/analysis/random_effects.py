@@ -69,7 +69,7 @@ def unit_mean(cells: Array, scale: float | None = None) -> UnitMean:
     noise = NOISE * (float(np.nanmax(np.abs(cells))) if scale is None else scale)
     filled, missing = filled_in(cells)
     parts = {  # what each set of factors makes of the variance, and its degrees of freedom
-        factors: (square / cells.size if square / cells.size > noise**2 else 0.0, df)
+        factors: (square / cells.size if square / cells.size > noise * noise else 0.0, df)
         for factors, (square, df) in mean_squares(filled, missing).items()
     }
     of_units, df_units = parts.get((0,), (0.0, 0.0))

@@ -68,7 +68,7 @@ def group_tables(group: Group) -> list[Table]:
         tables += [duels_table(group, scorer) for scorer in group.scorers]
     if len(group.methods) > 1:
         tables.append(ranks_table(group))
-    tables.append(_costs_table(group))
+    tables.append(costs_table(group))
     return tables
 
 
@@ -170,7 +170,7 @@ def _pairwise_table(group: Group, scorer: str) -> Table:
     return Table(f"{scorer}: win rate % of row over column", ["", *group.methods], rows)
 
 
-def _costs_table(group: Group) -> Table:
+def costs_table(group: Group) -> Table:
     header = [
         "method",
         "runs",

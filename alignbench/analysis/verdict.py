@@ -34,13 +34,12 @@ def _of_group(group: Group, optimised: dict[str, str | None]) -> list[str]:
         lines.append(f"  {scorer}, {about}: {_of_scorer(items)}")
     for method in group.methods:
         reward = optimised.get(method)
-        if lost := _lost(group, method, reward):
+        if lost := lost_elsewhere(group, method, reward):
             lines.append(f"  {method} gains on {reward} and loses on {lost}: it may exploit the errors of its reward.")
     lines.append(f"  Cost of an image, in evaluations of the denoiser: {'; '.join(map(_priced, group.costs))}.")
     if alone := sorted({item.method for item in group.versus if item.this_run}):
         lines.append(
-            f"  {_listed(alone)}: trained once, so undecided whatever that run won; another seed may come out "
-            "otherwise."
+            f"  {listed(alone)}: trained once, so undecided whatever that run won; another seed may come out otherwise."
         )
     return lines
 
@@ -51,21 +50,21 @@ def _of_scorer(items: Sequence[Versus]) -> str:
     others = [item.method for item in items if item not in better and item not in worse]
     parts = []
     if better:
-        parts.append(f"{_listed([_shown(item) for item in better])} {'is' if len(better) == 1 else 'are'} better.")
+        parts.append(f"{listed([_shown(item) for item in better])} {'is' if len(better) == 1 else 'are'} better.")
     if worse:
-        parts.append(f"{_listed([_shown(item) for item in worse])} {'is' if len(worse) == 1 else 'are'} worse.")
+        parts.append(f"{listed([_shown(item) for item in worse])} {'is' if len(worse) == 1 else 'are'} worse.")
     if others:
-        parts.append(f"Undecided: {_listed(others)}." if parts else f"nothing is decided ({_listed(others)}).")
+        parts.append(f"Undecided: {listed(others)}." if parts else f"nothing is decided ({listed(others)}).")
     return " ".join(parts)
 
 
-def _lost(group: Group, method: str, reward: str | None) -> str:
+def lost_elsewhere(group: Group, method: str, reward: str | None) -> str:
     """The other scorers on which a method that gained on its reward lost; '' for none."""
     own = {item.scorer: item for item in group.versus if item.method == method}
     if reward not in own or not own[reward].wins:
         return ""
     lost = [name for name, item in own.items() if name != reward and item.loses]
-    return _listed(lost) if lost else ""
+    return listed(lost) if lost else ""
 
 
 def _shown(item: Versus) -> str:
@@ -78,6 +77,7 @@ def _priced(cost: CostRow) -> str:
     return f"{cost.method} {number(cost.image_denoiser)}{training}"
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
+    """One, two and three."""
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last

@@ -37,7 +37,7 @@ app = App(
 )
 COMMANDS = (
     "cells:run cells:evaluate cells:suite "
-    "results:compare plan:plan results:show results:ls results:sheet results:plot results:frontier "
+    "results:compare report:report plan:plan results:show results:ls results:sheet results:plot results:frontier "
     "votes:vote pairs:pairs pairs:accuracy pairs:train_reward scorers:score scorers:audit scorers:serve "
     "inventory:list_ inventory:fetch inventory:cache inventory:env check:check"
 ).split()  # imported when they are asked for

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from alignbench.asking.options import EvaluateOptions, RunOptions
 from alignbench.cli.flags import Flag, takes
 from alignbench.cli.output import listing, note, print_json, say, typed
+from alignbench.cli.report import write_report
 from alignbench.errors import AlignbenchError, InputError
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ def evaluate(
     return code
 
 
-def suite(name: str | None = None, /, *, output: Path | None = None, dry_run: Flag = False) -> int:
+def suite(
+    name: str | None = None, /, *, output: Path | None = None, report: Flag = False, dry_run: Flag = False
+) -> int:
     """Run the cells of a suite one after another; finished ones are not run again. Ends with what came out.
 
     Parameters
@@ -118,6 +121,8 @@ def suite(name: str | None = None, /, *, output: Path | None = None, dry_run: Fl
         of `alignbench run`.
     output: Path
         Folder for the results, in the place of the one that the suite names.
+    report: bool
+        Also write report.html there, the page of `alignbench report`.
     dry_run: bool
         Only list the cells and their result files.
     """
@@ -132,14 +137,16 @@ def suite(name: str | None = None, /, *, output: Path | None = None, dry_run: Fl
         return 0
     from alignbench.experiment.run import run_cell
 
-    reports = run_suite(asked, lambda options: run_cell(_resolve(options)), say=note)
-    for report in reports:
-        listing(f"{describe(report.options):60} {_reported(report.outcome)}")
-    ended = [report.outcome for report in reports if not isinstance(report.outcome, Exception)]
+    tried = run_suite(asked, lambda options: run_cell(_resolve(options)), say=note)
+    for cell in tried:
+        listing(f"{describe(cell.options):60} {_reported(cell.outcome)}")
+    ended = [cell.outcome for cell in tried if not isinstance(cell.outcome, Exception)]
     paths = [outcome.path for outcome in ended if outcome.result.status == "complete"]
     if len(paths) > 1:
         _conclude(paths)
-    return 1 if len(ended) < len(reports) or any(outcome.result.status == "diverged" for outcome in ended) else 0
+    if report and paths:
+        _report(paths)
+    return 1 if len(ended) < len(tried) or any(outcome.result.status == "diverged" for outcome in ended) else 0
 
 
 def _reported(outcome: Outcome | Exception) -> str:
@@ -163,6 +170,14 @@ def _conclude(paths: list[Path]) -> None:
         say("", f"no comparison: {error}")
     folders = typed(*dict.fromkeys(path.parent for path in paths))
     say(f"all tables: alignbench compare {folders}; pictures: alignbench sheet {folders}")
+
+
+def _report(paths: list[Path]) -> None:
+    """The page of a suite's results, beside the first of them."""
+    try:
+        write_report(tuple(paths), paths[0].parent / "report.html")
+    except AlignbenchError as error:  # the results are there all the same
+        say(f"no report: {error}")
 
 
 def _resolve(options: RunOptions) -> Cell:
@@ -214,6 +229,7 @@ def _show(cell: Cell, outcome: Outcome) -> None:
         say(*lines)
     both = [base, outcome.path] if base else [outcome.path.parent]
     say(f"compare with: alignbench compare {typed(*both)}")
+    say(f"look at it: alignbench report {typed(*both)}")
 
 
 def _base_command(cell: Cell) -> str:

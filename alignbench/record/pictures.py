@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench.files import replace_file, sha256_of
+from alignbench.files import replace_file, sha256_of_files
 from alignbench.images import read_image, to_bytes
 from alignbench.pictures import is_whole
 
@@ -65,12 +64,8 @@ class ImageStore:
 
     def digest(self, wanted: Sequence[Slot]) -> str:
         """SHA-256 over the files of these images in order. Raises OSError where one is missing."""
-        found = hashlib.sha256()
-        for slot in wanted:
-            picture = self.path(slot, picture=True)
-            path = picture if picture.exists() else self.path(slot, picture=False)
-            found.update(f"{path.name} {sha256_of(path)}\n".encode())
-        return found.hexdigest()
+        pictures = ((self.path(slot, picture=True), slot) for slot in wanted)
+        return sha256_of_files(path if path.exists() else self.path(slot, picture=False) for path, slot in pictures)
 
     def holds(self, chunk: Sequence[Slot]) -> bool:
         """Whether every image of a chunk is there and whole: they are not synced, so a power cut may tear them."""

@@ -267,6 +267,7 @@ def mutated_results(folder: Path, share: float) -> Part:
             ["compare", other, name],
             ["compare", other, name, "--skip-bad", "--format", "csv"],
             ["plan", other, name],
+            ["report", other, name, "--output", str(folder / "report.html")],
             ["show", name],
             ["ls", str(places)],
             ["plot", name, "--output", str(folder / "plot.png")],

@@ -39,12 +39,17 @@ def test_a_run_ends_with_a_summary_and_the_next_command(here, capsys):
     assert run_command_line(["run", "--algo", "ddpo", *MIXTURE, *SHORT, "--name", "mine"]) == 0
     out = capsys.readouterr().out
     assert "against base  FirstCoordinate: wins" in out
-    command = out.splitlines()[-1].removeprefix("compare with: alignbench ").split()
+    compare, look = out.splitlines()[-2:]
+    command = compare.removeprefix("compare with: alignbench ").split()
     assert command[0] == "compare"
     assert run_command_line(command) == 0
     table = capsys.readouterr().out
     assert "FirstCoordinate: against base" in table
     assert "Cost (NFE" in table
+    command = look.removeprefix("look at it: alignbench ").split()
+    assert command[0] == "report"
+    assert run_command_line(command) == 0
+    assert "<h2" in Path("report.html").read_text()
 
 
 def test_the_command_that_makes_the_missing_base_makes_one_with_the_same_evaluation(here, capsys):
@@ -70,7 +75,10 @@ def test_without_a_base_the_summary_says_so(here, capsys):
     assert run_command_line(["run", "--algo", "best_of_n", *MIXTURE]) == 0
     out = capsys.readouterr().out
     assert "no complete `base` with this evaluation beside it yet" in out
-    assert out.splitlines()[-1] == "compare with: alignbench compare results"
+    assert out.splitlines()[-2:] == [
+        "compare with: alignbench compare results",
+        "look at it: alignbench report results",
+    ]
 
 
 def test_a_finished_cell_is_not_run_again(here, capsys):
@@ -272,6 +280,18 @@ def test_a_suite_runs_its_grid_once_and_isolates_failures(here, capsys):
     assert run_command_line(["suite", "suite.yaml"]) == 1
     assert sum("already complete" in line for line in capsys.readouterr().out.splitlines()) == 3
     assert {path: path.read_bytes() for path in stored(here)} == before
+
+
+def test_a_suite_writes_a_report_where_one_is_asked_for(here, capsys):
+    Path("suite.yaml").write_text(
+        f"defaults: {{model: mixture, prompts: points.txt, steps: 6, reward: '{REWARD}'}}\n"
+        "cells: [{algo: base}, {algo: best_of_n, set: {n: 2}}]\n"
+    )
+    assert run_command_line(["suite", "suite.yaml", "--report"]) == 0
+    assert "written to results/report.html" in capsys.readouterr().out
+    page = Path("results/report.html").read_text()
+    assert page.count('<th scope="row">best_<wbr>of_<wbr>n</th>') == 3  # the chart, the table, the costs
+    assert "No folder of pictures lies beside these results" in page  # the mixture draws points
 
 
 def test_a_cell_that_cannot_be_run_is_a_row_with_its_reason_and_no_failure_of_the_suite(here, capsys):

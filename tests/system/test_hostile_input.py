@@ -62,6 +62,7 @@ def commands(file: Path, beside: Path) -> list[list[object]]:
         ["show", file, "--json"], ["ls", file.parent], ["plot", file, "--output", file.parent / "c.svg"],
         ["frontier", file, "--format", "csv"], ["sheet", file, "--output", file.parent / "s.png"],
         ["score", file, "--scorers", "jpeg_compressibility"], ["plan", file, beside],
+        ["report", file, beside, "--skip-bad", "--output", file.parent / "r.html"],
     ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ def test_every_room_is_in_the_wheel():
     ("package", "name"),
     [
         ("alignbench", "py.typed"),
+        *(("alignbench.page", f"template/page.{ending}") for ending in ("html", "css", "js")),
         ("alignbench.shapes", "weights/preference.safetensors"),
         ("alignbench.algorithms", "presets/tiny.toml"),
         ("alignbench.rewards", "aliases.toml"),

@@ -22,7 +22,7 @@ PLUGINS = sorted(path for group in GROUPS for path in (ROOT / group).glob("*.py"
 FLOORS = (
     "printed errors choices keys reading files locks texts pictures quantities interface declared meter devices images "
     "downloads caches progress processes quiet fields provenance sourced plugins record diffusion testbed shapes "
-    "scoring remote preferences analysis asking experiment judging contracts api cli __main__"
+    "scoring remote preferences analysis page asking experiment judging contracts api cli __main__"
 ).split()
 # What a plug-in may use of the core beside the public names of `alignbench` itself.
 FOR_PLUGINS: dict[str, set[str]] = {

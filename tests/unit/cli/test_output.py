@@ -48,6 +48,8 @@ COMMANDS = [
     ["compare", "FOLDER", "--skip-bad", "--format", "latex"],
     ["compare", "FOLDER", "--skip-bad", "--format", "json"],
     ["compare", "FOLDER/one.json", "FOLDER/base.json", "--by", "category"],
+    ["report", "FOLDER", "--skip-bad"],
+    ["report", "FOLDER/one.json", "FOLDER/base.json", "--output", f"{EVIL}.html"],
     ["plan", "FOLDER", "--skip-bad"],
     ["plan", "FOLDER/one.json", "FOLDER/base.json"],
     ["plan", "FOLDER/one.json", "FOLDER/base.json", "--format", "csv"],

@@ -1,0 +1,203 @@
+"""The gallery: the same prompt and noise side by side across methods, as small pictures with their scores."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from alignbench.analysis.comparison import Group
+from alignbench.analysis.load import Method, Run
+from alignbench.errors import InputError
+from alignbench.files import sha256_of_files
+from alignbench.keys import Key
+from alignbench.pictures import PictureError, read
+from alignbench.printed import visible
+
+PIXELLED = 64  # pixels of the longer side up to which a picture is kept as it is
+SIDE = 256  # to which larger ones are made smaller
+QUALITY = 75
+BUDGET = 12_000_000  # bytes of all pictures of a page; base64 makes 16 MB of it, and results take up to 4
+SHOWN = 6  # methods that are shown at first
+FIRST = 12  # prompts of the first page
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture: its place in the gallery, its data URI, its scores."""
+
+    method: int
+    source: str
+    scores: list[float | None]
+
+
+@dataclass(frozen=True)
+class Card:
+    """One prompt with the pictures of all methods that have one."""
+
+    prompt: str
+    text: str
+    category: str
+    file: str  # the name that its pictures have in every folder
+    shots: list[Shot]
+
+
+@dataclass
+class Gallery:
+    """All cards that fit, and what is to be said of them."""
+
+    methods: list[str]
+    shown: list[int]  # methods that are shown at first
+    baseline: int | None
+    scorers: list[str]
+    short: list[str]  # names of scorers without what all of them begin with
+    cards: list[Card] = field(default_factory=list)
+    bytes: int = 0
+    folders: list[str | None] = field(default_factory=list)  # of full pictures, seen from the page
+    pixelled: bool = False
+    lossy: bool = False
+    notes: list[str] = field(default_factory=list)
+    draw: list[int] = field(default_factory=list)  # the cards in an order drawn by key
+
+    @property
+    def first(self) -> list[Card]:
+        return self.cards[:FIRST]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a method's pictures are: those of its first seed, the first of each prompt."""
+
+    folder: Path
+    files: dict[str, str]  # prompt -> name
+    scores: dict[str, dict[str, float | None]]  # prompt -> scorer -> score
+
+
+def gallery(group: Group, methods: Sequence[Method], output: Path, images: int | None, room: int) -> Gallery:
+    """The pictures of one evaluation, of `images` prompts or of as many as fit in so many bytes. Without pictures it
+    has no cards, and its notes say why."""
+    base = group.methods.index(group.baseline) if group.baseline else None
+    found = Gallery(group.methods, _first_shown(group), base, group.scorers, short_names(group.scorers))
+    unchecked: list[str] = []
+    sources: dict[int, _Source] = {}
+    for place, method in enumerate(methods):
+        if (source := _source(method.label, method.runs[0], found.notes, unchecked)) is not None:
+            sources[place] = source
+    if not sources:
+        found.notes.append("No folder of pictures lies beside these results, so that there is nothing to look at.")
+        return found
+    if unchecked:
+        who = "all" if len(unchecked) == len(sources) else ", ".join(unchecked)
+        found.notes.append(f"Not checked against results, which keep no digest of pictures or lack some: {who}.")
+    if lacking := [method.label for place, method in enumerate(methods) if place not in sources]:
+        found.notes.append(f"Without pictures beside the result: {', '.join(lacking)}.")
+    found.shown = [place for place in found.shown if place in sources] or list(sources)[:SHOWN]
+    found.folders = [_link(sources.get(place), output) for place in range(len(methods))]
+    about = {row.id: row for method in methods for row in method.first.prompts}
+    common = dict.fromkeys(prompt for source in sources.values() for prompt in source.files)
+    order = Key("report", "gallery").permutation(len(common))
+    names = list(common)
+    cards: dict[int, Card] = {}
+    for place in order if images is None else order[:images]:
+        row = about[names[place]]
+        shots, size = _shots(sources, row.id, found)
+        if images is None and found.bytes + size > room:
+            break
+        found.bytes += size
+        file = next(source.files[row.id] for source in sources.values() if row.id in source.files)
+        cards[place] = Card(row.id, visible(row.text), visible(row.category), file, shots)
+    found.cards = [cards[place] for place in sorted(cards)]
+    found.draw = Key("report", "order").permutation(len(cards))
+    if len(cards) < len(common):
+        found.notes.append(
+            f"{len(cards)} of {len(common)} prompts, drawn at random, the same in every report; --images takes more."
+        )
+    if found.lossy:
+        found.notes.append(f"Pictures are made smaller, to {SIDE} pixels, and lossy; scores are of the full ones.")
+    return found
+
+
+def _first_shown(group: Group) -> list[int]:
+    """The baseline, and the best of each algorithm on the first scorer."""
+    first = [item for item in group.versus if item.scorer == group.scorers[0]] if group.scorers else []
+    best: dict[str, str] = {}
+    for item in sorted(first, key=lambda item: -item.rate.rate):
+        best.setdefault(item.method.partition(" ")[0], item.method)
+    chosen = [group.baseline] if group.baseline else []
+    chosen += list(best.values()) or group.methods
+    return sorted(group.methods.index(name) for name in chosen[:SHOWN])
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names without the first word where all have the same: `truth` and `style` for `shapes_truth`, `shapes_style`."""
+    words = {name.partition("_")[0] for name in names}
+    return [name.partition("_")[2] or name for name in names] if len(names) > 1 and len(words) == 1 else list(names)
+
+
+def _source(label: str, run: Run, notes: list[str], unchecked: list[str]) -> _Source | None:
+    """A run's pictures; None where there are none, or where they are not those that the result is of."""
+    result, folder = run.result, run.path.with_suffix("") / "images"
+    if not folder.is_dir():
+        return None
+    place = {prompt.id: i for i, prompt in enumerate(result.prompts)}
+    files = {row.prompt: f"{place[row.prompt]:05d}-{row.sample}.png" for row in result.rows if not row.sample}
+    here = {prompt: name for prompt, name in files.items() if (folder / name).is_file()}
+    if not here:
+        return None
+    every = sorted((row.sample, place[row.prompt]) for row in result.rows)
+    try:
+        found = sha256_of_files(folder / f"{i:05d}-{sample}.png" for sample, i in every)
+    except OSError:
+        found = None
+    if result.kept is None or found is None:
+        unchecked.append(label)
+    elif found != result.kept.pictures:
+        notes.append(f"{label}: the pictures in {folder} are not those its scores are of; they are left out.")
+        return None
+    scores = {row.prompt: row.scores for row in result.rows if not row.sample}
+    return _Source(folder, here, scores)
+
+
+def _shots(sources: Mapping[int, _Source], prompt: str, found: Gallery) -> tuple[list[Shot], int]:
+    """The pictures of one prompt, and their bytes."""
+    shots, size = [], 0
+    for place, source in sources.items():
+        if prompt not in source.files:
+            continue
+        content = _thumbnail(source.folder / source.files[prompt], found)
+        size += len(content)
+        uri = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
+        shots.append(Shot(place, uri, [source.scores[prompt].get(name) for name in found.scorers]))
+    return shots, size
+
+
+def _thumbnail(path: Path, found: Gallery) -> bytes:
+    """A picture as WebP: small ones as they are, larger ones made smaller."""
+    from PIL import Image
+
+    try:
+        picture = read(path, formats=("PNG",)).image
+    except PictureError as error:
+        raise InputError(f"{path} cannot be read as a picture ({error}); run the cell again.") from None
+    buffer = io.BytesIO()
+    if max(picture.size) <= PIXELLED:
+        found.pixelled = True
+        picture.save(buffer, "WEBP", lossless=True, quality=100, method=4)
+    else:
+        found.lossy = True
+        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        picture.save(buffer, "WEBP", quality=QUALITY, method=4)
+    return buffer.getvalue()
+
+
+def _link(source: _Source | None, output: Path) -> str | None:
+    """The folder of full pictures as the page links it: only where it lies below the page's own folder, so that both
+    are moved together."""
+    if source is None:
+        return None
+    relative = os.path.relpath(source.folder.resolve(), output.resolve().parent)
+    return None if relative.startswith("..") else quote(Path(relative).as_posix())
