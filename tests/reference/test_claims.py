@@ -9,7 +9,8 @@ from places import ROOT
 
 # Sentences that claim nothing of results: they say what a word means, what to type, or how something was made.
 DEFINITIONS = (
-    "how good an image is", "more than one", "honest intervals", "Stable Diffusion 1.x", "You need Python",
+    "how good an image is", "checks the results that it carries", "more than one", "honest intervals",
+    "Stable Diffusion 1.x", "You need Python",
     "compares four methods", "After the installation it takes", "threads that wait for each other",
     "what won, on what", "**Win rate.", "draw the same prompt", "The higher score wins", "The 95 % interval",
     "Prompts are drawn at random", "run the same cells", "![Images", "*Each column", "start from the same noise",
