@@ -22,7 +22,6 @@ NATURAL = {"mode_tv": (0.0, 1.0), "covariance": (0.0, math.inf), "path_kl": (0.0
 UPPER_END = 0.975  # the probability below a 95 % interval's upper end
 MARKED = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03)  # β that are looked at beside the problem's own
 
-
 Covered = Literal["training seeds", "this run", "images"]
 
 
@@ -30,8 +29,9 @@ Covered = Literal["training seeds", "this run", "images"]
 class Pooled:
     """A metric over the training seeds of a method, with a 95 % interval for the method's mean (`over_seeds`).
 
-    `covers` says what the interval accounts for beside the images: "training seeds", of which there are two or more;
-    nothing, where a method trained once, so that it is of "this run" alone; nothing, where nothing was trained.
+    `covers` says what is random in the interval beside the images: the "training seeds", where there are two or more;
+    nothing, where a method trained once: then it is of "this run", and another seed may lie outside it; nothing, where
+    there is nothing to train: then it is of the "images" alone.
     """
 
     value: float
