@@ -252,7 +252,7 @@ def test_best_of_n_leaves_the_nuisance_axes_of_the_wide_problem_alone(groups):
         assert nuisance.value < 3 * nuisance.floor
 
 
-@pytest.mark.parametrize("algo", ["base", "best_of_n"])
+@pytest.mark.parametrize("algo", [pytest.param("base", marks=pytest.mark.slow), "best_of_n"])
 def test_a_rerun_of_a_cell_gives_the_committed_rows_and_metrics(algo, files, tmp_path):
     """base with fifty DDIM steps, best-of-two with the exact kernel."""
     spec = next(s for s in SPECS if s.algo == algo and s.prompts == "gaussian")

@@ -83,7 +83,7 @@ def test_a_setting_simulated_again_gives_the_committed_figures(setting):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", list(settings())[7::19], ids=lambda setting: setting.name)
+@pytest.mark.parametrize("setting", list(settings())[7::57], ids=lambda setting: setting.name)
 def test_more_settings_simulated_again_give_the_committed_figures(setting):
     assert simulate(setting, REPLICATES) == committed(setting)
 

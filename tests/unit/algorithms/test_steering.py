@@ -79,6 +79,7 @@ def test_the_estimated_evidence_is_unbiased(fields, make_problem, normaliser):
     assert abs(mean - normaliser) < 4 * error + 0.01 * normaliser
 
 
+@pytest.mark.slow
 def test_both_defects_of_the_reference_code_are_caught(make_problem, normaliser, monkeypatch):
     """Weights dropped where nothing is resampled (Feynman-Kac's code), and a past that resampling leaves in place."""
     resampled = Weights.resampled
