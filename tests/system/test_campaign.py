@@ -29,5 +29,5 @@ def test_kills_were_kills():
 def test_a_share_of_the_campaign_finds_no_fault(name, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "")  # the campaign sets it
     (part,) = campaign.campaign([name], 0.03).values()
-    assert part.tried >= 3
+    assert part.tried >= 2
     assert part.faults == []
