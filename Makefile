@@ -25,7 +25,7 @@ test:        ## the default tests
 	$(PYTHON) -m pytest
 
 slow:        ## the tests that take minutes each
-	$(PYTHON) -m pytest -m slow --dist worksteal
+	$(PYTHON) -m pytest -m slow
 
 gpu:         ## the tests that need a CUDA device
 	$(PYTHON) -m pytest -n 0 -m gpu

@@ -28,6 +28,6 @@ def test_kills_were_kills():
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_share_of_the_campaign_finds_no_fault(name, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "")  # the campaign sets it
-    (part,) = campaign.campaign([name], 0.03).values()
-    assert part.tried >= 2
+    (part,) = campaign.campaign([name], 0.02).values()
+    assert part.tried >= 1
     assert part.faults == []

@@ -12,7 +12,7 @@ from alignbench.analysis.compare import compare
 from alignbench.analysis.load import load, methods_of
 from alignbench.keys import Key
 
-FEW, MANY = 60, 200
+FEW, MANY = 60, 130
 LOW_IS_GOOD = {"s": {"higher_is_better": False, "tie_epsilon": 0.25}}
 
 
