@@ -111,20 +111,27 @@ def make_server(scorer: Mapping[str, Any], score: Score, port: int, hosts: Seque
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)],
         exception_handlers={HTTPException: _nothing_there},
     )
+    return ScorerServer(listen(HOST, port, BACKLOG), quiet(app, _Prompt, CONNECTIONS, BACKLOG))
+
+
+def quiet(app: Starlette, http: Any, connections: int, backlog: int) -> uvicorn.Server:
+    """A server that says nothing by itself, neither on the terminal nor of what it is, and ends within `GRACE`."""
     config = uvicorn.Config(
         app,
-        http=_Prompt,
+        http=http,
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="critical",  # what goes wrong is said here
+        log_level="critical",  # what goes wrong is said by whoever answers
         access_log=False,
         server_header=False,
-        limit_concurrency=CONNECTIONS,
-        backlog=BACKLOG,
+        date_header=False,
+        limit_concurrency=connections,
+        timeout_keep_alive=15,
+        backlog=backlog,
         timeout_graceful_shutdown=GRACE,
     )
-    return ScorerServer(listen(HOST, port, BACKLOG), uvicorn.Server(config))
+    return uvicorn.Server(config)
 
 
 def listen(host: str, port: int, backlog: int) -> socket.socket:

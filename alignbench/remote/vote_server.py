@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Protocol
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -28,7 +27,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from alignbench.remote import server
-from alignbench.remote.server import GRACE, HOSTS, ScorerServer, body_of, listen
+from alignbench.remote.server import HOSTS, ScorerServer, body_of, listen, quiet
 
 LARGEST = 4096  # bytes of a request
 SECONDS = 20.0  # for a request to arrive
@@ -85,22 +84,7 @@ def make_vote_server(polls: Polls, host: str, port: int) -> ScorerServer:
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)],
         exception_handlers={HTTPException: _nothing_there},
     )
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="critical",  # what goes wrong is said here
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_keep_alive=15,
-        backlog=BACKLOG,
-        timeout_graceful_shutdown=GRACE,
-    )
-    return ScorerServer(listen(host, port, BACKLOG), uvicorn.Server(config))
+    return ScorerServer(listen(host, port, BACKLOG), quiet(app, "h11", CONNECTIONS, BACKLOG))
 
 
 @dataclass

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import signal
 from collections import Counter
 from urllib.parse import urlsplit
 
+import browsing
 import pytest
 from test_voting import PLAIN, session_of, started
 from voted import cells
@@ -16,23 +15,13 @@ from voted import cells
 from alignbench.record import result as results
 from alignbench.record.votes import read_log
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-CHROMIUM = os.environ.get("ALIGNBENCH_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 HOSTILE = "<img src=x onerror=alert(1)></p><script>alert(2)</script> {{ 7*7 }} \u202eright to left"
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium, or set ALIGNBENCH_CHROMIUM")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=os.geteuid() != 0, args=FLAGS)
+    with browsing.chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
