@@ -128,7 +128,7 @@ class DiffusionDPO(PairTraining):  # which has what both of the paper's methods 
 
     def loss(self, policy: Policy, batch: PairBatch, keys: Sequence[Key]) -> tuple[Float[Tensor, " b"], Seen]:
         """(2) of each pair, with t, noise and dropped prompts drawn from its key."""
-        drawn = noising(keys, batch.winner, batch.condition, policy.train_timesteps, self.caption_dropout)
+        drawn = noising(keys, batch.winner, batch.condition, policy, self.caption_dropout)
         with torch.no_grad():  # before the policy, while no activations are held
             reference = pair_errors(policy.reference, batch, drawn)
         own = pair_errors(policy, batch, drawn)

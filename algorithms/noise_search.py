@@ -41,8 +41,8 @@ from alignbench import (
     begin,
     expand,
     largest,
+    noise_of,
     not_negative,
-    std_of,
     step_noise,
     transition,
     without_gaussian_steps,
@@ -113,7 +113,7 @@ class NoiseSearch:
 def chain_noise(pipeline: Pipeline, keys: Sequence[Key], sampling: Sampling) -> Float[Tensor, "b n *latent"]:
     """x_T, then the noise of each step that takes some: what plain sampling draws from these keys."""
     x = pipeline.initial_noise(keys)
-    noisy = std_of(pipeline.timesteps(sampling.steps), sampling.eta) > 0
+    noisy = noise_of(pipeline.timesteps(sampling.steps), sampling) > 0
     return torch.stack([x, *(step_noise(keys, int(i), x) for i in noisy.nonzero())], 1)
 
 
@@ -126,7 +126,7 @@ def chain(
 ) -> Samples:
     """The images that a chain's noise leads to."""
     x, first, steps, condition = begin(pipeline, prompts, noise[:, 0], sampling, start)
-    places = {int(i): 1 + k for k, i in enumerate((std_of(steps, sampling.eta) > 0).nonzero())}
+    places = {int(i): 1 + k for k, i in enumerate((noise_of(steps, sampling) > 0).nonzero())}
     for i in range(first, len(steps)):
         step = transition(pipeline, x, steps[i], condition, sampling)
         x = step.sample(noise[:, places[i]]) if i in places else step.mean

@@ -183,7 +183,7 @@ class ReFL(Training):
         """The denoising errors of (2), of images that the reference samples."""
         keys, condition = [key("prior") for key in keys], policy.condition(prompts)
         x0 = before_steps(policy.reference, condition, keys, sampling, [sampling.steps] * len(keys))
-        t, noise, condition = noising(keys, x0, condition, policy.train_timesteps)
+        t, noise, condition = noising(keys, x0, condition, policy)
         return denoising_error(policy, x0, noise, t, condition)
 
     def unsupported(self, problem: Problem) -> str | None:

@@ -178,7 +178,7 @@ class RewardWeightedRegression(Training):
         """w_i ‖ε − ε̂(x_t, t, c_i)‖² with t and ε from the keys."""
         x0 = torch.stack([row.latent for row in data])
         condition = pipeline.condition([row.prompt for row in data])
-        t, noise, condition = noising(keys, x0, condition, pipeline.train_timesteps)
+        t, noise, condition = noising(keys, x0, condition, pipeline)
         guidance = problem.sampling.guidance if self.guided else 1.0
         error = denoising_error(pipeline, x0, noise, t, condition, guidance)
         return error * torch.tensor([row.weight for row in data]).to(error)

@@ -91,7 +91,7 @@ class SFT(PairTraining):  # which has what both of the paper's methods share
             yield loss.sum() / len(order)
 
     def noising(self, policy: Policy, batch: PairBatch, keys: Sequence[Key]) -> Noising:
-        return noising(keys, batch.winner, batch.condition, policy.train_timesteps, self.caption_dropout)
+        return noising(keys, batch.winner, batch.condition, policy, self.caption_dropout)
 
     def probe(self, problem: Problem, pairs: Pairs, policy: Policy) -> Probe:
         """At θ = reference the error is the reference's."""

@@ -45,7 +45,6 @@ from alignbench import (
     at_least_one,
     begin,
     categorical,
-    ddim,
     effective_size,
     for_particles,
     largest,
@@ -53,6 +52,7 @@ from alignbench import (
     not_negative,
     particle_keys,
     positive,
+    reverse,
     rows_of,
     systematic,
     take_step,
@@ -118,7 +118,7 @@ class Steering:
         weights = Weights.even(len(prompts), n)
         for i in range(first, len(steps)):
             prediction = pipeline.predict(x, int(steps[i].t), condition, sampling.guidance)
-            x = take_step(ddim(prediction, steps[i], sampling.eta), own, i)
+            x = take_step(reverse(prediction, steps[i], sampling), own, i)
             if self.checks(i, len(steps)):
                 rewards = problem.reward(pipeline.decode(prediction.x0), asked).cpu().reshape(-1, n)
                 weights = weights.times(self.potential, rewards / self.beta)

@@ -40,11 +40,11 @@ from alignbench import (
     at_least_one,
     begin,
     categorical,
-    ddim,
     for_particles,
     largest,
     particle_keys,
     positive,
+    reverse,
     rows_of,
     take_step,
     without_gaussian_steps,
@@ -88,12 +88,12 @@ class SVDD:
             own, (asked, _), crowd = particle_keys(keys, m), for_particles(prompts, None, m), condition.repeat(m)
             prediction = pipeline.predict(x, int(steps[first].t), condition, sampling.guidance)
             for i in range(first, len(steps) - 1):
-                x = take_step(repeated(ddim(prediction, steps[i], sampling.eta), m), own, i)
+                x = take_step(repeated(reverse(prediction, steps[i], sampling), m), own, i)
                 ahead = pipeline.predict(x, int(steps[i + 1].t), crowd, sampling.guidance)
                 values = problem.reward(pipeline.decode(ahead.x0), asked).cpu().reshape(-1, m)
                 rows = rows_of(self.chosen(values, [key("choice", i) for key in keys])[:, None], m)
                 x, prediction = x[rows], ahead[rows]
-            x = take_step(ddim(prediction, steps[len(steps) - 1], sampling.eta), keys, len(steps) - 1)
+            x = take_step(reverse(prediction, steps[len(steps) - 1], sampling), keys, len(steps) - 1)
             return Samples(pipeline.decode(x), x)
 
         return TestTimeSampler(draw, {"kind": "svdd", **sampling.as_dict(), **fields}, m)

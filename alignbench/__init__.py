@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         sample_rewarded,
         share_prompts,
     )
+    from alignbench.diffusion.flow_transition import flow_step, official_log_density
     from alignbench.diffusion.lookahead import (
         ROOM_FOR_GRADIENTS,
         Slope,
@@ -79,7 +80,9 @@ if TYPE_CHECKING:
         begin,
         denoise,
         initial_noise,
+        noise_of,
         path_divergence,
+        reverse,
         rollout,
         step_noise,
         take_step,
@@ -132,7 +135,7 @@ if TYPE_CHECKING:
     )
     from alignbench.keys import Key, epochs, normal
     from alignbench.meter import Cost
-    from alignbench.quantities import Condition, Prediction, Steps, expand
+    from alignbench.quantities import Condition, Prediction, Steps, expand, flow_level, flow_scale, flow_sigma
     from alignbench.scoring.aesthetic import AestheticScorer
     from alignbench.scoring.clip import OPENAI_VIT_L_14, VIT_H_14, VIT_L_14, ClipArchitecture
     from alignbench.scoring.contrastive import ContrastiveScorer, PaddedContrastiveScorer

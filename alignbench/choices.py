@@ -6,7 +6,8 @@ from typing import Final, Literal
 
 DType = Literal["float32", "float16", "bfloat16"]
 ScorerDType = Literal["float32", "bfloat16"]
-Kernel = Literal["ddim", "exact"]  # of reverse steps
+Kernel = Literal["ddim", "exact", "flow_sde", "dance_sde", "cps"]  # of reverse steps
+Sigmas = Literal["linspace", "scheduler"]  # the grid of a flow model's levels
 Ties = Literal["drop", "keep"]  # among preference pairs
 Crop = Literal["centre", "random"]  # of a pair's images to the model's size
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]

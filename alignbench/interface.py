@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from alignbench.choices import Kernel
@@ -38,7 +38,8 @@ class Sampling:
 
     A guidance of at most 1 is none, as in diffusers, and is kept as 1.
 
-    Kernel `exact` draws from the true p(x_s | x_t) instead of DDIM's Gaussian, where it is known in closed form.
+    Kernel `exact` draws from the true p(x_s | x_t), where it is known in closed form. Those of flow models are in
+    alignbench/diffusion/flow_transition.py; η of `flow_sde` and `dance_sde` may exceed 1.
     """
 
     steps: int
@@ -48,12 +49,8 @@ class Sampling:
 
     def as_dict(self) -> dict[str, str | int | float | bool | None]:
         """What a result file keeps: the kernel only where it is not DDIM's, as in files older than the choice."""
-        common: dict[str, str | int | float | bool | None] = {
-            "steps": self.steps,
-            "guidance": self.guidance,
-            "eta": self.eta,
-        }
-        return common if self.kernel == "ddim" else {**common, "kernel": self.kernel}
+        common = {"steps": self.steps, "guidance": self.guidance, "eta": self.eta}
+        return {**common} if self.kernel == "ddim" else {**common, "kernel": self.kernel}
 
     @property
     def evaluations(self) -> int:
@@ -67,8 +64,9 @@ class Sampling:
             raise ValueError(f"guidance must not be negative, got {self.guidance}.")
         if not guided(self.guidance):
             object.__setattr__(self, "guidance", 1.0)
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1], got {self.eta}.")
+        most = math.inf if self.kernel in ("flow_sde", "dance_sde") else 1
+        if not 0 <= self.eta <= most or self.eta == math.inf:
+            raise ValueError(f"eta of kernel {self.kernel!r} must lie in [0, 1], got {self.eta}.")
 
 
 @dataclass(frozen=True)
@@ -136,13 +134,16 @@ class Pipeline(Protocol):
     def timesteps(self, n: int) -> Steps:
         """n sampling steps, noisiest first."""
 
+    def training_timesteps(self, uniform: Float[Tensor, " b"]) -> Real[Tensor, " b"]:
+        """From uniform numbers in [0, 1)."""
+
     def add_noise(
-        self, x0: Float[Tensor, b * latent], noise: Float[Tensor, b * latent], t: Int[Tensor, " b"]
+        self, x0: Float[Tensor, b * latent], noise: Float[Tensor, b * latent], t: Real[Tensor, " b"]
     ) -> Float[Tensor, b * latent]:
         """x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε."""
 
     def predict(
-        self, latents: Float[Tensor, b * latent], t: int | Tensor, condition: Condition, guidance: float = 1.0
+        self, latents: Float[Tensor, b * latent], t: float | Tensor, condition: Condition, guidance: float = 1.0
     ) -> Prediction:
         """The denoiser's prediction at training timestep t (one for all, or one per row). Guidance ≤ 1 is none."""
 

@@ -2,6 +2,8 @@
 
 Notation  x_t = α_t x_0 + σ_t ε with α_t = √ᾱ_t and σ_t = √(1 − ᾱ_t) (variance preserving);
           v = α_t ε − σ_t x_0 (Salimans and Ho 2022, https://arxiv.org/abs/2202.00512).
+          Flow models write x = (1 − σ) x_0 + σ ε and predict ε − x_0. Their latents are kept as x / ρ with
+          ρ = √((1 − σ)² + σ²), so that α_t = (1 − σ) / ρ and σ_t = σ / ρ: one notation serves both.
 """
 
 from __future__ import annotations
@@ -11,10 +13,25 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
+
+
+def flow_level(sigma: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """ᾱ = (1 − σ)² / ((1 − σ)² + σ²) of a flow model's level σ."""
+    return (1 - sigma) ** 2 / ((1 - sigma) ** 2 + sigma**2)
+
+
+def flow_sigma(alpha_bar: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """A flow model's level σ = √(1 − ᾱ) / (√ᾱ + √(1 − ᾱ))."""
+    return (1 - alpha_bar).sqrt() * flow_scale(alpha_bar)
+
+
+def flow_scale(alpha_bar: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """ρ = 1 / (√ᾱ + √(1 − ᾱ)), by which a flow model's own latents are larger than variance-preserving ones."""
+    return 1 / (alpha_bar.sqrt() + (1 - alpha_bar).sqrt())
 
 
 def guided(guidance: float) -> bool:
@@ -96,7 +113,7 @@ class Prediction:
     """A denoiser's output at latents x_t, read as the noise ε, the clean latents x_0, or the velocity v.
 
     The conversions are exact at both ends of the schedule wherever the quantity is determined there: under `epsilon`
-    x_0 needs ᾱ > 0, under `sample` ε needs ᾱ < 1, and under `v_prediction` both always exist.
+    x_0 needs ᾱ > 0, under `sample` ε needs ᾱ < 1, and under `v_prediction` and `flow` (ε − x_0) both always exist.
     """
 
     native: Float[Tensor, b * latent]
@@ -124,6 +141,8 @@ class Prediction:
             x0 = self.native
         elif self.kind == "epsilon":
             x0 = (self.latents - self._sigma * self.native) / self._alpha
+        elif self.kind == "flow":
+            x0 = (self.latents - self._sigma * self.native) / (self._alpha + self._sigma)
         else:
             x0 = self._alpha * self.latents - self._sigma * self.native
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
@@ -135,6 +154,8 @@ class Prediction:
             return self.native
         if self.kind == "v_prediction":
             return self._alpha * self.native + self._sigma * self.latents
+        if self.kind == "flow":
+            return (self.latents + self._alpha * self.native) / (self._alpha + self._sigma)
         return (self.latents - self._alpha * self.native) / self._sigma
 
     @property
@@ -144,12 +165,25 @@ class Prediction:
             return self.native
         return self._alpha * self.eps - self._sigma * self.x0
 
+    @property
+    def velocity(self) -> Float[Tensor, b * latent]:
+        """The estimate of a flow model's velocity ε − x_0."""
+        return self.native if self.kind == "flow" else self.eps - self.x0
+
+    def error(self, x0: Float[Tensor, b * latent], noise: Float[Tensor, b * latent]) -> Float[Tensor, " b"]:
+        """The squared error that the model's literature trains, averaged over the elements of a latent, in float32
+        where the denoiser computes in less: of ε, whatever a diffusion model predicts, and of a flow model's ε − x_0.
+        """
+        estimate, truth = (self.native, noise - x0) if self.kind == "flow" else (self.eps, noise)
+        estimate = estimate.to(torch.promote_types(estimate.dtype, torch.float32))
+        return (estimate - truth).square().flatten(1).mean(1)
+
 
 @dataclass(frozen=True)
 class Steps:
     """Sampling steps, noisiest first: from level ᾱ_t at training timestep t to the next level ᾱ_s."""
 
-    t: Int[Tensor, " n"]
+    t: Real[Tensor, " n"]  # whole numbers of a diffusion model; of a flow model 1000 σ
     alpha_bar: Float[Tensor, " n"]  # float64
     next_alpha_bar: Float[Tensor, " n"]  # float64
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from alignbench.devices import chunked
 from alignbench.diffusion.lookahead import without_gradient
-from alignbench.diffusion.rollout import WATCHED_IMAGES, denoise, path_divergence, rollout
+from alignbench.diffusion.rollout import WATCHED_IMAGES, denoise, noise_of, path_divergence, rollout
 from alignbench.diffusion.training import without_prompts
-from alignbench.diffusion.transition import std_of
 from alignbench.interface import Pipeline, Policy, Problem, Prompt, Sampling
 from alignbench.keys import Key
 from alignbench.quantities import Condition
@@ -55,7 +54,7 @@ def watched_divergence(
 ) -> dict[str, float]:
     """The divergence of sampled paths from the reference's in nats (see `path_divergence`) as `kl`, of the first of
     these prompts, `batch` at a time; nothing where the chain has no noise, whose paths have no density."""
-    if not (std_of(policy.timesteps(sampling.steps), sampling.eta) > 0).any():
+    if not (noise_of(policy.timesteps(sampling.steps), sampling) > 0).any():
         return {}
     found = []
     for part in chunked(range(min(WATCHED_IMAGES, len(prompts))), batch):

@@ -87,5 +87,5 @@ class Edict:
 
     def noise(self, latents: Float[Tensor, b * latent], i: int) -> Float[Tensor, b * latent]:
         """ε̂ in the precision of the latents."""
-        prediction = self.pipeline.predict(latents, int(self.steps.t[i]), self.condition, self.guidance)
+        prediction = self.pipeline.predict(latents, self.steps.t[i].item(), self.condition, self.guidance)
         return prediction.eps.to(latents.dtype)

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench.devices import chunked
-from alignbench.diffusion.rollout import PipelineSampler, Trajectory, rollout
-from alignbench.diffusion.transition import Reduction, Transition, ddim
+from alignbench.diffusion.rollout import PipelineSampler, Trajectory, reverse, rollout
+from alignbench.diffusion.transition import Reduction, Transition
 from alignbench.interface import (
     Pipeline,
     Policy,
@@ -143,7 +143,7 @@ class Moves(NamedTuple):
 
     def under(self, prediction: Prediction) -> Transition:
         """The Gaussians of x_s that a prediction makes."""
-        return ddim(prediction, self.steps, self.sampling.eta)
+        return reverse(prediction, self.steps, self.sampling)
 
 
 def moves_of(path: Trajectory, images: Sequence[int], actions: Sequence[int]) -> Moves:

@@ -38,7 +38,7 @@ class RefinedPipeline(LatentPipeline):
         )
 
     def predict(
-        self, latents: Float[Tensor, "b c h w"], t: int | Tensor, condition: Condition, guidance: float = 1.0
+        self, latents: Float[Tensor, "b c h w"], t: float | Tensor, condition: Condition, guidance: float = 1.0
     ) -> Prediction:
         rows = torch.as_tensor(t, device=latents.device).expand(len(latents))
         refined = rows < self.first_refined

@@ -17,6 +17,7 @@ from alignbench.diffusion.registry import Hold, Model, Wishes, read_json
 from alignbench.errors import InputError
 
 if TYPE_CHECKING:
+    from alignbench.diffusion.flow_schedule import FlowSchedule
     from alignbench.diffusion.schedule import Schedule
     from alignbench.interface import Pairs, Pipeline, Policy, Prompt, Prompts
     from alignbench.keys import Key
@@ -102,7 +103,7 @@ class LatentFamily:
         folder, source, _ = self.place(model)
         return truncated(tokenizers_of(folder, source, layout_of(folder, source)), [p.text for p in prompts])
 
-    def typical_schedule(self, model: Model) -> Schedule:
+    def typical_schedule(self, model: Model) -> Schedule | FlowSchedule:
         from alignbench.diffusion.schedule import Schedule
 
         if not registry.missing(model):

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from alignbench.diffusion.checkpointing import Recomputation
+from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.latent_scale import LatentScale
 from alignbench.diffusion.policy_files import lora_config, save_denoiser, save_lora
 from alignbench.diffusion.rollout import initial_noise
@@ -49,7 +50,7 @@ class Components:
     text: TextEncoder
     unet: Any
     autoencoder: Any
-    schedule: Schedule
+    schedule: Schedule | FlowSchedule
     sides: tuple[int, int]  # height and width of the latents
     info: Mapping[str, Any]
     meter: Meter
@@ -143,22 +144,26 @@ class LatentPipeline:
     def timesteps(self, n: int) -> Steps:
         return self.components.schedule.steps(n)
 
+    def training_timesteps(self, uniform: Float[Tensor, " b"]) -> Real[Tensor, " b"]:
+        return self.components.schedule.draw(uniform)
+
     def add_noise(
-        self, x0: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+        self, x0: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Real[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
         return self.components.schedule.add_noise(x0, noise, t)
 
     def predict(
-        self, latents: Float[Tensor, "b c h w"], t: int | Tensor, condition: Condition, guidance: float = 1.0
+        self, latents: Float[Tensor, "b c h w"], t: float | Tensor, condition: Condition, guidance: float = 1.0
     ) -> Prediction:
         self.components.switch(self.adapter)
         time = torch.as_tensor(t, device=latents.device).expand(len(latents))
+        seen = self.components.schedule.scaled(latents, time)
         if guided(guidance):
             both = Condition.cat([condition.null, condition]).tensors
-            null, conditional = self._denoise(torch.cat([latents, latents]), torch.cat([time, time]), both).chunk(2)
+            null, conditional = self._denoise(torch.cat([seen, seen]), torch.cat([time, time]), both).chunk(2)
             native = null + guidance * (conditional - null)
         else:
-            native = self._denoise(latents, time, condition.tensors)
+            native = self._denoise(seen, time, condition.tensors)
         return self.components.schedule.predict(native, latents, t)
 
     def _denoise(

@@ -119,4 +119,5 @@ def without_gaussian_steps(problem: Problem, method: str) -> str | None:
     """Why a method that changes DDIM's steps cannot run on this problem, or None."""
     if problem.sampling.kernel == "ddim":
         return None
-    return f"{method} changes DDIM's Gaussian steps, and the exact kernel has none; leave --kernel out."
+    kernel = problem.sampling.kernel
+    return f"{method} changes DDIM's Gaussian steps, and kernel {kernel!r} has others; leave --kernel out."

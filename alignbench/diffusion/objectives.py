@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from alignbench.devices import chunked
@@ -19,7 +19,7 @@ from alignbench.quantities import Condition
 class Noising(NamedTuple):
     """What a denoising error is measured under, drawn from keys."""
 
-    t: Int[Tensor, " b"]
+    t: Real[Tensor, " b"]
     noise: Float[Tensor, b * latent]
     condition: Condition  # with some prompts dropped
 
@@ -28,13 +28,13 @@ def noising(
     keys: Sequence[Key],
     like: Float[Tensor, b * latent],
     condition: Condition,
-    train_timesteps: int,
+    pipeline: Pipeline,
     caption_dropout: float = 0.0,
 ) -> Noising:
-    """t uniform over the training timesteps, standard normal noise, and a share of prompts dropped: one draw each per
-    key, whatever batch it stands in."""
+    """t as the pipeline draws timesteps to train at, standard normal noise, and a share of prompts dropped: one draw
+    each per key, whatever batch it stands in."""
     uniform = torch.cat([key("timestep", "dropout").uniform(2)[None] for key in keys])
-    t = (uniform[:, 0].double() * train_timesteps).long()
+    t = pipeline.training_timesteps(uniform[:, 0])
     noise = normal([key("noise") for key in keys], like.shape[1:]).to(like.device)
     dropped = uniform[:, 1] < caption_dropout
     return Noising(t, noise, condition.drop(dropped) if caption_dropout else condition)
@@ -44,13 +44,13 @@ def denoising_error(
     pipeline: Pipeline,
     x0: Float[Tensor, b * latent],
     noise: Float[Tensor, b * latent],
-    t: Int[Tensor, " b"],
+    t: Real[Tensor, " b"],
     condition: Condition,
     guidance: float = 1.0,
 ) -> Float[Tensor, " b"]:
-    """‖ε − ε̂(x_t, t, c)‖² averaged over the elements of a latent, in float32 where the denoiser computes in less."""
-    eps = pipeline.predict(pipeline.add_noise(x0, noise, t), t, condition, guidance).eps
-    return (eps.to(torch.promote_types(eps.dtype, torch.float32)) - noise).square().flatten(1).mean(1)
+    """‖ε − ε̂(x_t, t, c)‖² averaged over the elements of a latent, of a flow model ‖(ε − x_0) − v̂(x_t, t, c)‖²; see
+    `Prediction.error`."""
+    return pipeline.predict(pipeline.add_noise(x0, noise, t), t, condition, guidance).error(x0, noise)
 
 
 def pair_errors(pipeline: Pipeline, batch: PairBatch, drawn: Noising) -> Float[Tensor, "2 b"]:

@@ -20,6 +20,7 @@ from alignbench.errors import InputError, UnknownName
 from alignbench.reading import is_folder, json_of, read_bytes
 
 if TYPE_CHECKING:
+    from alignbench.diffusion.flow_schedule import FlowSchedule
     from alignbench.diffusion.schedule import Schedule
     from alignbench.interface import Pairs, Pipeline, Policy, Prompt, Prompts
     from alignbench.keys import Key
@@ -148,7 +149,7 @@ class Family(Protocol):
     ) -> tuple[int, ...] | None:
         """The shape of one latent where it is known without loading or downloading, else None."""
 
-    def typical_schedule(self, model: Model) -> Schedule:
+    def typical_schedule(self, model: Model) -> Schedule | FlowSchedule:
         """The noise schedule of a model, or one like it before it is downloaded, for counting what a run would cost."""
 
     def load(self, model: Model, meter: Meter, hold: Hold, prompts: Sequence[Prompt] = ()) -> Pipeline:

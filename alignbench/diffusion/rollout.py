@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench.devices import chunked
+from alignbench.diffusion.flow_transition import flow_std, flow_step
 from alignbench.diffusion.transition import Reduction, Transition, ddim, divergence, log_density, std_of
 from alignbench.errors import Unsupported
 from alignbench.interface import ExactKernel, Pipeline, Policy, Prompt, Samples, Sampling, Start
@@ -77,7 +78,21 @@ def transition(
 
     Raises Unsupported under the exact kernel, whose steps are not Gaussian.
     """
-    return ddim(predicted(pipeline, latents, step, condition, sampling), step, sampling.eta)
+    return reverse(predicted(pipeline, latents, step, condition, sampling), step, sampling)
+
+
+def reverse(prediction: Prediction, steps: Steps, sampling: Sampling) -> Transition:
+    """The Gaussian of a reverse step of the sampling's kernel; see `ddim` and `flow_step`."""
+    if sampling.kernel in ("ddim", "exact"):
+        return ddim(prediction, steps, sampling.eta)
+    return flow_step(prediction, steps, sampling.kernel, sampling.eta)
+
+
+def noise_of(steps: Steps, sampling: Sampling) -> Float[Tensor, " n"]:
+    """The standard deviation of each step of the sampling's kernel, float64; 0 where a step is deterministic."""
+    if sampling.kernel in ("ddim", "exact"):
+        return std_of(steps, sampling.eta)
+    return flow_std(steps, sampling.kernel, sampling.eta)
 
 
 def predicted(
@@ -88,9 +103,9 @@ def predicted(
     sampling: Sampling,
 ) -> Prediction:
     """What `transition` starts from; it raises the same."""
-    if sampling.kernel != "ddim":
+    if sampling.kernel == "exact":
         raise Unsupported(f"this method needs Gaussian steps, and those of kernel {sampling.kernel!r} are not.")
-    t = step.t if len(step) > 1 else int(step.t)
+    t = step.t if len(step) > 1 else step.t.item()
     return pipeline.predict(latents, t, condition, sampling.guidance)
 
 
@@ -111,7 +126,7 @@ def denoise(
             latents = pipeline.exact_step(latents, steps[i], [key("step", i) for key in keys])
             yield latents
         return
-    noisy = std_of(steps, sampling.eta) > 0
+    noisy = noise_of(steps, sampling) > 0
     for i in range(first, len(steps)):
         gaussian = transition(pipeline, latents, steps[i], condition, sampling)
         latents = gaussian.sample(step_noise(keys, i, latents)) if noisy[i] else gaussian.mean
@@ -175,17 +190,20 @@ def rollout(
     dtype: torch.dtype = torch.float32,
     initial: Float[Tensor, b * latent] | None = None,
     keep_x0: bool = False,
+    window: range | None = None,
 ) -> Trajectory:
     """Sample and store whole paths, one per key. `dtype` is the precision the path is kept, and continued, in;
     `initial` is x_T where it is not the keys', so that several paths may start from one; `keep_x0` stores the x0
-    estimates as well."""
+    estimates as well. Steps outside of the `window` are DDIM's with η = 0, of a flow model Euler's."""
     steps = pipeline.timesteps(sampling.steps)
-    noisy = std_of(steps, sampling.eta) > 0
+    noisy = noise_of(steps, sampling) > 0
+    if window is not None:
+        noisy &= torch.tensor([i in window for i in range(len(steps))])
     latents = (pipeline.initial_noise(keys) if initial is None else initial).to(dtype).float()
     path, log_prob, estimates = [latents], [], []
     for i in range(len(steps)):
         prediction = predicted(pipeline, latents, steps[i], condition, sampling)
-        gaussian = ddim(prediction, steps[i], sampling.eta)
+        gaussian = reverse(prediction, steps[i], sampling) if noisy[i] else ddim(prediction, steps[i], 0.0)
         noise = step_noise(keys, i, latents) if noisy[i] else torch.zeros_like(latents)
         latents = gaussian.sample(noise).to(dtype).float()
         path.append(latents)
@@ -227,7 +245,7 @@ def density_of_chain(
     Exact for the chain as it is run, up to rounding. Raises ValueError where a step has noise.
     """
     steps = pipeline.timesteps(sampling.steps)
-    if (std_of(steps, sampling.eta) > 0).any() or sampling.kernel != "ddim":
+    if (noise_of(steps, sampling) > 0).any() or sampling.kernel == "exact":
         raise ValueError("a chain with noise has no change of variables; use eta = 0.")
     condition, x = pipeline.condition(prompts), pipeline.initial_noise(keys)
     log_q = -((x.double() ** 2 + math.log(2 * math.pi)).sum(-1) / 2)
@@ -242,7 +260,7 @@ def density_of_chain(
 
 @dataclass(frozen=True)
 class PipelineSampler:
-    """Plain sampling of a pipeline or a trained policy with DDIM, or with the exact kernel."""
+    """Plain sampling of a pipeline or a trained policy, with the kernel that the sampling names."""
 
     pipeline: Pipeline
     sampling: Sampling
@@ -252,7 +270,7 @@ class PipelineSampler:
         s = self.sampling
         if s.kernel == "exact":
             return {"kind": "exact", "steps": s.steps}
-        return {"kind": "ddim", "steps": s.steps, "guidance": s.guidance, "eta": s.eta}
+        return {"kind": s.kernel, "steps": s.steps, "guidance": s.guidance, "eta": s.eta}
 
     def divergence(self) -> float | None:
         """See `KnownDivergence`: an unchanged model is at zero, but for discretisation."""

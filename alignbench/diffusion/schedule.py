@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from alignbench.errors import InputError
 from alignbench.quantities import Prediction, PredictionType, Steps, expand
 
 MOST_TIMESTEPS = 100_000
+DIFFUSION = ("epsilon", "v_prediction", "sample")  # what these models predict; flow models have FlowSchedule
 OTHER_BETAS = (0.00085, 0.012)  # the defaults of some classes for beta_start and beta_end; of the others DDPM's
 OF_OTHER_BETAS = (
     "HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler"
@@ -53,7 +54,7 @@ class Schedule:
         Raises InputError naming a field and its value.
         """
         alpha_bar = _levels(config)
-        kind = cast(PredictionType, _choice(config, "prediction_type", get_args(PredictionType)))
+        kind = cast(PredictionType, _choice(config, "prediction_type", DIFFUSION))
         spacing = cast(Spacing, _choice(config, "timestep_spacing", get_args(Spacing)))
         if config.get("thresholding"):
             raise InputError("dynamic thresholding is not supported: it has no Gaussian step.")
@@ -63,8 +64,8 @@ class Schedule:
                 f"prediction_type 'epsilon' with {cause}: the last noise level holds no signal (ᾱ = 0), and there the "
                 "noise says nothing of the image; expected v_prediction or sample."
             )
-        clip = _number(config, "clip_sample_range", 1.0) if config.get("clip_sample", False) else None
-        offset = _number(config, "steps_offset", 0)
+        clip = number(config, "clip_sample_range", 1.0) if config.get("clip_sample", False) else None
+        offset = number(config, "steps_offset", 0)
         if offset != int(offset) or not 0 <= offset < len(alpha_bar):
             raise InputError(f"steps_offset {offset!r}: expected a whole number of timesteps, at least 0.")
         return cls(
@@ -110,26 +111,36 @@ class Schedule:
             next_level = torch.cat([self.alpha_bar[t[1:]], torch.tensor([self.final_alpha_bar], dtype=torch.float64)])
         return Steps(t, self.alpha_bar[t], next_level)
 
-    def predict(self, native: Tensor, latents: Tensor, t: int | Tensor) -> Prediction:
+    def predict(self, native: Tensor, latents: Tensor, t: float | Tensor) -> Prediction:
         """A denoiser output at timestep t (one for all rows, or one per row) as a Prediction."""
-        rows = torch.as_tensor(t).cpu().reshape(-1).expand(len(latents)) if torch.as_tensor(t).dim() == 0 else t
-        assert isinstance(rows, Tensor)
-        return Prediction(native, latents, self.alpha_bar[rows.cpu()], self.kind, self.clip)
+        return Prediction(native, latents, self.level(t).reshape(-1).expand(len(latents)), self.kind, self.clip)
 
-    def add_noise(self, x0: Tensor, noise: Tensor, t: Int[Tensor, " b"]) -> Tensor:
+    def level(self, t: float | Tensor) -> Float[Tensor, "*b"]:
+        """ᾱ at timesteps t, float64 and on the CPU."""
+        return self.alpha_bar[torch.as_tensor(t).cpu()]
+
+    def scaled(self, latents: Tensor, t: Real[Tensor, " b"]) -> Tensor:
+        """What the network sees: the latents themselves."""
+        return latents
+
+    def draw(self, uniform: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
+        """Timesteps to train at, from uniform numbers in [0, 1): each as often as any other."""
+        return (uniform.double() * len(self)).long()
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Real[Tensor, " b"]) -> Tensor:
         """x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε."""
-        level = self.alpha_bar[t.cpu()]
+        level = self.level(t)
         return expand(level.sqrt(), x0) * x0 + expand((1 - level).sqrt(), x0) * noise
 
 
 def _levels(config: Mapping[str, Any]) -> Float[Tensor, " T"]:
     """ᾱ of every training timestep, in float64. Raises InputError where they are not those of a noise schedule."""
-    total = _number(config, "num_train_timesteps", 1000)
+    total = number(config, "num_train_timesteps", 1000)
     if total != int(total) or not 2 <= total <= MOST_TIMESTEPS:
         raise InputError(f"num_train_timesteps {total!r}: expected a whole number from 2 to {MOST_TIMESTEPS}.")
     total = int(total)
     usual = OTHER_BETAS if config.get("_class_name") in OF_OTHER_BETAS else (0.0001, 0.02)
-    start, end = _number(config, "beta_start", usual[0]), _number(config, "beta_end", usual[1])
+    start, end = number(config, "beta_start", usual[0]), number(config, "beta_end", usual[1])
     rule, trained = config.get("beta_schedule", "linear"), config.get("trained_betas")
     if trained is not None:
         betas = _trained(trained, total)
@@ -163,7 +174,7 @@ def _trained(values: object, total: int) -> Float[Tensor, " T"]:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _number(config: Mapping[str, Any], name: str, usual: float) -> float:
+def number(config: Mapping[str, Any], name: str, usual: float) -> float:
     """A finite number of a file; a field that is null is absent."""
     value = config.get(name)
     if value is None:

@@ -14,7 +14,7 @@ from typing import ClassVar, TypeVar
 from torch.optim import Optimizer
 
 from alignbench.diffusion.optimisers import OptimiserName, Tuned, optimiser_of, tuning_of
-from alignbench.diffusion.transition import std_of
+from alignbench.diffusion.rollout import noise_of
 from alignbench.errors import Unsupported
 from alignbench.fields import at_least_one, not_negative, positive
 from alignbench.interface import Pairs, Policy, Problem, Sampling
@@ -94,7 +94,7 @@ class PolicyGradient(Training):
     def actions(self, problem: Problem) -> int:
         """The steps of a path with σ > 0, which are those that have a density."""
         sampling = self.path_sampling(problem)
-        return int((std_of(problem.pipeline.timesteps(sampling.steps), sampling.eta) > 0).sum())
+        return int((noise_of(problem.pipeline.timesteps(sampling.steps), sampling) > 0).sum())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ class ProbabilityFlow:
     def noise(self, x: Float[Tensor, b * latent], level: int, condition: Condition) -> Float[Tensor, b * latent]:
         """ε̂ of x̃ at a level."""
         scaled = x * self.alpha_bar[level] ** 0.5
-        return self.pipeline.predict(scaled, int(self.steps.t[level]), condition, self.guidance).eps
+        return self.pipeline.predict(scaled, self.steps.t[level].item(), condition, self.guidance).eps
 
     def ode(
         self, x: Float[Tensor, b * latent], levels: Sequence[int], condition: Condition

@@ -53,7 +53,7 @@ def _measured(problem: CellProblem, prompts: Sequence[Prompt]) -> dict[str, floa
     asked = [prompts[i % len(prompts)] for i in range(BATCH)]
     condition = pipeline.condition(asked)
     latents = pipeline.initial_noise([Key("budget", i) for i in range(BATCH)])
-    t = int(pipeline.timesteps(2).t[0])
+    t = pipeline.timesteps(2).t[0].item()
     images = pipeline.decode(latents)
     found = {
         "seconds_per_denoiser": _fastest(lambda: pipeline.predict(latents, t, condition)),

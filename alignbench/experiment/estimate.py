@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from alignbench.asking.resolve import Cell
+from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
 from alignbench.experiment.metered import MeteredReward
@@ -54,7 +55,7 @@ class Estimate:
 class StandIn:
     """A pipeline and policy whose denoiser returns one trainable number everywhere."""
 
-    def __init__(self, schedule: Schedule, latent_shape: tuple[int, ...], meter: Meter) -> None:
+    def __init__(self, schedule: Schedule | FlowSchedule, latent_shape: tuple[int, ...], meter: Meter) -> None:
         self.schedule, self.latent_shape, self.meter = schedule, latent_shape, meter
         self.weight = nn.Parameter(torch.zeros(()))
 
@@ -79,10 +80,13 @@ class StandIn:
     def timesteps(self, n: int) -> Steps:
         return self.schedule.steps(n)
 
+    def training_timesteps(self, uniform: Tensor) -> Tensor:
+        return self.schedule.draw(uniform)
+
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         return self.schedule.add_noise(x0, noise, t)
 
-    def predict(self, latents: Tensor, t: int | Tensor, condition: Condition, guidance: float = 1.0) -> Prediction:
+    def predict(self, latents: Tensor, t: float | Tensor, condition: Condition, guidance: float = 1.0) -> Prediction:
         n = len(latents) * (2 if guided(guidance) else 1)
         output = latents * 0.1 + self.weight
         self.meter.forward("denoiser", n)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from alignbench.asking.resolve import Cell
-from alignbench.diffusion.rollout import PipelineSampler, density_of_chain, path_divergence, rollout
-from alignbench.diffusion.transition import std_of
+from alignbench.diffusion.rollout import PipelineSampler, density_of_chain, noise_of, path_divergence, rollout
 from alignbench.experiment.evaluate import evaluation_key
 from alignbench.interface import KnownDivergence, Pipeline, Policy, Prompt, Sampler
 from alignbench.keys import Key
@@ -87,7 +86,7 @@ def _density(sampler: Sampler, prompts: Sequence[Prompt], keys: Sequence[Key]) -
     if not isinstance(sampler, PipelineSampler) or math.prod(sampler.pipeline.latent_shape) > WIDEST_CHAIN:
         return None
     steps, sampling = sampler.pipeline.timesteps(sampler.sampling.steps), sampler.sampling
-    if sampling.kernel != "ddim" or (std_of(steps, sampling.eta) > 0).any():
+    if sampling.kernel == "exact" or (noise_of(steps, sampling) > 0).any():
         return None
     return density_of_chain(sampler.pipeline, prompts, keys, sampling)
 
@@ -97,7 +96,7 @@ def _path_divergence(sampler: Sampler, prompts: Sequence[Prompt], keys: Sequence
     if not isinstance(sampler, PipelineSampler) or not isinstance(sampler.pipeline, Policy):
         return None
     policy, sampling = sampler.pipeline, sampler.sampling
-    if not (std_of(policy.timesteps(sampling.steps), sampling.eta) > 0).all():
+    if not (noise_of(policy.timesteps(sampling.steps), sampling) > 0).all():
         return None
     each = path_divergence(policy, rollout(policy, policy.condition(prompts), keys, sampling)).double()
     about = "Σ_t KL of the policy's steps from the reference's: bounds the divergence from the reference's own chain"

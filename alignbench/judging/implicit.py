@@ -73,7 +73,7 @@ def errors(
                 pair_errors(
                     pipeline,
                     members,
-                    noising([key(k) for key in own], members.winner, members.condition, pipeline.train_timesteps),
+                    noising([key(k) for key in own], members.winner, members.condition, pipeline),
                 )
                 for k in range(timesteps)
             ]

@@ -11,6 +11,7 @@ from alignbench.diffusion.registry import Hold, Model, Wishes
 from alignbench.errors import InputError
 
 if TYPE_CHECKING:
+    from alignbench.diffusion.flow_schedule import FlowSchedule
     from alignbench.diffusion.schedule import Schedule
     from alignbench.interface import Pairs, Pipeline, Policy, Prompt, Prompts
     from alignbench.keys import Key
@@ -35,6 +36,15 @@ class MixtureFamily:
             guidance=1.0,
             eta=1.0,
             note="a closed-form mixture of Gaussians, the exact testbed; the prompts name the problem",
+        ),
+        Model(
+            "mixture_flow",
+            source="exact",
+            family="mixture",
+            steps=50,
+            guidance=1.0,
+            prediction="flow",
+            note="the same mixtures as an exact flow model, sampled by Euler steps",
         ),
     )
     at_hand = True
@@ -83,17 +93,15 @@ class MixtureFamily:
     ) -> tuple[int, ...] | None:
         return (_world(prompts)[1].mixture.dimension,)
 
-    def typical_schedule(self, model: Model) -> Schedule:
-        from alignbench.testbed.pipeline import exact_schedule
-
-        return exact_schedule()
+    def typical_schedule(self, model: Model) -> Schedule | FlowSchedule:
+        return _schedule(model)
 
     def load(self, model: Model, meter: Meter, hold: Hold, prompts: Sequence[Prompt] = ()) -> Pipeline:
         """The model of the problem that the prompts carry, or of the grid where they carry none."""
-        from alignbench.testbed.pipeline import MixturePipeline, exact_schedule
+        from alignbench.testbed.pipeline import MixturePipeline
 
         problem, toy = _world(prompts)
-        return MixturePipeline(toy.mixture, exact_schedule(), meter, model.name, problem, hold.checkpointing)
+        return MixturePipeline(toy.mixture, _schedule(model), meter, model.name, problem, hold.checkpointing)
 
     def open_policy(self, pipeline: Pipeline, folder: Path) -> Policy:
         from alignbench.testbed.residual import open_policy
@@ -114,6 +122,13 @@ class MixtureFamily:
         if problem is None or reward not in problem.rewards or not prompts:
             return None
         return MixturePairs(problem.mixture, problem.rewards[reward], pipeline, prompts, key, count)
+
+
+def _schedule(model: Model) -> Schedule | FlowSchedule:
+    from alignbench.diffusion.flow_schedule import FlowSchedule
+    from alignbench.testbed.pipeline import exact_schedule
+
+    return FlowSchedule() if model.prediction == "flow" else exact_schedule()
 
 
 def _world(prompts: Sequence[Prompt]) -> tuple[ExactProblem | None, ExactProblem]:

@@ -1,8 +1,8 @@
 """The exact denoiser of a Gaussian mixture behind the pipeline interface: a testbed, and a fast double of every model.
 
-Its noise estimate follows from the posterior mean in closed form (alignbench/testbed/mixture.py). A policy adds a small
-network, zero at the start, to the exact noise. Beside DDIM's Gaussian steps it offers the exact reverse kernel, which
-has no discretisation error for any number of steps.
+Its noise estimate, under a flow schedule its velocity, follows from the posterior mean in closed form
+(alignbench/testbed/mixture.py). A policy adds a small network, zero at the start, to it. Beside DDIM's Gaussian steps
+it offers the exact reverse kernel, which has no discretisation error for any number of steps.
 
 "Images" are the points themselves: decoding and encoding change nothing. Every prompt asks for the same mixture: that
 of the problem it carries (alignbench/testbed/exact_problem.py).
@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from alignbench.diffusion.checkpointing import Recomputation
+from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
 from alignbench.errors import InputError, Unsupported
@@ -44,7 +45,7 @@ class MixturePipeline:
     def __init__(
         self,
         mixture: Mixture,
-        schedule: Schedule,
+        schedule: Schedule | FlowSchedule,
         meter: Meter,
         name: str = "mixture",
         problem: ExactProblem | None = None,
@@ -82,23 +83,27 @@ class MixturePipeline:
     def timesteps(self, n: int) -> Steps:
         return self.schedule.steps(n)
 
+    def training_timesteps(self, uniform: Float[Tensor, " b"]) -> Real[Tensor, " b"]:
+        return self.schedule.draw(uniform)
+
     def add_noise(
-        self, x0: Float[Tensor, "b d"], noise: Float[Tensor, "b d"], t: Int[Tensor, " b"]
+        self, x0: Float[Tensor, "b d"], noise: Float[Tensor, "b d"], t: Real[Tensor, " b"]
     ) -> Float[Tensor, "b d"]:
         return self.schedule.add_noise(x0, noise, t)
 
     def predict(
-        self, latents: Float[Tensor, "b d"], t: int | Tensor, condition: Condition, guidance: float = 1.0
+        self, latents: Float[Tensor, "b d"], t: float | Tensor, condition: Condition, guidance: float = 1.0
     ) -> Prediction:
         evaluations = (2 if guided(guidance) else 1) * len(latents)
         self.meter.forward("denoiser", evaluations)
         prediction = self.schedule.predict(torch.zeros_like(latents), latents, t)
         level = prediction.alpha_bar[:, None]
         x0 = self.mixture.posterior_mean(latents, prediction.alpha_bar)
-        eps = ((latents.double() - level.sqrt() * x0) / (1 - level).sqrt()).to(latents.dtype)
-        eps = eps + self._residual(latents, prediction.alpha_bar)
-        self.meter.watch("denoiser", eps, evaluations, recomputed=self.recomputation is not None)
-        return self.schedule.predict(eps, latents, t)
+        eps = (latents.double() - level.sqrt() * x0) / (1 - level).sqrt()
+        exact = (eps - x0 if prediction.kind == "flow" else eps).to(latents.dtype)
+        native = exact + self._residual(latents, prediction.alpha_bar)
+        self.meter.watch("denoiser", native, evaluations, recomputed=self.recomputation is not None)
+        return self.schedule.predict(native, latents, t)
 
     def _residual(self, latents: Float[Tensor, "b d"], alpha_bar: Float[Tensor, " b"]) -> Tensor:
         return torch.zeros_like(latents)

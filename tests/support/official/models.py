@@ -68,10 +68,13 @@ class Linear:
     def timesteps(self, n: int) -> Steps:
         return self.schedule.steps(n)
 
+    def training_timesteps(self, uniform: Tensor) -> Tensor:
+        return self.schedule.draw(uniform)
+
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         return self.schedule.add_noise(x0, noise, t)
 
-    def predict(self, latents: Tensor, t: int | Tensor, condition: Condition, guidance: float = 1.0) -> Prediction:
+    def predict(self, latents: Tensor, t: float | Tensor, condition: Condition, guidance: float = 1.0) -> Prediction:
         rows = torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1) / 1000
         flat = latents.flatten(1) @ self.a.T + rows * self.b
         told, untold = (flat + part["text"] for part in (condition.tensors, condition.null_tensors))
