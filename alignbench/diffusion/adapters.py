@@ -35,7 +35,7 @@ def open_policy(pipeline: Pipeline, place: Path) -> Policy:
     found = adapter_files.find(place)
     state, metadata = read_state(*found.files)
     if found.lora:
-        lora = lora_files.placed(lora_files.parsed(found, state, metadata), pipeline.components.unet, _name(pipeline))
+        lora = lora_files.placed(lora_files.parsed(found, state, metadata), pipeline.components.denoiser, _name(pipeline))
         with warnings.catch_warnings():  # several LoRAs on one denoiser are what is wanted
             warnings.filterwarnings("ignore", "Already found a `peft_config`")
             policy = pipeline.adapt_with(lora.config, Key("open"))
@@ -74,8 +74,8 @@ def _refuse_other_tensors(found: Found, state: State) -> None:
 def _check_config(pipeline: LatentPipeline, path: Path) -> None:
     """Raise RunError where a denoiser is built otherwise than the model's: heads, for one, change no shape. A field
     that a file leaves out has the class's default."""
-    own: dict[str, Any] = json.loads(pipeline.components.unet.to_json_string())
-    defaults = inspect.signature(type(pipeline.components.unet).__init__).parameters
+    own: dict[str, Any] = json.loads(pipeline.components.denoiser.to_json_string())
+    defaults = inspect.signature(type(pipeline.components.denoiser).__init__).parameters
     left_out = {name: defaults[name].default for name in own if name in defaults}
     for name, value in {**left_out, **read_json(path)}.items():
         known = name in own and (name == "_class_name" or not name.startswith("_"))

@@ -92,13 +92,13 @@ def load_components(
     configs.check_files(folder, source, layout, denoiser, autoencoder)
     schedule = schedule_in(folder, source)
     dtype = getattr(torch, hold.dtype)
-    unet = _network(denoiser or folder, source, "unet", dtype)
+    network = _network(denoiser or folder, source, "unet", dtype)
     place, of, part = (folder, source, "vae") if autoencoder is None else (autoencoder, str(autoencoder), "")
     vae = _network(place, of, part, dtype)
-    if vae.config.latent_channels != unet.config.in_channels:
+    if vae.config.latent_channels != network.config.in_channels:
         raise InputError(
             f"{of}: its latents have {vae.config.latent_channels} channels, the denoiser's of {source} "
-            f"{unet.config.in_channels}; choose another --vae."
+            f"{network.config.in_channels}; choose another --vae."
         )
     if dtype == torch.float16 and vae.config.force_upcast:
         vae = vae.float()  # its activations overflow in half precision
@@ -107,7 +107,7 @@ def load_components(
     if hold.tiling:
         vae.enable_tiling()
     enlarged = 2 ** (len(vae.config.block_out_channels) - 1)
-    own = sample_size(source, layout, unet.config)
+    own = sample_size(source, layout, network.config)
     size = _latent_size(source, own, hold.resolution, enlarged)
     pixels = [enlarged * side for side in size]
     info = {**info, "image_shape": [3, *pixels], "dtype": str(dtype).removeprefix("torch.")}
@@ -116,12 +116,12 @@ def load_components(
         info["configuration_sha256"] = configuration_digest(folder, layout)
     info |= {"tiling": True} if hold.tiling else {}
     text = _text(folder, source, layout, dtype, hold.device, pixels)
-    check_fit(source, unet.config, text)
+    check_fit(source, network.config, text)
     vae, notes = without_overflow(vae.to(hold.device), of, size)
-    check_runs(source, text, unet.to(hold.device), vae)
+    check_runs(source, text, network.to(hold.device), vae)
     return Components(
         text=text,
-        unet=unet,
+        denoiser=network,
         autoencoder=vae,
         schedule=schedule,
         sides=size,
@@ -139,12 +139,12 @@ def load_refiner(folder: Path, base: Components, hold: Hold) -> Components:
     configs.check_files(folder, source, REFINER_LAYOUT)
     dtype = getattr(torch, hold.dtype)
     text = _text(folder, source, REFINER_LAYOUT, dtype, hold.device, base.info["image_shape"][1:])
-    unet = _network(folder, source, "unet", dtype)
-    check_fit(source, unet.config, text)
-    check_runs(source, text, unet.to(hold.device), base.autoencoder)
+    network = _network(folder, source, "unet", dtype)
+    check_fit(source, network.config, text)
+    check_runs(source, text, network.to(hold.device), base.autoencoder)
     return Components(
         text=text,
-        unet=unet,
+        denoiser=network,
         autoencoder=base.autoencoder,
         schedule=base.schedule,
         sides=base.sides,

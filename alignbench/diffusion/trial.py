@@ -50,15 +50,15 @@ def without_overflow(vae: Any, source: str, size: tuple[int, int]) -> tuple[Any,
 
 
 @torch.no_grad()
-def check_runs(source: str, text: TextEncoder, unet: Any, vae: Any) -> None:
+def check_runs(source: str, text: TextEncoder, network: Any, vae: Any) -> None:
     """Run each network once, on the smallest latents that it takes. Raises RunError where one cannot be run: a value of
     a wrong kind in a configuration file is noticed by no library before."""
     try:
         tensors = text.encode([""])
-        side = 2 ** (len(unet.config.block_out_channels) - 1)
-        latents = torch.zeros(1, unet.config.in_channels, side, side, dtype=unet.dtype, device=unet.device)
-        time = torch.zeros(1, dtype=torch.long, device=unet.device)
-        unet(latents, time, encoder_hidden_states=tensors["text"].to(unet.dtype), **added(tensors, unet.dtype))
+        side = 2 ** (len(network.config.block_out_channels) - 1)
+        latents = torch.zeros(1, network.config.in_channels, side, side, dtype=network.dtype, device=network.device)
+        time = torch.zeros(1, dtype=torch.long, device=network.device)
+        network(latents, time, encoder_hidden_states=tensors["text"].to(network.dtype), **added(tensors, network.dtype))
         vae.decode(latents.to(vae.dtype))
     except Exception as error:  # whatever a library makes of such a value
         raise RunError(f"cannot run {source}: {' '.join(str(error).split())}") from error
