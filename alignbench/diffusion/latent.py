@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and XL through diffusers, with LoRA through peft, or all weights or the biases fine-tuned.
+"""Latent diffusion and flow models through diffusers, with LoRA through peft, or all weights or the biases fine-tuned.
 
 The text encoders, autoencoder and base denoiser are frozen. A LoRA policy shares the base denoiser and switches its own
 adapter on before each forward pass; its reference, and the pipeline it came from, switch all adapters off.
@@ -17,16 +17,20 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import torch
-from jaxtyping import Float, Int, Real
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
+from alignbench.choices import Guiding
+from alignbench.diffusion.architecture import Architecture
+from alignbench.diffusion.architectures import ARCHITECTURES
 from alignbench.diffusion.checkpointing import Recomputation
 from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.latent_scale import LatentScale
+from alignbench.diffusion.layouts import Layout
 from alignbench.diffusion.policy_files import lora_config, save_denoiser, save_lora
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
-from alignbench.diffusion.text import TextEncoder, added, truncated
+from alignbench.diffusion.text import TextEncoder, truncated
 from alignbench.errors import Unsupported
 from alignbench.interface import FullFineTune, LoRA, Prompt, Tuning
 from alignbench.keys import Key
@@ -54,6 +58,7 @@ class Components:
     sides: tuple[int, int]  # height and width of the latents
     info: Mapping[str, Any]
     meter: Meter
+    layout: Layout
     checkpointing: bool = False  # policies compute activations again in the backward pass instead of keeping them
     notes: Sequence[str] = ()  # what was done to make it work, a sentence each
     adapters: dict[str, list[nn.Parameter]] = field(default_factory=dict)  # the weights of each
@@ -66,6 +71,14 @@ class Components:
         self.scale = LatentScale.of(self.autoencoder.config)
         for network in (*self.text.networks, self.denoiser, self.autoencoder):
             network.requires_grad_(False).eval()
+
+    @property
+    def architecture(self) -> Architecture:
+        return ARCHITECTURES[self.layout.network]
+
+    @property
+    def guiding(self) -> Guiding:
+        return self.layout.guiding(self.denoiser.config)
 
     def switch(self, adapter: str | None) -> None:
         """Use one adapter of the denoiser, or none."""
@@ -122,7 +135,7 @@ class LatentPipeline:
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        return (self.denoiser.config.in_channels, *self.components.sides)
+        return (self.components.autoencoder.config.latent_channels, *self.components.sides)
 
     def info(self) -> Mapping[str, Any]:
         return self.components.info
@@ -156,31 +169,34 @@ class LatentPipeline:
         self, latents: Float[Tensor, "b c h w"], t: float | Tensor, condition: Condition, guidance: float = 1.0
     ) -> Prediction:
         self.components.switch(self.adapter)
+        guiding = self.components.guiding
         time = torch.as_tensor(t, device=latents.device).expand(len(latents))
         seen = self.components.schedule.scaled(latents, time)
-        if guided(guidance):
+        if guiding == "embedded":
+            scale = torch.full((len(latents),), guidance, device=latents.device)
+            native = self._denoise(seen, time, {**condition.tensors, "guidance": scale})
+        elif not guided(guidance):
+            native = self._denoise(seen, time, condition.tensors)
+        elif guiding == "none":
+            raise Unsupported(f"guidance {guidance:g}: this model has no guidance; use 1.")
+        else:
             both = Condition.cat([condition.null, condition]).tensors
             null, conditional = self._denoise(torch.cat([seen, seen]), torch.cat([time, time]), both).chunk(2)
             native = null + guidance * (conditional - null)
-        else:
-            native = self._denoise(seen, time, condition.tensors)
         return self.components.schedule.predict(native, latents, t)
 
     def _denoise(
-        self, latents: Float[Tensor, "n c h w"], t: Int[Tensor, " n"], tensors: Mapping[str, Tensor]
+        self, latents: Float[Tensor, "n c h w"], t: Real[Tensor, " n"], tensors: Mapping[str, Tensor]
     ) -> Float[Tensor, "n c h w"]:
         """The denoiser in its own precision, in and out in float32."""
-        dtype, n = self.denoiser.dtype, len(latents)
+        n = len(latents)
         if self.device.type == "cpu" and n % 4:
             # The processor's matrix kernels round a row otherwise where the number of rows is no multiple of four, and
             # sampling amplifies that. With rows added to make it one, an image depends on its batch by 1e-6 to 1e-5,
             # as the processor is (by 3e-5 on a single thread, where the kernels are others).
             rows = torch.arange(n + -n % 4).clamp(max=n - 1)
             latents, t, tensors = latents[rows], t[rows], {name: value[rows] for name, value in tensors.items()}
-        text = tensors["text"].to(dtype)
-        output: Tensor = self.denoiser(
-            latents.to(dtype), t, encoder_hidden_states=text, **added(tensors, dtype)
-        ).sample.float()[:n]
+        output = self.components.architecture.call(self.denoiser, latents, t, tensors).float()[:n]
         self.components.meter.forward("denoiser", n)
         self.components.meter.watch("denoiser", output, n, recomputed=self.recomputation is not None)
         return output
@@ -200,7 +216,7 @@ class LatentPipeline:
 
     def adapt(self, tuning: Tuning, key: Key) -> LatentPolicy:
         if isinstance(tuning, LoRA):
-            return self.adapt_with(lora_config(tuning), key)
+            return self.adapt_with(lora_config(tuning, self.components.architecture.targets), key)
         self.components.forget()
         denoiser = copy.deepcopy(self.components.denoiser)
         if self.components.adapters:
@@ -275,11 +291,12 @@ class LatentPolicy(LatentPipeline):
                 parameter.copy_(state[name])
 
     def save(self, folder: Path) -> None:
-        """A LoRA as `load_lora_weights` reads it; a fine-tuned denoiser as a diffusers `unet` folder."""
+        """A LoRA as `load_lora_weights` reads it; a fine-tuned denoiser as diffusers' folder of one."""
+        part = self.components.layout.denoiser
         if self.adapter is None:
-            save_denoiser(self.denoiser, folder)
+            save_denoiser(self.denoiser, folder / part)
         else:
-            save_lora(self.denoiser, self.adapter, folder)
+            save_lora(self.denoiser, self.adapter, folder, part, self.components.architecture.matrices)
 
 
 def _lora_policy(
