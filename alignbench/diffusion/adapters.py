@@ -12,6 +12,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from alignbench.diffusion import adapter_files, lora_files
 from alignbench.diffusion.adapter_files import LORA, NETWORK, Found
 from alignbench.diffusion.latent import LatentPipeline
@@ -21,6 +23,8 @@ from alignbench.errors import InputError, RunError, shown
 from alignbench.files import sha256_of
 from alignbench.interface import FullFineTune, Pipeline, Policy
 from alignbench.keys import Key
+
+ROUNDED = 1e-2  # by which numbers of at most 1 may differ in half precision
 
 
 def open_policy(pipeline: Pipeline, place: Path) -> Policy:
@@ -42,7 +46,7 @@ def open_policy(pipeline: Pipeline, place: Path) -> Policy:
     _refuse_other_tensors(found, state)
     assert found.config is not None
     _check_config(pipeline, found.config)
-    return filled(pipeline.adapt(FullFineTune(), Key("open")), found.shown, state)
+    return filled(pipeline.adapt(FullFineTune(), Key("open")), found.shown, _trained(pipeline, found.shown, state))
 
 
 def digest(place: Path) -> str:
@@ -68,6 +72,17 @@ def filled(policy: Policy, path: Path, state: State) -> Policy:
 def _refuse_other_tensors(found: Found, state: State) -> None:
     if reason := adapter_files.whole_checkpoint(found.files[0], list(state)):
         raise InputError(reason)
+
+
+def _trained(pipeline: LatentPipeline, path: Path, state: State) -> State:
+    """The tensors of a file that training changes: without tables such as SD3's of positions, which files hold too.
+    Raises RunError where one is not the model's."""
+    tables = {name: table for name, table in pipeline.components.denoiser.named_buffers() if name in state}
+    for name, table in tables.items():
+        given = state[name].to(table.device, torch.float32)
+        if given.shape != table.shape or not torch.allclose(given, table.float(), atol=ROUNDED):
+            raise RunError(f"{path} does not fit model {_name(pipeline)!r}: its {name} is another one.")
+    return {name: value for name, value in state.items() if name not in tables}
 
 
 def _check_config(pipeline: LatentPipeline, path: Path) -> None:

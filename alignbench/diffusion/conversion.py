@@ -18,16 +18,18 @@ CHECKPOINTS = (
     ("cond_stage_model.", "Stable Diffusion 1", SD),
 )
 PARTS = (
-    ("model.diffusion_model.double_blocks.", "a FLUX model, which is not supported"),
-    ("double_blocks.", "a FLUX model, which is not supported"),
-    ("model.diffusion_model.joint_blocks.", "a Stable Diffusion 3 model, which is not supported"),
+    ("model.diffusion_model.double_blocks.", "a FLUX model in one file; give the folder of its pipeline"),
+    ("double_blocks.", "a FLUX model in one file; give the folder of its pipeline"),
+    ("model.diffusion_model.joint_blocks.", "a Stable Diffusion 3 model in one file; give the folder of its pipeline"),
     (DENOISER, "a denoiser without its text encoders"),
     ("lora_", "a LoRA; name its base model as --model and this as --adapter"),
     ("unet.", "a LoRA; name its base model as --model and this as --adapter"),
+    ("transformer.", "a LoRA; name its base model as --model and this as --adapter"),
     ("base_model.model.", "a LoRA; name its base model as --model and this as --adapter"),
     ("first_stage_model.", "an autoencoder; for --vae it must be in the layout of diffusers"),
     ("encoder.", "an autoencoder; give its folder, with config.json, as --vae"),
     ("down_blocks.", "a denoiser alone; give the folder of the whole pipeline, which holds model_index.json"),
+    ("transformer_blocks.", "a denoiser alone; give the folder of the whole pipeline, which holds model_index.json"),
     ("conv_in.", "a denoiser alone; give the folder of the whole pipeline, which holds model_index.json"),
 )
 EXPECTED = "expected the folder of a saved diffusers pipeline"

@@ -27,7 +27,8 @@ def _of_sd3(folder: Path) -> Mapping[str, Any]:
 
 def _of_flux(folder: Path) -> Mapping[str, Any]:
     """As FluxPipeline samples by default; without guidance, as FLUX.1 [schnell]."""
-    config = read_json(folder / layouts.FLUX.config)
+    path = folder / layouts.FLUX.config
+    config = read_json(path) if path.is_file() else {}
     guiding = layouts.FLUX.guiding(config)
     sampling = {"steps": 4, "guidance": 1.0} if guiding == "none" else {"steps": 28, "guidance": 3.5}
     tokens = text_tokens(layouts.FLUX, config)

@@ -219,8 +219,8 @@ class LatentPipeline:
             return self.adapt_with(lora_config(tuning, self.components.architecture.targets), key)
         self.components.forget()
         denoiser = copy.deepcopy(self.components.denoiser)
-        if self.components.adapters:
-            denoiser.unload_lora()  # other policies' adapters are no part of this one
+        if any(".lora_" in name or ".base_layer" in name for name, _ in denoiser.named_modules()):
+            denoiser.unload_lora()  # other policies' adapters, and what peft leaves of those that are no more
         half = denoiser.dtype != torch.float32
         denoiser.float().requires_grad_(False)
         # Compared with a reference that rounds otherwise, the policy would differ from it before it is trained.

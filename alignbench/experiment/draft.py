@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import torch
+
 from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.resolve import Cell
 from alignbench.experiment.evaluate import Scores
-from alignbench.interface import Pipeline
+from alignbench.interface import Pipeline, Sampling
+from alignbench.quantities import flow_sigma
 from alignbench.record import result as results
 from alignbench.record.environment import environment
 from alignbench.record.pictures import Slot
@@ -38,6 +41,16 @@ def rows_of(cell: Cell, wanted: Sequence[Slot], scores: Scores) -> list[Row]:
         )
         for slot in wanted
     ]
+
+
+def _levels(pipeline: Pipeline, sampling: Sampling) -> dict[str, list[float]]:
+    """Of a flow model σ before each of the cell's steps and after the last, as they were computed: what libraries make
+    of a grid's name may change."""
+    if "sigmas" not in pipeline.info():
+        return {}
+    steps = pipeline.timesteps(sampling.steps)
+    levels = torch.cat([steps.alpha_bar, steps.next_alpha_bar[-1:]])
+    return {"sigmas": [round(sigma, 6) for sigma in flow_sigma(levels).tolist()]}
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ class Draft:
                 PromptRow(id=p.id, text=p.text, category=p.category, challenge=p.challenge) for p in cell.evaluated
             ],
             model_truncated=dict(self.cut),
-            environment=environment(self.device),
+            environment={**environment(self.device), **_levels(self.pipeline, cell.sampling)},
             asked=cell.options.asked,
             origin=self.origin,
             attempts=self.attempts,

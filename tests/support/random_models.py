@@ -164,6 +164,24 @@ DYNAMIC = STATIC | {
 }
 
 
+TRUE_SD35_MEDIUM: dict[str, Any] = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 24,
+    "num_attention_heads": 24,
+    "attention_head_dim": 64,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 384,
+    "qk_norm": "rms_norm",
+    "dual_attention_layers": tuple(range(13)),
+}
+TRUE_FLUX: dict[str, Any] = {"guidance_embeds": True}  # the class's defaults are FLUX.1's
+
+
 def small_t5(width: int) -> T5EncoderModel:
     sizes = {"d_model": width, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 243}
     return T5EncoderModel(T5Config(**sizes, feed_forward_proj="gated-gelu"))

@@ -148,13 +148,13 @@ def test_a_lora_described_otherwise_is_refused(tiny, tmp_path, metadata, message
 
 def test_a_denoiser_of_another_model_is_refused(tiny, tmp_path):
     folder = saved(tiny.adapt(BiasFineTune(), Key("a")), tmp_path)
-    config = folder / adapters.CONFIG
+    config = folder / CONFIG
     was = config.read_text()
     config.write_text(json.dumps(json.loads(was) | {"attention_head_dim": 8}))
     with pytest.raises(RunError, match="attention_head_dim is 8, not 4; was it trained on another model"):
         adapters.open_policy(tiny, folder)
     config.write_text(was)
-    rewrite(folder / adapters.DENOISER, lambda state: state.pop("conv_in.bias"))
+    rewrite(folder / DENOISER, lambda state: state.pop("conv_in.bias"))
     with pytest.raises(RunError, match=r"conv_in.bias is missing"):
         adapters.open_policy(tiny, folder)
     config.unlink()
@@ -208,11 +208,12 @@ def test_the_digest_is_of_content_and_not_of_place(tiny, tmp_path):
     assert adapters.digest(saved(trained(tiny, SCALED), tmp_path / "other")) != one
     full = saved(tiny.adapt(FullFineTune(), Key("a")), tmp_path / "full")
     before = adapters.digest(full)
-    (full / adapters.CONFIG).write_text("{}")
+    (full / CONFIG).write_text("{}")
     assert adapters.digest(full) != before
 
 
 WEIGHTS = "diffusion_pytorch_model"
+CONFIG, DENOISER = "unet/config.json", f"unet/{WEIGHTS}.safetensors"
 SMALL = {"max_shard_size": "300KB"}
 
 
@@ -249,7 +250,7 @@ def test_a_denoiser_in_shards_or_of_a_variant_opens_as_in_one_file(plain, tuned,
 def test_full_precision_goes_before_half(plain, tuned, tmp_path):
     tuned.save(tmp_path)
     half = tmp_path / "unet" / f"{WEIGHTS}.fp16.safetensors"
-    save_file({name: torch.zeros_like(value) for name, value in load_file(tmp_path / adapters.DENOISER).items()}, half)
+    save_file({name: torch.zeros_like(value) for name, value in load_file(tmp_path / DENOISER).items()}, half)
     assert torch.equal(predicted(adapters.open_policy(plain, tmp_path)), predicted(tuned))
     with pytest.raises(
         InputError, match=r"fp16.safetensors is not what \S+unet is read from: diffusion_pytorch_model.saf"
@@ -355,7 +356,7 @@ def test_a_whole_checkpoint_in_one_file_is_refused_with_the_line_that_converts_i
 
 
 def test_fields_that_a_denoiser_leaves_out_are_those_of_its_class(plain, tuned, tmp_path):
-    config = saved(tuned, tmp_path) / adapters.CONFIG
+    config = saved(tuned, tmp_path) / CONFIG
     was = json.loads(config.read_text())
     config.write_text(json.dumps({name: value for name, value in was.items() if name != "attention_head_dim"}))
     with pytest.raises(RunError, match="attention_head_dim is 8, not 4; was it trained on another model"):
@@ -382,7 +383,7 @@ def test_an_adapter_may_be_named_by_its_file(tiny, plain, tuned, tmp_path, monke
         (lora / adapters.LORA, lora / adapters.LORA, "cell"),
         (own / "mine.safetensors", own / "mine.safetensors", "mine"),
         (own, own, "loras"),
-        (full / adapters.DENOISER, full / adapters.DENOISER, "full"),
+        (full / DENOISER, full / DENOISER, "full"),
         (full / "unet", full / "unet", "full"),
     ):
         assert (adapter_folder(given), name_of(given)) == (place, name)

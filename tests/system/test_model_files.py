@@ -363,7 +363,7 @@ def test_the_line_that_a_pickled_folder_is_refused_with_makes_a_folder_that_is_r
         (["model.diffusion_model.x", "conditioner.embedders.1.model.x"], "a checkpoint of Stable Diffusion XL in one"),
         (["lora_unet_x.lora_down.weight"], "a LoRA; name its base model as --model and this as --adapter"),
         (["unet.x.lora.down.weight"], "a LoRA; name its base model"),
-        (["double_blocks.0.x"], "a FLUX model, which is not supported"),
+        (["double_blocks.0.x"], "a FLUX model in one file; give the folder"),
         (["down_blocks.0.x"], "a denoiser alone; give the folder of the whole pipeline"),
         (["x"], "expected the folder of a saved diffusers pipeline"),
     ],

@@ -172,8 +172,8 @@ def test_a_hub_id_is_taken_as_it_is():
         ("sd1.5", "no model named 'sd1.5'. Did you mean sd15"),
         (
             "unheard",
-            "Known: a diffusers folder, a hub id such as org/name, dreamlike, mixture, sd15, sd15_dpo, sd21, "
-            "sdxl, sdxl_dpo, sdxl_refiner, tiny.",
+            "Known: a diffusers folder, a hub id such as org/name, dreamlike, flux_dev, flux_schnell, mixture, "
+            "mixture_flow, sd15, sd15_dpo, sd21, sd3, sd35_large, sd35_medium, sdxl, sdxl_dpo, sdxl_refiner, tiny.",
         ),
         ("./missing/folder", "no model named './missing/folder'."),
         ("../missing", "no model named '../missing'."),
@@ -232,7 +232,7 @@ def test_the_mixture_and_the_embedded_model_need_no_network(no_network):
         (b"{", r"model_index.json is not JSON"),
         (b"\xff\xfe", r"model_index.json is not JSON"),
         (b"[]", r"model_index.json does not hold a JSON object"),
-        (b'{"_class_name": "FluxPipeline"}', r"class 'FluxPipeline' are not supported; .* 2\.x or XL\)"),
+        (b'{"_class_name": "QwenImagePipeline"}', r"class 'QwenImagePipeline' are not supported; .* FLUX\.1\)"),
         (b"{}", r"class None are not supported; expected StableDiffusionPipeline"),
     ],
 )
@@ -391,8 +391,8 @@ def test_a_hub_model_that_is_not_here_says_what_to_do(cache, no_network, monkeyp
         models.load(model, Meter())
     message = str(caught.value)
     for part in (
-        f"model {model.name!r} is not on this machine: {model.source} (model_index.json, unet, vae, text_encoder, "
-        "tokenizer, scheduler)",
+        f"model {model.name!r} is not on this machine: {model.source} (model_index.json, denoiser, vae, "
+        "text encoders, tokenizers, scheduler)",
         f"looked for in {cache}",
         "cannot be reached",
         "pass its path as --model",

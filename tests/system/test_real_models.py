@@ -44,7 +44,10 @@ BUILDERS = {
     "sd": random_models.small_sd,
     "velocity": lambda folder: random_models.small_sd(folder, "v_prediction"),
     "sdxl": random_models.small_sdxl,
+    "sd3": random_models.small_sd3,
+    "flux": random_models.small_flux,
 }
+OF_FLOW = (("sd3", "diffusion_dpo"), ("flux", "base"))  # by default
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,7 @@ def cell(tmp_path, monkeypatch):
             "steps": 3,
             "guidance": 2.0,
             "eta": 1.0,
+            "resolution": "16",
         }
         own = random_models.SHORTEST[algo]
         if isinstance(steps := own.get("steps"), int) and not plugins.load("algorithms", algo).trains:
@@ -92,8 +96,9 @@ def test_every_algorithm_of_the_project_has_settings_here():
     assert set(random_models.SHORTEST) == set(plugins.own_names("algorithms"))
 
 
+OF_SDXL = [("sdxl", algo) for algo in QUICK]
 EVERY = [
-    pytest.param(family, algo, marks=[pytest.mark.slow] * (family != "sdxl" or algo not in QUICK))
+    pytest.param(family, algo, marks=[] if (family, algo) in (*OF_SDXL, *OF_FLOW) else [pytest.mark.slow])
     for family in BUILDERS
     for algo in sorted(random_models.SHORTEST)
 ]
