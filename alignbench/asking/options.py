@@ -218,8 +218,8 @@ class RunOptions(ScoringOptions, PairChoice, SamplingOptions, DeviceOptions):
     )
     model: Annotated[str, Option(WHAT, NAMED)] = Field(
         "tiny",
-        description="tiny, mixture, sd15, sdxl, another name of `alignbench list models`, a diffusers folder, or a hub "
-        "id.",
+        description="tiny, mixture, sd15, sdxl, sd35_medium, another name of `alignbench list models`, a diffusers "
+        "folder, or a hub id.",
     )
     reward: Annotated[str | None, Option(WHAT, NAMED)] = Field(
         None,
@@ -233,7 +233,7 @@ class RunOptions(ScoringOptions, PairChoice, SamplingOptions, DeviceOptions):
     adapter: Annotated[Path | None, Option(WHAT, HASHED)] = Field(
         None,
         description="A trained adapter (a cell's folder or result file, a LoRA's folder or file, a folder or hub id "
-        "with either or with a fine-tuned unet) that the model has from the start; for methods that do not train.",
+        "with either or with a fine-tuned denoiser) that the model has from the start; for methods that do not train.",
     )
     vae: Annotated[str | None, Option(WHAT, HASHED)] = Field(
         None,

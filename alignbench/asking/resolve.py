@@ -111,7 +111,7 @@ def resolve(options: RunOptions) -> Cell:
         train_prompts=train_name,
         pairs=pairs,
         scorers=[label(name) for name in scorers],
-        sampling=sampling.as_dict(),
+        sampling={**sampling.as_dict(), **({"sigmas": options.sigmas} if options.sigmas is not None else {})},
         dtype=options.dtype,
         eval_seed=options.eval_seed,
         seed=options.seed if algorithm.trains else None,
