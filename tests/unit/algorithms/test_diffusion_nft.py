@@ -1,4 +1,4 @@
-"""DiffusionNFT: its loss by hand and from velocities, its gradient at the old policy, and how the old policy follows."""
+"""DiffusionNFT: its loss by hand and from velocities, its gradient at the old policy, and how that follows."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alignbench import Key, LoRA, Prompt, PromptShare, Prompts, flow_scale, flow_sigma, official_log_density
+from alignbench import Key, LoRA, Prompt, Prompts, PromptShare, flow_scale, flow_sigma, official_log_density
 from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.flow_transition import flow_rate
 from alignbench.diffusion.rollout import step_noise
