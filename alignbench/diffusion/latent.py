@@ -157,7 +157,7 @@ class LatentPipeline:
     ) -> Prediction:
         self.components.switch(self.adapter)
         time = torch.as_tensor(t, device=latents.device).expand(len(latents))
-        seen = self.components.schedule.scaled(latents, time)
+        seen = self.components.schedule.scaled(latents, t)
         if guided(guidance):
             both = Condition.cat([condition.null, condition]).tensors
             null, conditional = self._denoise(torch.cat([seen, seen]), torch.cat([time, time]), both).chunk(2)
