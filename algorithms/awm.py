@@ -11,8 +11,8 @@ Levels      `levels` for each image, one of each of as many equal parts of the s
 Departures  Every image draws its own levels; the authors draw them once for each GPU's batch, whose size decides how
             many an update sees. Images are sampled by Euler steps (theirs: SA-solver). No second average is kept for
             evaluation. `weighting` has not their Huber loss, which is half of "ghuber" with p = ½.
-Optimum     Aimed at by weighting "uniform" with β > 0: L rests where v_θ − v_ref = cov(A, v | x_σ) / β, which is p*'s at
-            temperature 5 β s to first order, and all of it where that does not change. By "ghuber" it is not aimed at.
+Optimum     Aimed at by "uniform" with β > 0: L rests where v_θ − v_ref = cov(A, v | x_σ) / β, p*'s at temperature
+            5 β s to first order, and to all orders where that covariance is the same under p*. Not by "ghuber".
 Symbols     On diffusion models v_θ is ε̂ − x̂_0 of the prediction and σ = √(1 − ᾱ) / (√ᾱ + √(1 − ᾱ)).
 """
 
