@@ -69,7 +69,7 @@ OCR = {
 PICKSCORE = {**OCR, "samples_per_round": 576, "first": 0, "beta": 1e-4}
 DELTA = 1e-10
 Weighting = Literal["ghuber", "sigma", "uniform"]
-SAMPLED = {"steps": 14, "guidance": 1.0, "eta": 0.0}
+SAMPLED = {"steps": 14, "guidance": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,7 +64,7 @@ GENEVAL = {
     "alpha": 64.0,
 }  # fmt: skip
 OCR = {"updates_per_round": 2, "mixing": 0.1, "decay_rate": 0.0075, "decay_start": 75, "decay_most": 0.999}
-SAMPLED = {"steps": 10, "guidance": 1.0, "eta": 0.0}
+SAMPLED = {"steps": 10, "guidance": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
