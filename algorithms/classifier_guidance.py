@@ -54,7 +54,6 @@ from alignbench import (
     transition,
     without_gaussian_steps,
     without_gradient,
-    without_signal,
 )
 
 __all__ = ["ClassifierGuidance"]
@@ -113,7 +112,7 @@ class ClassifierGuidance:
         def reward(x0: Float[Tensor, b * latent]) -> Float[Tensor, " b"]:
             return rewards_of(problem.pipeline, problem.reward, x0, prompts)
 
-        here = slope(problem.pipeline, latents, int(step.t), condition, sampling.guidance, reward, self.jacobian)
+        here = slope(problem.pipeline, latents, step.t.item(), condition, sampling.guidance, reward, self.jacobian)
         factor = self.scale / self.beta * shift_per_gradient(step, sampling.eta, self.rule)
         plain = ddim(here.prediction, step, sampling.eta)
         return plain._replace(
@@ -155,4 +154,4 @@ class ClassifierGuidance:
             return (
                 'rule="variance" moves a step by its variance, and at eta=0 there is none; set eta=1 or rule="score".'
             )
-        return without_gradient(problem, name) or without_gaussian_steps(problem, name) or without_signal(problem, name)
+        return without_gradient(problem, name) or without_gaussian_steps(problem, name)

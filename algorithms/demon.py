@@ -51,7 +51,6 @@ from alignbench import (
     spread_levels,
     step_noise,
     without_gaussian_steps,
-    without_signal,
 )
 
 __all__ = ["Demon"]
@@ -101,6 +100,7 @@ class Demon:
             sampling = replace(problem.sampling, steps=end)
             latents, first, _, condition = begin(pipeline, prompts, pipeline.initial_noise(keys), sampling, start)
             own, (asked, _), crowd = particle_keys(keys, n), for_particles(prompts, None, n), condition.repeat(n)
+            latents, first = flow.entered(latents, first, condition)
             x = latents / flow.alpha_bar[first] ** 0.5
             while first < self.turn(flow):
                 slope, noise = flow.noise(x, first, condition), step_noise(own, first, x)
@@ -132,17 +132,19 @@ class Demon:
     def cost(self, problem: Problem) -> Cost:
         """Of an image."""
         flow = self.flow(problem)
-        end, turn, n, once = len(flow.steps), self.turn(flow), self.candidates, problem.sampling.evaluations
-        valued = sum(2 * len(self.levels(i + 1, end)) - 3 for i in range(turn))
-        evaluations = turn * (n + 2) + n * valued + 2 * (end - turn) - 1
-        return Cost(denoiser_forward=once * evaluations, decode_forward=turn * n + 1, reward_forward=turn * n)
+        end, n, once = len(flow.steps), self.candidates, problem.sampling.evaluations
+        searched = range(flow.blind, self.turn(flow))
+        valued = sum(2 * len(self.levels(i + 1, end)) - 3 for i in searched)
+        evaluations = flow.blind + len(searched) * (n + 2) + n * valued + 2 * (end - searched.stop) - 1
+        looks = len(searched) * n
+        return Cost(denoiser_forward=once * evaluations, decode_forward=looks + 1, reward_forward=looks)
 
     def for_budget(self, budget: Mapping[str, float], problem: Problem) -> Demon:
         """As many candidates as the budget pays for."""
         return largest(lambda n: replace(self, candidates=n), lambda a: a.cost(problem), budget, "candidates")
 
     def unsupported(self, problem: Problem) -> str | None:
-        return without_gaussian_steps(problem, "demon") or without_signal(problem, "demon")
+        return without_gaussian_steps(problem, "demon")
 
 
 def weights_of(values: Float[Tensor, "b k"], rule: Rule, temperature: float | None) -> Float[Tensor, "b k"]:

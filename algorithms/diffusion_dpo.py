@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor
 from torch.nn import functional
 
@@ -147,7 +147,7 @@ class DiffusionDPO(PairTraining):  # which has what both of the paper's methods 
 class Seen(NamedTuple):
     """What one forward pass saw."""
 
-    t: Int[Tensor, " b"]
+    t: Real[Tensor, " b"]
     z: Float[Tensor, " b"]
     loss: Float[Tensor, " b"]
     moved: Float[Tensor, "2 b"]  # error minus the reference's, of winners and losers

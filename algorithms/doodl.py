@@ -171,7 +171,9 @@ class DOODL:
 
     def unsupported(self, problem: Problem) -> str | None:
         reason = without_gradient(problem, "doodl") or without_gaussian_steps(problem, "doodl")
-        return reason or (without_signal(problem, "doodl") if self.chain == "edict" else None)
+        if reason is None and self.chain == "edict":
+            reason = without_signal(problem, "doodl with chain='edict'", "set chain=recompute")
+        return reason
 
 
 class Unrolled(NamedTuple):

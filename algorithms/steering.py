@@ -117,7 +117,7 @@ class Steering:
         x, first, steps, condition = begin(pipeline, asked, pipeline.initial_noise(own), sampling, begins)
         weights = Weights.even(len(prompts), n)
         for i in range(first, len(steps)):
-            prediction = pipeline.predict(x, int(steps[i].t), condition, sampling.guidance)
+            prediction = pipeline.predict(x, steps[i].t.item(), condition, sampling.guidance)
             x = take_step(reverse(prediction, steps[i], sampling), own, i)
             if self.checks(i, len(steps)):
                 rewards = problem.reward(pipeline.decode(prediction.x0), asked).cpu().reshape(-1, n)

@@ -86,10 +86,10 @@ class SVDD:
         def draw(prompts: Sequence[Prompt], keys: Sequence[Key], start: Start | None) -> Samples:
             x, first, steps, condition = begin(pipeline, prompts, pipeline.initial_noise(keys), sampling, start)
             own, (asked, _), crowd = particle_keys(keys, m), for_particles(prompts, None, m), condition.repeat(m)
-            prediction = pipeline.predict(x, int(steps[first].t), condition, sampling.guidance)
+            prediction = pipeline.predict(x, steps[first].t.item(), condition, sampling.guidance)
             for i in range(first, len(steps) - 1):
                 x = take_step(repeated(reverse(prediction, steps[i], sampling), m), own, i)
-                ahead = pipeline.predict(x, int(steps[i + 1].t), crowd, sampling.guidance)
+                ahead = pipeline.predict(x, steps[i + 1].t.item(), crowd, sampling.guidance)
                 values = problem.reward(pipeline.decode(ahead.x0), asked).cpu().reshape(-1, m)
                 rows = rows_of(self.chosen(values, [key("choice", i) for key in keys])[:, None], m)
                 x, prediction = x[rows], ahead[rows]

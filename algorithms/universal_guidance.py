@@ -59,7 +59,6 @@ from alignbench import (
     take_step,
     without_gaussian_steps,
     without_gradient,
-    without_signal,
 )
 
 __all__ = ["UniversalGuidance"]
@@ -118,10 +117,10 @@ class UniversalGuidance:
     ) -> Transition:
         """The step of (3)."""
         if self.forward:
-            here = slope(problem.pipeline, latents, int(step.t), condition, sampling.guidance, tilt)
+            here = slope(problem.pipeline, latents, step.t.item(), condition, sampling.guidance, tilt)
             prediction, gradient = here.prediction, here.gradient
         else:
-            prediction = problem.pipeline.predict(latents, int(step.t), condition, sampling.guidance)
+            prediction = problem.pipeline.predict(latents, step.t.item(), condition, sampling.guidance)
             gradient = torch.zeros_like(latents)
         plain = ddim(prediction, step, sampling.eta)
         forward = self.forward * shift_per_gradient(step, sampling.eta, "score")
@@ -175,7 +174,7 @@ class UniversalGuidance:
 
     def unsupported(self, problem: Problem) -> str | None:
         name = "universal_guidance"
-        return without_gradient(problem, name) or without_gaussian_steps(problem, name) or without_signal(problem, name)
+        return without_gradient(problem, name) or without_gaussian_steps(problem, name)
 
 
 def shift_per_estimate(step: Steps, eta: float, keep_noise: bool) -> Float[Tensor, " n"]:

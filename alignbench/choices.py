@@ -20,5 +20,5 @@ CurveAxis = Literal["rounds", "denoiser", "seconds"]  # of reward curves
 KeptKind = Literal["scores", "pairs", "tensors", "files"]  # what lies in the cache
 Fetched = Literal["scorers", "prompts", "models"]  # what needs a network once
 FirstNumber = Literal[0, 1]  # of the pictures of the first prompt
-ToyName = Literal["mixture", "tiny"]  # what an algorithm is checked on
+ToyName = Literal["mixture", "mixture_flow", "tiny"]  # what an algorithm is checked on
 NO_REWARD: Final = "none"  # what is typed for a reward where none is wanted

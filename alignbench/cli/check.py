@@ -36,7 +36,8 @@ def check(
     set_: str
         A hyper-parameter of an algorithm, such as --set rounds=3, so that it is quick; may be repeated.
     model: str
-        What an algorithm is checked on: mixture (points, seconds) or tiny (pictures, minutes).
+        What an algorithm is checked on: mixture (points, seconds), mixture_flow (the same as a flow model) or
+        tiny (pictures, minutes).
     """
     from alignbench import plugins
     from alignbench.asking.options import assignments

@@ -15,6 +15,7 @@ from alignbench import plugins
 from alignbench.asking.prompts import take
 from alignbench.choices import ToyName
 from alignbench.diffusion import registry
+from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.schedule import Schedule
 from alignbench.experiment.metered import MeteredReward
 from alignbench.experiment.problem import CellProblem
@@ -76,13 +77,14 @@ class Toy:
 
 def toy(name: ToyName) -> Toy:
     """A toy of the exact testbed, or of the embedded model."""
-    return points() if name == "mixture" else pictures()
+    return pictures() if name == "tiny" else points(flow=name == "mixture_flow")
 
 
-def points(count: int = 64) -> Toy:
-    """The grid of nine modes under the usual noise schedule; the reward is the first coordinate."""
+def points(count: int = 64, flow: bool = False) -> Toy:
+    """The grid of nine modes, under the usual noise schedule or as a flow model; the reward is the first coordinate."""
     meter, levels = Meter(), Schedule.scaled_linear()
-    pipeline = MixturePipeline(grid().mixture, Schedule(levels, float(levels[0]), steps_offset=1), meter)
+    schedule = FlowSchedule(shift=3.0) if flow else Schedule(levels, float(levels[0]), steps_offset=1)
+    pipeline = MixturePipeline(grid().mixture, schedule, meter)
     prompts = [Prompt(f"p{i}", f"point {i}") for i in range(count)]
     rightwards = Quadratic.linear(torch.tensor([1.0, 0.0]))  # the same reward in closed form, which labels pairs
     return Toy(
@@ -91,7 +93,7 @@ def points(count: int = 64) -> Toy:
         prompts,
         training=Prompts([Prompt(f"t{i}", f"training point {i}") for i in range(20)]),
         reward=Rightwards(),
-        sampling=Sampling(steps=8, guidance=1.0, eta=1.0),
+        sampling=Sampling(steps=8, guidance=1.0, eta=0.0 if flow else 1.0),
         pairs=MixturePairs(pipeline.mixture, rightwards, pipeline, prompts, Key("pairs"), 2000),
     )
 

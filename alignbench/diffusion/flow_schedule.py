@@ -126,11 +126,11 @@ class FlowSchedule:
 
     def level(self, t: float | Tensor) -> Float[Tensor, "*b"]:
         """ᾱ at timesteps t, float64 and on the CPU."""
-        return flow_level(torch.as_tensor(t).cpu().double() / self.timesteps)
+        return flow_level(torch.as_tensor(t, dtype=torch.float64).cpu() / self.timesteps)
 
-    def scaled(self, latents: Tensor, t: Real[Tensor, " b"]) -> Tensor:
+    def scaled(self, latents: Tensor, t: float | Tensor) -> Tensor:
         """What the network sees: x = ρ y."""
-        return expand(flow_scale(self.level(t)), latents) * latents
+        return expand(flow_scale(self.level(t)).reshape(-1), latents) * latents
 
     def predict(self, native: Tensor, latents: Tensor, t: float | Tensor) -> Prediction:
         """A network's ε − x_0 at timestep t (one for all rows, or one per row) as a Prediction."""

@@ -171,7 +171,7 @@ class LatentPipeline:
         self.components.switch(self.adapter)
         guiding = self.components.guiding
         time = torch.as_tensor(t, device=latents.device).expand(len(latents))
-        seen = self.components.schedule.scaled(latents, time)
+        seen = self.components.schedule.scaled(latents, t)
         if guiding == "embedded":
             scale = torch.full((len(latents),), guidance, device=latents.device)
             native = self._denoise(seen, time, {**condition.tensors, "guidance": scale})

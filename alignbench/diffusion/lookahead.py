@@ -8,6 +8,7 @@ Source    x̂_0 = (x_t − √(1 − ᾱ_t) ε̂) / √ᾱ_t, the posterior mean
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -36,14 +37,14 @@ class Slope(NamedTuple):
 def slope(
     pipeline: Pipeline,
     latents: Float[Tensor, b * latent],
-    t: int,
+    t: float,
     condition: Condition,
     guidance: float,
     function: Callable[[Float[Tensor, b * latent]], Float[Tensor, " b"]],
     jacobian: Jacobian = "full",
 ) -> Slope:
     """The gradient of function(x̂_0(x_t)) at x_t: through the denoiser, or with its ε̂ held fixed (`frozen`), where it is
-    the gradient at x̂_0 over √ᾱ_t."""
+    the gradient at x̂_0 over √ᾱ_t, and zero where no signal is left."""
     full = jacobian == "full"
     with torch.set_grad_enabled(full):
         x = latents.detach().requires_grad_(full)
@@ -53,7 +54,8 @@ def slope(
         values = function(x0)
         (gradient,) = torch.autograd.grad(values.sum(), x if full else x0)
     if not full:
-        gradient = gradient / expand(prediction.alpha_bar.sqrt(), gradient)
+        root = prediction.alpha_bar.sqrt()
+        gradient = gradient / expand(torch.where(root > 0, root, math.inf), gradient)
     detached = Prediction(
         prediction.native.detach(), latents.detach(), prediction.alpha_bar, prediction.kind, prediction.clip
     )
@@ -78,13 +80,15 @@ def shift_per_gradient(step: Steps, eta: float, rule: Rule) -> Float[Tensor, " n
     """How far the mean of a DDIM step moves for a gradient of V_t, float64.
 
     `score` puts ∇V_t into the score, ε̂ ← ε̂ − √(1 − ᾱ_t) ∇V_t, which is right for any η as steps become short;
-    `variance` is Σ ∇V_t, Dhariwal and Nichol's (2021, algorithm 1), for η = 1.
+    `variance` is Σ ∇V_t, Dhariwal and Nichol's (2021, algorithm 1), for η = 1. Where no signal is left (ᾱ_t = 0: the
+    first step of flow models and of zero terminal SNR) the score moves nothing: there x_t says nothing of the image.
     """
     variance = std_of(step, eta) ** 2
     if rule == "variance":
         return variance
     t, s = step.alpha_bar, step.next_alpha_bar
-    return s.sqrt() * (1 - t) / t.sqrt() - (1 - s - variance).clamp(min=0).sqrt() * (1 - t).sqrt()
+    shift = s.sqrt() * (1 - t) / t.sqrt() - (1 - s - variance).clamp(min=0).sqrt() * (1 - t).sqrt()
+    return torch.where(t > 0, shift, 0.0)
 
 
 def clipped_gradient(gradient: Float[Tensor, b * latent], max_norm: float | None) -> Float[Tensor, b * latent]:
@@ -105,13 +109,13 @@ def without_gradient(problem: Problem, method: str) -> str | None:
     )
 
 
-def without_signal(problem: Problem, method: str) -> str | None:
-    """Why a method that divides by √ᾱ cannot run on this problem, or None."""
+def without_signal(problem: Problem, method: str, instead: str) -> str | None:
+    """Why a method that divides by √ᾱ cannot run on this problem, or None; `instead` is what to do then."""
     if float(problem.pipeline.timesteps(problem.sampling.steps).alpha_bar[0]) > 0:
         return None
     return (
         f"{method} divides by the signal that is left at the first step, and this model's schedule leaves none "
-        "(zero terminal SNR); choose another --model or a method that only samples, such as steering."
+        f"(a flow model, or zero terminal SNR); {instead}."
     )
 
 

@@ -119,7 +119,7 @@ class Schedule:
         """ᾱ at timesteps t, float64 and on the CPU."""
         return self.alpha_bar[torch.as_tensor(t).cpu()]
 
-    def scaled(self, latents: Tensor, t: Real[Tensor, " b"]) -> Tensor:
+    def scaled(self, latents: Tensor, t: float | Tensor) -> Tensor:
         """What the network sees: the latents themselves."""
         return latents
 

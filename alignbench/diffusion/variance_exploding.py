@@ -11,6 +11,7 @@ Steps     Heun's, on the levels of the pipeline's own sampling steps: no level i
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from functools import cached_property
 from jaxtyping import Float
 from torch import Tensor
 
+from alignbench.diffusion.transition import ddim
 from alignbench.interface import Pipeline
 from alignbench.quantities import Condition, Steps
 
@@ -38,7 +40,21 @@ class ProbabilityFlow:
 
     @cached_property
     def sigma(self) -> list[float]:
-        return [((1 - level) / level) ** 0.5 for level in self.alpha_bar]
+        return [((1 - level) / level) ** 0.5 if level > 0 else math.inf for level in self.alpha_bar]
+
+    @property
+    def blind(self) -> int:
+        """How many first levels hold no signal, where σ is infinite: one of flow models and zero terminal SNR."""
+        return int(self.alpha_bar[0] == 0)
+
+    def entered(
+        self, latents: Float[Tensor, b * latent], level: int, condition: Condition
+    ) -> tuple[Float[Tensor, b * latent], int]:
+        """The latents and the level from which this view exists: past a level without signal by a DDIM step."""
+        if self.alpha_bar[level] > 0:
+            return latents, level
+        prediction = self.pipeline.predict(latents, self.steps.t[level].item(), condition, self.guidance)
+        return ddim(prediction, self.steps[level], 0.0).mean, level + 1
 
     def noise(self, x: Float[Tensor, b * latent], level: int, condition: Condition) -> Float[Tensor, b * latent]:
         """ε̂ of x̃ at a level."""

@@ -7,6 +7,7 @@ import json
 from typing import get_type_hints
 
 import pytest
+import torch
 from places import TESTS
 
 from alignbench import plugins
@@ -25,27 +26,30 @@ OWN = {
     "steering": {"interval": 2},
     "svdd": {"candidates": 4},
 }
+QUICK = ("ddpo", "draft")  # of those that train
 AGAIN = ("aligning twice gives the same images", "stopped after a round and continued, it ends as in one go")
 MEMORY = "`batch` is memory"  # one image at a time: on few images
-ONE_BY_ONE = ("refl", "dpok", "d3po", "draft")  # which take longest with one image in a forward pass
-LONGER = ("diffusion_dpo", "dpok", "refl", "reward_weighted_regression", "sft", "draft", "d3po")
+# What takes longest with one image in a forward pass, and what does in all.
+ONE_BY_ONE = ("refl", "dpok", "d3po", "draft", "flow_grpo", "diffusion_nft", "awm")
+LONGER = (*ONE_BY_ONE, "diffusion_dpo", "reward_weighted_regression", "sft")
 
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory):
     """A function that gives an algorithm on the toy, aligned once for all of its contracts."""
-    made: dict[tuple[str, bool], algorithms.Subject] = {}
+    made: dict[tuple[str, bool, bool], algorithms.Subject] = {}
 
-    def of(name: str, few: bool = False) -> algorithms.Subject:
-        if (name, few) not in made:
+    def of(name: str, few: bool = False, flow: bool = False) -> algorithms.Subject:
+        if (name, few, flow) not in made:
             kind = plugins.load("algorithms", name)
             known = {field.name for field in dataclasses.fields(kind)}
             fields = SMALL | (SMALL_PAIRS if "pairs_per_update" in known else {}) | OWN.get(name, {})
             fields |= FEW if few else {}
             fields = {field: value for field, value in fields.items() if field in known}
             folder = tmp_path_factory.mktemp(name)
-            made[name, few] = algorithms.subject(name, kind, points(), fields, folder, "mixture")
-        return made[name, few]
+            toy, preset = points(flow=flow), "mixture_flow" if flow else "mixture"
+            made[name, few, flow] = algorithms.subject(name, kind, toy, fields, folder, preset)
+        return made[name, few, flow]
 
     return of
 
@@ -68,6 +72,48 @@ UNASKED = ("base aligns nothing", "it has no for_budget", "it trains nothing", "
 def test_an_algorithm_keeps_its_contracts(name, contract, subjects):
     (finding,) = findings([contract], subjects(name, contract.says.startswith(MEMORY)))
     assert finding.state == "holds" or finding.detail in UNASKED
+
+
+FLOW_CASES = [
+    pytest.param(
+        name, contract, id=f"{name}-{contract.says}",
+        marks=[pytest.mark.slow] if plugins.load("algorithms", name).trains and name not in QUICK else [],
+    )
+    for name in plugins.own_names("algorithms")
+    for contract in algorithms.CONTRACTS
+    if not contract.says.startswith(MEMORY)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "contract"), FLOW_CASES)
+def test_an_algorithm_keeps_its_contracts_on_a_flow_model(name, contract, subjects):
+    (finding,) = findings([contract], subjects(name, flow=True))
+    assert finding.state == "holds" or finding.detail in UNASKED
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in plugins.own_names("algorithms") if not plugins.load("algorithms", name).trains]
+)
+def test_a_test_time_method_asks_a_flow_model_at_the_levels_of_its_grid_and_nowhere_else(name, subjects, monkeypatch):
+    """A level that was cut to a whole timestep would be another one."""
+    subject = subjects(name, flow=True)
+    pipeline, on_grid, asked = subject.toy.pipeline, set(), []
+    steps_of, predict = pipeline.timesteps, pipeline.predict
+
+    def timesteps(n):
+        found = steps_of(n)
+        on_grid.update(found.t.tolist())
+        return found
+
+    def predicted(latents, t, *rest):
+        asked.extend(torch.as_tensor(t, dtype=torch.float64).flatten().tolist())
+        return predict(latents, t, *rest)
+
+    monkeypatch.setattr(pipeline, "timesteps", timesteps)
+    monkeypatch.setattr(pipeline, "predict", predicted)
+    subject.draw(subject.algorithm.align(subject.problem("grid")), rows=slice(2))
+    assert set(asked) <= on_grid
+    assert any(level != int(level) for level in asked)
 
 
 # Values that results were made with. They change only on purpose, and presets then name the old ones.

@@ -137,7 +137,7 @@ class TwoCopies:
 
     def gradient(self, indices: list[int], update: int) -> list[torch.Tensor]:
         winner, loser, condition = self.encoded(indices)
-        drawn = noising(keys_of(indices, update), winner, condition, self.pipeline.train_timesteps)
+        drawn = noising(keys_of(indices, update), winner, condition, self.pipeline)
         self.pipeline.components.switch(self.policy.adapter)
         dtype = self.pipeline.denoiser.dtype
         text, sizes = condition.tensors["text"].to(dtype), added(condition.tensors, dtype)

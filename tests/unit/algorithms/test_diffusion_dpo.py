@@ -99,7 +99,7 @@ def test_at_the_reference_the_loss_is_ln_2_and_its_gradient_a_quarter_of_betas(p
     loss, seen = algorithm.loss(policy, batch, KEYS)
     torch.testing.assert_close(loss, torch.full((8,), math.log(2)), atol=1e-7, rtol=0)
     assert seen.z.abs().max() == 0
-    drawn = noising(KEYS, batch.winner, batch.condition, 1000)
+    drawn = noising(KEYS, batch.winner, batch.condition, policy)
     winner, loser = dpo.pair_errors(policy, batch, drawn)
     expected = 7 / 4 * gradient((winner - loser).mean(), policy)
     torch.testing.assert_close(gradient(loss.mean(), policy), expected, atol=1e-7, rtol=1e-4)
@@ -114,14 +114,14 @@ def test_swapping_winners_and_losers_negates_z_off_the_reference(policy, batch):
 
 
 def test_one_forward_over_both_equals_two(policy, batch):
-    drawn = noising(KEYS, batch.winner, batch.condition, 1000)
+    drawn = noising(KEYS, batch.winner, batch.condition, policy)
     together = dpo.pair_errors(moved(policy), batch, drawn)
     for x0, found in zip((batch.winner, batch.loser), together, strict=True):
         torch.testing.assert_close(denoising_error(policy, x0, drawn.noise, drawn.t, drawn.condition), found)
 
 
 def test_the_reference_is_the_policy_before_training_and_not_after(policy, mixture, batch):
-    drawn = noising(KEYS, batch.winner, batch.condition, 1000)
+    drawn = noising(KEYS, batch.winner, batch.condition, policy)
     frozen = dpo.pair_errors(mixture, batch, drawn)
     moved(policy)
     assert torch.equal(dpo.pair_errors(policy.reference, batch, drawn), frozen)
@@ -209,7 +209,7 @@ def test_winner_and_loser_share_timestep_and_noise_and_pairs_do_not(mixture, bat
     seen = []
     real = mixture.add_noise
     monkeypatch.setattr(mixture, "add_noise", lambda x0, noise, t: seen.append((noise, t)) or real(x0, noise, t))
-    dpo.pair_errors(mixture, batch, noising(KEYS, batch.winner, batch.condition, 1000))
+    dpo.pair_errors(mixture, batch, noising(KEYS, batch.winner, batch.condition, mixture))
     noise, t = seen[0]
     assert torch.equal(noise[:8], noise[8:])
     assert torch.equal(t[:8], t[8:])
@@ -217,16 +217,16 @@ def test_winner_and_loser_share_timestep_and_noise_and_pairs_do_not(mixture, bat
     assert len({tuple(row) for row in noise[:8].tolist()}) == 8
 
 
-def test_timesteps_are_uniform_and_prompts_are_dropped_as_often_as_asked(batch):
+def test_timesteps_are_uniform_and_prompts_are_dropped_as_often_as_asked(mixture):
     keys = [Key("many", i) for i in range(4000)]
     like = torch.zeros(4000, 2)
     condition = Condition({"text": torch.ones(4000, 1)}, {"text": torch.zeros(4000, 1)})
-    drawn = noising(keys, like, condition, 1000, 0.2)
+    drawn = noising(keys, like, condition, mixture, 0.2)
     assert drawn.t.min() >= 0
     assert drawn.t.max() <= 999
     assert drawn.t.double().mean().item() == pytest.approx(499.5, abs=3 * 289 / 4000**0.5)
     assert float((drawn.condition.tensors["text"] == 0).float().mean()) == pytest.approx(0.2, abs=0.02)
-    assert noising(keys, like, condition, 1000).condition is condition
+    assert noising(keys, like, condition, mixture).condition is condition
 
 
 def test_sft_looks_at_winners_alone(policy, batch, pairs):
@@ -244,7 +244,7 @@ def test_sft_looks_at_winners_alone(policy, batch, pairs):
     moved(policy)
     (loss,) = algorithm.losses(policy, fixed, range(8), range(8), Key("update"), [])
     keys = [Key("update")("pair", i) for i in range(8)]
-    drawn = noising(keys, batch.winner, batch.condition, 1000)
+    drawn = noising(keys, batch.winner, batch.condition, policy)
     expected = denoising_error(policy, batch.winner, drawn.noise, drawn.t, batch.condition).mean()
     torch.testing.assert_close(loss, expected)
     fixed.pairs = PairBatch(batch.winner, batch.loser + 9, batch.condition, batch.label, batch.rows)

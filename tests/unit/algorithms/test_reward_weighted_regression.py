@@ -53,9 +53,7 @@ def weighted(weights):
 def plain_errors(policy, rows=range(8), guidance=1.0):
     """The errors of some images, without weights."""
     x0 = (2 * KEY("points").normal(8, 2))[list(rows)]
-    t, noise, condition = noising(
-        [KEYS[i] for i in rows], x0, policy.condition([PROMPTS[i] for i in rows]), policy.train_timesteps
-    )
+    t, noise, condition = noising([KEYS[i] for i in rows], x0, policy.condition([PROMPTS[i] for i in rows]), policy)
     return denoising_error(policy, x0, noise, t, condition, guidance)
 
 

@@ -155,3 +155,17 @@ def test_impossible_sampling_is_refused(field, value):
     values = {"steps": 5, "guidance": 1.0, "eta": 0.0} | {field: value}
     with pytest.raises(ValueError, match=str(value)):
         Sampling(**values)
+
+
+def test_the_means_of_actions_are_kept_where_they_are_asked_for(mixture):
+    """They are what the transitions are made anew as, also of some images and some actions."""
+    keys = [Key("mean", i) for i in range(4)]
+    condition = mixture.condition([Prompt(f"p{i}", "point") for i in range(4)])
+    path = rollout(mixture, condition, keys, Sampling(5, 1.0, 1.0), window=range(1, 4), keep_means=True)
+    assert path.actions == (1, 2, 3)
+    assert path.means.shape == (3, 4, 2)
+    some = path.only(range(1, 3)).rows(slice(2, 4))
+    assert torch.equal(some.means, path.means[1:3, 2:4])
+    for action in range(3):
+        torch.testing.assert_close(path.transition(mixture, action).mean, path.means[action])
+    assert rollout(mixture, condition, keys, Sampling(5, 1.0, 1.0)).means is None
