@@ -284,13 +284,11 @@ def test_a_folder_of_peft_opens_as_peft_computes_it(folders, name, tmp_path):
         for i, (layer, parameter) in enumerate(trained.named_parameters()):
             if "lora_" in layer:
                 parameter.copy_(0.3 * Key("peft", i).normal(*parameter.shape))
-    trained.save_pretrained(tmp_path)
-    plain.transformer = PeftModel.from_pretrained(
-        plain_diffusers(folders[name]).transformer, tmp_path
-    ).merge_and_unload()
+    trained.save_pretrained(tmp_path / "adapter")
+    plain.transformer = PeftModel.from_pretrained(plain.transformer, tmp_path / "adapter").merge_and_unload()
     pipeline, sampling = load(folders[name]), Sampling(3, 2.0)
     base = PipelineSampler(pipeline, sampling)(PROMPTS, KEYS).images
-    ours = PipelineSampler(open_policy(pipeline, tmp_path), sampling)(PROMPTS, KEYS).images
+    ours = PipelineSampler(open_policy(pipeline, tmp_path / "adapter"), sampling)(PROMPTS, KEYS).images
     theirs = plain(TEXTS, **as_asked(pipeline, sampling, pipeline.info()["sigmas"])).images
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     assert (ours - base).abs().max() > 1e-2
