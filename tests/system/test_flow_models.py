@@ -223,7 +223,7 @@ def test_a_policy_starts_at_its_reference_trains_its_weights_alone_and_leaves_th
         prediction = policy.predict(noise, 700.0, condition)
         assert (prediction.native - before).abs().max() > 1e-4
         prediction.native.square().mean().backward()
-        assert any(parameter.grad is not None and parameter.grad.any() for parameter in policy.parameters())
+        assert all(parameter.grad is not None for parameter in policy.parameters())
         with torch.no_grad():
             assert torch.equal(policy.reference.predict(noise, 700.0, condition).native, before)
 
@@ -235,7 +235,8 @@ def test_the_default_lora_is_of_the_joint_attention_of_image_and_text(folders, n
     names = {name.rpartition(".lora_")[0] for name in pipeline.adapt(LoRA(2), Key("a")).state_dict()}
     linear = {n for n, m in pipeline.denoiser.named_modules() if isinstance(m, torch.nn.Linear) and "lora" not in n}
     joint = {n.removesuffix(".base_layer") for n in linear if ".attn." in n and not n.endswith("linear")}
-    assert names == joint
+    idle = {"transformer_blocks.1.attn.add_q_proj"} if name.startswith("sd3") else set()  # the last block's, unused
+    assert names == joint - idle
     assert any("add_k_proj" in n for n in names)
     assert not any("attn2" in n for n in names)
 
