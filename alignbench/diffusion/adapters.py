@@ -75,14 +75,15 @@ def _refuse_other_tensors(found: Found, state: State) -> None:
 
 
 def _trained(pipeline: LatentPipeline, path: Path, state: State) -> State:
-    """The tensors of a file that training changes: without tables such as SD3's of positions, which files hold too.
-    Raises RunError where one is not the model's."""
+    """The tensors of a file that training changes: without layers that are idle, and without tables such as SD3's of
+    positions, which files hold too. Raises RunError where a table is not the model's."""
     tables = {name: table for name, table in pipeline.components.denoiser.named_buffers() if name in state}
     for name, table in tables.items():
         given = state[name].to(table.device, torch.float32)
         if given.shape != table.shape or not torch.allclose(given, table.float(), atol=ROUNDED):
             raise RunError(f"{path} does not fit model {_name(pipeline)!r}: its {name} is another one.")
-    return {name: value for name, value in state.items() if name not in tables}
+    idle = pipeline.components.idle
+    return {n: value for n, value in state.items() if n not in tables and n.rpartition(".")[0] not in idle}
 
 
 def _check_config(pipeline: LatentPipeline, path: Path) -> None:

@@ -39,6 +39,7 @@ class Architecture:
     targets: tuple[str, ...]  # the layers of a LoRA that names none: the projections of attention to image and text
     matrices: Mapping[str, str] = field(default_factory=lambda: {"lora_A": "lora_A", "lora_B": "lora_B"})
     # Names of a LoRA's matrices in files, as diffusers' own training scripts for this kind write them.
+    idle: Callable[[Any], tuple[str, ...]] = lambda config: ()  # layers whose output nothing uses: never trained
 
 
 @runtime_checkable

@@ -77,6 +77,11 @@ class Components:
         return ARCHITECTURES[self.layout.network]
 
     @property
+    def idle(self) -> tuple[str, ...]:
+        """Layers whose output nothing uses."""
+        return self.architecture.idle(self.denoiser.config)
+
+    @property
     def guiding(self) -> Guiding:
         return self.layout.guiding(self.denoiser.config)
 
@@ -216,7 +221,7 @@ class LatentPipeline:
 
     def adapt(self, tuning: Tuning, key: Key) -> LatentPolicy:
         if isinstance(tuning, LoRA):
-            return self.adapt_with(lora_config(tuning, self.components.architecture.targets), key)
+            return self.adapt_with(lora_config(tuning, self.components.architecture.targets, self.components.idle), key)
         self.components.forget()
         denoiser = copy.deepcopy(self.components.denoiser)
         if any(".lora_" in name or ".base_layer" in name for name, _ in denoiser.named_modules()):
@@ -228,7 +233,8 @@ class LatentPipeline:
         trained = {
             name: parameter.requires_grad_(True)
             for name, parameter in denoiser.named_parameters()
-            if isinstance(tuning, FullFineTune) or name.endswith(".bias")
+            if (isinstance(tuning, FullFineTune) or name.endswith(".bias"))
+            and name.rpartition(".")[0] not in self.components.idle
         }
         return LatentPolicy(self.components, denoiser, None, trained, self._recomputation(), reference)
 

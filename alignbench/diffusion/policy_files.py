@@ -18,12 +18,17 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-def lora_config(tuning: LoRA, targets: Sequence[str]) -> LoraConfig:
-    """A LoRA as peft describes it, of these layers where it names none itself."""
+def lora_config(tuning: LoRA, targets: Sequence[str], idle: Sequence[str] = ()) -> LoraConfig:
+    """A LoRA as peft describes it, of these layers where it names none itself, without those that are idle."""
     from peft import LoraConfig
 
     alpha = tuning.rank if tuning.alpha is None else tuning.alpha
-    return LoraConfig(r=tuning.rank, lora_alpha=alpha, target_modules=list(tuning.targets or targets))
+    return LoraConfig(
+        r=tuning.rank,
+        lora_alpha=alpha,
+        target_modules=list(tuning.targets or targets),
+        exclude_modules=list(idle) or None,
+    )
 
 
 def save_lora(network: Any, adapter: str, folder: Path, part: str, matrices: Mapping[str, str]) -> None:

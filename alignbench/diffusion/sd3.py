@@ -88,4 +88,10 @@ def least(config: Any) -> int:
     return int(config.patch_size)
 
 
-SD3 = Architecture(call, text, check_transformer, least, JOINT)
+def idle(config: Any) -> tuple[str, ...]:
+    """The last block leaves the text's tokens as they are, and so their queries unused."""
+    attention = f"transformer_blocks.{config.num_layers - 1}.attn"
+    return (f"{attention}.add_q_proj", f"{attention}.norm_added_q")
+
+
+SD3 = Architecture(call, text, check_transformer, least, JOINT, idle=idle)

@@ -223,7 +223,7 @@ def test_a_policy_starts_at_its_reference_trains_its_weights_alone_and_leaves_th
         prediction = policy.predict(noise, 700.0, condition)
         assert (prediction.native - before).abs().max() > 1e-4
         prediction.native.square().mean().backward()
-        assert any(parameter.grad is not None and parameter.grad.any() for parameter in policy.parameters())
+        assert all(parameter.grad is not None for parameter in policy.parameters())
         with torch.no_grad():
             assert torch.equal(policy.reference.predict(noise, 700.0, condition).native, before)
 
@@ -235,7 +235,8 @@ def test_the_default_lora_is_of_the_joint_attention_of_image_and_text(folders, n
     names = {name.rpartition(".lora_")[0] for name in pipeline.adapt(LoRA(2), Key("a")).state_dict()}
     linear = {n for n, m in pipeline.denoiser.named_modules() if isinstance(m, torch.nn.Linear) and "lora" not in n}
     joint = {n.removesuffix(".base_layer") for n in linear if ".attn." in n and not n.endswith("linear")}
-    assert names == joint
+    idle = {"transformer_blocks.1.attn.add_q_proj"} if name.startswith("sd3") else set()  # the last block's, unused
+    assert names == joint - idle
     assert any("add_k_proj" in n for n in names)
     assert not any("attn2" in n for n in names)
 
@@ -284,13 +285,11 @@ def test_a_folder_of_peft_opens_as_peft_computes_it(folders, name, tmp_path):
         for i, (layer, parameter) in enumerate(trained.named_parameters()):
             if "lora_" in layer:
                 parameter.copy_(0.3 * Key("peft", i).normal(*parameter.shape))
-    trained.save_pretrained(tmp_path)
-    plain.transformer = PeftModel.from_pretrained(
-        plain_diffusers(folders[name]).transformer, tmp_path
-    ).merge_and_unload()
+    trained.save_pretrained(tmp_path / "adapter")
+    plain.transformer = PeftModel.from_pretrained(plain.transformer, tmp_path / "adapter").merge_and_unload()
     pipeline, sampling = load(folders[name]), Sampling(3, 2.0)
     base = PipelineSampler(pipeline, sampling)(PROMPTS, KEYS).images
-    ours = PipelineSampler(open_policy(pipeline, tmp_path), sampling)(PROMPTS, KEYS).images
+    ours = PipelineSampler(open_policy(pipeline, tmp_path / "adapter"), sampling)(PROMPTS, KEYS).images
     theirs = plain(TEXTS, **as_asked(pipeline, sampling, pipeline.info()["sigmas"])).images
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     assert (ours - base).abs().max() > 1e-2
@@ -306,6 +305,7 @@ def test_a_lora_that_we_trained_gives_the_same_picture_in_plain_diffusers_in_a_f
     policy.save(tmp_path)
     ours = PipelineSampler(policy, sampling)(PROMPTS, KEYS).images
     asked = as_asked(pipeline, sampling, pipeline.info()["sigmas"])
+    del asked["output_type"]  # the process asks for tensors by itself
     theirs = random_models.drawn_by_plain_diffusers(folders[name], tmp_path, tmp_path, prompt=TEXTS, **asked)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     assert (ours - PipelineSampler(pipeline, sampling)(PROMPTS, KEYS).images).abs().max() > 1e-2

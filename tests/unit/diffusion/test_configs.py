@@ -6,7 +6,7 @@ import inspect
 
 import diffusers
 import pytest
-from transformers import CLIPTextConfig
+from transformers import CLIPTextConfig, T5Config
 
 from alignbench.diffusion import configs
 from alignbench.diffusion.configs import (
@@ -18,7 +18,8 @@ from alignbench.diffusion.configs import (
     check_index,
     check_scheduler,
 )
-from alignbench.diffusion.layouts import CLIP, PROJECTED, SD
+from alignbench.diffusion.flow_configs import FLOW_SCHEDULER, FLUX, SD3
+from alignbench.diffusion.layouts import CLIP, PROJECTED, SD, T5
 from alignbench.diffusion.layouts import SDXL as SDXL_LAYOUT
 from alignbench.diffusion.schedule import Schedule
 from alignbench.errors import InputError
@@ -183,6 +184,7 @@ def fields_of(kind: type) -> dict[str, object]:
 READINGS = [(name, SCHEDULER) for name in SCHEDULER.classes] + [
     (UNET.classes[0], UNET),
     (AUTOENCODER.classes[0], AUTOENCODER),
+    *((reading.classes[0], reading) for reading in (FLOW_SCHEDULER, SD3, FLUX)),
 ]
 
 
@@ -201,6 +203,12 @@ def test_of_each_class_every_field_has_its_kind_and_what_is_fixed_is_its_default
 
 def test_a_text_encoder_as_transformers_writes_it_is_read():
     TEXT[CLIP].check("f", CLIPTextConfig().to_dict() | {"architectures": ["CLIPTextModel"]})
+
+
+def test_t5_as_transformers_writes_it_and_as_it_was_published_is_read():
+    TEXT[T5].check("f", T5Config().to_dict() | {"architectures": ["T5EncoderModel"]})
+    published = {"d_model": 4096, "feed_forward_proj": "gated-gelu", "is_encoder_decoder": True, "output_past": True}
+    TEXT[T5].check("f", published | {"num_decoder_layers": 24, "tie_word_embeddings": False, "use_cache": True})
 
 
 def test_every_other_scheduler_of_diffusers_is_refused():
