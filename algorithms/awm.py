@@ -12,7 +12,7 @@ Departures  Every image draws its own levels; the authors draw them once for eac
             many an update sees. Images are sampled by Euler steps (theirs: SA-solver). No second average is kept for
             evaluation. `weighting` has not their Huber loss, which is half of "ghuber" with p = ½.
 Optimum     Aimed at by "uniform" with β > 0: L rests where v_θ − v_ref = cov(A, v | x_σ) / β, p*'s at temperature
-            5 β s to first order, and to all orders where that covariance is the same under p*. Not by "ghuber".
+            5 β s to first order, and to all orders where that covariance is the same under p*. "ghuber" reweighs it.
 Symbols     On diffusion models v_θ is ε̂ − x̂_0 of the prediction and σ = √(1 − ᾱ) / (√ᾱ + √(1 − ᾱ)).
 """
 

@@ -12,8 +12,8 @@ Objective   A round samples images x_0 without noise from an old policy. With A 
 Departures  Images are sampled by Euler steps (theirs: dpm2, a multistep solver of second order, at timesteps that it
             cuts to whole numbers). Timesteps here are floats in sampling and training. A run continues with its own
             old policy; theirs starts θ and old from the average. The last weights are evaluated, not their average.
-Optimum     Not aimed at: its target is the old policy, moved towards what earns more; β holds velocities, not KL, and
-            the rounds decide how far it goes.
+Optimum     Not aimed at, but β > 0 rests near one: where v_θ − v_ref is cov(A, v | x_σ) over β with the weights of ℓ,
+            a temperature in proportion to β s, which differs from level to level. At the published β it is near 0.
 Symbols     v = ε − x_0. On diffusion models v and x̂ are those of the prediction, ε̂ − x̂_0 and x̂_0: the same (1) at the
             level σ = √(1 − ᾱ) / (√ᾱ + √(1 − ᾱ)), where an error of ε̂ grows with 1 / √ᾱ.
 """

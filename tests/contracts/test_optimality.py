@@ -301,7 +301,7 @@ SHORT = {
     "draft": ({"steps": 20}, 0.2, 0.18),
     "refl": ({"steps": 20, "set": {"steps": 20, "samples_per_update": 128, "batch": 128}}, 0.25, 0.15),
     "dpok": ({"steps": 20, "set": {"rounds": 15}}, 0.3, 0.16),
-    "flow_grpo": ({"steps": 20}, 0.3, 0.16),
+    "flow_grpo": ({"steps": 20, "set": {"rounds": 15}}, 0.3, 0.16),
     "diffusion_nft": ({"steps": 20}, 0.3, 0.16),
     "awm": ({"steps": 20}, 0.3, 0.16),
     "d3po": ({"steps": 20, "set": {"samples_per_round": 256}}, 0.27, 0.18),
