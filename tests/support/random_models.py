@@ -36,6 +36,7 @@ SHORTEST: dict[str, dict[str, Any]] = {
     "ddpo": MOST | {"rounds": 2, "samples_per_round": 8, "steps": 3, "clip": 1.0, "learning_rate": 0.1},
     "demon": {"steps": 2, "candidates": 2},
     "diffusion_dpo": MOST | {"rounds": 1, "updates_per_round": 2, "pairs_per_update": 4, "warmup": 0},
+    "diffusion_kto": MOST | {"rounds": 1, "updates_per_round": 2, "pairs_per_update": 4, "warmup": 0},
     "doodl": {"steps": 2, "updates": 2, "learning_rate": 0.5},
     "dpok": MOST | {"rounds": 1, "samples_per_round": 8, "moves_per_update": 8, "steps": 3, "value_batch": 8},
     "draft": MOST | {"rounds": 1, "updates_per_round": 2, "steps": 3},
