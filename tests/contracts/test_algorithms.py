@@ -31,7 +31,7 @@ AGAIN = ("aligning twice gives the same images", "stopped after a round and cont
 MEMORY = "`batch` is memory"  # one image at a time: on few images
 ONE_BY_ONE = ("refl", "dpok", "d3po", "draft")  # which take longest with one image in a forward pass
 LONGER = ("diffusion_dpo", "dpok", "refl", "reward_weighted_regression", "sft", "draft", "d3po")
-LONGER += ("diffusion_kto",)
+LONGER += ("diffusion_kto", "mapo")
 
 
 @pytest.fixture(scope="module")

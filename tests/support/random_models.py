@@ -40,6 +40,7 @@ SHORTEST: dict[str, dict[str, Any]] = {
     "doodl": {"steps": 2, "updates": 2, "learning_rate": 0.5},
     "dpok": MOST | {"rounds": 1, "samples_per_round": 8, "moves_per_update": 8, "steps": 3, "value_batch": 8},
     "draft": MOST | {"rounds": 1, "updates_per_round": 2, "steps": 3},
+    "mapo": MOST | {"rounds": 1, "updates_per_round": 2, "pairs_per_update": 4, "warmup": 0},
     "noise_search": {"iterations": 2, "neighbours": 1},
     "refl": MOST
     | {"rounds": 1, "updates_per_round": 2, "samples_per_update": 4, "steps": 3, "margin": "none", "tuning": "lora"},

@@ -20,6 +20,7 @@ WITH_PAPERS = [name for name in OWN if hasattr(plugins.load("algorithms", name),
 HOUSE = {
     ("diffusion_dpo", "tuning"): "LoRA by default",
     ("diffusion_kto", "tuning"): "LoRA by default",
+    ("mapo", "tuning"): "LoRA by default",
     ("sft", "tuning"): "LoRA by default",
     ("svdd", "choose"): "The default is (1), algorithm 1's rule",
     ("refl", "prior_weight"): "the script leaves (2) out (prior_weight=0)",
