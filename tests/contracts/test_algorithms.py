@@ -25,6 +25,7 @@ OWN = {
     "demon": {"candidates": 4, "steps": 12, "value_steps": 2},
     "steering": {"interval": 2},
     "svdd": {"candidates": 4},
+    "rollover": {"candidates": 3, "starts": 2},
 }
 QUICK = ("ddpo", "draft")  # of those that train
 AGAIN = ("aligning twice gives the same images", "stopped after a round and continued, it ends as in one go")

@@ -46,6 +46,7 @@ SHORTEST: dict[str, dict[str, Any]] = {
     | {"rounds": 1, "updates_per_round": 2, "samples_per_update": 4, "steps": 3, "margin": "none", "tuning": "lora"},
     "reward_weighted_regression": MOST
     | {"rounds": 1, "samples_per_round": 8, "updates_per_round": 2, "passes": 1, "tuning": "lora"},
+    "rollover": {"candidates": 2, "starts": 2},
     "sft": MOST | {"rounds": 1, "updates_per_round": 2, "pairs_per_update": 4, "warmup": 0},
     "steering": {"n": 2, "interval": 1},
     "svdd": {"candidates": 2},
