@@ -299,6 +299,9 @@ SHORT = {
     "sft": ({"steps": 20, "set": {"rounds": 10, "pairs_per_update": 256, "batch": 256}}, 1.0, 0.25),
     "ddpo": ({"steps": 20, "set": {"rounds": 20, "samples_per_round": 512, "batch": 512}}, 0.11, 0.1),
     "draft": ({"steps": 20}, 0.2, 0.18),
+    "diffusion_kto": ({"steps": 20}, 0.5, 0.2),
+    "mapo": ({"steps": 20, "set": {"rounds": 5}}, 0.5, 0.3),
+    "rollover": ({**FEW, "steps": 10, "set": {"candidates": 3}}, 3.0, 3.0),
     "refl": ({"steps": 20, "set": {"steps": 20, "samples_per_update": 128, "batch": 128}}, 0.25, 0.15),
     "dpok": ({"steps": 20, "set": {"rounds": 15}}, 0.3, 0.16),
     "d3po": ({"steps": 20, "set": {"samples_per_round": 256}}, 0.27, 0.18),
@@ -316,7 +319,7 @@ SHORT = {
 # Their cells on the testbed are committed and checked with every run; here they train anew, for ten seconds each.
 SLOW = (
     "d3po", "ddpo", "diffusion_dpo", "dpok", "draft", "refl", "reward_weighted_regression", "sft", "steering",
-    "universal_guidance",
+    "universal_guidance", "diffusion_kto", "mapo",
 )  # fmt: skip
 
 
