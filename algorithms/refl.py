@@ -10,19 +10,17 @@ Objective   x_T is denoised without gradient to a step t drawn uniformly from th
                 L_reward(θ) = λ E_{c, t, x_t}[ max(0, m − r(x̂_0, c)) ]                                        (1)
                 L_prior(θ)  = E_{c, x_0, t, ε}[ ‖ε − ε_θ(x_t, t, c)‖² ],   mean over the elements of a latent    (2)
             θ minimises (1) + w (2). Images that earn more than the margin m give no gradient.
-            With estimate="direct_align" x_0 is sampled to its end without gradient and noised with a known ε to the
-            level of t. From there one step with η = 0 is taken, with gradient, to the next level s, and ε is taken out:
+            With estimate="direct_align" x_0 is sampled to its end without gradient and noised with a known ε to t. One
+            step with η = 0 is taken from there, with gradient, to the next level s, and ε is taken out again:
                 x̂_0 = (x_s − √(1 − ᾱ_s) ε) / √ᾱ_s                                                             (3)
-            stands in (1). It is x_0 itself where the denoiser names ε, whatever t is, so that the reward sees a picture
-            at early steps, too, and window=1 makes sense.
+            stands in (1). Where the denoiser names ε it is x_0 itself, whatever t is, so that window=1 makes sense.
 Departures  (2) is of images that the reference samples for the same prompts, in T steps without guidance, so that the
             reference is near its minimum; the paper's are 625 thousand pictures of LAION. The paper updates on (2) and
             (1) in turn, one update here takes their sum, w = 1; the script leaves (2) out (prior_weight=0). Each image
             draws its own step, in the script a forward pass does. Images are not clamped to [0, 1]: saturated pixels
             would have no gradient. No moving average of the weights. m = 2 is on the scale of ImageReward; rewards of
             another scale need another margin, or margin="none".
-            Of SRPO, (3) alone: no reward relative to control words in the prompt, no discounts over t, no steps towards
-            the noise. s is the next sampling level, ε is fresh and not the x_T of x_0.
+            Of SRPO, (3) alone: no reward relative to control words, no discounts over t, no steps towards the noise.
 Optimum     Not aimed at, as draft does not, which it resembles.
 Symbols     B images of an update, T sampling steps.
 """
