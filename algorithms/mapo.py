@@ -14,9 +14,8 @@ Departures  LoRA by default (the authors' train.py trains every weight: tuning="
             side, in both terms. Latents are the posterior mean. No flips, AdamW not in 8 bit. diffusers' ORPO script,
             which this grew from, rewards a larger error of the winner; (3) does not. On a flow model L is the error of
             its velocity, and v-prediction models have that of ε.
-Optimum     Not aimed at: nothing ties the policy to p_ref. The first term of (3) is sft's and leads to the winners'
-            distribution, the second leads away from the losers'. With T = 1000 and ρ = ½ errors that differ by 0.01
-            make |z| = 2.5, so that few pairs are undecided.
+Optimum     Not aimed at: no reference holds it. L(x_0^w) is sft's and leads to the winners' distribution, the margin
+            away from the losers'. With T = 1000 and ρ = ½ errors that differ by 0.01 make |z| = 2.5.
 Cost        As diffusion_dpo's without the reference: half of its forward passes, and no second model.
 Symbols     B pairs of a batch.
 """
