@@ -3,17 +3,24 @@
 Paper       Xu et al. 2023, "ImageReward: Learning and Evaluating Human Preferences for Text-to-Image Generation",
             https://arxiv.org/abs/2304.05977, algorithm 1; defaults are those of the authors' script for Stable
             Diffusion 1.4 (https://github.com/THUDM/ImageReward, ReFL.py), with the paper's prior.
+            Direct-Align: Shen et al. 2025, "Directly Aligning the Full Diffusion Trajectory with Fine-Grained Human
+            Preference", https://arxiv.org/abs/2509.06942 (https://github.com/Tencent-Hunyuan/SRPO).
 Objective   x_T is denoised without gradient to a step t drawn uniformly from the last quarter of T; there the reward
             of the estimate x̂_0(x_t, t, c) is differentiated through one evaluation of the denoiser:
                 L_reward(θ) = λ E_{c, t, x_t}[ max(0, m − r(x̂_0, c)) ]                                        (1)
                 L_prior(θ)  = E_{c, x_0, t, ε}[ ‖ε − ε_θ(x_t, t, c)‖² ],   mean over the elements of a latent    (2)
             θ minimises (1) + w (2). Images that earn more than the margin m give no gradient.
+            With estimate="direct_align" x_0 is sampled to its end without gradient and noised with a known ε to t. One
+            step with η = 0 is taken from there, with gradient, to the next level s, and ε is taken out again:
+                x̂_0 = (x_s − √(1 − ᾱ_s) ε) / √ᾱ_s                                                             (3)
+            stands in (1). Where the denoiser names ε it is x_0 itself, whatever t is, so that window=1 makes sense.
 Departures  (2) is of images that the reference samples for the same prompts, in T steps without guidance, so that the
             reference is near its minimum; the paper's are 625 thousand pictures of LAION. The paper updates on (2) and
             (1) in turn, one update here takes their sum, w = 1; the script leaves (2) out (prior_weight=0). Each image
             draws its own step, in the script a forward pass does. Images are not clamped to [0, 1]: saturated pixels
             would have no gradient. No moving average of the weights. m = 2 is on the scale of ImageReward; rewards of
             another scale need another margin, or margin="none".
+            Of SRPO, (3) alone: no reward relative to control words, no discounts over t, no steps towards the noise.
 Optimum     Not aimed at, as draft does not, which it resembles.
 Symbols     B images of an update, T sampling steps.
 """
@@ -45,8 +52,11 @@ from alignbench import (
     at_least_one,
     before_steps,
     chunked,
+    ddim,
     denoising_error,
+    expand,
     noising,
+    normal,
     not_negative,
     positive,
     rewards_of,
@@ -81,6 +91,7 @@ class ReFL(Training):
     window: float = 0.25  # share of the steps, at the end, that t is drawn from
     eta: float = 1.0  # noise of the training images' steps; 1 is the script's DDPM
     guidance: float = 1.0  # of the training images: none
+    estimate: Literal["direct_align"] | None = None  # what is rewarded: (3); None: x̂_0 on the way of the image itself
     margin: float | Literal["none"] = 2.0  # m of (1); "none": the loss is −λ r
     reward_weight: float = 1e-3  # λ
     prior_weight: float = 1.0  # w
@@ -168,9 +179,15 @@ class ReFL(Training):
         """x̂_0 at each image's own step, with a gradient through that step alone."""
         condition = pipeline.condition(prompts)
         places = [self.place(key, sampling) for key in keys]
-        latents = before_steps(pipeline, condition, keys, sampling, places)
-        t = pipeline.timesteps(sampling.steps).t[places]
-        return pipeline.predict(latents, t, condition, sampling.guidance).x0
+        steps = pipeline.timesteps(sampling.steps)[places]
+        if self.estimate is None:
+            latents = before_steps(pipeline, condition, keys, sampling, places)
+            return pipeline.predict(latents, steps.t, condition, sampling.guidance).x0
+        x0 = before_steps(pipeline, condition, keys, sampling, [sampling.steps] * len(keys))
+        noise = normal([key("known noise") for key in keys], x0.shape[1:]).to(x0.device)
+        noised = pipeline.add_noise(x0, noise, steps.t)
+        after = ddim(pipeline.predict(noised, steps.t, condition, sampling.guidance), steps, 0.0).mean
+        return without_noise(after, noise, steps.next_alpha_bar)
 
     def place(self, key: Key, sampling: Sampling) -> int:
         """The number of the sampling step that is differentiated, of one image."""
@@ -193,3 +210,10 @@ class ReFL(Training):
 def gated_loss(rewards: Float[Tensor, " b"], margin: float | Literal["none"]) -> Float[Tensor, " b"]:
     """The terms of (1), without λ."""
     return -rewards if margin == "none" else (margin - rewards).clamp(min=0)
+
+
+def without_noise(
+    latents: Float[Tensor, b * latent], noise: Float[Tensor, b * latent], alpha_bar: Float[Tensor, " b"]
+) -> Float[Tensor, b * latent]:
+    """(3)."""
+    return (latents - expand((1 - alpha_bar).sqrt(), latents) * noise) / expand(alpha_bar.sqrt(), latents)

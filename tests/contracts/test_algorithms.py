@@ -25,13 +25,14 @@ OWN = {
     "demon": {"candidates": 4, "steps": 12, "value_steps": 2},
     "steering": {"interval": 2},
     "svdd": {"candidates": 4},
+    "rollover": {"candidates": 3, "starts": 2},
 }
 QUICK = ("ddpo", "draft")  # of those that train
 AGAIN = ("aligning twice gives the same images", "stopped after a round and continued, it ends as in one go")
 MEMORY = "`batch` is memory"  # one image at a time: on few images
 # What takes longest with one image in a forward pass, and what does in all.
 ONE_BY_ONE = ("refl", "dpok", "d3po", "draft", "flow_grpo", "diffusion_nft", "awm")
-LONGER = (*ONE_BY_ONE, "diffusion_dpo", "reward_weighted_regression", "sft")
+LONGER = (*ONE_BY_ONE, "diffusion_dpo", "diffusion_kto", "mapo", "reward_weighted_regression", "sft")
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ SETTINGS = {
     "steering": [{"n": 3, "interval": 2}, {"n": 2, "interval": 1, "steps": 5}],
     "svdd": [{"candidates": 3}],
     "noise_search": [{"iterations": 2, "neighbours": 2}],
+    "rollover": [{"candidates": 2, "starts": 3}, {"candidates": 3, "starts": 1, "steps": 4, "kernel": "flow_sde"}],
 }
 FREE = {  # the field that a budget fills
     "best_of_n": "n",
@@ -39,6 +40,7 @@ FREE = {  # the field that a budget fills
     "steering": "n",
     "svdd": "candidates",
     "noise_search": "iterations",
+    "rollover": "candidates",
 }
 CASES = [(name, fields) for name, several in SETTINGS.items() for fields in several]
 PICTURES = [Prompt("a", "a red circle"), Prompt("b", "a blue star")]

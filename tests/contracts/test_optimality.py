@@ -299,6 +299,9 @@ SHORT = {
     "sft": ({"steps": 20, "set": {"rounds": 10, "pairs_per_update": 256, "batch": 256}}, 1.0, 0.25),
     "ddpo": ({"steps": 20, "set": {"rounds": 20, "samples_per_round": 512, "batch": 512}}, 0.11, 0.1),
     "draft": ({"steps": 20}, 0.2, 0.18),
+    "diffusion_kto": ({"steps": 20}, 0.7, 0.25),
+    "mapo": ({"steps": 20}, 0.7, 0.35),
+    "rollover": ({**FEW, "steps": 10, "set": {"candidates": 3}}, 1.2, 1.0),
     "refl": ({"steps": 20, "set": {"steps": 20, "samples_per_update": 128, "batch": 128}}, 0.25, 0.15),
     "dpok": ({"steps": 20, "set": {"rounds": 15}}, 0.3, 0.16),
     "flow_grpo": ({"steps": 20, "set": {"rounds": 15}}, 0.3, 0.16),
@@ -318,7 +321,7 @@ SHORT = {
 
 # Their cells on the testbed are committed and checked with every run; here they train anew, for ten seconds each.
 SLOW = (
-    "awm", "d3po", "ddpo", "diffusion_dpo", "diffusion_nft", "dpok", "draft", "flow_grpo", "refl",
+    "awm", "d3po", "ddpo", "diffusion_dpo", "diffusion_kto", "diffusion_nft", "dpok", "draft", "flow_grpo", "mapo", "refl",
     "reward_weighted_regression", "sft", "steering", "universal_guidance",
 )  # fmt: skip
 

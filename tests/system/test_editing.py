@@ -23,6 +23,7 @@ SMALL = {
     "demon": {"candidates": 2, "steps": 4, "value_steps": 1},
     "steering": {"n": 2, "interval": 1},
     "svdd": {"candidates": 2},
+    "rollover": {"candidates": 2, "starts": 2},
     "noise_search": {"iterations": 1, "neighbours": 1},
     "best_of_n": {"n": 2},
     "universal_guidance": {"recurrence": 1},

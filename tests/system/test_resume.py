@@ -144,6 +144,8 @@ ROUNDS_OF = {
     "refl": {"samples_per_update": 8},
     "reward_weighted_regression": {"samples_per_round": 32, "passes": 1},
     "sft": {"updates_per_round": 2, "pairs_per_update": 16},
+    "diffusion_kto": {"updates_per_round": 2, "pairs_per_update": 16},
+    "mapo": {"updates_per_round": 2, "pairs_per_update": 16},
 }
 KILLS = {
     "before a checkpoint": ("alignbench.experiment.problem", "CellProblem._save", 3),

@@ -90,7 +90,7 @@ def test_every_algorithm_takes_none_or_refuses_it(here):
         kind = plugins.load("algorithms", name)
         if getattr(kind, "reads_reward", True) is False:
             free.add(name)
-    assert free == {"base", "sft", "diffusion_dpo"}
+    assert free == {"base", "sft", "diffusion_dpo", "diffusion_kto", "mapo"}
 
 
 @pytest.mark.parametrize("content", ["{reward: none}", "{reward: 'none', scorers: [shapes_truth]}"])

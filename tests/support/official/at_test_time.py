@@ -9,8 +9,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from alignbench import Edict, ProbabilityFlow, Sampling, Steps
-from alignbench.algorithms import classifier_guidance, demon, doodl, steering, svdd, universal_guidance
+from alignbench import Edict, Prediction, ProbabilityFlow, Sampling, Steps
+from alignbench.algorithms import classifier_guidance, demon, doodl, rollover, steering, svdd, universal_guidance
 from alignbench.diffusion.lookahead import rewards_of, slope
 from alignbench.experiment.problem import CellProblem
 from official.models import denoiser, given, keys, noise, problem_of, prompts_of, schedule, tensor
@@ -262,3 +262,20 @@ def best_candidates(inputs: Inputs) -> Outputs:
         samples = algorithm.align(problem)(asked, keys(len(asked)))
     values = torch.stack(problem.reward.values).reshape(-1, len(asked), m)
     return {"values": values.transpose(1, 2), "chosen": values.argmax(2), "latents": samples.latents}
+
+
+def search(inputs: Inputs) -> Outputs:
+    """Where rollover's search of several images stands after each draw. A latent is the number of its draw."""
+
+    def drawn(number: int) -> Prediction:
+        latents = torch.full((len(inputs["highest"]), 1), float(number), dtype=torch.float64)
+        return Prediction(latents, latents, latents[:, 0], "epsilon")
+
+    state = rollover.Search.begun(drawn(0), tensor(inputs["highest"]), 0, inputs["candidates"])
+    states = []
+    for number, values in enumerate(inputs["rewards"], 1):
+        state = state.after(drawn(number), tensor(values), inputs["candidates"], inputs["last"])
+        states.append(state)
+    found = {name: torch.stack([getattr(s, name) for s in states]) for name in ("place", "highest", "allowance")}
+    current = torch.stack([s.current.latents[:, 0] for s in states])
+    return {**found, "current": current, "kept": state.kept.latents[:, 0]}

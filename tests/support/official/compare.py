@@ -27,6 +27,8 @@ OURS: dict[str, Run] = {
     "diffusion_dpo/research_script": training.dpo,
     "diffusion_dpo/warmup": training.warmup,
     "sft/loss": training.sft_loss,
+    "diffusion_kto/loss": training.kto_loss,
+    "mapo/loss": training.mapo_loss,
     "alignprop": training.last_steps,
     "refl/estimate_and_loss": training.one_step,
     "reward_weighted_regression/weights": training.weights,
@@ -47,6 +49,7 @@ OURS: dict[str, Run] = {
     "demon/mixture": test_time.mixture,
     "steering": test_time.particles,
     "svdd/argmax": test_time.best_candidates,
+    "rollover/search": test_time.search,
 }
 # The same with the departure taken back.
 UNDONE: dict[str, Run] = {

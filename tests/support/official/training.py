@@ -28,7 +28,7 @@ from alignbench import (
     sample_through,
     warmed_up,
 )
-from alignbench.algorithms import d3po, diffusion_dpo, dpok, refl, reward_weighted_regression
+from alignbench.algorithms import d3po, diffusion_dpo, diffusion_kto, dpok, mapo, refl, reward_weighted_regression
 from alignbench.diffusion.objectives import Noising
 from official.models import (
     Linear,
@@ -189,6 +189,25 @@ def sft_loss(inputs: Inputs) -> Outputs:
     loss = denoising_error(policy, batch.winner, drawn.noise, drawn.t, drawn.condition).mean()
     output = torch.autograd.grad(loss, policy.outputs[0], retain_graph=True)[0]
     return {"loss": loss, "gradient_output": output, **gradients(loss, policy)}
+
+
+def kto_loss(inputs: Inputs) -> Outputs:
+    policy, batch, drawn = _pairs(inputs)
+    shown = diffusion_kto.Shown(batch.winner, tensor(inputs["label"]), drawn)
+    gains = shown.error(policy.reference) - shown.error(policy)
+    kappa = diffusion_kto.reference_point(gains.detach())
+    loss = diffusion_kto.kto_loss(gains, shown.desirable, kappa, inputs["beta"], inputs["utility"]).mean()
+    output = torch.autograd.grad(loss, policy.outputs[0], retain_graph=True)[0]
+    return {"kappa": tensor(kappa), "loss": loss, "gradient_output": output, **gradients(loss, policy)}
+
+
+def mapo_loss(inputs: Inputs) -> Outputs:
+    policy, batch, drawn = _pairs(inputs)
+    errors = pair_errors(policy, batch, drawn)
+    losses, z = mapo.mapo_loss(errors, batch.label, inputs["beta"], inputs["sharpness"], policy.train_timesteps)
+    loss = losses.mean()
+    won, lost = torch.autograd.grad(loss, policy.outputs[0], retain_graph=True)[0].chunk(2)
+    return {"z": z, "loss": loss, "gradient_winner": won, "gradient_loser": lost, **gradients(loss, policy)}
 
 
 def warmup(inputs: Inputs, ahead: int = 0) -> Outputs:

@@ -19,6 +19,8 @@ WITH_PAPERS = [name for name in OWN if hasattr(plugins.load("algorithms", name),
 # The defaults that are not the first published configuration's. The header of each says so, in these words.
 HOUSE = {
     ("diffusion_dpo", "tuning"): "LoRA by default",
+    ("diffusion_kto", "tuning"): "LoRA by default",
+    ("mapo", "tuning"): "LoRA by default",
     ("sft", "tuning"): "LoRA by default",
     ("svdd", "choose"): "The default is (1), algorithm 1's rule",
     ("refl", "prior_weight"): "the script leaves (2) out (prior_weight=0)",
