@@ -8,6 +8,7 @@ DType = Literal["float32", "float16", "bfloat16"]
 ScorerDType = Literal["float32", "bfloat16"]
 Kernel = Literal["ddim", "exact", "flow_sde", "dance_sde", "cps"]  # of reverse steps
 Sigmas = Literal["linspace", "scheduler"]  # the grid of a flow model's levels
+Guiding = Literal["classifier_free", "embedded", "none"]  # how guidance enters a denoiser
 Ties = Literal["drop", "keep"]  # among preference pairs
 Crop = Literal["centre", "random"]  # of a pair's images to the model's size
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]

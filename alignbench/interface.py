@@ -36,16 +36,16 @@ class Prompt:
 class Sampling:
     """How a pipeline is sampled: number of steps, classifier-free guidance scale, DDIM's η in [0, 1].
 
-    A guidance of at most 1 is none, as in diffusers, and is kept as 1.
-
-    Kernel `exact` draws from the true p(x_s | x_t), where it is known in closed form. Those of flow models are in
-    alignbench/diffusion/flow_transition.py; η of `flow_sde` and `dance_sde` may exceed 1.
+    A guidance of at most 1 is none, as in diffusers, and is kept as 1. Kernel `exact` draws from the true p(x_s | x_t),
+    where it is known in closed form. Those of flow models are in alignbench/diffusion/flow_transition.py; η of
+    `flow_sde` and `dance_sde` may exceed 1.
     """
 
     steps: int
     guidance: float
     eta: float = 0.0
     kernel: Kernel = "ddim"
+    embedded_guidance: bool = False  # the denoiser is told the scale (FLUX.1 [dev]); a fact of the model, not a choice
 
     def as_dict(self) -> dict[str, str | int | float | bool | None]:
         """What a result file keeps: the kernel only where it is not DDIM's, as in files older than the choice."""
@@ -55,7 +55,7 @@ class Sampling:
     @property
     def evaluations(self) -> int:
         """Of the denoiser, for one image and step: classifier-free guidance takes two."""
-        return 2 if guided(self.guidance) else 1
+        return 2 if guided(self.guidance) and not self.embedded_guidance else 1
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -91,7 +91,7 @@ class LoRA:
 
     rank: int = 4
     alpha: float | None = None  # None: equal to the rank, so that the factor is 1
-    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    targets: tuple[str, ...] = ()  # layers by the ends of their names; none: the model's attention projections
 
     def __post_init__(self) -> None:
         if self.rank < 1:

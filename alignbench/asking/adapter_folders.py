@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from alignbench.diffusion import adapter_files, hub
 from alignbench.diffusion.hub import HUB_ID
+from alignbench.diffusion.layouts import DENOISERS
 from alignbench.errors import AlignbenchError, InputError
 from alignbench.record import result as results
 from alignbench.record.listing import STATE, WEIGHTS
@@ -45,7 +46,7 @@ def name_of(place: Path) -> str:
         if not path.name.startswith(adapter_files.USUAL):
             return path.stem
         path = path.parent
-    path = path.parent if path.name == "unet" else path
+    path = path.parent if path.name in DENOISERS else path
     if path.parent.name == "snapshots":  # of the hub's cache
         return f"{path.parents[1].name.removeprefix('models--').replace('--', '/')}@{path.name[:12]}"
     return path.parent.name if path.name == WEIGHTS else path.name

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from alignbench import plugins
-from alignbench.choices import NO_REWARD, BudgetKind, Crop, DType, Kernel, ScorerDType, Ties, TrackerName
+from alignbench.choices import NO_REWARD, BudgetKind, Crop, DType, Kernel, ScorerDType, Sigmas, Ties, TrackerName
 from alignbench.errors import InputError, UnknownName, shown
 
 Asked = TypeVar("Asked", bound="Options")
@@ -190,7 +190,13 @@ class SamplingOptions(Options):
         None, description="Classifier-free guidance scale; at most 1 is none, and 0 means the same as 1."
     )
     eta: Annotated[Finite | None, Option(EVALUATION, HASHED)] = Field(
-        None, description="Noise of DDIM sampling: 0 is deterministic, 1 ancestral."
+        None,
+        description="Noise of sampling: of DDIM 0 is deterministic, 1 ancestral; of the other kernels see --kernel.",
+    )
+    sigmas: Annotated[Sigmas | None, Option(EVALUATION, HASHED)] = Field(
+        None,
+        description="Grid of a flow model's noise levels: linspace, or scheduler, which diffusers' scheduler makes by "
+        "itself, shifted twice; by default its pipeline's. The same model makes other pictures on the other.",
     )
 
 
@@ -291,7 +297,9 @@ class RunOptions(ScoringOptions, PairChoice, SamplingOptions, DeviceOptions):
         0, description="Seed of the evaluation's noise, the same for every algorithm."
     )
     kernel: Annotated[Kernel, Option(EVALUATION, HASHED)] = Field(
-        "ddim", description="Reverse steps: ddim, or exact, which only mixture has."
+        "ddim",
+        description="Reverse steps: ddim (of a flow model with --eta 0 Euler's); with noise of --eta flow_sde "
+        "(Flow-GRPO: 0.7), dance_sde (DanceGRPO: 0.3) and cps (0.8); exact, which only mixture has.",
     )
     task: Annotated[Literal["generate", "sdedit"], Option(EVALUATION, HASHED)] = Field(
         "generate", description="generate, or sdedit: edit the images of --images."

@@ -32,6 +32,7 @@ from alignbench.interface import (
 )
 from alignbench.plugins import label, reward_of
 from alignbench.preferences.choosing import Chosen
+from alignbench.quantities import guided
 from alignbench.record.result import Configuration
 from alignbench.sourced import Sourced
 
@@ -64,7 +65,7 @@ class Cell:
     def hold(self, device: str) -> Hold:
         """How the model is to be held on a device."""
         o = self.options
-        return Hold(device, o.dtype, o.resolution, o.checkpointing, o.vae_slicing, o.vae_tiling, o.vae)
+        return Hold(device, o.dtype, o.resolution, o.checkpointing, o.vae_slicing, o.vae_tiling, o.vae, o.sigmas)
 
     @property
     def folder(self) -> Path:
@@ -186,12 +187,20 @@ def sampling_of(model: Model, options: SamplingOptions) -> Sampling:
     kernel = options.kernel if isinstance(options, RunOptions) else "ddim"
     if kernel == "exact" and options.eta is not None:
         raise InputError("--kernel exact draws from p(x_s | x_t) itself; --eta has no place in it.")
+    if options.sigmas is not None and model.sigmas is None:
+        raise InputError(f"--sigmas {options.sigmas}: model {model.name!r} is no flow model with grids; leave it out.")
+    if model.guiding == "none" and options.guidance is not None and guided(options.guidance):
+        raise InputError(
+            f"--guidance {options.guidance:g}: this model has no guidance ({model.name!r} was distilled without it); "
+            "leave it out."
+        )
     try:
         return Sampling(
             kernel=kernel,
             steps=model.steps if options.steps is None else options.steps,
             guidance=model.guidance if options.guidance is None else options.guidance,
             eta=model.eta if options.eta is None else options.eta,
+            embedded_guidance=model.guiding == "embedded",
         )
     except ValueError as error:
         raise InputError(str(error)) from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from alignbench.diffusion import conversion, weights
 from alignbench.diffusion.conversion import python_line, quoted
 from alignbench.diffusion.hub import Part, Repository
+from alignbench.diffusion.layouts import DENOISERS, TRANSFORMER
 from alignbench.errors import InputError, RunError
 
 LORA = "pytorch_lora_weights.safetensors"  # as diffusers names it, and alignbench saves it
@@ -23,8 +24,8 @@ USUAL = tuple(name.partition(".")[0] for name in (LORA, PEFT, NETWORK))  # what 
 BESIDE = (PEFT_CONFIG, INDEX)  # what may be named instead of the weights that it is about
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 EXPECTED = (
-    f"one of {LORA}, {PEFT} with {PEFT_CONFIG}, another .safetensors file with a LoRA, or unet/config.json with "
-    f"{NETWORK}"
+    f"one of {LORA}, {PEFT} with {PEFT_CONFIG}, another .safetensors file with a LoRA, or unet/config.json (of SD3 and "
+    f"FLUX transformer/config.json) with {NETWORK}"
 )
 
 
@@ -49,11 +50,12 @@ def find(place: Path) -> Found:
         return _of_file(place)
     if not place.is_dir():
         raise InputError(f"there is no adapter folder {place}; a run of a method that trains leaves one.")
-    found = [of for folder in (place / "unet", place) if (of := _network(folder)) is not None]
-    found += [_lora(path) for name in (LORA, PEFT, f"unet/{PEFT}") if (path := place / name).is_file()]
+    found = [of for folder in (*(place / part for part in DENOISERS), place) if (of := _network(folder)) is not None]
+    names = (LORA, PEFT, *(f"{part}/{PEFT}" for part in DENOISERS))
+    found += [_lora(path) for name in names if (path := place / name).is_file()]
     encoders = [path for path in place.glob(f"text_encoder*/{PEFT}") if found]
     if encoders:
-        raise InputError(f"{place} changes a text encoder too ({encoders[0]}); expected a LoRA of the unet alone.")
+        raise InputError(f"{place} changes a text encoder too ({encoders[0]}); expected a LoRA of the denoiser alone.")
     if not found:  # a LoRA by another name
         found = [_lora(path) for path in sorted(place.glob("*.safetensors"))]
     if len(found) == 1:
@@ -67,7 +69,8 @@ def find(place: Path) -> Found:
 
 def repository(name: str) -> Part:
     """An adapter of the hub. Which of the files it has, only its listing says."""
-    network = [f"unet/{file}" for file in ("config.json", NETWORK, INDEX, "diffusion_pytorch_model-*-of-*.safetensors")]
+    files = ("config.json", NETWORK, INDEX, "diffusion_pytorch_model-*-of-*.safetensors")
+    network = [f"{part}/{file}" for part in DENOISERS for file in files]
 
     def missing(snapshot: Path) -> list[str]:
         try:
@@ -129,7 +132,8 @@ def _network(folder: Path) -> Found | None:
 
 def _refuse_pickles(folder: Path) -> None:
     """Raise InputError where all that a folder holds are pickles; an optimiser's may lie beside those of weights."""
-    inside = [path for part in (folder, folder / "unet") for path in sorted(part.glob("*")) if path.suffix in PICKLES]
+    places = (folder, *(folder / part for part in DENOISERS))
+    inside = [path for part in places for path in sorted(part.glob("*")) if path.suffix in PICKLES]
     if inside:
         _refuse_pickle(min(inside, key=lambda path: not path.name.startswith(USUAL)))
 
@@ -141,8 +145,9 @@ def _refuse_pickle(path: Path) -> None:
     if path.name.startswith("diffusion_pytorch_model"):
         variant = re.search(r"\.(fp16|bf16)[.-]", path.name)
         asked = f", variant={quoted(variant[1])}" if variant else ""
+        kind = "AutoModel" if folder.name == TRANSFORMER else "UNet2DConditionModel"
         line = (
-            "from diffusers import UNet2DConditionModel as U; "
+            f"from diffusers import {kind} as U; "
             f"U.from_pretrained({quoted(folder)}, use_safetensors=False{asked}).save_pretrained({quoted(folder)})"
         )
     elif path.suffix == ".ckpt":
@@ -161,7 +166,7 @@ def _refuse_pickle(path: Path) -> None:
 
 
 def _folder_of(path: Path, kind: str) -> str:
-    """How a checkpoint in one file becomes a folder, which holds its denoiser in unet/."""
+    """How a checkpoint in one file becomes a folder, which holds its denoiser in a folder of its own."""
     return f"Make a folder of it once: {conversion.conversion(kind, 'from_single_file', path, '--adapter')}"
 
 

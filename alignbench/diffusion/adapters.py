@@ -1,7 +1,7 @@
 """Trained policies of latent models from disk: what `Policy.save` wrote, and what others have trained.
 
-A LoRA adds to layers of the model's own denoiser; a denoiser trained in full is a diffusers `unet` folder, which holds
-every weight also where only the biases were trained, and opens as a full fine-tune.
+A LoRA adds to layers of the model's own denoiser; a denoiser trained in full is a diffusers `unet` or `transformer`
+folder, which holds every weight also where only the biases were trained, and opens as a full fine-tune.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ from alignbench.files import sha256_of
 from alignbench.interface import FullFineTune, Pipeline, Policy
 from alignbench.keys import Key
 
-DENOISER = f"unet/{NETWORK}"
-CONFIG = "unet/config.json"
-
 
 def open_policy(pipeline: Pipeline, place: Path) -> Policy:
     """The policy that was saved in a folder or a file; one of ours predicts what it did, to the bit.
@@ -35,7 +32,9 @@ def open_policy(pipeline: Pipeline, place: Path) -> Policy:
     found = adapter_files.find(place)
     state, metadata = read_state(*found.files)
     if found.lora:
-        lora = lora_files.placed(lora_files.parsed(found, state, metadata), pipeline.components.unet, _name(pipeline))
+        lora = lora_files.placed(
+            lora_files.parsed(found, state, metadata), pipeline.components.denoiser, _name(pipeline)
+        )
         with warnings.catch_warnings():  # several LoRAs on one denoiser are what is wanted
             warnings.filterwarnings("ignore", "Already found a `peft_config`")
             policy = pipeline.adapt_with(lora.config, Key("open"))
@@ -74,8 +73,8 @@ def _refuse_other_tensors(found: Found, state: State) -> None:
 def _check_config(pipeline: LatentPipeline, path: Path) -> None:
     """Raise RunError where a denoiser is built otherwise than the model's: heads, for one, change no shape. A field
     that a file leaves out has the class's default."""
-    own: dict[str, Any] = json.loads(pipeline.components.unet.to_json_string())
-    defaults = inspect.signature(type(pipeline.components.unet).__init__).parameters
+    own: dict[str, Any] = json.loads(pipeline.components.denoiser.to_json_string())
+    defaults = inspect.signature(type(pipeline.components.denoiser).__init__).parameters
     left_out = {name: defaults[name].default for name in own if name in defaults}
     for name, value in {**left_out, **read_json(path)}.items():
         known = name in own and (name == "_class_name" or not name.startswith("_"))

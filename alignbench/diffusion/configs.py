@@ -10,78 +10,17 @@ belongs to the solver that the file names, such as `use_karras_sigmas` or `solve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alignbench.diffusion.layouts import Layout, layout_of
+from alignbench.diffusion.flow_configs import CLIP_AND_T5_TOKENIZERS, FLOW_SCHEDULER, FLUX, SD3, T5_TEXT
+from alignbench.diffusion.layouts import CLIP, PROJECTED, T5, Layout, layout_of
+from alignbench.diffusion.readings import NOTES, Reading, either, words
 from alignbench.diffusion.registry import read_json
 from alignbench.errors import InputError, shown
 
-
-def _names(*lines: str) -> frozenset[str]:
-    return frozenset(name for line in lines for name in line.split())
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What is made of the configuration of one class, or of several alike."""
-
-    classes: tuple[str, ...]
-    honoured: frozenset[str]
-    silent: frozenset[str] = frozenset()
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    otherwise: str = ""  # what is said of another class
-
-    def check(self, place: str, config: Mapping[str, Any], fixed: Mapping[str, Any] | None = None) -> None:
-        """Raise InputError naming the first field of the file at `place` that is not read, and its value. `fixed` are
-        further fields that must have one value."""
-        for name, kind in classes_of(config).items():
-            if kind not in self.classes:
-                raise InputError(f"{place} has {name} {shown(kind)}{self.otherwise}; expected {_either(self.classes)}.")
-        required = {**self.fixed, **(fixed or {})}
-        for name, value in config.items():
-            if name in required and value != required[name]:
-                raise InputError(
-                    f"{place} has {name} {shown(value)}, which is not supported; expected {required[name]!r}."
-                )
-            if name in self.honoured and _largest(value) > (most := MOST_LAYERS if "layers" in name else MOST):
-                raise InputError(f"{place} has {name} {shown(value)}; expected at most {most}.")
-            known = name in self.honoured or name in self.silent or name in required or name in CLASS_FIELDS
-            if not known and not name.startswith("_") and value is not None:
-                raise InputError(
-                    f"{place} has {name} {shown(value)}, a field that is not known here, so that the model may not be "
-                    "what it says; expected the configuration of a plain text-to-image model."
-                )
-
-
-MOST, MOST_LAYERS = 2**20, 1000  # of anything in a configuration; of layers, which take time to build
-
-
-def _largest(value: object) -> float:
-    """The largest number in a value of a file; 0 where it holds none."""
-    if isinstance(value, list):
-        return max(map(_largest, value), default=0)
-    return value if isinstance(value, int | float) else 0
-
-
-CLASS_FIELDS = ("_class_name", "architectures")
-
-
-def classes_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The class that a configuration names, by the field that does."""
-    named = config.get("architectures") or [None]
-    found = {"_class_name": config.get("_class_name"), "architectures": named[0] if isinstance(named, list) else named}
-    return {name: kind for name, kind in found.items() if kind is not None}
-
-
-def _either(names: Sequence[str]) -> str:
-    first = names if len(names) <= 4 else [*names[:3], "another of that kind"]
-    return first[0] if len(first) == 1 else f"{', '.join(first[:-1])} or {first[-1]}"
-
-
-BETAS = _names("beta_start beta_end beta_schedule trained_betas")
+BETAS = words("beta_start beta_end beta_schedule trained_betas")
 SCHEDULER = Reading(
     # Those whose betas are the noise of a DDPM. Others name another process (FlowMatch…, EDM…, …Ve), or sample a
     # network that was distilled to be used in no other way (LCM, TCD).
@@ -105,11 +44,11 @@ SCHEDULER = Reading(
         "SASolverScheduler",
     ),
     honoured=BETAS
-    | _names(
+    | words(
         "num_train_timesteps rescale_betas_zero_snr prediction_type",
         "timestep_spacing steps_offset set_alpha_to_one clip_sample clip_sample_range",
     ),
-    silent=_names(
+    silent=words(
         "skip_prk_steps tensor_format interpolation_type sigma_min sigma_max final_sigmas_type noise_sampler_seed",
         "use_karras_sigmas use_exponential_sigmas use_beta_sigmas use_lu_lambdas lambda_min_clipped",
         "solver_order solver_type solver_p algorithm_type lower_order_final euler_at_final predict_x0",
@@ -130,7 +69,7 @@ SCHEDULER = Reading(
 VARIANCES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")  # others are learned
 UNET = Reading(
     classes=("UNet2DConditionModel",),
-    honoured=_names(
+    honoured=words(
         "sample_size center_input_sample flip_sin_to_cos freq_shift down_block_types mid_block_type up_block_types",
         "only_cross_attention block_out_channels layers_per_block downsample_padding mid_block_scale_factor act_fn",
         "norm_num_groups norm_eps cross_attention_dim transformer_layers_per_block",
@@ -141,7 +80,7 @@ UNET = Reading(
         "addition_embed_type_num_heads",
     ),
     # A running average of the weights that training scripts of diffusers leave a note of, and dropout, which is off.
-    silent=_names(
+    silent=words(
         "dropout decay inv_gamma min_decay min_value optimization_step power update_after_step use_ema_warmup"
     ),
     fixed={
@@ -159,27 +98,16 @@ UNET = Reading(
 )
 AUTOENCODER = Reading(
     classes=("AutoencoderKL",),
-    honoured=_names(
+    honoured=words(
         "down_block_types up_block_types block_out_channels layers_per_block act_fn latent_channels norm_num_groups",
         "sample_size scaling_factor shift_factor latents_mean latents_std force_upcast use_quant_conv",
         "use_post_quant_conv mid_block_add_attention",
     ),
     fixed={"in_channels": 3, "out_channels": 3},
 )
-# Fields that transformers once wrote into every file: of text generation, labels, training.
-NOTES = _names(
-    "transformers_version torch_dtype dtype initializer_factor initializer_range attention_dropout dropout use_cache",
-    "id2label label2id num_labels problem_type finetuning_task task_specific_params tokenizer_class prefix",
-    "gradient_checkpointing tie_word_embeddings tie_encoder_decoder output_attentions tf_legacy_loss use_bfloat16",
-    "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k",
-    "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size",
-    "bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_bos_token_id",
-    "forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens",
-    "begin_suppress_tokens sep_token_id decoder_start_token_id cross_attention_hidden_size",
-)
 _TEXT = Reading(
     classes=("CLIPTextModel",),
-    honoured=_names(
+    honoured=words(
         "vocab_size hidden_size intermediate_size projection_dim num_hidden_layers num_attention_heads",
         "max_position_embeddings hidden_act layer_norm_eps pad_token_id bos_token_id eos_token_id",
     ),
@@ -196,38 +124,37 @@ _TEXT = Reading(
         "chunk_size_feed_forward": 0,
     },
 )
-TEXT = {
-    "text_encoder": _TEXT,
-    "text_encoder_2": Reading(("CLIPTextModelWithProjection",), _TEXT.honoured, _TEXT.silent, _TEXT.fixed),
+CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+TEXT: Mapping[str, Reading] = {
+    CLIP: _TEXT,
+    PROJECTED: Reading((PROJECTED,), _TEXT.honoured, _TEXT.silent, _TEXT.fixed),
+    T5: T5_TEXT,
 }
-TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+TOKENIZERS = {CLIP: CLIP_TOKENIZERS, PROJECTED: CLIP_TOKENIZERS, T5: CLIP_AND_T5_TOKENIZERS}
+NETWORKS = {reading.classes[0]: reading for reading in (UNET, SD3, FLUX)}
 # Entries of model_index.json that say nothing about what is drawn; the fields of SDXL's index are read where it is.
-BESIDE = _names(
+BESIDE = words(
     "safety_checker feature_extractor image_encoder requires_safety_checker add_watermarker",
     "force_zeros_for_empty_prompt requires_aesthetics_score",
 )
 
 
-def check_index(place: str, index: Mapping[str, Any], parts: Sequence[str]) -> None:
-    """Raise InputError where the index gives one of the parts another class than is read, or has a further part."""
-    expected = {
-        "scheduler": SCHEDULER.classes,
-        "unet": UNET.classes,
-        "vae": AUTOENCODER.classes,
-        **{name: reading.classes for name, reading in TEXT.items()},
-        "tokenizer": TOKENIZERS,
-        "tokenizer_2": TOKENIZERS,
-    }
+def check_index(place: str, index: Mapping[str, Any], layout: Layout) -> None:
+    """Raise InputError where the index gives a part of the layout another class than is read, or has a further part."""
+    scheduler = FLOW_SCHEDULER if layout.flow else SCHEDULER
+    expected = {"scheduler": scheduler.classes, layout.denoiser: (layout.network,), "vae": AUTOENCODER.classes}
+    for tokenizer, (part, kind) in zip(layout.tokenizers, layout.encoders.items(), strict=True):
+        expected |= {part: (kind,), tokenizer: TOKENIZERS[kind]}
     for name, value in index.items():
         empty = value is None or value == [None, None]
         if name.startswith("_") or name in BESIDE or empty:
             continue
-        if name not in parts:
+        if name not in expected:
             raise InputError(f"{place} has {name} {shown(value)}, a part that is not used here; expected none.")
         kind = value[1] if isinstance(value, list) and len(value) == 2 else value
         if kind not in expected[name]:
-            said = SCHEDULER.otherwise if name == "scheduler" else ""
-            raise InputError(f"{place} has {name} {shown(value)}{said}; expected {_either(expected[name])}.")
+            said = scheduler.otherwise if name == "scheduler" else ""
+            raise InputError(f"{place} has {name} {shown(value)}{said}; expected {either(expected[name])}.")
 
 
 def check_scheduler(place: str, config: Mapping[str, Any]) -> None:
@@ -244,18 +171,22 @@ def check_scheduler(place: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def check_denoiser(place: str, config: Mapping[str, Any], sized: bool) -> None:
-    """Raise InputError where a denoiser wants to be told more than it is here: the text, and SDXL's also sizes."""
-    UNET.check(place, config, {"addition_embed_type": "text_time" if sized else None})
-    if sized and config.get("addition_embed_type") is None:
+def check_denoiser(place: str, config: Mapping[str, Any], layout: Layout) -> None:
+    """Raise InputError where a denoiser is another network, or wants to be told more than it is here: the text, and
+    SDXL's also sizes."""
+    if layout.network not in UNET.classes:
+        NETWORKS[layout.network].check(place, config)
+        return
+    UNET.check(place, config, {"addition_embed_type": "text_time" if layout.sized else None})
+    if layout.sized and config.get("addition_embed_type") is None:
         raise InputError(f"{place} has no addition_embed_type; expected 'text_time', as SDXL's denoiser has.")
 
 
-def check_tokenizer(place: str, config: Mapping[str, Any]) -> None:
-    """Raise InputError where a tokenizer is not CLIP's."""
+def check_tokenizer(place: str, config: Mapping[str, Any], encoder: str) -> None:
+    """Raise InputError where a tokenizer is not one of the encoder's class."""
     kind = config.get("tokenizer_class")
-    if kind is not None and kind not in TOKENIZERS:
-        raise InputError(f"{place} has tokenizer_class {shown(kind)}; expected {_either(TOKENIZERS)}.")
+    if kind is not None and kind not in TOKENIZERS[encoder]:
+        raise InputError(f"{place} has tokenizer_class {shown(kind)}; expected {either(TOKENIZERS[encoder])}.")
 
 
 def check_folder(folder: Path, source: str) -> Layout:
@@ -272,27 +203,27 @@ def check_files(
 ) -> None:
     """Check every configuration file of a pipeline's folder that is there; the denoiser's and the autoencoder's may be
     another folder's. Of a refiner, whose layout has no autoencoder, only what is used. Raises InputError."""
-    whole, sized = layout.autoencoder, layout.encoders != ("text_encoder",)
-    places = {"unet/config.json": denoiser or folder}
-    if whole:
+    tokenizers = dict(zip(layout.tokenizers, layout.encoders.values(), strict=True))
+    places = {layout.config: denoiser or folder}
+    if layout.autoencoder:
         places |= dict.fromkeys(("model_index.json", "scheduler/scheduler_config.json"), folder)
         places |= {"vae/config.json": folder} if autoencoder is None else {"config.json": autoencoder}
     places |= {f"{part}/config.json": folder for part in layout.encoders}
-    places |= {f"{part}/tokenizer_config.json": folder for part in layout.tokenizers}
+    places |= {f"{part}/tokenizer_config.json": folder for part in tokenizers}
     for name, where in places.items():
         if not (where / name).is_file():
             continue
         place, config = f"{source if where == folder else where}: {name}", read_json(where / name)
         part = name.partition("/")[0]
         if part == "model_index.json":
-            check_index(place, config, ("scheduler", "unet", "vae", *layout.encoders, *layout.tokenizers))
+            check_index(place, config, layout)
         elif part == "scheduler":
-            check_scheduler(place, config)
-        elif part == "unet":
-            check_denoiser(place, config, sized)
-        elif part in TEXT:
-            TEXT[part].check(place, config)
-        elif part in layout.tokenizers:
-            check_tokenizer(place, config)
+            (FLOW_SCHEDULER.check if layout.flow else check_scheduler)(place, config)
+        elif part == layout.denoiser:
+            check_denoiser(place, config, layout)
+        elif part in layout.encoders:
+            TEXT[layout.encoders[part]].check(place, config)
+        elif part in tokenizers:
+            check_tokenizer(place, config, tokenizers[part])
         else:
             AUTOENCODER.check(place, config)

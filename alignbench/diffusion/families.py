@@ -1,152 +1,17 @@
-"""Stable Diffusion 1.x, 2.x and XL, and models that others have made of them. Imports no torch before one is loaded."""
+"""The families of latent models: Stable Diffusion 1.x, 2.x and XL with models that others have made of them, and those
+of flow_families.py."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
-from alignbench.diffusion import hub, registry
-from alignbench.diffusion.configs import check_folder
-from alignbench.diffusion.hub import Part, Repository
-from alignbench.diffusion.layouts import DENOISER, LAYOUTS, layout_of, pipeline_of
-from alignbench.diffusion.on_disk import sample_size, schedule_in, tokenizers_of
-from alignbench.diffusion.registry import Hold, Model, Wishes, read_json
-from alignbench.errors import InputError
+from alignbench.diffusion import layouts
+from alignbench.diffusion.flow_families import FLUX, SD3
+from alignbench.diffusion.hub import Repository
+from alignbench.diffusion.latent_family import LatentFamily, needs_of, place_of
+from alignbench.diffusion.registry import Model
 
-if TYPE_CHECKING:
-    from alignbench.diffusion.flow_schedule import FlowSchedule
-    from alignbench.diffusion.schedule import Schedule
-    from alignbench.interface import Pairs, Pipeline, Policy, Prompt, Prompts
-    from alignbench.keys import Key
-    from alignbench.meter import Meter
-
-__all__ = ["STABLE_DIFFUSION"]
-
-
-class Place(NamedTuple):
-    """Where a model's weights lie, and what a result says of where they come from."""
-
-    folder: Path
-    source: str
-    revision: str | None = None
-
-
-@dataclass(frozen=True)
-class LatentFamily:
-    """Pipelines with a denoiser of latents, an autoencoder and text encoders, in the layout of diffusers."""
-
-    name: str
-    models: tuple[Model, ...]
-    needs: Callable[[Model], Sequence[Part]]
-    place: Callable[[Model], Place]
-    at_hand: bool = False
-
-    own_pairs = None
-
-    def reads(self, pipeline_class: str) -> bool:
-        return not self.at_hand and pipeline_class in LAYOUTS
-
-    def fetch(self, model: Model, folder: Path | None = None) -> Path:
-        parts = self.needs(model)
-        if not parts:
-            raise InputError(f"model {model.name!r} needs no download; leave it out.")
-        if len(parts) > 1 and folder is not None:
-            raise InputError(
-                f"model {model.name!r} has parts of several repositories; fetch it without --to and copy the hub's "
-                "cache."
-            )
-        first, *_ = [hub.snapshot(part, model.name, folder) for part in parts]
-        return first
-
-    def device(self, wanted: str) -> str:
-        from alignbench.devices import device_of
-
-        return device_of(wanted)
-
-    def refuse(self, model: Model, wishes: Wishes, algorithm: str, trains: bool) -> None:
-        if wishes.kernel == "exact":
-            raise InputError(
-                f"--kernel exact: the reverse kernel of model {model.name!r} is not known; only mixture's is."
-            )
-        if not self.at_hand and not registry.missing(model):
-            check_folder(self.place(model).folder, model.source)
-
-    def refuse_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Any will do."""
-
-    def latent_shape(
-        self, model: Model, prompts: Sequence[Prompt] = (), resolution: tuple[int, int] | None = None
-    ) -> tuple[int, ...] | None:
-        if model in self.models and self.needs(model):
-            size = resolution or ((model.resolution, model.resolution) if model.resolution else None)
-            return (4, size[0] // 8, size[1] // 8) if size else None
-        if registry.missing(model):
-            return None
-        folder, source, _ = self.place(model)
-        layout, config = layout_of(folder, source), read_json(folder / "unet" / "config.json")
-        channels = config.get("in_channels", 4)
-        if resolution is None:
-            own = sample_size(source, layout, config)
-            return None if own is None else (channels, *own)
-        levels = read_json(folder / "vae" / "config.json").get("block_out_channels")
-        return (channels, *(side // 2 ** (len(levels or [0]) - 1) for side in resolution))
-
-    def truncated(self, model: Model, prompts: Sequence[Prompt]) -> list[bool] | None:
-        """Which prompts are longer than a text encoder of the model reads; None before it is on this machine."""
-        if registry.missing(model):
-            return None
-        from alignbench.diffusion.text import truncated
-
-        folder, source, _ = self.place(model)
-        return truncated(tokenizers_of(folder, source, layout_of(folder, source)), [p.text for p in prompts])
-
-    def typical_schedule(self, model: Model) -> Schedule | FlowSchedule:
-        from alignbench.diffusion.schedule import Schedule
-
-        if not registry.missing(model):
-            return schedule_in(self.place(model).folder, model.source)
-        levels = Schedule.scaled_linear()
-        return Schedule(levels, float(levels[0]), steps_offset=1)
-
-    def load(self, model: Model, meter: Meter, hold: Hold, prompts: Sequence[Prompt] = ()) -> Pipeline:
-        from alignbench.diffusion.loading import load_pipeline
-
-        if hold.resolution is None and model.resolution is not None:
-            hold = dataclasses.replace(hold, resolution=(model.resolution, model.resolution))
-        return load_pipeline(model, *self.place(model), meter, hold)
-
-    def open_policy(self, pipeline: Pipeline, folder: Path) -> Policy:
-        from alignbench.diffusion.adapters import open_policy
-
-        return open_policy(pipeline, folder)
-
-    def adapter_digest(self, folder: Path) -> str:
-        from alignbench.diffusion.adapters import digest
-
-        return digest(folder)
-
-    def pairs(self, pipeline: Pipeline, reward: str, prompts: Prompts, key: Key, count: int) -> Pairs | None:
-        return None
-
-
-def _needs(model: Model) -> list[Part]:
-    if Path(model.source).is_dir():
-        return []
-    parts = [pipeline_of(Repository(model.source, model.revision))]
-    parts += [hub.files_of(model.denoiser, DENOISER)] if model.denoiser else []
-    return parts + ([pipeline_of(model.refiner)] if model.refiner else [])
-
-
-def _place(model: Model) -> Place:
-    """A folder, or a snapshot of the hub's cache, whose name is the commit."""
-    if Path(model.source).is_dir():
-        return Place(Path(model.source), "folder")
-    folder = STABLE_DIFFUSION.fetch(model)
-    return Place(folder, model.source, folder.name)
-
+__all__ = ["FLUX", "SD3", "STABLE_DIFFUSION"]
 
 SD15 = Model(
     "sd15",
@@ -215,6 +80,7 @@ STABLE_DIFFUSION = LatentFamily(
             note="the released Diffusion-DPO model of SDXL; evaluation only",
         ),
     ),
-    needs=_needs,
-    place=_place,
+    needs=needs_of,
+    place=place_of,
+    pipelines=(layouts.SD.pipeline, layouts.SDXL.pipeline),
 )

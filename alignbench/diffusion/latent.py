@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and XL through diffusers, with LoRA through peft, or all weights or the biases fine-tuned.
+"""Latent diffusion and flow models through diffusers, with LoRA through peft, or all weights or the biases fine-tuned.
 
 The text encoders, autoencoder and base denoiser are frozen. A LoRA policy shares the base denoiser and switches its own
 adapter on before each forward pass; its reference, and the pipeline it came from, switch all adapters off.
@@ -17,16 +17,20 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import torch
-from jaxtyping import Float, Int, Real
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
+from alignbench.choices import Guiding
+from alignbench.diffusion.architecture import Architecture
+from alignbench.diffusion.architectures import ARCHITECTURES
 from alignbench.diffusion.checkpointing import Recomputation
 from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.latent_scale import LatentScale
+from alignbench.diffusion.layouts import Layout
 from alignbench.diffusion.policy_files import lora_config, save_denoiser, save_lora
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
-from alignbench.diffusion.text import TextEncoder, added, truncated
+from alignbench.diffusion.text import TextEncoder, truncated
 from alignbench.errors import Unsupported
 from alignbench.interface import FullFineTune, LoRA, Prompt, Tuning
 from alignbench.keys import Key
@@ -48,12 +52,13 @@ class Components:
     """The networks of one checkpoint, on one device."""
 
     text: TextEncoder
-    unet: Any
+    denoiser: Any
     autoencoder: Any
     schedule: Schedule | FlowSchedule
     sides: tuple[int, int]  # height and width of the latents
     info: Mapping[str, Any]
     meter: Meter
+    layout: Layout
     checkpointing: bool = False  # policies compute activations again in the backward pass instead of keeping them
     notes: Sequence[str] = ()  # what was done to make it work, a sentence each
     adapters: dict[str, list[nn.Parameter]] = field(default_factory=dict)  # the weights of each
@@ -64,8 +69,16 @@ class Components:
 
     def __post_init__(self) -> None:
         self.scale = LatentScale.of(self.autoencoder.config)
-        for network in (*self.text.networks, self.unet, self.autoencoder):
+        for network in (*self.text.networks, self.denoiser, self.autoencoder):
             network.requires_grad_(False).eval()
+
+    @property
+    def architecture(self) -> Architecture:
+        return ARCHITECTURES[self.layout.network]
+
+    @property
+    def guiding(self) -> Guiding:
+        return self.layout.guiding(self.denoiser.config)
 
     def switch(self, adapter: str | None) -> None:
         """Use one adapter of the denoiser, or none."""
@@ -73,7 +86,7 @@ class Components:
             return
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        for module in self.unet.modules():
+        for module in self.denoiser.modules():
             if isinstance(module, BaseTunerLayer):
                 module.enable_adapters(adapter is not None)
                 if adapter is not None:
@@ -91,7 +104,7 @@ class Components:
             self.switch(None)  # peft may otherwise switch another one on
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # one of them was in use, says peft
-                self.unet.delete_adapters(gone)
+                self.denoiser.delete_adapters(gone)
         for name in gone:
             del self.adapters[name]
 
@@ -106,15 +119,15 @@ class LatentPipeline:
     adapter: str | None = None
     recomputation: Recomputation | None = None
 
-    def __init__(self, components: Components, unet: Any = None, aligned: Mapping[str, str] | None = None) -> None:
+    def __init__(self, components: Components, denoiser: Any = None, aligned: Mapping[str, str] | None = None) -> None:
         self.components = components
         self.aligned = dict(aligned or {})  # what was done to the model that `info` names, before this run
-        self.unet = components.unet if unet is None else unet
+        self.denoiser = components.denoiser if denoiser is None else denoiser
         self._null: dict[str, Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.unet.device)
+        return torch.device(self.denoiser.device)
 
     @property
     def train_timesteps(self) -> int:
@@ -122,7 +135,7 @@ class LatentPipeline:
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        return (self.unet.config.in_channels, *self.components.sides)
+        return (self.components.autoencoder.config.latent_channels, *self.components.sides)
 
     def info(self) -> Mapping[str, Any]:
         return self.components.info
@@ -156,31 +169,34 @@ class LatentPipeline:
         self, latents: Float[Tensor, "b c h w"], t: float | Tensor, condition: Condition, guidance: float = 1.0
     ) -> Prediction:
         self.components.switch(self.adapter)
+        guiding = self.components.guiding
         time = torch.as_tensor(t, device=latents.device).expand(len(latents))
         seen = self.components.schedule.scaled(latents, t)
-        if guided(guidance):
+        if guiding == "embedded":
+            scale = torch.full((len(latents),), guidance, device=latents.device)
+            native = self._denoise(seen, time, {**condition.tensors, "guidance": scale})
+        elif not guided(guidance):
+            native = self._denoise(seen, time, condition.tensors)
+        elif guiding == "none":
+            raise Unsupported(f"guidance {guidance:g}: this model has no guidance; use 1.")
+        else:
             both = Condition.cat([condition.null, condition]).tensors
             null, conditional = self._denoise(torch.cat([seen, seen]), torch.cat([time, time]), both).chunk(2)
             native = null + guidance * (conditional - null)
-        else:
-            native = self._denoise(seen, time, condition.tensors)
         return self.components.schedule.predict(native, latents, t)
 
     def _denoise(
-        self, latents: Float[Tensor, "n c h w"], t: Int[Tensor, " n"], tensors: Mapping[str, Tensor]
+        self, latents: Float[Tensor, "n c h w"], t: Real[Tensor, " n"], tensors: Mapping[str, Tensor]
     ) -> Float[Tensor, "n c h w"]:
         """The denoiser in its own precision, in and out in float32."""
-        dtype, n = self.unet.dtype, len(latents)
+        n = len(latents)
         if self.device.type == "cpu" and n % 4:
             # The processor's matrix kernels round a row otherwise where the number of rows is no multiple of four, and
             # sampling amplifies that. With rows added to make it one, an image depends on its batch by 1e-6 to 1e-5,
             # as the processor is (by 3e-5 on a single thread, where the kernels are others).
             rows = torch.arange(n + -n % 4).clamp(max=n - 1)
             latents, t, tensors = latents[rows], t[rows], {name: value[rows] for name, value in tensors.items()}
-        text = tensors["text"].to(dtype)
-        output: Tensor = self.unet(
-            latents.to(dtype), t, encoder_hidden_states=text, **added(tensors, dtype)
-        ).sample.float()[:n]
+        output = self.components.architecture.call(self.denoiser, latents, t, tensors).float()[:n]
         self.components.meter.forward("denoiser", n)
         self.components.meter.watch("denoiser", output, n, recomputed=self.recomputation is not None)
         return output
@@ -200,21 +216,21 @@ class LatentPipeline:
 
     def adapt(self, tuning: Tuning, key: Key) -> LatentPolicy:
         if isinstance(tuning, LoRA):
-            return self.adapt_with(lora_config(tuning), key)
+            return self.adapt_with(lora_config(tuning, self.components.architecture.targets), key)
         self.components.forget()
-        unet = copy.deepcopy(self.components.unet)
+        denoiser = copy.deepcopy(self.components.denoiser)
         if self.components.adapters:
-            unet.unload_lora()  # other policies' adapters are no part of this one
-        half = unet.dtype != torch.float32
-        unet.float().requires_grad_(False)
+            denoiser.unload_lora()  # other policies' adapters are no part of this one
+        half = denoiser.dtype != torch.float32
+        denoiser.float().requires_grad_(False)
         # Compared with a reference that rounds otherwise, the policy would differ from it before it is trained.
-        reference = copy.deepcopy(unet) if half else self.components.unet
+        reference = copy.deepcopy(denoiser) if half else self.components.denoiser
         trained = {
             name: parameter.requires_grad_(True)
-            for name, parameter in unet.named_parameters()
+            for name, parameter in denoiser.named_parameters()
             if isinstance(tuning, FullFineTune) or name.endswith(".bias")
         }
-        return LatentPolicy(self.components, unet, None, trained, self._recomputation(), reference)
+        return LatentPolicy(self.components, denoiser, None, trained, self._recomputation(), reference)
 
     def adapt_with(self, config: LoraConfig, key: Key) -> LatentPolicy:
         """A policy with a new adapter on the shared denoiser, of layers, ranks and alphas as peft describes them."""
@@ -230,17 +246,17 @@ class LatentPolicy(LatentPipeline):
     def __init__(
         self,
         components: Components,
-        unet: Any,
+        denoiser: Any,
         adapter: str | None,
         trained: Mapping[str, nn.Parameter],
         recomputation: Recomputation | None = None,
         reference: Any = None,
     ) -> None:
-        super().__init__(components, unet)
+        super().__init__(components, denoiser)
         self.adapter, self._trained, self.recomputation = adapter, trained, recomputation
         self._reference = reference
         if recomputation is not None:
-            for network in (unet, components.autoencoder):
+            for network in (denoiser, components.autoencoder):
                 network.enable_gradient_checkpointing(recomputation)
 
     @property
@@ -252,7 +268,7 @@ class LatentPolicy(LatentPipeline):
         return None if self.recomputation is None else self.recomputation.count
 
     def networks(self) -> list[nn.Module]:
-        return [self.unet, *self.components.text.networks, self.components.autoencoder]
+        return [self.denoiser, *self.components.text.networks, self.components.autoencoder]
 
     def adapt(self, tuning: Tuning, key: Key) -> LatentPolicy:
         raise Unsupported("a trained policy cannot be adapted again; adapt the pipeline it came from.")
@@ -275,11 +291,12 @@ class LatentPolicy(LatentPipeline):
                 parameter.copy_(state[name])
 
     def save(self, folder: Path) -> None:
-        """A LoRA as `load_lora_weights` reads it; a fine-tuned denoiser as a diffusers `unet` folder."""
+        """A LoRA as `load_lora_weights` reads it; a fine-tuned denoiser as diffusers' folder of one."""
+        part = self.components.layout.denoiser
         if self.adapter is None:
-            save_denoiser(self.unet, folder)
+            save_denoiser(self.denoiser, folder / part)
         else:
-            save_lora(self.unet, self.adapter, folder)
+            save_lora(self.denoiser, self.adapter, folder, part, self.components.architecture.matrices)
 
 
 def _lora_policy(
@@ -288,9 +305,9 @@ def _lora_policy(
     """A new adapter on the shared denoiser: A ~ N(0, 1 / rank²) drawn from the key, B = 0."""
     components.forget()
     adapter = f"policy{next(components.numbers)}"
-    components.unet.add_adapter(config, adapter_name=adapter)
+    components.denoiser.add_adapter(config, adapter_name=adapter)
     trained = {}
-    for name, parameter in components.unet.named_parameters():
+    for name, parameter in components.denoiser.named_parameters():
         if f".{adapter}." not in name:
             continue
         # The name inside the key leaves the adapter's number out: the same draw for every policy of one key.
@@ -304,5 +321,5 @@ def _lora_policy(
     components.adapters[adapter] = list(trained.values())
     components.active = None  # layers that were switched off before stay off when peft adds an adapter
     components.switch(adapter)
-    policy = components.owners[adapter] = LatentPolicy(components, components.unet, adapter, trained, recomputation)
+    policy = components.owners[adapter] = LatentPolicy(components, components.denoiser, adapter, trained, recomputation)
     return policy

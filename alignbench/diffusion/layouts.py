@@ -2,39 +2,88 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from alignbench.choices import Guiding
 from alignbench.diffusion import conversion, weights
 from alignbench.diffusion.hub import Part, Repository
 from alignbench.diffusion.registry import read_json
 from alignbench.errors import InputError, RunError
 
-DENOISER = ("unet/config.json", "unet/diffusion_pytorch_model.safetensors")
+UNET, TRANSFORMER = "unet", "transformer"  # where a denoiser lies, and what stands before its layers in LoRA files
+DENOISERS = (UNET, TRANSFORMER)
+DENOISER = (f"{UNET}/config.json", f"{UNET}/diffusion_pytorch_model.safetensors")
 AUTOENCODER = ("config.json", "diffusion_pytorch_model.safetensors")
 REFINER = "StableDiffusionXLImg2ImgPipeline"
+CLIP, PROJECTED, T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which parts a class of pipelines has."""
+    """Which parts a class of pipelines has, and of which classes they are."""
 
-    encoders: tuple[str, ...]
-    tokenizers: tuple[str, ...]
+    pipeline: str
+    encoders: Mapping[str, str] = field(hash=False)  # the class of each text encoder
+    denoiser: str = UNET
+    network: str = "UNet2DConditionModel"
+    optional: tuple[str, ...] = ()  # text encoders that an index may leave out
     autoencoder: bool = True
+    flow: bool = False
+    packed: int = 1  # side of the square of latents that the pipeline packs into one channel vector
+    tokens: int | None = None  # of T5's text, where its length is the pipeline's choice
+
+    @property
+    def tokenizers(self) -> tuple[str, ...]:
+        """Of the text encoders, in their order."""
+        return tuple(part.replace("text_encoder", "tokenizer") for part in self.encoders)
 
     @property
     def networks(self) -> list[str]:
         """The parts that have weights."""
-        return ["unet", *self.encoders, *(["vae"] if self.autoencoder else [])]
+        return [self.denoiser, *self.encoders, *(["vae"] if self.autoencoder else [])]
+
+    @property
+    def sized(self) -> bool:
+        """Whether the denoiser is told sizes, as SDXL's and its refiner's."""
+        return self.denoiser == UNET and PROJECTED in self.encoders.values()
+
+    @property
+    def config(self) -> str:
+        """The denoiser's configuration file."""
+        return f"{self.denoiser}/config.json"
+
+    def channels(self, config: Mapping[str, Any]) -> int:
+        """Of the latents, by the denoiser's configuration. Raises InputError."""
+        return self._number(config, "in_channels", 4) // self.packed**2
+
+    def patch(self, config: Mapping[str, Any]) -> int:
+        """The side in latents of what the denoiser takes as one token; 1 of a UNet. Raises InputError."""
+        return self.packed * self._number(config, "patch_size", 2 if self.network == "SD3Transformer2DModel" else 1)
+
+    def _number(self, config: Mapping[str, Any], name: str, usual: int) -> int:
+        value = config.get(name, usual)
+        if type(value) is not int or value < 1:
+            raise InputError(f"{self.config} has {name} {value!r}; expected a positive whole number.")
+        return value
+
+    def guiding(self, config: Mapping[str, Any]) -> Guiding:
+        """How guidance enters: FLUX was distilled, so that it is told the scale, or has none."""
+        if self.network != "FluxTransformer2DModel":
+            return "classifier_free"
+        return "embedded" if config.get("guidance_embeds") else "none"
 
     def missing(self, folder: Path) -> list[str]:
         """The files that are not there. Without a vocabulary every word would be read as unknown."""
         names = ["model_index.json", "scheduler/scheduler_config.json", *(f"{p}/config.json" for p in self.networks)]
-        for part in self.tokenizers:
-            if not (folder / part / "tokenizer.json").is_file():
-                names += [f"{part}/vocab.json", f"{part}/merges.txt"]
+        for part, kind in zip(self.tokenizers, self.encoders.values(), strict=True):
+            merges = [f"{part}/vocab.json", f"{part}/merges.txt"]
+            if (folder / part / "tokenizer.json").is_file() or all((folder / name).is_file() for name in merges):
+                continue
+            names += [f"{part}/tokenizer.json"] if kind == T5 else merges
         absent = [name for name in names if not (folder / name).is_file()]
         for part in self.networks:
             absent += [f"{part}/{name}" for name in weights.missing(folder / part, weights.stem_of(part))]
@@ -44,30 +93,51 @@ class Layout:
         """Raise RunError naming the files that are missing, and what lies there instead of weights."""
         if not (absent := self.missing(folder)):
             return
-        kind = next((name for name, layout in LAYOUTS.items() if layout is self), REFINER)
         parts = [part for part in self.networks if f"{part}/{weights.stem_of(part)}.safetensors" in absent]
-        said = next(filter(None, (conversion.instead(folder, part, kind) for part in parts)), "")
+        said = next(filter(None, (conversion.instead(folder, part, self.pipeline) for part in parts)), "")
         raise RunError(f"cannot load {source}: {', '.join(absent)} missing.{said}")
 
 
-LAYOUTS: Mapping[str, Layout] = {
-    "StableDiffusionPipeline": Layout(("text_encoder",), ("tokenizer",)),
-    "StableDiffusionXLPipeline": Layout(("text_encoder", "text_encoder_2"), ("tokenizer", "tokenizer_2")),
-}
-REFINER_LAYOUT = Layout(("text_encoder_2",), ("tokenizer_2",), autoencoder=False)
+SD = Layout("StableDiffusionPipeline", {"text_encoder": CLIP})
+SDXL = Layout("StableDiffusionXLPipeline", {"text_encoder": CLIP, "text_encoder_2": PROJECTED})
+REFINER_LAYOUT = Layout(REFINER, {"text_encoder_2": PROJECTED}, autoencoder=False)
+SD3 = Layout(
+    "StableDiffusion3Pipeline",
+    {"text_encoder": PROJECTED, "text_encoder_2": PROJECTED, "text_encoder_3": T5},
+    denoiser=TRANSFORMER,
+    network="SD3Transformer2DModel",
+    optional=("text_encoder_3",),
+    flow=True,
+    tokens=256,
+)
+FLUX = Layout(
+    "FluxPipeline",
+    {"text_encoder": CLIP, "text_encoder_2": T5},
+    denoiser=TRANSFORMER,
+    network="FluxTransformer2DModel",
+    flow=True,
+    packed=2,
+    tokens=512,
+)
+LAYOUTS: Mapping[str, Layout] = {layout.pipeline: layout for layout in (SD, SDXL, SD3, FLUX)}
 
 
 def layout_of(folder: Path, source: str) -> Layout:
-    """What the folder's index says it is. Raises InputError for what is not supported."""
-    name = read_json(folder / "model_index.json").get("_class_name")
+    """What the folder's index says it is, without the text encoders that it leaves out. Raises InputError for what is
+    not supported."""
+    index = read_json(folder / "model_index.json")
+    name = index.get("_class_name")
     if name == REFINER:
         raise InputError(f"{source} refines images and draws none; --model sdxl_refiner is SDXL with its refiner.")
     if not isinstance(name, str) or name not in LAYOUTS:
         raise InputError(
             f"{source}: pipelines of class {name!r} are not supported; "
-            f"expected {' or '.join(LAYOUTS)} (Stable Diffusion 1.x, 2.x or XL)."
+            f"expected {', '.join(list(LAYOUTS)[:-1])} or {list(LAYOUTS)[-1]} (Stable Diffusion 1 to 3.5, XL, FLUX.1)."
         )
-    return LAYOUTS[name]
+    layout = LAYOUTS[name]
+    absent = [part for part in layout.optional if index.get(part) in (None, [None, None])]
+    kept = {part: kind for part, kind in layout.encoders.items() if part not in absent}
+    return dataclasses.replace(layout, encoders=kept) if absent else layout
 
 
 def pipeline_of(repository: Repository) -> Part:
@@ -79,7 +149,7 @@ def pipeline_of(repository: Repository) -> Part:
     return Part(
         repository,
         patterns=("model_index.json", "scheduler/*", *vocabularies, "*/config.json", *files),
-        contents="model_index.json, unet, vae, text_encoder, tokenizer, scheduler",
+        contents="model_index.json, denoiser, vae, text encoders, tokenizers, scheduler",
         advice="Copy the diffusers folder here and pass its path as --model. `--model tiny` works offline.",
         missing=_missing,
     )
@@ -91,5 +161,6 @@ def _missing(snapshot: Path) -> list[str]:
         name = read_json(snapshot / "model_index.json").get("_class_name")
     except InputError:
         return ["model_index.json"]
-    layout = {**LAYOUTS, REFINER: REFINER_LAYOUT}.get(str(name))
-    return layout.missing(snapshot) if layout else []
+    if name == REFINER:
+        return REFINER_LAYOUT.missing(snapshot)
+    return layout_of(snapshot, "").missing(snapshot) if name in LAYOUTS else []

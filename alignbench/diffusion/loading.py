@@ -1,4 +1,4 @@
-"""Networks from folders in the layout of diffusers: of the Stable Diffusion family and of SDXL's."""
+"""Networks from folders in the layout of diffusers: of Stable Diffusion 1 to 3.5, SDXL and FLUX."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import Any
 import torch
 
 from alignbench.diffusion import configs, conversion, hub, weights
+from alignbench.diffusion.architectures import ARCHITECTURES
 from alignbench.diffusion.experts import RefinedPipeline
+from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.hub import Repository
 from alignbench.diffusion.latent import Components, LatentPipeline
 from alignbench.diffusion.layouts import AUTOENCODER, DENOISER, REFINER_LAYOUT, Layout, layout_of, pipeline_of
-from alignbench.diffusion.on_disk import EMBEDDED, sample_size, schedule_in, tokenizers_of
+from alignbench.diffusion.on_disk import EMBEDDED, latent_shape_in, schedule_in, text_tokens, tokenizers_of
 from alignbench.diffusion.registry import Hold, Model, read_json
-from alignbench.diffusion.text import SingleText, SizedText, TextEncoder
-from alignbench.diffusion.trial import check_fit, check_runs, without_overflow
+from alignbench.diffusion.schedule import Schedule
+from alignbench.diffusion.text import TextEncoder, TextParts
+from alignbench.diffusion.trial import check_runs, without_overflow
 from alignbench.errors import InputError, RunError
 from alignbench.files import canonical_json, sha256_of
 from alignbench.interface import Pipeline
@@ -25,7 +28,6 @@ from alignbench.meter import Meter
 from alignbench.quiet import quieten
 
 AUTOENCODER_CLASS = "AutoencoderKL"
-AESTHETIC, NULL_AESTHETIC = 6.0, 2.5  # what the refiner is told of the picture to draw, and of the one to avoid
 
 
 def load_pipeline(model: Model, folder: Path, source: str, revision: str | None, meter: Meter, hold: Hold) -> Pipeline:
@@ -90,43 +92,34 @@ def load_components(
     layout = layout_of(folder, source)
     layout.check(folder, source)
     configs.check_files(folder, source, layout, denoiser, autoencoder)
-    schedule = schedule_in(folder, source)
-    dtype = getattr(torch, hold.dtype)
-    unet = _network(denoiser or folder, source, "unet", dtype)
-    place, of, part = (folder, source, "vae") if autoencoder is None else (autoencoder, str(autoencoder), "")
-    vae = _network(place, of, part, dtype)
-    if vae.config.latent_channels != unet.config.in_channels:
-        raise InputError(
-            f"{of}: its latents have {vae.config.latent_channels} channels, the denoiser's of {source} "
-            f"{unet.config.in_channels}; choose another --vae."
-        )
-    if dtype == torch.float16 and vae.config.force_upcast:
-        vae = vae.float()  # its activations overflow in half precision
-    if hold.slicing:
-        vae.enable_slicing()
-    if hold.tiling:
-        vae.enable_tiling()
-    enlarged = 2 ** (len(vae.config.block_out_channels) - 1)
-    own = sample_size(source, layout, unet.config)
-    size = _latent_size(source, own, hold.resolution, enlarged)
-    pixels = [enlarged * side for side in size]
-    info = {**info, "image_shape": [3, *pixels], "dtype": str(dtype).removeprefix("torch.")}
+    shape = latent_shape_in(folder, source, hold.resolution, autoencoder)
+    if shape is None:
+        raise InputError(f"{source}: {layout.config} has no sample_size; pass --resolution.")
+    size = shape[1:]
+    schedule = schedule_in(folder, source, size, hold.sigmas)
+    network = _network(denoiser or folder, source, layout.denoiser, layout.network, hold.dtype)
+    vae, of = _autoencoder(folder, source, shape[0], hold, autoencoder)
+    pixels = [2 ** (len(vae.config.block_out_channels) - 1) * side for side in size]
+    text = _text(folder, source, layout, hold, pixels, network.config)
+    architecture = ARCHITECTURES[layout.network]
+    architecture.check_fit(source, network.config, text)
+    vae, notes = without_overflow(vae.to(hold.device), of, size)
+    check_runs(source, text, network.to(hold.device), vae, architecture)
+    info = {**info, "image_shape": [3, *pixels], "dtype": hold.dtype}
+    info |= _of_flow(schedule, text_tokens(layout, network.config, hold.tokens))
     info |= {} if "revision" in info else {"sha256": digest(folder, layout)}
     if "revision" not in info and source != EMBEDDED:
         info["configuration_sha256"] = configuration_digest(folder, layout)
     info |= {"tiling": True} if hold.tiling else {}
-    text = _text(folder, source, layout, dtype, hold.device, pixels)
-    check_fit(source, unet.config, text)
-    vae, notes = without_overflow(vae.to(hold.device), of, size)
-    check_runs(source, text, unet.to(hold.device), vae)
     return Components(
         text=text,
-        unet=unet,
+        denoiser=network,
         autoencoder=vae,
         schedule=schedule,
         sides=size,
         info=info,
         meter=meter,
+        layout=layout,
         checkpointing=hold.checkpointing,
         notes=notes,
     )
@@ -137,68 +130,79 @@ def load_refiner(folder: Path, base: Components, hold: Hold) -> Components:
     source = "the refiner"
     REFINER_LAYOUT.check(folder, source)
     configs.check_files(folder, source, REFINER_LAYOUT)
-    dtype = getattr(torch, hold.dtype)
-    text = _text(folder, source, REFINER_LAYOUT, dtype, hold.device, base.info["image_shape"][1:])
-    unet = _network(folder, source, "unet", dtype)
-    check_fit(source, unet.config, text)
-    check_runs(source, text, unet.to(hold.device), base.autoencoder)
+    network = _network(folder, source, REFINER_LAYOUT.denoiser, REFINER_LAYOUT.network, hold.dtype)
+    text = _text(folder, source, REFINER_LAYOUT, hold, base.info["image_shape"][1:], network.config)
+    architecture = ARCHITECTURES[REFINER_LAYOUT.network]
+    architecture.check_fit(source, network.config, text)
+    check_runs(source, text, network.to(hold.device), base.autoencoder, architecture)
     return Components(
         text=text,
-        unet=unet,
+        denoiser=network,
         autoencoder=base.autoencoder,
         schedule=base.schedule,
         sides=base.sides,
         info=base.info,
         meter=base.meter,
+        layout=REFINER_LAYOUT,
     )
 
 
-def _latent_size(
-    source: str, own: tuple[int, int] | None, wanted: tuple[int, int] | None, enlarged: int
-) -> tuple[int, int]:
-    if wanted is None:
-        if own is None:
-            raise InputError(f"{source}: unet/config.json has no sample_size; pass --resolution.")
-        return own
-    if any(side % enlarged for side in wanted):
-        raise InputError(f"--resolution {wanted[0]}x{wanted[1]}: expected multiples of {enlarged} pixels.")
-    return (wanted[0] // enlarged, wanted[1] // enlarged)
+def _of_flow(schedule: Schedule | FlowSchedule, tokens: int | None) -> dict[str, Any]:
+    """What a result says of a flow model besides: the grid on which it is sampled, and the length of T5's text."""
+    if not isinstance(schedule, FlowSchedule):
+        return {}
+    said: dict[str, Any] = {"sigmas": schedule.sigmas, "shift": round(schedule.shift, 9)}
+    said |= {} if schedule.terminal is None else {"shift_terminal": schedule.terminal}
+    return said | {"text_tokens": tokens}
 
 
-def _text(
-    folder: Path, source: str, layout: Layout, dtype: torch.dtype, device: str, pixels: Sequence[int]
-) -> TextEncoder:
-    tokenizers = tokenizers_of(folder, source, layout)
-    encoders = [_network(folder, source, part, dtype).to(device) for part in layout.encoders]
-    if layout.encoders == ("text_encoder",):
-        return SingleText(tokenizers[0], encoders[0])
-    index = read_json(folder / "model_index.json")
-    if layout is REFINER_LAYOUT:
-        return SizedText(
-            tokenizers, encoders, [*pixels, 0, 0, AESTHETIC], [*pixels, 0, 0, NULL_AESTHETIC], zeros_for_null=False
+def _autoencoder(folder: Path, source: str, channels: int, hold: Hold, other: Path | None) -> tuple[Any, str]:
+    """The autoencoder of the folder or of another one, and what messages call that. Raises InputError where its latents
+    are not the denoiser's."""
+    place, of, part = (folder, source, "vae") if other is None else (other, str(other), "")
+    vae = _network(place, of, part, AUTOENCODER_CLASS, hold.dtype)
+    if vae.config.latent_channels != channels:
+        raise InputError(
+            f"{of}: its latents have {vae.config.latent_channels} channels, the denoiser's of {source} {channels}; "
+            "choose another --vae."
         )
-    ids = [*pixels, 0, 0, *pixels]
-    return SizedText(tokenizers, encoders, ids, ids, bool(index.get("force_zeros_for_empty_prompt", True)))
+    if hold.dtype == "float16" and vae.config.force_upcast:
+        vae = vae.float()  # its activations overflow in half precision
+    if hold.slicing:
+        vae.enable_slicing()
+    if hold.tiling:
+        vae.enable_tiling()
+    return vae, of
 
 
-def _network(folder: Path, source: str, part: str, dtype: torch.dtype) -> Any:
-    """One network, from a part of the folder; the autoencoder from a folder that is it. Raises RunError where its file
-    is broken or lacks weights, which the libraries would draw at random."""
+def _text(folder: Path, source: str, layout: Layout, hold: Hold, pixels: Sequence[int], config: Any) -> TextEncoder:
+    tokenizers = tokenizers_of(folder, source, layout, hold)
+    encoders = [
+        _network(folder, source, part, kind, hold.dtype).to(hold.device) for part, kind in layout.encoders.items()
+    ]
+    index, tokens = read_json(folder / "model_index.json"), text_tokens(layout, config, hold.tokens)
+    parts = TextParts(layout, tokenizers, encoders, pixels, index, config, tokens)
+    return ARCHITECTURES[layout.network].text(parts)
+
+
+def _network(folder: Path, source: str, part: str, kind: str, dtype: str) -> Any:
+    """One network of a class, from a part of the folder; the autoencoder from a folder that is it. Raises RunError
+    where its file is broken or lacks weights, which the libraries would draw at random."""
     import diffusers
     import transformers
 
-    kinds: dict[str, Any] = {
-        "unet": diffusers.UNet2DConditionModel,
-        "text_encoder": transformers.CLIPTextModel,
-        "text_encoder_2": transformers.CLIPTextModelWithProjection,
-    }
-    network = kinds.get(part, diffusers.AutoencoderKL)
+    network: Any = getattr(transformers if part.startswith("text_encoder") else diffusers, kind)
     where = {"subfolder": part} if part else {}
     held = weights.weights_in(folder / part, weights.stem_of(part))
     variant = held.variant if held else None
     try:
         found, report = network.from_pretrained(
-            folder, dtype=dtype, variant=variant, use_safetensors=True, output_loading_info=True, **where
+            folder,
+            dtype=getattr(torch, dtype),
+            variant=variant,
+            use_safetensors=True,
+            output_loading_info=True,
+            **where,
         )
     except Exception as error:  # the libraries raise all kinds for a broken file, down to a bare Exception
         raise RunError(f"cannot load {source}: {' '.join(str(error).split())}") from error

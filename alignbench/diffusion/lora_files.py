@@ -1,10 +1,11 @@
 """LoRA files as they are found in the world, in one form: layers with their A, B and alpha.
 
 A LoRA adds (alpha / rank) B A to a layer's weight (Hu et al. 2021, https://arxiv.org/abs/2106.09685). Its tensors are
-spelled in several ways: by diffusers (`unet.LAYER.lora.down.weight`, before 0.22 `LAYER_WITHOUT_TO_Q.to_q_lora.down`),
-by peft (`base_model.model.LAYER.lora_A.weight`), and by kohya's scripts (`lora_unet_LAYER.lora_down.weight`, with
-underscores for dots, and for SDXL in the block numbers of the original code). The rank stands in the shapes. Alpha
-stands in peft's configuration, in an `alpha` of each layer, or nowhere: then it is the rank.
+spelled in several ways: by diffusers (`unet.LAYER.lora.down.weight`, before 0.22 `LAYER_WITHOUT_TO_Q.to_q_lora.down`;
+of SD3 and FLUX `transformer.LAYER.lora_A.weight`), by peft (`base_model.model.LAYER.lora_A.weight`), and by kohya's
+scripts (`lora_unet_LAYER.lora_down.weight`, with underscores for dots, and for SDXL in the block numbers of the
+original code). The rank stands in the shapes. Alpha stands in peft's configuration, in an `alpha` of each layer, or
+nowhere: then it is the rank.
 
 A file is data. What a LoRA computes otherwise than above is refused by the name of its tensor or of its field, and no
 tensor is left out.
@@ -32,7 +33,9 @@ from alignbench.errors import InputError, RunError, shown
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-PREFIX = re.compile(r"(?:base_model\.model\.|unet\.|lora_unet_|(?:model\.)?diffusion_model\.)*")
+PREFIX = re.compile(
+    r"(?:base_model\.model\.|unet\.|transformer\.|lora_unet_|lora_transformer_|(?:model\.)?diffusion_model\.)*"
+)
 OF_PROCESSORS = re.compile(r"\.to_(q|k|v|out)_lora(?=\.)")  # diffusers before it used peft
 MATRIX = re.compile(r"(.+)\.lora(?:\.|_)(down|up|A|B)(?:\.\w+)?\.weight")  # peft may add the adapter's name
 ALPHA = re.compile(r"(.+?)(?:\.lora)?\.alpha")
@@ -47,6 +50,7 @@ OTHER_KINDS = (  # what is found in names of tensors, and what it is called
     (re.compile(r"lora_(?:embedding_|bias)|lora_(?:B|up)(?:\.\w+)?\.bias|\.lora\.up\.bias"), "LoRA with a bias"),
     (re.compile(r"\.diff(?:_b)?$"), "full difference of weights"),
 )
+OF_DENOISER = re.compile(r"^(?:unet|transformer)\.")
 METADATA = "lora_adapter_metadata"  # diffusers 0.35 and newer: peft's configuration, its fields behind the network's
 # Fields of peft's configuration without a part in what a trained LoRA computes, or that its tensors speak for.
 OF_TRAINING = {
@@ -120,11 +124,11 @@ def parsed(found: Found, state: State, metadata: Mapping[str, str]) -> LoraFile:
     return LoraFile(path, matrices, alphas, others, config)
 
 
-def placed(file: LoraFile, unet: Any, model: str) -> Placed:
+def placed(file: LoraFile, network: Any, model: str) -> Placed:
     """The LoRA on a denoiser. Raises RunError naming the first tensor that does not fit, before anything is made of
     its size."""
-    layers = layers_of(unet)
-    originals = original_names(layers, unet.config.layers_per_block)
+    layers = layers_of(network)
+    originals = original_names(layers, network.config.get("layers_per_block"))
     spellings = {_joined(name): layer for layer, name in [*originals.items(), *zip(layers, layers, strict=True)]}
     state = dict(file.others)
     for (spelled, matrix), tensor in file.matrices.items():
@@ -132,7 +136,7 @@ def placed(file: LoraFile, unet: Any, model: str) -> Placed:
         if name in state:
             raise RunError(f"{file.path} holds {name} twice, last as {spelled}; expected one LoRA.")
         state[name] = tensor
-    targets = _targets(file, [name for name, _ in unet.named_modules()], layers, model)
+    targets = _targets(file, [name for name, _ in network.named_modules()], layers, model)
     held = {layer for spelled, _ in file.matrices if (layer := spellings.get(_joined(spelled))) is not None}
     adapted = [name for name in layers if name in held or _is_one_of(name, targets)]
     if not adapted:
@@ -167,7 +171,7 @@ def _refuse(path: Path, names: Sequence[str]) -> None:
     if of_text := [name for name in names if TEXT_ENCODERS.match(name)]:
         raise InputError(
             f"{path} changes a text encoder too ({len(of_text)} of {len(names)} tensors, the first is {of_text[0]}); "
-            "expected a LoRA of the unet alone."
+            "expected a LoRA of the denoiser alone."
         )
     for pattern, kind in OTHER_KINDS:
         if of_kind := [name for name in names if pattern.search(name)]:
@@ -196,7 +200,8 @@ def _config(found: Found, metadata: Mapping[str, str]) -> Mapping[str, Any] | No
         config = read_json(found.config)
     else:
         try:
-            config = {name.removeprefix("unet."): value for name, value in json.loads(metadata[METADATA]).items()}
+            fields = json.loads(metadata[METADATA])
+            config = {OF_DENOISER.sub("", name): value for name, value in fields.items()}
         except (ValueError, AttributeError, RecursionError) as error:
             raise RunError(f"{path} has a {METADATA} that cannot be read ({error}); copy it again.") from error
     for name in ("r", "lora_alpha"):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from alignbench import plugins
+from alignbench.choices import Guiding, Sigmas
 from alignbench.diffusion import conversion
 from alignbench.diffusion.hub import HUB_ID, Part, Repository, local
 from alignbench.errors import InputError, UnknownName
@@ -47,6 +48,9 @@ class Model:
     eta: float = 0.0
     resolution: int | None = None  # native, in pixels; None: what the weights' configuration says
     prediction: str = ""  # what the denoiser predicts; the scheduler's configuration decides
+    guiding: Guiding = "classifier_free"  # embedded: the denoiser is told the scale; none: it was distilled without
+    sigmas: Sigmas | None = None  # a flow model's usual grid; None of other models
+    tokens: int | None = None  # of T5's text or the zeros in its place; None: the pipeline's default
     licence: str = ""
     denoiser: Repository | None = None
     refiner: Repository | None = None
@@ -80,6 +84,8 @@ class Hold:
     slicing: bool = False  # decode one image after another
     tiling: bool = False  # decode large images in overlapping tiles, which changes pixels near the seams
     autoencoder: str | None = None  # a folder or hub id whose autoencoder takes the place of the model's own
+    sigmas: Sigmas | None = None  # a flow model's grid; None: the model's own
+    tokens: int | None = None  # of T5's text; None: the model's own
 
 
 @runtime_checkable
@@ -127,6 +133,10 @@ class Family(Protocol):
 
     def reads(self, pipeline_class: str) -> bool:
         """Whether it loads folders whose model_index.json names this class."""
+
+    def unnamed(self, name: str, source: str, folder: Path | None) -> Model:
+        """A model that has no name of its own, from a folder or a hub id, sampled as its pipeline is by default.
+        `folder` is where it lies, None before it is downloaded."""
 
     def needs(self, model: Model) -> Sequence[Part]:
         """What of the hub a model is made of; nothing where it lies in a folder or comes with alignbench."""
@@ -209,14 +219,22 @@ def find(name: str) -> Model:
                 f"{name!r} is a folder without model_index.json; expected a saved diffusers pipeline."
                 f"{conversion.of_folder(folder)}"
             )
-        return Model(folder.resolve().name, source=str(folder.resolve()), family=_reader(folder))
+        return families()[_reader(folder)].unnamed(folder.resolve().name, str(folder.resolve()), folder)
     if folder.is_file():
         raise InputError(f"{name!r} is a file: {conversion.of_file(folder)}")
     if folder.suffix in conversion.ENDINGS:
         raise InputError(f"there is no file {name!r}; {conversion.EXPECTED}, or a hub id such as org/name.")
     if HUB_ID.fullmatch(name) and not name.startswith("."):
-        return Model(name.replace("/", "--"), source=name)
+        return _of_hub(name)
     raise UnknownName("model", name, [*named(), "a diffusers folder", "a hub id such as org/name"])
+
+
+def _of_hub(name: str) -> Model:
+    """A repository, of the family that reads what of it is on this machine."""
+    short = name.replace("/", "--")
+    parts = families()[USUAL].needs(Model(short, source=name))
+    here = local(parts[0]) if parts else None
+    return families()[USUAL if here is None else _reader(here)].unnamed(short, name, here)
 
 
 def _reader(folder: Path) -> str:

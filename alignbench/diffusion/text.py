@@ -1,4 +1,5 @@
-"""What a denoiser is told about prompts: one CLIP text encoder (Stable Diffusion), or two and sizes (SDXL)."""
+"""What a denoiser is told about prompts: one CLIP text encoder (Stable Diffusion), or two and sizes (SDXL). Those of
+SD3 and FLUX stand with how these are called."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from alignbench.diffusion.layouts import Layout
+from alignbench.diffusion.registry import read_json
 from alignbench.errors import InputError, RunError
 
 SHORTEST = 3  # tokens: the two that begin and end a text, and one between them
@@ -33,6 +36,19 @@ class TextEncoder(Protocol):
     def encode(self, texts: Sequence[str]) -> dict[str, Tensor]: ...
 
     def null(self) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class TextParts:
+    """What reads prompts in a pipeline's folder, and what its files say about that."""
+
+    layout: Layout
+    tokenizers: Sequence[Any]
+    encoders: Sequence[Any]
+    pixels: Sequence[int]  # height and width of the pictures
+    index: Mapping[str, Any]  # model_index.json
+    config: Any  # the denoiser's
+    tokens: int | None  # of T5's text
 
 
 @dataclass(frozen=True)
@@ -111,13 +127,6 @@ class SizedText:
         return torch.tensor([list(ids)], dtype=hidden.dtype, device=hidden.device).repeat(len(hidden), 1)
 
 
-def added(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Any]:
-    """What a denoiser of diffusers takes besides the text."""
-    if "size" not in tensors:
-        return {}
-    return {"added_cond_kwargs": {"text_embeds": tensors["pooled"].to(dtype), "time_ids": tensors["size"].to(dtype)}}
-
-
 def tokenised(tokenizer: Any, texts: Sequence[str], device: torch.device) -> Int[Tensor, "b tokens"]:
     """Token numbers, padded and cut to the tokenizer's length."""
     tokens: Tensor = tokenizer(
@@ -139,18 +148,22 @@ def truncated(tokenizers: Sequence[Any], texts: Sequence[str]) -> list[bool]:
     return cut
 
 
-def open_tokenizer(folder: Path, source: str, part: str, positions: int, vocabulary: int) -> Any:
+def open_tokenizer(folder: Path, source: str, part: str, positions: int, vocabulary: int, of_t5: bool = False) -> Any:
     """A tokenizer, which cuts off where its text encoder ends, of so many positions and rows for tokens: some say no
-    length of their own. Raises RunError where it cannot be read, InputError where the two do not fit."""
-    from transformers import CLIPTokenizer
+    length of their own, and T5 reads any. Raises RunError where it cannot be read, InputError where the two do not
+    fit."""
+    from transformers import CLIPTokenizer, T5Tokenizer
 
+    config = folder / part / "tokenizer_config.json"
+    named = read_json(config).get("tokenizer_class") if config.is_file() else None
+    kind = T5Tokenizer if of_t5 and named not in ("CLIPTokenizer", "CLIPTokenizerFast") else CLIPTokenizer
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder=part)
+        tokenizer = kind.from_pretrained(folder, subfolder=part)
         numbers = tokenizer.get_vocab().values()
     except Exception as error:  # the library raises all kinds for a broken file
         raise RunError(f"cannot load {source}: {' '.join(str(error).split())}") from error
-    own = tokenizer.model_max_length
-    if type(own) not in (int, float) or own < SHORTEST:
+    own = positions if of_t5 else tokenizer.model_max_length
+    if type(own) not in (int, float) or own < (1 if of_t5 else SHORTEST):
         raise InputError(f"{source}: {part} has model_max_length {own!r}; expected a number of tokens, such as 77.")
     if max(numbers, default=0) >= vocabulary:
         raise InputError(

@@ -6,26 +6,11 @@ from typing import Any
 
 import torch
 
+from alignbench.diffusion.architecture import Architecture
 from alignbench.diffusion.latent_scale import LatentScale
-from alignbench.diffusion.text import SizedText, TextEncoder, added
+from alignbench.diffusion.text import TextEncoder
 from alignbench.errors import InputError, RunError
 from alignbench.keys import Key
-
-
-def check_fit(source: str, config: Any, text: TextEncoder) -> None:
-    """Raise InputError where a denoiser does not take what the text encoders make."""
-    made = text.width
-    wide = config.cross_attention_dim
-    if set(wide if isinstance(wide, list | tuple) else [wide]) != {made}:
-        raise InputError(f"{source}: unet/config.json has cross_attention_dim {wide!r}, its text encoders make {made}.")
-    if isinstance(text, SizedText):
-        told = text.pooled_width + len(text.ids) * int(config.addition_time_embed_dim or 0)
-        taken = config.projection_class_embeddings_input_dim
-        if taken != told:
-            raise InputError(
-                f"{source}: unet/config.json has projection_class_embeddings_input_dim {taken!r}, but the pooled text "
-                f"and {len(text.ids)} ids make {told}."
-            )
 
 
 @torch.no_grad()
@@ -50,15 +35,16 @@ def without_overflow(vae: Any, source: str, size: tuple[int, int]) -> tuple[Any,
 
 
 @torch.no_grad()
-def check_runs(source: str, text: TextEncoder, unet: Any, vae: Any) -> None:
+def check_runs(source: str, text: TextEncoder, network: Any, vae: Any, architecture: Architecture) -> None:
     """Run each network once, on the smallest latents that it takes. Raises RunError where one cannot be run: a value of
     a wrong kind in a configuration file is noticed by no library before."""
     try:
-        tensors = text.encode([""])
-        side = 2 ** (len(unet.config.block_out_channels) - 1)
-        latents = torch.zeros(1, unet.config.in_channels, side, side, dtype=unet.dtype, device=unet.device)
-        time = torch.zeros(1, dtype=torch.long, device=unet.device)
-        unet(latents, time, encoder_hidden_states=tensors["text"].to(unet.dtype), **added(tensors, unet.dtype))
+        side = architecture.least(network.config)
+        latents = torch.zeros(1, vae.config.latent_channels, side, side, device=network.device)
+        told = text.encode([""])
+        if network.config.get("guidance_embeds"):
+            told["guidance"] = torch.ones(1, device=network.device)
+        architecture.call(network, latents, torch.zeros(1, dtype=torch.long, device=network.device), told)
         vae.decode(latents.to(vae.dtype))
     except Exception as error:  # whatever a library makes of such a value
         raise RunError(f"cannot run {source}: {' '.join(str(error).split())}") from error

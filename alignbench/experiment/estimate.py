@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from alignbench.interface import (
 )
 from alignbench.keys import Key
 from alignbench.meter import Cost, Meter
-from alignbench.quantities import Condition, Prediction, Steps, guided
+from alignbench.quantities import Condition, Prediction, Steps
 
 IMAGES = 2  # sampled to count the cost per image
 
@@ -55,8 +55,10 @@ class Estimate:
 class StandIn:
     """A pipeline and policy whose denoiser returns one trainable number everywhere."""
 
-    def __init__(self, schedule: Schedule | FlowSchedule, latent_shape: tuple[int, ...], meter: Meter) -> None:
-        self.schedule, self.latent_shape, self.meter = schedule, latent_shape, meter
+    def __init__(
+        self, schedule: Schedule | FlowSchedule, latent_shape: tuple[int, ...], meter: Meter, sampling: Sampling
+    ) -> None:
+        self.schedule, self.latent_shape, self.meter, self.sampling = schedule, latent_shape, meter, sampling
         self.weight = nn.Parameter(torch.zeros(()))
 
     @property
@@ -87,7 +89,7 @@ class StandIn:
         return self.schedule.add_noise(x0, noise, t)
 
     def predict(self, latents: Tensor, t: float | Tensor, condition: Condition, guidance: float = 1.0) -> Prediction:
-        n = len(latents) * (2 if guided(guidance) else 1)
+        n = len(latents) * replace(self.sampling, guidance=guidance).evaluations
         output = latents * 0.1 + self.weight
         self.meter.forward("denoiser", n)
         self.meter.watch("denoiser", output, n)
@@ -202,7 +204,7 @@ def estimate(cell: Cell) -> Estimate | None:
     if shape is None:
         return None
     meter = Meter()
-    stand_in = StandIn(cell.family.typical_schedule(cell.model), shape, meter)
+    stand_in = StandIn(cell.family.typical_schedule(cell.model), shape, meter, cell.sampling)
     problem = _OneRound(
         stand_in, MeteredReward("stand-in", _MeanReward(), meter), cell.training, cell.sampling, meter, Key("estimate")
     )

@@ -113,7 +113,9 @@ def make_for(options: PairsOptions, force: bool = False) -> tuple[str, Made]:
     if reason := reward.unsupported(prompts, ()):
         raise InputError(f"reward {reward_name!r} cannot score these prompts: {reason}")
     meter = Meter()
-    pipeline = family.load(model, meter, Hold(family.device(options.device), options.dtype), prompts)
+    pipeline = family.load(
+        model, meter, Hold(family.device(options.device), options.dtype, sigmas=options.sigmas), prompts
+    )
     if reason := reward.unsupported(prompts, pipeline.info()["image_shape"]):
         raise InputError(f"reward {reward_name!r} cannot score images of {model.name!r}: {reason}")
     feedback = Feedback(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from alignbench.diffusion.families import LatentFamily, Place
+from alignbench.diffusion.latent_family import LatentFamily, Place
 from alignbench.diffusion.registry import Model
 
 __all__ = ["SHAPES"]

@@ -53,6 +53,9 @@ class MixtureFamily:
     def reads(self, pipeline_class: str) -> bool:
         return False
 
+    def unnamed(self, name: str, source: str, folder: Path | None) -> Model:
+        raise InputError(f"{source}: the exact testbed reads no folders; its model is named mixture.")
+
     def needs(self, model: Model) -> Sequence[Part]:
         return ()
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from alignbench import Key
 from alignbench.diffusion import registry as models
@@ -147,6 +147,78 @@ def small_sd(folder: Path, prediction: str = "epsilon") -> Path:
     return save(folder, "StableDiffusionPipeline", parts, prediction=prediction)
 
 
+FLOW_VAE: dict[str, Any] = SMALL_VAE | {
+    "scaling_factor": 1.5305,
+    "shift_factor": 0.0609,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "force_upcast": True,
+}
+STATIC = {"num_train_timesteps": 1000, "shift": 3.0}  # as SD3's files have it
+DYNAMIC = STATIC | {
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+
+
+def small_t5(width: int) -> T5EncoderModel:
+    sizes = {"d_model": width, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 243}
+    return T5EncoderModel(T5Config(**sizes, feed_forward_proj="gated-gelu"))
+
+
+def small_sd3(folder: Path, t5: bool = True, norm: str | None = "rms_norm") -> Path:
+    """Stable Diffusion 3 in miniature: 16 pixels, latents of 8, two CLIPs and perhaps T5; the first layer has a second
+    attention, as 3.5 medium's, where it normalises queries as that does."""
+    parts: dict[str, Any] = {
+        "text_encoder": CLIPTextModelWithProjection(CLIPTextConfig(**small_text(8))),
+        "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**small_text(12))),
+        "transformer": SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            joint_attention_dim=24,
+            caption_projection_dim=32,
+            pooled_projection_dim=20,
+            pos_embed_max_size=12,
+            qk_norm=norm,
+            dual_attention_layers=(0,) if norm else (),
+        ),
+        "vae": AutoencoderKL(**FLOW_VAE),
+    }
+    parts |= {"text_encoder_3": small_t5(24)} if t5 else {}
+    absent = {} if t5 else {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    return save(folder, "StableDiffusion3Pipeline", parts, absent, flow=STATIC)
+
+
+def small_flux(folder: Path, guidance: bool = True) -> Path:
+    """FLUX.1 in miniature, as [dev], which is told the guidance, or as [schnell]: its files say no size, and 16 pixels
+    are asked for."""
+    parts = {
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**small_text(8))),
+        "text_encoder_2": small_t5(24),
+        "transformer": FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            axes_dims_rope=(4, 6, 6),
+            joint_attention_dim=24,
+            pooled_projection_dim=8,
+            guidance_embeds=guidance,
+        ),
+        "vae": AutoencoderKL(**FLOW_VAE | {"scaling_factor": 0.3611, "shift_factor": 0.1159}),
+    }
+    return save(folder, "FluxPipeline", parts, flow=DYNAMIC if guidance else STATIC | {"shift": 1.0})
+
+
 def true_sd15(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Stable Diffusion 1.5: 860 million weights in the denoiser."""
     parts = {
@@ -189,8 +261,10 @@ def save(
     prediction: str = "epsilon",
     key: str = "published",
     dtype: torch.dtype | None = None,
+    flow: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the parts as a pipeline of that class. Small ones have weights of the key, true ones those of torch."""
+    """Write the parts as a pipeline of that class; `flow` is the scheduler's configuration of a flow model. Small ones
+    have weights of the key, true ones those of torch."""
     small = dtype is None
     for part, network in parts.items():
         if small:
@@ -198,15 +272,19 @@ def save(
         network.to(dtype or torch.float32).save_pretrained(folder / part)
         if "text" in part:
             write_tokenizer(folder / part.replace("text_encoder", "tokenizer"), small)
-    write(folder / "model_index.json", **{"_class_name": kind, **(index or {}), **libraries(parts)})
+    scheduler = "DDIMScheduler" if flow is None else "FlowMatchEulerDiscreteScheduler"
+    write(folder / "model_index.json", **{"_class_name": kind, **(index or {}), **libraries(parts, scheduler)})
+    if flow is not None:
+        write(folder / "scheduler" / "scheduler_config.json", _class_name=scheduler, **flow)
+        return folder
     settings = json.loads((TINY / "scheduler" / "scheduler_config.json").read_text())
     write(folder / "scheduler" / "scheduler_config.json", **settings | {"prediction_type": prediction})
     return folder
 
 
-def libraries(parts: Mapping[str, Any]) -> dict[str, Any]:
+def libraries(parts: Mapping[str, Any], scheduler: str) -> dict[str, Any]:
     """The entries of model_index.json by which plain diffusers finds the classes."""
-    found: dict[str, Any] = {"scheduler": ["diffusers", "DDIMScheduler"]}
+    found: dict[str, Any] = {"scheduler": ["diffusers", scheduler]}
     for part, network in parts.items():
         found[part] = [type(network).__module__.partition(".")[0], type(network).__name__]
         if "text" in part:

@@ -239,7 +239,7 @@ def tuned(plain):
 )
 def test_a_denoiser_in_shards_or_of_a_variant_opens_as_in_one_file(plain, tuned, tmp_path, asked, name):
     tuned.save(tmp_path / "whole")
-    tuned.unet.save_pretrained(tmp_path / "other" / "unet", **asked)
+    tuned.denoiser.save_pretrained(tmp_path / "other" / "unet", **asked)
     assert (tmp_path / "other" / "unet" / name).is_file()
     for place in (tmp_path / "other", tmp_path / "other" / "unet"):
         assert torch.equal(predicted(adapters.open_policy(plain, place)), predicted(tuned))
@@ -286,14 +286,14 @@ def index_of(folder: Path) -> Path:
     ids=["missing", "damaged", "empty", "none", "outside", "number", "twice"],
 )
 def test_shards_that_are_not_whole_are_refused_by_name(tuned, tmp_path, damage, message):
-    tuned.unet.save_pretrained(tmp_path / "unet", **SMALL)
+    tuned.denoiser.save_pretrained(tmp_path / "unet", **SMALL)
     damage(tmp_path / "unet", index_of(tmp_path))
     with pytest.raises((InputError, RunError), match=message):
         adapters.digest(tmp_path)
 
 
 def test_one_file_and_shards_in_a_folder_are_told_apart_by_the_user(tuned, tmp_path):
-    tuned.unet.save_pretrained(tmp_path / "unet", **SMALL)
+    tuned.denoiser.save_pretrained(tmp_path / "unet", **SMALL)
     tuned.save(tmp_path)
     with pytest.raises(
         InputError, match=r"holds both diffusion_pytorch_model.safetensors and \S+index.json; remove one"
@@ -311,7 +311,7 @@ def run_line_of(error: InputError) -> None:
 @pytest.mark.parametrize("asked", [{}, SMALL, {"variant": "fp16"}], ids=["one", "shards", "variant"])
 def test_a_denoiser_in_pickles_is_refused_with_the_line_that_converts_it(plain, tuned, tmp_path, asked):
     folder = tmp_path / "with 'quotes' $and spaces"
-    tuned.unet.save_pretrained(folder / "unet", safe_serialization=False, **asked)
+    tuned.denoiser.save_pretrained(folder / "unet", safe_serialization=False, **asked)
     for place in (folder, next((folder / "unet").glob("*.bin"))):
         with pytest.raises(
             InputError, match=r"\.bin is a pickle, which may run code .* Convert it with `python"
@@ -431,7 +431,7 @@ def test_an_adapter_of_the_hubs_cache_is_found_without_network(tiny, plain, tune
         adapter_folder(Path("org/name"))
     policy = tuned if kind == "shards" else trained(tiny, DEFAULT)
     if kind == "shards":
-        tuned.unet.save_pretrained(snapshot / "unet", **SMALL)
+        tuned.denoiser.save_pretrained(snapshot / "unet", **SMALL)
     elif kind == "lora":
         policy.save(snapshot)
     else:

@@ -267,7 +267,7 @@ def test_pictures_of_a_peft_folder_are_those_of_peft(sd, tmp_path, fields):
 OURS = LoRA(3, 6.0, ("to_q", "ff.net.2")), LoRA(2, None, ("conv1", "conv_in", "to_v")), LoRA()
 
 
-@pytest.mark.parametrize("tuning", OURS, ids=lambda tuning: "-".join(tuning.targets))
+@pytest.mark.parametrize("tuning", OURS, ids=lambda tuning: "-".join(tuning.targets) or "own")
 def test_what_we_save_opens_again_here_and_in_diffusers(sd, tmp_path, tuning):
     policy = sd.ours.adapt(tuning, Key("a"))
     with torch.no_grad():

@@ -155,7 +155,7 @@ def test_the_adapter_of_a_policy_that_is_no_more_is_deleted_and_others_stay(toy)
         gc.collect()
     last = pipeline.adapt(LoRA(2), Key("last"))
     assert list(pipeline.components.adapters) == [kept.adapter, last.adapter]
-    names = [name for name, _ in pipeline.components.unet.named_parameters() if "lora_" in name]
+    names = [name for name, _ in pipeline.components.denoiser.named_parameters() if "lora_" in name]
     assert {name.rsplit(".", 2)[1] for name in names} == {kept.adapter, last.adapter}
     prompts = list(toy.prompts)
     x, condition = Key("x").normal(4, *pipeline.latent_shape), pipeline.condition(prompts)

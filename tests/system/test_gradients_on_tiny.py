@@ -71,11 +71,11 @@ def test_in_half_precision_policy_and_reference_still_start_equal(tuning):
     batch = PairBatch(latents[:2], latents[2:], condition, torch.ones(2), range(2))
     loss, seen = dpo.DiffusionDPO().loss(policy, batch, KEYS)
     assert seen.z.abs().max() == 0
-    frozen = [p.clone() for p in policy.reference.unet.parameters()]
+    frozen = [p.clone() for p in policy.reference.denoiser.parameters()]
     loss.mean().backward()
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.01)
-    assert all(torch.equal(p, q) for p, q in zip(policy.reference.unet.parameters(), frozen, strict=True)) or (
+    assert all(torch.equal(p, q) for p, q in zip(policy.reference.denoiser.parameters(), frozen, strict=True)) or (
         tuning == "lora"  # whose reference shares the network that holds the adapter, switched off
     )

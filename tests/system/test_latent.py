@@ -334,7 +334,7 @@ def test_a_fine_tune_of_the_biases_trains_them_alone(fresh, latents, condition, 
     assert sum(parameter.numel() for parameter in policy.parameters()) == 14_660
     policy.save(tmp_path)
     saved = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
-    for name, parameter in fresh.components.unet.named_parameters():
+    for name, parameter in fresh.components.denoiser.named_parameters():
         assert torch.equal(saved.get_parameter(name), parameter) != name.endswith(".bias"), name
     assert (native(policy, latents, condition) - native(fresh, latents, condition)).abs().max() > 0.01
 
@@ -349,7 +349,7 @@ def test_the_gradient_reaches_the_policys_weights_and_no_others(fresh, condition
     assert all(parameter.grad is not None for parameter in policy.parameters())
     own = {id(parameter) for parameter in policy.parameters()}
     parts = fresh.components
-    for network in (*parts.text.networks, parts.unet, parts.autoencoder, policy.unet):
+    for network in (*parts.text.networks, parts.denoiser, parts.autoencoder, policy.denoiser):
         others = [parameter for parameter in network.parameters() if id(parameter) not in own]
         assert all(parameter.grad is None and not parameter.requires_grad for parameter in others)
         assert not network.training
@@ -533,7 +533,7 @@ def test_half_precision_computes_in_half_and_trains_in_float32(
 ):
     """The float16 autoencoder is kept in float32, where `force_upcast` says that its activations overflow."""
     half = load(dtype)
-    assert str(half.components.unet.dtype) == f"torch.{dtype}"
+    assert str(half.components.denoiser.dtype) == f"torch.{dtype}"
     assert str(half.components.text.networks[0].dtype) == f"torch.{dtype}"
     assert str(half.components.autoencoder.dtype) == f"torch.{autoencoder}"
     assert half.info()["dtype"] == dtype
@@ -561,6 +561,6 @@ def test_half_precision_computes_in_half_and_trains_in_float32(
     full = half.adapt(FullFineTune(), Key("a"))
     assert {parameter.dtype for parameter in full.parameters()} == {torch.float32}
     # its reference rounds as it does, not as the pipeline, so that they are equal before training
-    assert full.reference.unet.dtype == torch.float32
+    assert full.reference.denoiser.dtype == torch.float32
     assert torch.equal(native(full.reference, latents, own), native(full, latents, own))
     torch.testing.assert_close(native(full, latents, own), base, atol=tolerance, rtol=0)

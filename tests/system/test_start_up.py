@@ -52,14 +52,14 @@ def test_a_loss_that_reaches_no_trained_weight_is_refused(policy):
 
 def test_a_gradient_on_a_frozen_weight_is_named():
     policy = load(named()["tiny"], Meter()).adapt(LoRA(2), Key("adapter"))
-    policy.unet.conv_out.bias.requires_grad_(True)
+    policy.denoiser.conv_out.bias.requires_grad_(True)
     with pytest.raises(RunError, match=r"the frozen weight conv_out\.bias receives a gradient"):
         start_up.check(policy, probe_of(policy))
 
 
 def test_a_lora_part_that_the_loss_does_not_reach_is_named():
     policy = load(named()["tiny"], Meter()).adapt(LoRA(2), Key("adapter"))
-    name, dead = next((n, p) for n, p in policy.unet.named_parameters() if "lora_B" in n)
+    name, dead = next((n, p) for n, p in policy.denoiser.named_parameters() if "lora_B" in n)
     dead.register_hook(torch.zeros_like)
     with pytest.raises(RunError, match=rf"1 of \d+ trained weights have no gradient, such as {name}"):
         start_up.check(policy, probe_of(policy))

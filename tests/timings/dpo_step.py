@@ -118,7 +118,7 @@ class TwoCopies:
 
     def __init__(self, work: Work) -> None:
         self.pipeline = work.pipeline()
-        self.frozen = copy.deepcopy(self.pipeline.unet)
+        self.frozen = copy.deepcopy(self.pipeline.denoiser)
         self.policy = self.pipeline.adapt(LoRA(ALGORITHM.rank), Key("bench", "adapter"))
         self.chosen = choose(open_pairs(work.folder), "drop", None, ())
 
@@ -139,7 +139,7 @@ class TwoCopies:
         winner, loser, condition = self.encoded(indices)
         drawn = noising(keys_of(indices, update), winner, condition, self.pipeline)
         self.pipeline.components.switch(self.policy.adapter)
-        dtype = self.pipeline.unet.dtype
+        dtype = self.pipeline.denoiser.dtype
         text, sizes = condition.tensors["text"].to(dtype), added(condition.tensors, dtype)
 
         def error(unet: torch.nn.Module, x0: torch.Tensor) -> torch.Tensor:
@@ -147,7 +147,7 @@ class TwoCopies:
             eps = unet(noisy.to(dtype), drawn.t.to(x0.device), encoder_hidden_states=text, **sizes).sample.float()
             return (eps - drawn.noise).square().flatten(1).mean(1)
 
-        own = error(self.pipeline.unet, winner) - error(self.pipeline.unet, loser)
+        own = error(self.pipeline.denoiser, winner) - error(self.pipeline.denoiser, loser)
         with torch.no_grad():
             reference = error(self.frozen, winner) - error(self.frozen, loser)
         loss = -functional.logsigmoid(-ALGORITHM.beta / 2 * (own - reference)).mean()

@@ -18,6 +18,8 @@ from alignbench.diffusion.configs import (
     check_index,
     check_scheduler,
 )
+from alignbench.diffusion.layouts import CLIP, PROJECTED, SD
+from alignbench.diffusion.layouts import SDXL as SDXL_LAYOUT
 from alignbench.diffusion.schedule import Schedule
 from alignbench.errors import InputError
 
@@ -55,7 +57,7 @@ def test_a_published_scheduler_is_read(config):
 
 
 def test_a_published_denoiser_with_notes_of_its_training_is_read():
-    check_denoiser("f", OLD_UNET, sized=False)
+    check_denoiser("f", OLD_UNET, SD)
 
 
 @pytest.mark.parametrize(
@@ -112,15 +114,15 @@ def test_a_scheduler_without_betas_is_no_noise_schedule():
 )
 def test_a_denoiser_that_wants_more_than_the_text_is_refused_naming_field_and_value(change, message):
     with pytest.raises(InputError, match=f"^f has {message}"):
-        check_denoiser("f", OLD_UNET | change, sized=False)
+        check_denoiser("f", OLD_UNET | change, SD)
 
 
 @pytest.mark.parametrize("kind", [None, "text", "image_hint"])
 def test_sdxls_denoiser_is_told_sizes(kind):
     with pytest.raises(InputError, match=r"f has addition_embed_type .*; expected 'text_time'"):
-        check_denoiser("f", OLD_UNET | {"addition_embed_type": kind}, sized=True)
+        check_denoiser("f", OLD_UNET | {"addition_embed_type": kind}, SDXL_LAYOUT)
     with pytest.raises(InputError, match="f has no addition_embed_type; expected 'text_time'"):
-        check_denoiser("f", OLD_UNET, sized=True)
+        check_denoiser("f", OLD_UNET, SDXL_LAYOUT)
 
 
 @pytest.mark.parametrize(
@@ -131,19 +133,19 @@ def test_sdxls_denoiser_is_told_sizes(kind):
         (AUTOENCODER, {"in_channels": 4}, "in_channels 4"),
         (AUTOENCODER, {"upsample_fn": "x"}, "upsample_fn 'x', a field that is not known"),
         (
-            TEXT["text_encoder"],
+            TEXT[CLIP],
             {"architectures": ["T5EncoderModel"]},
             "architectures 'T5EncoderModel'; expected CLIPText",
         ),
-        (TEXT["text_encoder"], {"model_type": "altclip"}, "model_type 'altclip'"),
-        (TEXT["text_encoder"], {"architectures": ["CLIPTextModelWithProjection"]}, "architectures 'CLIPTextModelWith"),
+        (TEXT[CLIP], {"model_type": "altclip"}, "model_type 'altclip'"),
+        (TEXT[CLIP], {"architectures": ["CLIPTextModelWithProjection"]}, "architectures 'CLIPTextModelWith"),
         (
-            TEXT["text_encoder_2"],
+            TEXT[PROJECTED],
             {"architectures": ["CLIPTextModel"]},
             "architectures 'CLIPTextModel'; expected CLIPTe",
         ),
-        (TEXT["text_encoder"], {"return_dict": False}, "return_dict False"),
-        (TEXT["text_encoder"], {"rope_theta": 1e4}, r"rope_theta 10000\.0, a field that is not known"),
+        (TEXT[CLIP], {"return_dict": False}, "return_dict False"),
+        (TEXT[CLIP], {"rope_theta": 1e4}, r"rope_theta 10000\.0, a field that is not known"),
     ],
 )
 def test_autoencoders_and_text_encoders_of_other_kinds_are_refused(reading, config, message):
@@ -166,11 +168,10 @@ def test_autoencoders_and_text_encoders_of_other_kinds_are_refused(reading, conf
     ],
 )
 def test_an_index_with_other_parts_is_refused_by_name(entry, message):
-    parts = ("scheduler", "unet", "vae", "text_encoder", "tokenizer")
     plain = {"_class_name": "x", "unet": ["diffusers", "UNet2DConditionModel"], "safety_checker": ["a", "b"], "x": None}
-    check_index("f", plain, parts)
+    check_index("f", plain, SD)
     with pytest.raises(InputError, match=f"^f has {message}"):
-        check_index("f", plain | entry, parts)
+        check_index("f", plain | entry, SD)
 
 
 def fields_of(kind: type) -> dict[str, object]:
@@ -199,7 +200,7 @@ def test_of_each_class_every_field_has_its_kind_and_what_is_fixed_is_its_default
 
 
 def test_a_text_encoder_as_transformers_writes_it_is_read():
-    TEXT["text_encoder"].check("f", CLIPTextConfig().to_dict() | {"architectures": ["CLIPTextModel"]})
+    TEXT[CLIP].check("f", CLIPTextConfig().to_dict() | {"architectures": ["CLIPTextModel"]})
 
 
 def test_every_other_scheduler_of_diffusers_is_refused():

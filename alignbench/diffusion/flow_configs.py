@@ -1,0 +1,61 @@
+"""What is made of each field of the configuration files of SD3 and FLUX; see configs.py. Imports no torch."""
+
+from __future__ import annotations
+
+from alignbench.diffusion.layouts import T5
+from alignbench.diffusion.readings import NOTES, Reading, words
+
+FLOW_SCHEDULER = Reading(
+    classes=("FlowMatchEulerDiscreteScheduler",),
+    honoured=words(
+        "num_train_timesteps shift use_dynamic_shifting base_shift max_shift base_image_seq_len max_image_seq_len",
+        "time_shift_type shift_terminal",
+    ),
+    # Of other grids, and of noise that its solver would add.
+    fixed={
+        "invert_sigmas": False,
+        "stochastic_sampling": False,
+        "use_karras_sigmas": False,
+        "use_exponential_sigmas": False,
+        "use_beta_sigmas": False,
+    },
+    otherwise=", which describes no levels of a flow model",
+)
+SD3 = Reading(
+    classes=("SD3Transformer2DModel",),
+    honoured=words(
+        "sample_size patch_size in_channels out_channels num_layers attention_head_dim num_attention_heads",
+        "joint_attention_dim caption_projection_dim pooled_projection_dim pos_embed_max_size dual_attention_layers",
+        "qk_norm",
+    ),
+)
+FLUX = Reading(
+    classes=("FluxTransformer2DModel",),
+    honoured=words(
+        "in_channels out_channels num_layers num_single_layers attention_head_dim num_attention_heads",
+        "joint_attention_dim pooled_projection_dim guidance_embeds axes_dims_rope",
+    ),
+    fixed={"patch_size": 1},  # its pipeline packs the latents before
+)
+T5_TEXT = Reading(
+    classes=(T5,),
+    honoured=words(
+        "vocab_size d_model d_kv d_ff num_layers num_decoder_layers num_heads relative_attention_num_buckets",
+        "relative_attention_max_distance layer_norm_epsilon feed_forward_proj dense_act_fn is_gated_act",
+        "pad_token_id bos_token_id eos_token_id",
+    ),
+    silent=NOTES
+    | words(
+        "dropout_rate classifier_dropout output_past n_positions is_encoder_decoder is_decoder scale_decoder_outputs"
+    ),
+    fixed={
+        "model_type": "t5",
+        "add_cross_attention": False,
+        "output_hidden_states": False,
+        "return_dict": True,
+        "torchscript": False,
+        "pruned_heads": {},
+        "chunk_size_feed_forward": 0,
+    },
+)
+CLIP_AND_T5_TOKENIZERS = ("T5TokenizerFast", "T5Tokenizer", "CLIPTokenizer", "CLIPTokenizerFast")
