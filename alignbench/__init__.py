@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         share_prompts,
     )
     from alignbench.diffusion.flow_transition import flow_step, official_log_density
+    from alignbench.diffusion.groups import GroupTraining, blend, group_advantages
     from alignbench.diffusion.lookahead import (
         ROOM_FOR_GRADIENTS,
         Slope,

@@ -45,10 +45,15 @@ def collect(
     reduction: Reduction = "mean",
     initial: Float[Tensor, b * latent] | None = None,
     keep_x0: bool = False,
+    window: range | None = None,
+    keep_means: bool = False,
 ) -> Episode:
-    """Sample one path per prompt and have its image rewarded. `initial` is x_T where it is not the keys', `keep_x0`
-    stores the path's x0 estimates."""
-    path = rollout(policy, policy.condition(prompts), keys, sampling, reduction, initial=initial, keep_x0=keep_x0)
+    """Sample one path per prompt and have its image rewarded; the rest is `rollout`'s."""
+    condition = policy.condition(prompts)
+    path = rollout(
+        policy, condition, keys, sampling, reduction, initial=initial, keep_x0=keep_x0, window=window,
+        keep_means=keep_means,
+    )  # fmt: skip
     with torch.no_grad():
         images = policy.decode(path.final)
     return Episode(path, problem.reward(images, prompts).cpu())
@@ -63,22 +68,31 @@ def collect_all(
     batch: int,
     reduction: Reduction = "mean",
     keep_x0: bool = False,
+    window: range | None = None,
+    keep_means: bool = False,
 ) -> list[Episode]:
     """`collect`, `batch` prompts at a time."""
     return [
         collect(
-            problem, policy, [prompts[i] for i in part], [keys[i] for i in part], sampling, reduction, keep_x0=keep_x0
+            problem, policy, [prompts[i] for i in part], [keys[i] for i in part], sampling, reduction, keep_x0=keep_x0,
+            window=window, keep_means=keep_means,
         )
         for part in chunked(range(len(prompts)), batch)
-    ]
+    ]  # fmt: skip
 
 
 @torch.no_grad()
 def sample_rewarded(
-    problem: Problem, pipeline: Pipeline, prompts: Sequence[Prompt], keys: Sequence[Key], batch: int
+    problem: Problem,
+    pipeline: Pipeline,
+    prompts: Sequence[Prompt],
+    keys: Sequence[Key],
+    batch: int,
+    sampling: Sampling | None = None,
 ) -> tuple[Float[Tensor, n * latent], Float[Tensor, " n"]]:
-    """One image of each prompt as latents, sampled as in evaluation, and what it earns."""
-    sampler, latents, rewards = PipelineSampler(pipeline, problem.sampling), [], []
+    """One image of each prompt as latents, sampled as in evaluation unless another sampling is given, and what it
+    earns."""
+    sampler, latents, rewards = PipelineSampler(pipeline, sampling or problem.sampling), [], []
     for part in chunked(range(len(prompts)), batch):
         some = [prompts[i] for i in part]
         samples = sampler(some, [keys[i] for i in part])
@@ -90,12 +104,14 @@ def sample_rewarded(
 def joined(episodes: Sequence[Episode]) -> Episode:
     """Episodes of one sampling as one, without their x0 estimates."""
     paths = [episode.path for episode in episodes]
+    means = [path.means for path in paths if path.means is not None]
     whole = replace(
         paths[0],
         latents=torch.cat([path.latents for path in paths], 1),
         log_prob=torch.cat([path.log_prob for path in paths]),
         condition=Condition.cat([path.condition for path in paths]),
         x0=None,
+        means=torch.cat(means, 1) if means else None,
     )
     return Episode(whole, torch.cat([episode.rewards for episode in episodes]))
 

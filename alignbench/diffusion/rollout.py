@@ -148,6 +148,7 @@ class Trajectory:
     condition: Condition
     sampling: Sampling
     x0: Float[Tensor, "actions b *latent"] | None = None  # the x0 estimate before each action, where it was asked for
+    means: Float[Tensor, "actions b *latent"] | None = None  # of each action's Gaussian, likewise
 
     @property
     def final(self) -> Float[Tensor, b * latent]:
@@ -162,13 +163,14 @@ class Trajectory:
             log_prob=self.log_prob[part],
             condition=self.condition[part],
             x0=None if self.x0 is None else self.x0[:, part],
+            means=None if self.means is None else self.means[:, part],
         )
 
     def only(self, actions: range) -> Trajectory:
         """The same paths, with these of their actions alone."""
         kept = slice(actions.start, actions.stop)
-        x0 = None if self.x0 is None else self.x0[kept]
-        return replace(self, log_prob=self.log_prob[:, kept], actions=self.actions[kept], x0=x0)
+        x0, means = (None if values is None else values[kept] for values in (self.x0, self.means))
+        return replace(self, log_prob=self.log_prob[:, kept], actions=self.actions[kept], x0=x0, means=means)
 
     def transition(self, policy: Pipeline, action: int) -> Transition:
         """The step of action number `action` under a policy."""
@@ -191,16 +193,18 @@ def rollout(
     initial: Float[Tensor, b * latent] | None = None,
     keep_x0: bool = False,
     window: range | None = None,
+    keep_means: bool = False,
 ) -> Trajectory:
     """Sample and store whole paths, one per key. `dtype` is the precision the path is kept, and continued, in;
-    `initial` is x_T where it is not the keys', so that several paths may start from one; `keep_x0` stores the x0
-    estimates as well. Steps outside of the `window` are DDIM's with η = 0, of a flow model Euler's."""
+    `initial` is x_T where it is not the keys', so that several paths may start from one; `keep_x0` and `keep_means`
+    store the x0 estimates and the means of the Gaussians as well. Steps outside of the `window` are DDIM's with η = 0,
+    of a flow model Euler's."""
     steps = pipeline.timesteps(sampling.steps)
     noisy = noise_of(steps, sampling) > 0
     if window is not None:
         noisy &= torch.tensor([i in window for i in range(len(steps))])
     latents = (pipeline.initial_noise(keys) if initial is None else initial).to(dtype).float()
-    path, log_prob, estimates = [latents], [], []
+    path, log_prob, estimates, means = [latents], [], [], []
     for i in range(len(steps)):
         prediction = predicted(pipeline, latents, steps[i], condition, sampling)
         gaussian = reverse(prediction, steps[i], sampling) if noisy[i] else ddim(prediction, steps[i], 0.0)
@@ -210,11 +214,12 @@ def rollout(
         if noisy[i]:
             log_prob.append(log_density(latents, gaussian, reduction))
             estimates += [prediction.x0] if keep_x0 else []
+            means += [gaussian.mean] if keep_means else []
     actions = tuple(int(i) for i in noisy.nonzero().flatten())
     if not actions:
         raise Unsupported("eta = 0 makes every step deterministic: there is no action to reinforce; use eta > 0.")
-    x0 = torch.stack(estimates) if keep_x0 else None
-    return Trajectory(torch.stack(path), torch.stack(log_prob, 1), actions, steps, condition, sampling, x0)
+    x0, kept = (torch.stack(values) if values else None for values in (estimates, means))
+    return Trajectory(torch.stack(path), torch.stack(log_prob, 1), actions, steps, condition, sampling, x0, kept)
 
 
 @torch.no_grad()

@@ -29,8 +29,9 @@ OWN = {
 QUICK = ("ddpo", "draft")  # of those that train
 AGAIN = ("aligning twice gives the same images", "stopped after a round and continued, it ends as in one go")
 MEMORY = "`batch` is memory"  # one image at a time: on few images
-ONE_BY_ONE = ("refl", "dpok", "d3po", "draft")  # which take longest with one image in a forward pass
-LONGER = ("diffusion_dpo", "dpok", "refl", "reward_weighted_regression", "sft", "draft", "d3po")
+# What takes longest with one image in a forward pass, and what does in all.
+ONE_BY_ONE = ("refl", "dpok", "d3po", "draft", "flow_grpo", "diffusion_nft", "awm")
+LONGER = (*ONE_BY_ONE, "diffusion_dpo", "reward_weighted_regression", "sft")
 
 
 @pytest.fixture(scope="module")

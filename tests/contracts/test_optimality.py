@@ -301,6 +301,9 @@ SHORT = {
     "draft": ({"steps": 20}, 0.2, 0.18),
     "refl": ({"steps": 20, "set": {"steps": 20, "samples_per_update": 128, "batch": 128}}, 0.25, 0.15),
     "dpok": ({"steps": 20, "set": {"rounds": 15}}, 0.3, 0.16),
+    "flow_grpo": ({"steps": 20}, 0.3, 0.16),
+    "diffusion_nft": ({"steps": 20}, 0.3, 0.16),
+    "awm": ({"steps": 20}, 0.3, 0.16),
     "d3po": ({"steps": 20, "set": {"samples_per_round": 256}}, 0.27, 0.18),
     "reward_weighted_regression": ({"set": {"samples_per_round": 1024, "updates_per_round": 4}}, 0.24, 0.15),
     "classifier_guidance": ({**FEW, "steps": 50}, 0.08, 0.08),
@@ -315,8 +318,8 @@ SHORT = {
 
 # Their cells on the testbed are committed and checked with every run; here they train anew, for ten seconds each.
 SLOW = (
-    "d3po", "ddpo", "diffusion_dpo", "dpok", "draft", "refl", "reward_weighted_regression", "sft", "steering",
-    "universal_guidance",
+    "awm", "d3po", "ddpo", "diffusion_dpo", "diffusion_nft", "dpok", "draft", "flow_grpo", "refl",
+    "reward_weighted_regression", "sft", "steering", "universal_guidance",
 )  # fmt: skip
 
 

@@ -62,6 +62,7 @@ def test_every_entry_is_compared_and_every_comparison_has_an_entry():
 
 def test_all_algorithms_with_official_code_are_compared():
     without = {"base", "best_of_n", "noise_search"}  # of these there is none
+    without |= {"flow_grpo", "diffusion_nft", "awm"}  # whose formulas are held against numbers worked by hand
     assert {entry.algorithm for entry in ENTRIES.values()} == set(plugins.own_names("algorithms")) - without
 
 

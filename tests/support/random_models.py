@@ -29,6 +29,7 @@ TINY = Path(models.__file__).parents[1] / "shapes" / "weights" / "tiny"
 # One or two short rounds of every algorithm, and the fewest candidates.
 MOST = {"batch": 4, "learning_rate": 1e-2}
 SHORTEST: dict[str, dict[str, Any]] = {
+    "awm": MOST | {"rounds": 1, "samples_per_round": 8, "samples_per_prompt": 4, "steps": 3, "levels": 2, "first": 0},
     "base": {},
     "best_of_n": {"n": 2},
     "classifier_guidance": {"steps": 3, "beta": 0.001},
@@ -36,9 +37,11 @@ SHORTEST: dict[str, dict[str, Any]] = {
     "ddpo": MOST | {"rounds": 2, "samples_per_round": 8, "steps": 3, "clip": 1.0, "learning_rate": 0.1},
     "demon": {"steps": 2, "candidates": 2},
     "diffusion_dpo": MOST | {"rounds": 1, "updates_per_round": 2, "pairs_per_update": 4, "warmup": 0},
+    "diffusion_nft": MOST | {"rounds": 1, "samples_per_round": 8, "samples_per_prompt": 4, "steps": 3},
     "doodl": {"steps": 2, "updates": 2, "learning_rate": 0.5},
     "dpok": MOST | {"rounds": 1, "samples_per_round": 8, "moves_per_update": 8, "steps": 3, "value_batch": 8},
     "draft": MOST | {"rounds": 1, "updates_per_round": 2, "steps": 3},
+    "flow_grpo": MOST | {"rounds": 1, "samples_per_round": 8, "samples_per_prompt": 4, "steps": 3, "clip": 1.0},
     "noise_search": {"iterations": 2, "neighbours": 1},
     "refl": MOST
     | {"rounds": 1, "updates_per_round": 2, "samples_per_update": 4, "steps": 3, "margin": "none", "tuning": "lora"},

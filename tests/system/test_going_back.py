@@ -28,7 +28,7 @@ DIVERGES = ("a loss that is no number", "a gradient that is no number", "a gradi
 FULL = ("memory full before a first backward pass", "memory full after a first backward pass")
 SMALL = {"rounds": 2, "updates_per_round": 2, "batch": 2, "samples_per_round": 4, "samples_per_update": 2, "steps": 2}
 SMALL |= {"pairs_per_update": 2, "moves_per_update": 2, "value_updates": 2, "passes": 1, "learning_rate": 1e-5}
-SMALL |= {"margin": "none", "window": 1.0, "warmup": 0}
+SMALL |= {"margin": "none", "window": 1, "warmup": 0, "samples_per_prompt": 2, "first": 0, "skipped": 0}
 QUICK = [("diffusion_dpo", "lora")]  # the others take longer: slow
 
 

@@ -133,7 +133,10 @@ def test_the_same_on_the_embedded_model(pictures, moment):
 
 # Four short rounds of every algorithm that trains.
 ROUNDS_OF = {
+    "awm": {"samples_per_round": 32, "samples_per_prompt": 8},
     "ddpo": {"samples_per_round": 32, "batch": 16},
+    "diffusion_nft": {"samples_per_round": 32, "samples_per_prompt": 8},
+    "flow_grpo": {"samples_per_round": 32, "samples_per_prompt": 8, "updates_per_round": 1},
     "diffusion_dpo": {"updates_per_round": 2, "pairs_per_update": 16},
     "dpok": {"samples_per_round": 16, "updates_per_round": 2, "moves_per_update": 32, "lookahead": True},
     "d3po": {"samples_per_round": 16},
