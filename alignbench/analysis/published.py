@@ -130,4 +130,6 @@ def _ours(number: Number, method: Method, means: Mapping[str, Mapping[str, float
 
 
 def _sampling(values: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={value:g}" for name, value in values.items() if value is not None) or "not said"
+    said = {name: value for name, value in values.items() if value is not None}
+    shown = (f"{name}={value if isinstance(value, str) else f'{value:g}'}" for name, value in said.items())
+    return " ".join(shown) or "not said"
