@@ -21,7 +21,7 @@ class Number:
 
     source: str  # paper and tag: P read in it, S in a table of another
     model: str
-    algorithm: str
+    algorithm: str | None  # None: not one of ours, so that the released preset alone is it
     released: str | None  # the preset of the paper's own checkpoint
     prompts: str  # prompts/split
     judge: str
@@ -64,7 +64,7 @@ def numbers(known: Mapping[str, Any]) -> Iterator[Number]:
     for entry in known["numbers"]:
         for prompts, value in entry["values"].items():
             yield Number(
-                f"[{entry['tag']}] {papers[entry['paper']]}", entry["model"], entry["algorithm"],
+                f"[{entry['tag']}] {papers[entry['paper']]}", entry["model"], entry.get("algorithm"),
                 entry.get("released"), prompts, entry["judge"], entry["quantity"], value,
                 entry.get("sampling", {}),
             )  # fmt: skip
@@ -72,7 +72,7 @@ def numbers(known: Mapping[str, Any]) -> Iterator[Number]:
         for row in table["rows"]:
             for judge, value in zip(table["judges"], row["values"], strict=True):
                 yield Number(
-                    f"[{table['tag']}] {papers[table['paper']]}", row["model"], row["algorithm"],
+                    f"[{table['tag']}] {papers[table['paper']]}", row["model"], row.get("algorithm"),
                     row.get("released"), table["prompts"], judge, "mean", value, table["sampling"],
                 )  # fmt: skip
 
@@ -114,7 +114,7 @@ def beside(evaluation: Evaluation, methods: Sequence[Method], means: Mapping[str
 def _is_about(number: Number, result: Result) -> bool:
     """Whether a result is of what the paper measured: the algorithm on the model, or the paper's own checkpoint."""
     configuration = result.configuration
-    whole = configuration.limit is None and configuration.resolution is None
+    whole = configuration.limit is None and configuration.resolution == number.sampling.get("resolution")
     named = configuration.prompts.rpartition(":")[2] == result.evaluation.prompts
     if not whole or "adapter" in result.sampler or not named:
         return False  # of a part, of another size, of a model of somebody's own, or of a file that bears a set's name
@@ -130,4 +130,6 @@ def _ours(number: Number, method: Method, means: Mapping[str, Mapping[str, float
 
 
 def _sampling(values: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={value:g}" for name, value in values.items() if value is not None) or "not said"
+    said = {name: value for name, value in values.items() if value is not None}
+    shown = (f"{name}={value if isinstance(value, str) else f'{value:g}'}" for name, value in said.items())
+    return " ".join(shown) or "not said"

@@ -24,7 +24,7 @@ def adapter_folder(path: Path) -> Path:
     is_file = path.suffix in (".json", ".safetensors", *adapter_files.PICKLES)
     if not path.exists():
         if HUB_ID.fullmatch(str(path)) and not is_file:
-            return hub.snapshot(adapter_files.repository(str(path)), str(path))
+            return hub.snapshot(adapter_files.repository(hub.Repository(str(path))), str(path))
         raise InputError(f"--adapter {path}: there is no such file or folder; expected a cell's adapter folder.")
     if path.is_file() and path.suffix != ".json":
         return path

@@ -173,10 +173,9 @@ def _check_algorithm(options: RunOptions, model: Model, algorithm: Algorithm) ->
         raise InputError(
             f"{what} is for evaluation, and {options.algo!r} trains; choose --algo base or a test-time method."
         )
-    if options.adapter is not None and model.refiner is not None:
-        raise InputError(
-            f"--adapter: {model.name!r} is two models, and an adapter is of one; use --model {model.like}."
-        )
+    if options.adapter is not None and (model.refiner is not None or model.adapter is not None):
+        has = "is two models, and an adapter is of one" if model.refiner else "has an adapter already"
+        raise InputError(f"--adapter: {model.name!r} {has}; use --model {model.like}.")
     if options.budget and not isinstance(algorithm, TestTimeAlgorithm):
         why = f"{options.algo!r} {'trains' if algorithm.trains else 'has nothing to choose'}"
         raise InputError(f"--budget: {why}: what an image costs is the model's sampling; leave it out.")

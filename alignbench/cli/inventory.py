@@ -62,7 +62,7 @@ def _list_models() -> None:
         listing(f"  {model.name:27} {model.note}")
         if model.licence:
             sampling = f"{model.prediction}-prediction, {model.steps} steps, guidance {model.guidance:g}"
-            others = [part.name for part in (model.denoiser, model.refiner) if part is not None]
+            others = [part.name for part in (model.denoiser, model.adapter, model.refiner) if part is not None]
             listing(f"  {'':27} {' and '.join([model.source, *others])}; {sampling}; {model.licence}")
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from alignbench.diffusion import conversion, weights
+from alignbench.diffusion import conversion, hub, weights
 from alignbench.diffusion.conversion import python_line, quoted
 from alignbench.diffusion.hub import Part, Repository
 from alignbench.diffusion.layouts import DENOISERS, TRANSFORMER
@@ -67,23 +67,27 @@ def find(place: Path) -> Found:
     raise InputError(f"{place} holds {held}; expected {EXPECTED}.")
 
 
-def repository(name: str) -> Part:
-    """An adapter of the hub. Which of the files it has, only its listing says."""
+def repository(of: Repository) -> Part:
+    """An adapter of the hub: the file that is meant of it, or its usual files in the folder that is meant. Which of
+    them it has, only its listing says."""
+    place = PurePosixPath(of.inside)
+    if place.suffix == ".safetensors":
+        return hub.files_of(of, [of.inside])
     files = ("config.json", NETWORK, INDEX, "diffusion_pytorch_model-*-of-*.safetensors")
     network = [f"{part}/{file}" for part in DENOISERS for file in files]
 
     def missing(snapshot: Path) -> list[str]:
         try:
-            find(snapshot)
+            find(snapshot / place)
         except (InputError, RunError):
             return [f"unet/{NETWORK}, {LORA} or {PEFT}"]
         return []
 
     return Part(
-        Repository(name),
-        [*network, LORA, PEFT, PEFT_CONFIG],
+        of,
+        [str(place / name) for name in (*network, LORA, PEFT, PEFT_CONFIG)],
         f"an adapter: {LORA}, {PEFT} or unet/{NETWORK}",
-        f"Where there is a network, run `hf download {name}`, and copy the hub's cache here.",
+        hub.copied(of),
         missing,
     )
 

@@ -16,7 +16,7 @@ import torch
 
 from alignbench.diffusion import adapter_files, lora_files
 from alignbench.diffusion.adapter_files import LORA, NETWORK, Found
-from alignbench.diffusion.latent import LatentPipeline
+from alignbench.diffusion.latent import LatentPipeline, LatentPolicy
 from alignbench.diffusion.registry import read_json
 from alignbench.diffusion.states import State, read_state, refuse_misfits, shapes, state_digest
 from alignbench.errors import InputError, RunError, shown
@@ -33,6 +33,8 @@ def open_policy(pipeline: Pipeline, place: Path) -> Policy:
     Raises InputError where nothing that is read was saved, RunError where it is damaged or of another model.
     """
     assert isinstance(pipeline, LatentPipeline)
+    if pipeline.adapter is not None:
+        raise InputError(f"model {_name(pipeline)!r} has an adapter already; name its base model, to read {place}.")
     found = adapter_files.find(place)
     state, metadata = read_state(*found.files)
     if found.lora:
@@ -47,6 +49,17 @@ def open_policy(pipeline: Pipeline, place: Path) -> Policy:
     assert found.config is not None
     _check_config(pipeline, found.config)
     return filled(pipeline.adapt(FullFineTune(), Key("open")), found.shown, _trained(pipeline, found.shown, state))
+
+
+def open_frozen(pipeline: LatentPipeline, place: Path, said: str) -> LatentPipeline:
+    """A pipeline with the weights of a place switched on, to be evaluated: no gradient reaches them. `said` is what a
+    result says of them. Raises as `open_policy`."""
+    policy = open_policy(pipeline, place)
+    assert isinstance(policy, LatentPolicy)
+    for parameter in policy.parameters():
+        parameter.requires_grad_(False)
+    policy.aligned = {**pipeline.aligned, "lora": said}
+    return policy
 
 
 def digest(place: Path) -> str:

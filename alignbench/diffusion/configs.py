@@ -182,6 +182,11 @@ def check_denoiser(place: str, config: Mapping[str, Any], layout: Layout) -> Non
         raise InputError(f"{place} has no addition_embed_type; expected 'text_time', as SDXL's denoiser has.")
 
 
+def check_denoiser_in(folder: Path, layout: Layout) -> None:
+    """Raise InputError where the denoiser of a folder of its own is not one for a layout."""
+    check_denoiser(f"{folder}: config.json", read_json(folder / "config.json"), layout)
+
+
 def check_tokenizer(place: str, config: Mapping[str, Any], encoder: str) -> None:
     """Raise InputError where a tokenizer is not one of the encoder's class."""
     kind = config.get("tokenizer_class")
@@ -204,12 +209,14 @@ def check_files(
     """Check every configuration file of a pipeline's folder that is there; the denoiser's and the autoencoder's may be
     another folder's. Of a refiner, whose layout has no autoencoder, only what is used. Raises InputError."""
     tokenizers = dict(zip(layout.tokenizers, layout.encoders.values(), strict=True))
-    places = {layout.config: denoiser or folder}
+    places = {} if denoiser else {layout.config: folder}
     if layout.autoencoder:
         places |= dict.fromkeys(("model_index.json", "scheduler/scheduler_config.json"), folder)
         places |= {"vae/config.json": folder} if autoencoder is None else {"config.json": autoencoder}
     places |= {f"{part}/config.json": folder for part in layout.encoders}
     places |= {f"{part}/tokenizer_config.json": folder for part in tokenizers}
+    if denoiser is not None:
+        check_denoiser_in(denoiser, layout)
     for name, where in places.items():
         if not (where / name).is_file():
             continue

@@ -10,6 +10,7 @@ from alignbench.diffusion.flow_families import FLUX, SD3
 from alignbench.diffusion.hub import Repository
 from alignbench.diffusion.latent_family import LatentFamily, needs_of, place_of
 from alignbench.diffusion.registry import Model
+from alignbench.diffusion.released import with_released
 
 __all__ = ["FLUX", "SD3", "STABLE_DIFFUSION"]
 
@@ -34,7 +35,7 @@ SDXL = Model(
 )
 STABLE_DIFFUSION = LatentFamily(
     "stable_diffusion",
-    (
+    with_released(
         SD15,
         Model(
             "sd21",
@@ -62,22 +63,6 @@ STABLE_DIFFUSION = LatentFamily(
             prediction="epsilon",
             licence="CreativeML OpenRAIL-M with the authors' additions",
             note="Dreamlike Photoreal 2.0, 768 pixels, which drew much of Pick-a-Pic",
-        ),
-        dataclasses.replace(
-            SD15,
-            name="sd15_dpo",
-            denoiser=Repository("mhdang/dpo-sd1.5-text2image-v1"),
-            like="sd15",
-            licence="the base model's; of the denoiser, see its repository",
-            note="the released Diffusion-DPO model of Stable Diffusion 1.5; evaluation only",
-        ),
-        dataclasses.replace(
-            SDXL,
-            name="sdxl_dpo",
-            denoiser=Repository("mhdang/dpo-sdxl-text2image-v1"),
-            like="sdxl",
-            licence="the base model's; of the denoiser, see its repository",
-            note="the released Diffusion-DPO model of SDXL; evaluation only",
         ),
     ),
     needs=needs_of,

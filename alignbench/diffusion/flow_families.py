@@ -16,6 +16,7 @@ from alignbench.diffusion import layouts
 from alignbench.diffusion.latent_family import LatentFamily, needs_of, place_of
 from alignbench.diffusion.on_disk import text_tokens
 from alignbench.diffusion.registry import Model, read_json
+from alignbench.diffusion.released import with_released
 
 COMMUNITY = "Stability AI Community License (accept it on the hub)"
 
@@ -37,7 +38,7 @@ def _of_flux(folder: Path) -> Mapping[str, Any]:
 
 SD3 = LatentFamily(
     "sd3",
-    (
+    with_released(
         Model(
             "sd3",
             source="stabilityai/stable-diffusion-3-medium-diffusers",
@@ -90,7 +91,7 @@ SD3 = LatentFamily(
 )
 FLUX = LatentFamily(
     "flux",
-    (
+    with_released(
         Model(
             "flux_dev",
             source="black-forest-labs/FLUX.1-dev",

@@ -21,6 +21,7 @@ class Repository:
 
     name: str
     revision: str | None = None
+    inside: str = ""  # the folder or file of it that is meant; nothing: all of it
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,16 @@ class Part:
 
 def files_of(repository: Repository, files: Sequence[str]) -> Part:
     """Single files of a repository, all of which are needed."""
-    advice = f"Where there is a network, run `hf download {repository.name}`, and copy the hub's cache here."
 
     def missing(snapshot: Path) -> list[str]:
         return [name for name in files if not (snapshot / name).is_file()]
 
-    return Part(repository, files, ", ".join(files), advice, missing)
+    return Part(repository, files, ", ".join(files), copied(repository), missing)
+
+
+def copied(repository: Repository) -> str:
+    """What to do where a repository cannot be downloaded."""
+    return f"Where there is a network, run `hf download {repository.name}`, and copy the hub's cache here."
 
 
 def offline() -> bool:
@@ -84,6 +89,14 @@ def snapshot(part: Part, model: str, folder: Path | None = None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{absent}, and downloading failed: {reason} {part.advice}") from error
+
+
+def placed(part: Part, model: str) -> tuple[Path, str]:
+    """Where lies what is meant of a part's repository, and what a result says of it: name, commit and path inside.
+    Downloaded where it is not here. Raises RunError naming the model."""
+    found = snapshot(part, model)
+    said = f"{part.repository.name}@{found.name}"
+    return found / part.repository.inside, "/".join(filter(None, (said, part.repository.inside.strip("./"))))
 
 
 def _where(part: Part, folder: Path | None) -> dict[str, Any]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from alignbench.choices import Guiding
-from alignbench.diffusion import conversion, weights
+from alignbench.diffusion import conversion, hub, weights
 from alignbench.diffusion.hub import Part, Repository
 from alignbench.diffusion.registry import read_json
 from alignbench.errors import InputError, RunError
 
 UNET, TRANSFORMER = "unet", "transformer"  # where a denoiser lies, and what stands before its layers in LoRA files
 DENOISERS = (UNET, TRANSFORMER)
-DENOISER = (f"{UNET}/config.json", f"{UNET}/diffusion_pytorch_model.safetensors")
 AUTOENCODER = ("config.json", "diffusion_pytorch_model.safetensors")
 REFINER = "StableDiffusionXLImg2ImgPipeline"
 CLIP, PROJECTED, T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"
@@ -153,6 +152,18 @@ def pipeline_of(repository: Repository) -> Part:
         advice="Copy the diffusers folder here and pass its path as --model. `--model tiny` works offline.",
         missing=_missing,
     )
+
+
+def denoiser_of(repository: Repository) -> Part:
+    """A denoiser of the hub, in the folder that is meant: its configuration, and its weights in one file or shards."""
+    folder = PurePosixPath(repository.inside)
+    names = [str(folder / name) for name in ("config.json", *weights.patterns(weights.NETWORK))]
+
+    def missing(snapshot: Path) -> list[str]:
+        absent = [] if (snapshot / names[0]).is_file() else ["config.json"]
+        return [str(folder / name) for name in (*absent, *weights.missing(snapshot / folder, weights.NETWORK))]
+
+    return Part(repository, names, ", ".join(names[:2]), hub.copied(repository), missing)
 
 
 def _missing(snapshot: Path) -> list[str]:

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from alignbench.diffusion import configs, conversion, hub, weights
+from alignbench.diffusion import adapter_files, configs, conversion, hub, weights
+from alignbench.diffusion.adapters import open_frozen
 from alignbench.diffusion.architectures import ARCHITECTURES
 from alignbench.diffusion.experts import RefinedPipeline
 from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.hub import Repository
 from alignbench.diffusion.latent import Components, LatentPipeline
-from alignbench.diffusion.layouts import AUTOENCODER, DENOISER, REFINER_LAYOUT, Layout, layout_of, pipeline_of
+from alignbench.diffusion.layouts import AUTOENCODER, REFINER_LAYOUT, Layout, denoiser_of, layout_of, pipeline_of
 from alignbench.diffusion.on_disk import EMBEDDED, latent_shape_in, schedule_in, text_tokens, tokenizers_of
 from alignbench.diffusion.registry import Hold, Model, read_json
 from alignbench.diffusion.schedule import Schedule
@@ -31,7 +32,7 @@ AUTOENCODER_CLASS = "AutoencoderKL"
 
 
 def load_pipeline(model: Model, folder: Path, source: str, revision: str | None, meter: Meter, hold: Hold) -> Pipeline:
-    """The pipeline of a model whose weights lie in a folder; with its own denoiser, refiner or autoencoder from
+    """The pipeline of a model whose weights lie in a folder; with its own denoiser, LoRA, refiner or autoencoder from
     elsewhere. `source` and `revision` are what a result says of where they come from."""
     quieten("diffusers", "transformers")
     info: dict[str, Any] = {"name": model.like or model.name, "source": source}
@@ -41,11 +42,13 @@ def load_pipeline(model: Model, folder: Path, source: str, revision: str | None,
         info["autoencoder_sha256"] = autoencoder_digest(autoencoder)
     aligned, denoiser = {}, None
     if model.denoiser is not None:
-        denoiser = hub.snapshot(hub.files_of(model.denoiser, DENOISER), model.name)
-        aligned = {"denoiser": f"{model.denoiser.name}@{denoiser.name}"}
+        denoiser, aligned["denoiser"] = hub.placed(denoiser_of(model.denoiser), model.name)
     pipeline = LatentPipeline(
         load_components(folder, model.source, info, meter, hold, denoiser, autoencoder), aligned=aligned
     )
+    if model.adapter is not None:
+        place, said = hub.placed(adapter_files.repository(model.adapter), model.name)
+        return open_frozen(pipeline, place, said)
     if model.refiner is None:
         return pipeline
     refiner = hub.snapshot(pipeline_of(model.refiner), model.name)
@@ -97,7 +100,8 @@ def load_components(
         raise InputError(f"{source}: {layout.config} has no sample_size; pass --resolution.")
     size = shape[1:]
     schedule = schedule_in(folder, source, size, hold.sigmas)
-    network = _network(denoiser or folder, source, layout.denoiser, layout.network, hold.dtype)
+    part = layout.denoiser if denoiser is None else ""
+    network = _network(denoiser or folder, source, part, layout.network, hold.dtype)
     vae, of = _autoencoder(folder, source, shape[0], hold, autoencoder)
     pixels = [2 ** (len(vae.config.block_out_channels) - 1) * side for side in size]
     text = _text(folder, source, layout, hold, pixels, network.config)
@@ -186,8 +190,8 @@ def _text(folder: Path, source: str, layout: Layout, hold: Hold, pixels: Sequenc
 
 
 def _network(folder: Path, source: str, part: str, kind: str, dtype: str) -> Any:
-    """One network of a class, from a part of the folder; the autoencoder from a folder that is it. Raises RunError
-    where its file is broken or lacks weights, which the libraries would draw at random."""
+    """One network of a class, from a part of the folder, or from a folder that is it. Raises RunError where its file is
+    broken or lacks weights, which the libraries would draw at random."""
     import diffusers
     import transformers
 
@@ -207,7 +211,7 @@ def _network(folder: Path, source: str, part: str, kind: str, dtype: str) -> Any
     except Exception as error:  # the libraries raise all kinds for a broken file, down to a bare Exception
         raise RunError(f"cannot load {source}: {' '.join(str(error).split())}") from error
     if absent := sorted(report["missing_keys"]):
-        raise RunError(f"cannot load {source}: {part or 'vae'} lacks {len(absent)} weights, such as {absent[0]}.")
+        raise RunError(f"cannot load {source}: {part or kind} lacks {len(absent)} weights, such as {absent[0]}.")
     return found
 
 

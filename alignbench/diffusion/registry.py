@@ -35,8 +35,8 @@ USUAL = "stable_diffusion"  # the family of folders and hub ids that no family s
 class Model:
     """A model by name. `source` is a folder or a hub id; steps, guidance and eta are how it is sampled by default.
 
-    A model whose `denoiser` or `refiner` comes from elsewhere is the model `like` with something done to it: results of
-    both pair in a table. It is for evaluation only.
+    A model whose `denoiser`, `adapter` or `refiner` comes from elsewhere is the model `like` with something done to it:
+    results of both pair in a table where they are sampled alike. It is for evaluation only.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Model:
     tokens: int | None = None  # of T5's text or the zeros in its place; None: the pipeline's default
     licence: str = ""
     denoiser: Repository | None = None
+    adapter: Repository | None = None  # a LoRA of the denoiser
     refiner: Repository | None = None
     like: str | None = None
     note: str = ""
@@ -70,7 +71,7 @@ class Model:
     @property
     def trainable(self) -> bool:
         """Whether it is a plain model, and not one that somebody has aligned or put together."""
-        return self.denoiser is None and self.refiner is None
+        return self.denoiser is None and self.adapter is None and self.refiner is None
 
 
 @dataclass(frozen=True)

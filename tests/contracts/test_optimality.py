@@ -321,8 +321,8 @@ SHORT = {
 
 # Their cells on the testbed are committed and checked with every run; here they train anew, for ten seconds each.
 SLOW = (
-    "awm", "d3po", "ddpo", "diffusion_dpo", "diffusion_kto", "diffusion_nft", "dpok", "draft", "flow_grpo", "mapo", "refl",
-    "reward_weighted_regression", "sft", "steering", "universal_guidance",
+    "awm", "d3po", "ddpo", "diffusion_dpo", "diffusion_kto", "diffusion_nft", "dpok", "draft", "flow_grpo", "mapo",
+    "refl", "reward_weighted_regression", "sft", "steering", "universal_guidance",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from places import COLOURS
 from safetensors.torch import load_file
 from said import one_line
 
-from alignbench import Key, plugins
+from alignbench import Key, LoRA, plugins
 from alignbench.analysis import summary
 from alignbench.analysis.compare import compare
 from alignbench.asking.options import RunOptions
@@ -25,6 +25,7 @@ from alignbench.diffusion import hub, latent
 from alignbench.diffusion import registry as models
 from alignbench.experiment import align, run
 from alignbench.experiment.run import run_cell
+from alignbench.meter import Meter
 from alignbench.record import result as results
 
 REWARD = f"{COLOURS}:Brightness"
@@ -286,6 +287,27 @@ def test_a_released_model_and_its_base_stand_in_one_table(folders, cell, cache, 
     assert "base denoiser=mhdang/dpo-sdxl-text2image-v1@" in capsys.readouterr().out
     as_adapter = cell("base", Path("sdxl"), resolution="16", adapter=Path("mhdang/dpo-sdxl-text2image-v1"))
     assert scores(run_cell(as_adapter, quiet=True)) == pytest.approx(scores(aligned), abs=1e-3)
+    assert scores(aligned) != pytest.approx(scores(base), abs=1e-3)
+
+
+def test_a_released_lora_and_its_base_stand_in_one_table(folders, cell, cache, tmp_path, capsys):
+    preset = models.named()["sd15_spo_lora"]
+    assert preset.adapter is not None
+    in_cache(cache, models.named()["sd15"], folders["sd"])
+    policy = models.load(models.named()["sd15"], Meter(), models.Hold(resolution=(16, 16))).adapt(LoRA(), Key("lora"))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.3)
+    policy.save(tmp_path / "lora")
+    (tmp_path / "released").mkdir()
+    (tmp_path / "lora" / "pytorch_lora_weights.safetensors").rename(tmp_path / "released" / preset.adapter.inside)
+    in_cache(cache, preset.adapter, tmp_path / "released")
+    base = run_cell(cell("base", Path("sd15"), resolution="16"), quiet=True)
+    aligned = run_cell(cell("base", Path("sd15_spo_lora"), resolution="16"), quiet=True)
+    assert base.result.evaluation == aligned.result.evaluation
+    assert aligned.result.sampler["lora"] == f"{preset.adapter.name}@{preset.adapter.revision}/{preset.adapter.inside}"
+    assert run_command_line(["compare", str(base.path), str(aligned.path)]) == 0
+    assert "base lora=SPO-Diffusion-Models/SPO-SD-v1-5_4k-p_10ep_LoRA@" in capsys.readouterr().out
     assert scores(aligned) != pytest.approx(scores(base), abs=1e-3)
 
 

@@ -40,7 +40,7 @@ def test_every_published_number_is_about_something_of_ours_and_says_where_it_was
         assert number.source.startswith(("[P] ", "[S] "))
         assert "https://arxiv.org/abs/" in number.source
         assert models.find(number.model).name == number.model
-        assert number.algorithm in plugins.own_names("algorithms")
+        assert number.algorithm in plugins.own_names("algorithms") or (number.algorithm is None and number.released)
         assert number.released is None or models.named()[number.released].like == number.model
         name, split = number.prompts.split("/")
         known = name if name in plugins.own_names("benchmarks") else f"alignbench.benchmarks.dpok:{name}"
@@ -97,6 +97,23 @@ def test_ours_stand_beside_the_papers_where_the_same_scorer_judged(result):
     assert shown["base", False, "pickscore"].our_sampling == "steps=20 guidance=5"
     assert all(row.source.startswith("[S] Liang et al. 2024") for row in found)
     assert not any("published" in note for note in notes)
+
+
+def test_a_method_that_is_none_of_ours_stands_beside_its_released_weights_alone(result):
+    base = result("base", {"pickscore": [20.0, 21.0]})
+    released = result("spo", {"pickscore": [21.0, 22.0]}, named="sd15_spo", sampler={"denoiser": "SPO/x@1"})
+    found, _ = rows([base, released])
+    assert [(row.published, row.ours) for row in found if row.judge == "pickscore"] == [(20.53, 20.5), (21.43, 21.5)]
+
+
+def test_a_number_at_a_size_of_its_own_stands_beside_results_of_that_size(result):
+    place = {"model": "sd35_medium", "place": "geneval/test"}
+    other, _ = rows([result("own", {"pickscore": [20.0, 21.0]}, **place)])
+    asked, _ = rows([result("small", {"pickscore": [20.0, 21.0]}, resolution="512x512", **place)])
+    assert other == []
+    assert [(row.published, row.ours, row.their_sampling) for row in asked] == [
+        (0.24, None, "guidance=1 resolution=512x512")
+    ]
 
 
 def test_a_score_whose_version_is_not_said_is_set_beside_none_of_ours(result):

@@ -174,7 +174,14 @@ def test_what_trains_nothing_does_not_look_for_training_prompts(offline, tmp_pat
         resolve(RunOptions(**(options | {"algo": "ddpo", "reward": "jpeg_compressibility"})))
 
 
-@pytest.mark.parametrize("name", ["diffusion_dpo_sd15", "diffusion_dpo_sdxl", "pickapic_500", "ddpo", "dpok"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("diffusion_dpo_sd15", "diffusion_dpo_sdxl", "pickapic_500", "ddpo", "dpok"),
+        *("flow_grpo_sd35", "diffusion_nft_sd35", "awm_sd35", "dpo_sd35"),
+        *("released_sd15", "released_sdxl", "released_sd35"),
+    ],
+)
 def test_the_papers_suites_resolve_where_model_and_files_are(name, captions, real_data):
     prompt_files = captions
     (prompt_files / "PartiPrompts.tsv").symlink_to(real_data / "PartiPrompts.tsv")
