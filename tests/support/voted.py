@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 from result_files import writer
 
-from alignbench.record.votes import picture_of
+from alignbench.record.digests import picture_of
 
 COLOURS = {"base": (200, 60, 60), "best_of_n": (60, 160, 60), "refl": (60, 60, 200), "draft": (180, 160, 40)}
 
