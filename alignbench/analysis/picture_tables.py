@@ -32,18 +32,22 @@ def _cells(shift: Shift | None) -> list[str]:
 
 
 def how(item: Hacked) -> str:
-    """What about its pictures, from the farthest on."""
-    ordered = sorted(item.shifts, key=lambda shift: -abs(shift.distance))
-    return ", ".join(f"{NAMES[shift.statistic]} {shift.distance:+.1f}" for shift in ordered)
+    """What of its pictures moved the farthest, and how many other statistics are out of range."""
+    first, *others = _ordered(item)
+    more = f", {len(others)} more" if others else ""
+    return f"{NAMES[first.statistic]} {first.distance:+.1f}{more}"
+
+
+def _ordered(item: Hacked) -> list[Shift]:
+    return sorted(item.shifts, key=lambda shift: -abs(shift.distance))
 
 
 def sentence(item: Hacked, baseline: str | None) -> str:
     """Who looks hacked, and why, with numbers."""
-    ordered = sorted(item.shifts, key=lambda shift: -abs(shift.distance))
     said = [
         f"{NAMES[s.statistic]} {number(s.mean)} instead of {number(s.baseline_mean)} ({s.distance:+.1f} standard "
         f"deviations of its prompts, p adj. {p_value(s.adjusted)})"
-        for s in ordered
+        for s in _ordered(item)
     ]
     run = ", in this run" if item.this_run else ""
     return (
@@ -57,10 +61,10 @@ def picture_reading(group: Group, table: bool = False) -> list[str]:
     lines = [f"Looks hacked: {sentence(item, group.baseline)}" for item in group.hacked]
     if group.pictures and (lines or table):
         lines.append(
-            "Looks hacked: a method's own reward is better than the baseline's (marked, or of one seed this run's "
-            "would be), and a statistic of its pictures is out of the baseline's range: moved by at least one standard "
-            "deviation of the baseline's prompts, with p below 0.05 after Holm over all methods and statistics, of "
-            "Student's test of paired prompts as for differences. A style may be what the reward asks for."
+            "A method looks hacked where its own reward is better than the baseline's (marked, or trained once and "
+            "marked but for that) and a statistic of its pictures leaves the baseline's range: it moved by at least "
+            "one standard deviation of the baseline's prompts, and p of that difference, tested as those of scores "
+            "are, is below 0.05 after Holm over all methods and statistics. It may be the style that was asked for."
         )
     if group.pictures and table:
         lines.append(

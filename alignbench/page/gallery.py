@@ -176,7 +176,7 @@ def _altered(label: str, files: Sequence[Path]) -> str:
     more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
     return (
         f"{label}: changed after the run, so not the pictures its scores are of, and left out: "
-        f"{', '.join(map(str, files[:NAMED]))}{more}."
+        f"{', '.join(map(str, sorted(files)[:NAMED]))}{more}."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -194,7 +195,7 @@ def test_the_table_is_shown_on_demand_and_the_warning_always(base, cell):
     short, long = render(comparison, "table"), render(comparison, "table", pictures=True)
     for text in (short, long):
         assert "Looks hacked: refl gains on r, its reward, and its pictures leave base's range: saturation 0.6" in text
-        assert "at least one standard deviation of the baseline's prompts" in text
+        assert "it moved by at least one standard deviation of the baseline's prompts" in text
     assert "Pictures, without a scorer" not in short
     assert "Pictures, without a scorer: against base (m = 1)" in long
     (line,) = [line for line in long.splitlines() if line.endswith("  saturation")]
@@ -207,6 +208,13 @@ def test_the_default_table_is_wider_by_one_column_at_most(base, cell):
     raised = compare([base, cell("hacked", UP, colours("hacked", mean=0.7))])
     header = next(line for line in render(raised, "table").splitlines() if line.startswith("method"))
     assert header.endswith("looks hacked")
+
+
+def test_the_column_names_what_moved_farthest_and_counts_the_rest(make_result):
+    base = make_result("base", ZEROS, pictures={"saturation": colours(), "darkness": colours("d")})
+    moved = {"saturation": colours("s", mean=0.6), "darkness": colours("e", mean=0.8)}
+    text = render(compare([base, make_result("other", UP, "refl", pictures=moved)]), "csv")
+    assert re.search(r"darkness \+4\.\d, 1 more", text)
 
 
 @pytest.mark.parametrize("form", ["markdown", "csv", "latex", "table"])
