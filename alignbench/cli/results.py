@@ -76,10 +76,9 @@ def compare(
     from alignbench.analysis.tables import notes, render
     from alignbench.files import write_text
 
-    paths = files or (Path("results"),)
-    every = duels or format == "json"
+    places, all_duels = files or (Path("results"),), duels or format == "json"
     comparison = compare_files(
-        paths, baseline, by, scorer or (), skip_bad, published, family, every, margin or (), control, votes or ()
+        places, baseline, by, scorer or (), skip_bad, published, family, all_duels, margin or (), control, votes or ()
     )
     if output is None:
         print(render(comparison, format, screen(), pictures), end="")
