@@ -69,8 +69,8 @@ def picture_reading(group: Group, table: bool = False) -> list[str]:
     if group.pictures and table:
         lines.append(
             "Pictures: edge density is the share of neighbours that differ by more than a tenth, colour entropy in "
-            "bits of 512 colours, saturation HSV's, darkness one minus the mean luma, diversity the root mean square "
-            "difference of a prompt's pictures, or of their latents. Moved: in standard deviations of the baseline's "
-            "prompts."
+            "bits of 512 colours, saturation HSV's weighted by value, darkness one minus the mean luma, diversity the "
+            "root mean square difference of a prompt's pictures, or of their latents. Moved: in standard deviations "
+            "of the baseline's prompts."
         )
     return lines

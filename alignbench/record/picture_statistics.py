@@ -42,10 +42,10 @@ def colour_entropy(picture: UInt8[np.ndarray, "h w 3"]) -> float:
 
 
 def saturation(picture: UInt8[np.ndarray, "h w 3"]) -> float:
-    """The mean saturation of HSV (Smith 1978), (max − min) / max of the three channels and 0 of black: 0 of greys, 1 of
-    pure colours. Of a pixel that is nearly black it says little."""
-    high, low = picture.max(2).astype(float), picture.min(2).astype(float)
-    return float(np.where(high > 0, (high - low) / np.maximum(high, 1), 0.0).mean())
+    """The mean saturation of HSV (Smith 1978), (max − min) / max of the three channels, each pixel weighted by its
+    value max, since that of a pixel that is nearly black is noise: 0 of greys and of black, 1 of pure colours."""
+    high, low = picture.max(2).astype(np.int64), picture.min(2).astype(np.int64)
+    return float((high - low).sum() / max(1, high.sum()))
 
 
 def darkness(picture: UInt8[np.ndarray, "h w 3"]) -> float:

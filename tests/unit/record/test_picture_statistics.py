@@ -76,6 +76,13 @@ def test_saturation_is_that_of_hsv():
     assert saturation(flat(50, 200, 100)) == pytest.approx(0.75)
 
 
+def test_pixels_weigh_by_their_value_so_that_noise_in_the_dark_counts_little():
+    """Half (200, 200, 200), half (2, 0, 0): 2 / (200 + 2). The plain mean would be a half."""
+    picture = flat(200, 200, 200)
+    picture[:, 3:] = (2, 0, 0)
+    assert saturation(picture) == pytest.approx(2 / 202)
+
+
 @pytest.mark.parametrize(("step", "is_edge"), [(25, False), (26, True)])
 def test_neighbours_differ_by_an_edge_above_a_tenth_in_any_channel(step, is_edge):
     """A tenth of 255 is 25.5. Of two pixels there is one pair."""
