@@ -7,10 +7,12 @@ identities are never compared.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from alignbench.analysis import picture_shifts
 from alignbench.analysis.comparison import Comparison, Group, Part, Versus
 from alignbench.analysis.contests import Asked, against, duels, shares
 from alignbench.analysis.costs import cost_of
@@ -30,6 +32,7 @@ from alignbench.analysis.load import (
     table,
 )
 from alignbench.analysis.pairing import Placed, meet
+from alignbench.analysis.picture_shifts import Hacked, Shift
 from alignbench.analysis.published import beside
 from alignbench.analysis.ranks import ranks
 from alignbench.analysis.vote_entries import read_logs
@@ -37,6 +40,7 @@ from alignbench.analysis.votes import vote_columns
 from alignbench.choices import Breakdown, Family
 from alignbench.errors import InputError, UnknownName
 from alignbench.keys import Key
+from alignbench.plugins import label
 from alignbench.record.votes import Log
 
 DEFAULT_BASELINE = "base"
@@ -131,6 +135,7 @@ def _group(runs: Sequence[Run], asked: Asked, logs: Sequence[tuple[Path, Log]]) 
             parts = _breakdown(reference, placed, scores, [labels[prompt] or "(none)" for prompt in prompt_ids])
     if 1 < len(prompt_ids) < FEW_PROMPTS:
         notes.append(f"{len(prompt_ids)} prompts: no p can fall below {0.5 ** (len(prompt_ids) - 1):g}; take more.")
+    pictures, hacked = _pictures(reference, placed, ordered, versus, asked)
     votes, about_votes = vote_columns(logs, ordered, placed, reference, asked.family) if logs else ([], [])
     notes += about_votes
     means = {name: {p.label: _mean(column.values[list(p.rows)]) for p in placed} for name, column in scores.items()}
@@ -156,7 +161,29 @@ def _group(runs: Sequence[Run], asked: Asked, logs: Sequence[tuple[Path, Log]]) 
         published=list(reported.rows) if reported else [],
         notes=notes,
         votes=votes,
+        pictures=pictures,
+        hacked=hacked,
     )
+
+
+def _pictures(
+    reference: Placed | None, placed: Sequence[Placed], runs: Sequence[Run], versus: Sequence[Versus], asked: Asked
+) -> tuple[list[Shift], list[Hacked]]:
+    """What pictures are like beside the reference's, and who looks hacked, whichever scorers are shown."""
+    found = picture_shifts.columns(runs) if reference is not None else {}
+    if reference is None or not found:
+        return [], []
+    rewards = {p.label: label(name) if (name := p.method.first.configuration.reward) else None for p in placed}
+    holders = {
+        name: next((run for run in [*reference.method.runs, *runs] if name in run.result.scorers), None)
+        for name in rewards.values()
+        if name
+    }
+    hidden = {name: run.result.scorers[name] for name, run in holders.items() if run and name not in asked.scorers}
+    if asked.scorers and hidden:
+        versus = [*versus, *against(reference, placed, table(runs, hidden)[0], replace(asked, control=None), None)]
+    left = picture_shifts.shifts(reference, placed, found)
+    return left, picture_shifts.hacked(left, versus, rewards)
 
 
 def find_baseline(placed: Sequence[Placed], name: str) -> tuple[Placed | None, str]:

@@ -21,7 +21,9 @@ from alignbench.record.result import Evaluation
 if TYPE_CHECKING:
     import pandas as pd
 
+    from alignbench.analysis.picture_shifts import Hacked, Shift
     from alignbench.analysis.votes import VoteColumn
+
 SIGNIFICANT = 0.05
 
 Random = Literal["prompts", "prompts and seeds", "images", "images and seeds"]
@@ -131,6 +133,8 @@ class Group:
     published: list[Beside]  # what papers report about these methods, where it was asked for
     notes: list[str]
     votes: list[VoteColumn] = field(default_factory=list)  # of people, where a log of them was given
+    pictures: list[Shift] = field(default_factory=list)  # what pictures are like, where results keep that
+    hacked: list[Hacked] = field(default_factory=list)  # methods that look as if they exploited their reward
 
 
 @dataclass(frozen=True, repr=False)
@@ -174,6 +178,7 @@ class Comparison:
 
 def _frame_rows(group: Group) -> Iterator[dict[str, Any]]:
     versus = {(item.scorer, item.method): item for item in group.versus}
+    suspects = {(item.reward, item.method) for item in group.hacked}
     for scorer in group.scorers:
         for method in group.methods:
             row = {
@@ -206,6 +211,7 @@ def _frame_rows(group: Group) -> Iterator[dict[str, Any]]:
                     "prompts": item.rate.prompts,
                     "seeds": len(item.seeds),
                     "failed": item.failed,
+                    **({"looks_hacked": (scorer, method) in suspects} if group.pictures else {}),
                 }
             yield row
     for column in group.votes:

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from alignbench.analysis.calibration import said
 from alignbench.analysis.comparison import Duel, Group, Versus
-from alignbench.analysis.formats import Mark, Table, number, p_value, percent
+from alignbench.analysis.formats import Mark, Table, number, p_value, percent, signed
+from alignbench.analysis.picture_tables import how
 from alignbench.choices import Family
 
 Cell = Callable[[Versus], str]
@@ -40,6 +41,8 @@ def versus_table(group: Group, scorer: str) -> Table:
         ("seeds %", _seeds),
         *_asked_for(items),
     ]
+    if suspects := {item.method: how(item) for item in group.hacked if item.reward == scorer}:
+        columns.append(("looks hacked", lambda v: suspects.get(v.method, "")))
     if any(v.failed for v in items):
         columns += [("failed", lambda v: str(v.failed)), ("if they lost, won %", _if_failed)]
     baseline = {"mean": number(group.means[scorer][group.baseline or ""]), "win rate %": "–"}
@@ -92,10 +95,6 @@ def _if_failed(item: Versus) -> str:
 
 def span(low: float, high: float) -> str:
     return "–" if math.isnan(low) or math.isnan(high) else f"{low:+.4g} to {high:+.4g}"
-
-
-def signed(x: float) -> str:
-    return "–" if math.isnan(x) else f"{x:+.2f}"
 
 
 def duels_table(group: Group, scorer: str) -> Table:

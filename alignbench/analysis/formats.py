@@ -62,6 +62,11 @@ def number(x: float) -> str:
     return f"{x:.4g}"
 
 
+def signed(x: float) -> str:
+    """Two digits behind the point, with a sign."""
+    return "–" if math.isnan(x) else f"{x:+.2f}"
+
+
 def p_value(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignbench.analysis.costs import cost_of_run
 from alignbench.analysis.load import Run, load, methods_of
+from alignbench.analysis.picture_shifts import picture_means
 from alignbench.record.result import Result
 
 if TYPE_CHECKING:
@@ -67,12 +68,14 @@ class Results:
 
     @functools.cached_property
     def runs(self) -> pd.DataFrame:
-        """A row per result: model, prompts, reward, number of images, the mean of every scorer, its file."""
+        """A row per result: model, prompts, reward, number of images, the mean of every scorer and of every statistic
+        of its pictures, its file."""
         return _frame(self._run_rows())
 
     @functools.cached_property
     def rows(self) -> pd.DataFrame:
-        """A row per image: prompt, text, category, challenge, sample, and a column per scorer; NaN where it failed."""
+        """A row per image: prompt, text, category, challenge, sample, a column per scorer, NaN where it failed, and one
+        per statistic of pictures, where results keep them."""
         return _frame(self._image_rows())
 
     @functools.cached_property
@@ -98,6 +101,7 @@ class Results:
                 "reward": c.reward,
                 "images": len(item.result.rows),
                 **_means(item.result),
+                **picture_means(item.result),
                 "file": str(item.path),
             }
 
@@ -115,6 +119,7 @@ class Results:
                     "challenge": prompt.challenge,
                     "sample": row.sample,
                     **row.scores,
+                    **{str(name): value for name, value in row.picture.items()},
                 }
 
 

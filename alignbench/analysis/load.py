@@ -235,21 +235,41 @@ class Scores:
     epsilon: float
 
 
+@dataclass(frozen=True)
+class Axes:
+    """The images of several runs in one order, sorted by prompt."""
+
+    prompt_ids: list[str]  # that prompt numbers stand for
+    prompts: NDArray[np.int64]  # number of each image's prompt
+    samples: NDArray[np.int64]
+    _place: Mapping[tuple[str, int], int]
+
+    @staticmethod
+    def of(runs: Sequence[Run]) -> Axes:
+        prompt_ids = list(dict.fromkeys(row.prompt for run in runs for row in run.result.rows))
+        number = {prompt: i for i, prompt in enumerate(prompt_ids)}
+        pairs = sorted({(number[row.prompt], row.sample) for run in runs for row in run.result.rows})
+        place = {(prompt_ids[prompt], sample): i for i, (prompt, sample) in enumerate(pairs)}
+        prompts, samples = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        return Axes(prompt_ids, prompts, samples, place)
+
+    def places(self, run: Run) -> NDArray[np.int64]:
+        """Where the rows of a run stand."""
+        return np.array([self._place[row.prompt, row.sample] for row in run.result.rows], dtype=np.int64)
+
+
 def table(runs: Sequence[Run], scorers: Mapping[str, Scorer]) -> tuple[dict[str, Scores], list[str]]:
     """The scores of several runs on common axes, by scorer; and the prompt ids that prompt numbers stand for.
 
     Scores of another scorer than the one wanted under this name are missing.
     """
-    prompt_ids = list(dict.fromkeys(row.prompt for run in runs for row in run.result.rows))
-    number = {prompt: i for i, prompt in enumerate(prompt_ids)}
-    pairs = sorted({(number[row.prompt], row.sample) for run in runs for row in run.result.rows})
-    place = {pair: i for i, pair in enumerate(pairs)}
-    prompts, samples = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    values = {name: np.full((len(runs), len(pairs)), np.nan) for name in scorers}
-    failed = {name: np.zeros((len(runs), len(pairs)), dtype=bool) for name in scorers}
+    axes = Axes.of(runs)
+    shape = len(runs), len(axes.prompts)
+    values = {name: np.full(shape, np.nan) for name in scorers}
+    failed = {name: np.zeros(shape, dtype=bool) for name in scorers}
     for i, run in enumerate(runs):
         rows = run.result.rows
-        columns = np.array([place[number[row.prompt], row.sample] for row in rows], dtype=np.int64)
+        columns = axes.places(run)
         for name, wanted in scorers.items():
             if run.result.scorers.get(name) == wanted:
                 column = np.array([row.scores.get(name) for row in rows], dtype=np.float64)
@@ -258,5 +278,5 @@ def table(runs: Sequence[Run], scorers: Mapping[str, Scorer]) -> tuple[dict[str,
     found = {}
     for name, wanted in scorers.items():
         sign = 1.0 if wanted.higher_is_better else -1.0
-        found[name] = Scores(values[name], prompts, samples, failed[name], sign, wanted.tie_epsilon)
-    return found, prompt_ids
+        found[name] = Scores(values[name], axes.prompts, axes.samples, failed[name], sign, wanted.tie_epsilon)
+    return found, axes.prompt_ids

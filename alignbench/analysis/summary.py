@@ -12,6 +12,8 @@ from alignbench.analysis.compare import compare
 from alignbench.analysis.comparison import SIGNIFICANT, Versus
 from alignbench.analysis.formats import number, p_value, percent
 from alignbench.analysis.load import is_aligned
+from alignbench.analysis.picture_shifts import picture_means
+from alignbench.analysis.picture_tables import NAMES
 from alignbench.analysis.plan import needed
 from alignbench.analysis.planning import FARTHEST
 from alignbench.errors import AlignbenchError
@@ -37,6 +39,7 @@ def as_values(result: Result, path: Path) -> dict[str, Any]:
         "reason": result.reason,
         "images": len(result.rows),
         "means": means(result),
+        "pictures": picture_means(result),
         "failed_scores": {name: n for name, n in failed.items() if n},
         "truncated_prompts": {name: n for name, n in result.truncated.items() if n},
         "truncated_by_the_model": result.model_truncated,
@@ -65,6 +68,8 @@ def text(result: Result, path: Path, details: bool = False) -> str:
             for name, n in result.truncated.items()
             if n
         ]
+    if details and (like := picture_means(result)):
+        lines.append(f"  pictures    {'   '.join(f'{NAMES[name]} {number(mean)}' for name, mean in like.items())}")
     if cut := ", ".join(f"{n} {use} prompts" for use, n in result.model_truncated.items()):
         lines.append(f"  cut off     the model reads to its longest and no further: {cut}")
     lines += _optimality_lines(result)

@@ -13,6 +13,8 @@ from alignbench.analysis.comparison import Comparison, Group, Versus
 from alignbench.analysis.contest_tables import duels_table, ranks_table, reading, versus_table
 from alignbench.analysis.formats import Table, csv_block, folded, markdown, noted, number, percent, written
 from alignbench.analysis.frontier import Pooled
+from alignbench.analysis.picture_shifts import Shift
+from alignbench.analysis.picture_tables import picture_reading, pictures_table
 from alignbench.analysis.vote_tables import vote_reading, vote_tables
 from alignbench.choices import Format
 from alignbench.printed import WHOLE, Screen, one_line
@@ -20,19 +22,20 @@ from alignbench.printed import WHOLE, Screen, one_line
 WIDEST_MATRIX = 12  # methods; larger pairwise matrices are only in the JSON, and every pair of theirs with --duels
 
 
-def render(comparison: Comparison, form: Format, screen: Screen = WHOLE) -> str:
-    """The whole comparison as text in one of the formats; a table of plain text as wide as the screen."""
+def render(comparison: Comparison, form: Format, screen: Screen = WHOLE, pictures: bool = False) -> str:
+    """The whole comparison as text in one of the formats; a table of plain text as wide as the screen. With `pictures`
+    it has the table of what pictures are like."""
     if form == "json":
         return json.dumps(_plain(comparison), indent=1, allow_nan=False) + "\n"
     parts = []
     for group in comparison.groups:
-        tables = group_tables(group)
+        tables = group_tables(group, pictures)
         if form == "csv":
             parts += [csv_block(group.evaluation.fingerprint, table) for table in tables]
             continue
         parts.append(_heading(group, form, screen))
         parts += [written(table, form, screen) for table in tables]
-        parts.append(noted([*_reading(group), *group.notes], form, screen))
+        parts.append(noted([*_reading(group, pictures), *group.notes], form, screen))
     if comparison.unfinished:
         rows = [[str(item.path), item.status, item.reason] for item in comparison.unfinished]
         table = Table("Not in the tables", ["file", "status", "reason"], rows)
@@ -44,20 +47,23 @@ def render(comparison: Comparison, form: Format, screen: Screen = WHOLE) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def notes(comparison: Comparison) -> list[str]:
+def notes(comparison: Comparison, pictures: bool = False) -> list[str]:
     """What stands beside the tables: how to read them, and what is not in them. In CSV it has no place."""
-    return [text for group in comparison.groups for text in (*_reading(group), *group.notes)] + _remarks(comparison)
+    of_groups = [text for group in comparison.groups for text in (*_reading(group, pictures), *group.notes)]
+    return of_groups + _remarks(comparison)
 
 
 def _remarks(comparison: Comparison) -> list[str]:
     return [f"skipped: {item.reason}" for item in comparison.skipped] + comparison.notes
 
 
-def group_tables(group: Group) -> list[Table]:
+def group_tables(group: Group, pictures: bool = False) -> list[Table]:
     """The tables of one evaluation, in the order they are shown."""
     tables = [_optimality_table(group, scorer) for scorer in group.targets]
     tables += [versus_table(group, scorer) for scorer in group.scorers] if group.baseline else [_means_table(group)]
     tables += vote_tables(group)
+    if pictures and group.pictures:
+        tables.append(pictures_table(group))
     if group.published:
         tables.append(_published_table(group))
     if group.parts:
@@ -223,9 +229,9 @@ def _by_sampler(group: Group) -> dict[str, list[str]]:
     return found
 
 
-def _reading(group: Group) -> list[str]:
+def _reading(group: Group, pictures: bool) -> list[str]:
     """How to read the numbers, next to the numbers."""
-    lines = []
+    lines = picture_reading(group, pictures)
     if group.targets:
         lines += [f"{s.method}: {s.scorer} {name}: {why}." for s in group.optimality for name, why in s.missing.items()]
         if any("nuisance" in s.metrics for s in group.optimality):
@@ -250,6 +256,8 @@ def _plain(value: Any) -> Any:
         content = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if isinstance(value, Versus):
             content |= {"wins": value.wins, "loses": value.loses}
+        if isinstance(value, Shift):
+            content |= {"distance": _plain(value.distance), "leaves": value.leaves}
         if isinstance(value, Group):
             content |= {"fingerprint": value.evaluation.fingerprint}
         return content

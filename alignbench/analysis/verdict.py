@@ -10,6 +10,7 @@ from alignbench.analysis.comparison import Group, Versus
 from alignbench.analysis.costs import CostRow
 from alignbench.analysis.formats import number, percent
 from alignbench.analysis.load import load, methods_of
+from alignbench.analysis.picture_tables import sentence
 
 
 def sentences(paths: Sequence[Path], baseline: str = DEFAULT_BASELINE) -> list[str]:
@@ -36,6 +37,7 @@ def _of_group(group: Group, optimised: dict[str, str | None]) -> list[str]:
         reward = optimised.get(method)
         if lost := lost_elsewhere(group, method, reward):
             lines.append(f"  {method} gains on {reward} and loses on {lost}: it may exploit the errors of its reward.")
+    lines += [f"  {line}" for line in left_range(group)]
     lines.append(f"  Cost of an image, in evaluations of the denoiser: {'; '.join(map(_priced, group.costs))}.")
     if alone := sorted({item.method for item in group.versus if item.this_run}):
         lines.append(
@@ -65,6 +67,11 @@ def lost_elsewhere(group: Group, method: str, reward: str | None) -> str:
         return ""
     lost = [name for name, item in own.items() if name != reward and item.loses]
     return listed(lost) if lost else ""
+
+
+def left_range(group: Group) -> list[str]:
+    """A sentence on each method whose reward rises while its pictures leave the baseline's range."""
+    return [sentence(item, group.baseline) for item in group.hacked]
 
 
 def _shown(item: Versus) -> str:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from alignbench.analysis.load import Run
 from alignbench.analysis.vote_statistics import NOBODY
 from alignbench.errors import InputError, shown
-from alignbench.files import sha256_of
-from alignbench.record.votes import Identical, Log, Served, cell_id, digests, picture_of, read_log
+from alignbench.pictures import PictureError
+from alignbench.record.digests import by_pixels, digest, digests, picture_of
+from alignbench.record.votes import Identical, Log, Served, cell_id, read_log
 
 Numbers = NDArray[np.int64]
 
@@ -69,12 +70,15 @@ def check_pictures(path: Path, log: Log, runs: Sequence[Run], rows: Mapping[int,
                 raise InputError(
                     f"{path}: a picture of {result} is not of prompt {shown(pair.prompt)}; the log was edited."
                 )
+    pixels = {number: by_pixels(runs[row].result) for number, row in rows.items()}
     for (number, place, sample), sha256 in seen.items():
         file = picture_of(runs[rows[number]].path, place, sample)
-        try:
-            same = sha256_of(file) == sha256
-        except OSError:  # not beside the result, which says by itself which pictures it is of
+        if not file.exists():  # not beside the result, which says by itself which pictures it is of
             continue
+        try:
+            same = digest(file, pixels[number]) == sha256
+        except PictureError:
+            same = False
         if not same:
             raise InputError(f"{path}: {file} is another picture than was voted on; bring it back, or vote anew.")
 

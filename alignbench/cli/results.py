@@ -35,6 +35,7 @@ def compare(
     margin: Names = None,
     control: str | None = None,
     votes: Paths = None,
+    pictures: Flag = False,
     format: Format = "table",
     output: Path | None = None,
 ) -> int:
@@ -64,6 +65,8 @@ def compare(
         A scorer, such as one of style: also show the win rate at its equal value.
     votes: Path
         Logs of `alignbench vote`: adds win rates by people, and what their votes are worth.
+    pictures: bool
+        Also show what pictures are like without a scorer: edges, colours, darkness, diversity.
     format: str
         table (as wide as the terminal, or as COLUMNS says), markdown, csv (its notes go to stderr), latex or json.
     output: Path
@@ -73,17 +76,16 @@ def compare(
     from alignbench.analysis.tables import notes, render
     from alignbench.files import write_text
 
-    paths = files or (Path("results"),)
-    every = duels or format == "json"
+    places, all_duels = files or (Path("results"),), duels or format == "json"
     comparison = compare_files(
-        paths, baseline, by, scorer or (), skip_bad, published, family, every, margin or (), control, votes or ()
+        places, baseline, by, scorer or (), skip_bad, published, family, all_duels, margin or (), control, votes or ()
     )
     if output is None:
-        print(render(comparison, format, screen()), end="")
+        print(render(comparison, format, screen(), pictures), end="")
     else:
-        write_text(output, render(comparison, format))
+        write_text(output, render(comparison, format, pictures=pictures))
         say_written(output)
-    if format == "csv" and (remarks := notes(comparison)):
+    if format == "csv" and (remarks := notes(comparison, pictures)):
         note(*remarks)
     return 0
 

@@ -16,9 +16,10 @@ from alignbench.interface import Pipeline, Sampling
 from alignbench.quantities import flow_sigma
 from alignbench.record import result as results
 from alignbench.record.environment import environment
-from alignbench.record.pictures import Slot
+from alignbench.record.pictures import PictureFacts, Slot
 from alignbench.record.result import (
     Costs,
+    Diversity,
     Evaluation,
     FrontierCurve,
     Kept,
@@ -31,13 +32,15 @@ from alignbench.record.result import (
 )
 
 
-def rows_of(cell: Cell, wanted: Sequence[Slot], scores: Scores) -> list[Row]:
+def rows_of(cell: Cell, wanted: Sequence[Slot], scores: Scores, pictures: Mapping[Slot, PictureFacts]) -> list[Row]:
     return [
         Row(
             prompt=cell.evaluated[slot.place].id,
             sample=slot.sample,
             scores={name: scores.values[name].get(slot) for name in cell.scorers},
             failures={name: scores.failures[name][slot] for name in cell.scorers if slot in scores.failures[name]},
+            sha256=pictures[slot].sha256 if slot in pictures else None,
+            picture=pictures[slot].statistics if slot in pictures else {},  # type: ignore[arg-type]
         )
         for slot in wanted
     ]
@@ -59,6 +62,7 @@ class Found:
 
     sampler: dict[str, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+    diversity: list[Diversity] = field(default_factory=list)
     truncated: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Metric] = field(default_factory=dict)
     frontiers: dict[str, FrontierCurve] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
@@ -14,13 +15,14 @@ import torch
 
 from alignbench.devices import Fitting, chunked
 from alignbench.errors import RunError
+from alignbench.experiment.diversity import holds_latents, keep_latents
 from alignbench.files import append_line, sha256_of
 from alignbench.interface import Prompt, Reward, Sampler, Start
 from alignbench.keys import Key
 from alignbench.meter import Cost, Meter
 from alignbench.progress import Progress
 from alignbench.reading import records
-from alignbench.record.pictures import ImageStore, Slot
+from alignbench.record.pictures import ImageStore, PictureFacts, Slot
 from alignbench.scoring.score_cache import ScoreCache
 from alignbench.scoring.values import score_images
 from alignbench.sourced import is_hashed
@@ -34,6 +36,15 @@ def evaluation_key(eval_seed: int, prompt: Prompt, sample: int) -> Key:
     return Key("eval", eval_seed)(prompt.id)(sample)
 
 
+@dataclass(frozen=True)
+class Generated:
+    """What making all images took, over all attempts, and what is kept of those that are pictures."""
+
+    cost: Cost
+    seconds: float
+    pictures: Mapping[Slot, PictureFacts]
+
+
 def generate(
     sampler: Sampler,
     prompts: Sequence[Prompt],
@@ -44,65 +55,107 @@ def generate(
     folder: Path,
     progress: Progress,
     start: Callable[[Sequence[int]], Start] | None = None,
-) -> tuple[Cost, float]:
-    """Make every image that is not there yet, or cannot be read; `start` gives the images that those of some prompts
-    start from. Returns the cost and the seconds of all of them, over all attempts. A batch that does not fit into
-    memory is halved."""
-    store, log = ImageStore(folder / "images"), folder / GENERATED
+    about: Mapping[str, str] | None = None,
+) -> Generated:
+    """Make every image that is not there yet, cannot be read, or is not what was made; `start` gives the images that
+    those of some prompts start from, `about` is said of every picture in its metadata. A batch that does not fit into
+    memory is halved. Where a prompt has several images, the latents of all are kept beside them."""
+    log, maker = folder / GENERATED, _Maker(sampler, prompts, eval_seed, meter, folder, start, about or {}, wanted)
     known = dict(records(log, _generated, progress.say))
     size = max(1, batch // sampler.particles)
     total, seconds = Cost(), 0.0
+    pictures: dict[Slot, PictureFacts] = {}
     fitting = Fitting(meter, progress.say)
     progress.stage("generate", len(wanted))
     for chunk in chunked(wanted, size):
         line = known.get(tuple((slot.place, slot.sample) for slot in chunk))
-        if line is not None and store.holds(chunk):
+        if line is not None and maker.holds(chunk, line.pictures):
             progress.skip(len(chunk))
         else:
-            made = _generate_chunk(sampler, prompts, chunk, eval_seed, meter, store, start, fitting)
+            made = maker.made(chunk, fitting)
             append_line(log, json.dumps(made))
             _, line = _generated(made)
             progress.advance(len(chunk))
-        total, seconds = total + line[0], seconds + line[1]
-    return total, seconds
+        total, seconds = total + line.cost, seconds + line.seconds
+        pictures |= line.pictures
+    return Generated(total, seconds, pictures)
 
 
-def _generated(line: Any) -> tuple[tuple[tuple[int, int], ...], tuple[Cost, float]]:
-    """The images that a line of the log is about, and what they cost."""
+def _generated(line: Any) -> tuple[tuple[tuple[int, int], ...], Generated]:
+    """The images that a line of the log is about, what they cost, and what is kept of pictures: nothing in a line that
+    an older version wrote, so that they are made again."""
     slots = tuple((int(place), int(sample)) for place, sample in line["slots"])
     cost = {str(name): int(count) for name, count in line["cost"].items()}
-    return slots, (Cost(**cost), float(line["seconds"]))
+    kept = {
+        Slot(place, sample): PictureFacts(str(sha256), {str(name): float(value) for name, value in statistics.items()})
+        for place, sample, sha256, statistics in line.get("pictures", ())
+    }
+    return slots, Generated(Cost(**cost), float(line["seconds"]), kept)
 
 
-def _generate_chunk(
-    sampler: Sampler,
-    prompts: Sequence[Prompt],
-    chunk: Sequence[Slot],
-    eval_seed: int,
-    meter: Meter,
-    store: ImageStore,
-    start: Callable[[Sequence[int]], Start] | None,
-    fitting: Fitting,
-) -> dict[str, Any]:
-    before = meter.total
+@dataclass(frozen=True)
+class _Maker:
+    """Makes images and looks at those that are there."""
 
-    def make(slots: Sequence[Slot]) -> float:
+    sampler: Sampler
+    prompts: Sequence[Prompt]
+    eval_seed: int
+    meter: Meter
+    folder: Path
+    start: Callable[[Sequence[int]], Start] | None
+    about: Mapping[str, str]
+    wanted: Sequence[Slot]
+
+    @property
+    def store(self) -> ImageStore:
+        return ImageStore(self.folder / "images")
+
+    @functools.cached_property
+    def several(self) -> bool:
+        """Whether a prompt has more than one image."""
+        return any(slot.sample for slot in self.wanted)
+
+    def holds(self, chunk: Sequence[Slot], kept: Mapping[Slot, PictureFacts]) -> bool:
+        """Whether the images of a chunk are there and what was made, with their latents where they are needed."""
+        if not self.store.path(chunk[0], picture=True).exists():
+            return self.store.holds(chunk)
+        if set(kept) != set(chunk) or not self.store.are(chunk, [kept[slot] for slot in chunk]):
+            return False
+        return not self.several or holds_latents(self.folder, chunk)
+
+    def made(self, chunk: Sequence[Slot], fitting: Fitting) -> dict[str, Any]:
+        """A line of the log."""
+        before = self.meter.total
+        pictures: dict[Slot, PictureFacts] = {}
+        seconds = sum(fitting(lambda slots: self._make(slots, pictures), chunk))
+        line = {
+            "slots": [[slot.place, slot.sample] for slot in chunk],
+            "cost": (self.meter.total - before).as_dict(),
+            "seconds": round(seconds, 4),
+        }
+        kept = [[slot.place, slot.sample, one.sha256, one.statistics] for slot, one in pictures.items()]
+        return line | ({"pictures": kept} if kept else {})
+
+    def _make(self, slots: Sequence[Slot], pictures: dict[Slot, PictureFacts]) -> float:
         """The seconds that it took."""
         started = time.monotonic()
-        chosen = [prompts[slot.place] for slot in slots]
-        keys = [evaluation_key(eval_seed, prompt, slot.sample) for prompt, slot in zip(chosen, slots, strict=True)]
-        images = sampler(chosen, keys, start([slot.place for slot in slots]) if start else None).images
-        if not torch.isfinite(images).all():
+        chosen = [self.prompts[slot.place] for slot in slots]
+        keys = [evaluation_key(self.eval_seed, p, slot.sample) for p, slot in zip(chosen, slots, strict=True)]
+        starts = self.start([slot.place for slot in slots]) if self.start else None
+        drawn = self.sampler(chosen, keys, starts)
+        if not torch.isfinite(drawn.images).all():
             raise RunError(f"the sampler made images that are not finite, first for prompt {chosen[0].text!r}.")
-        store.write(slots, images)
-        return time.monotonic() - started
-
-    seconds = sum(fitting(make, chunk))
-    return {
-        "slots": [[slot.place, slot.sample] for slot in chunk],
-        "cost": (meter.total - before).as_dict(),
-        "seconds": round(seconds, 4),
-    }
+        texts = [
+            {"prompt": prompt.text, **self.about, "sample": str(slot.sample)}
+            for prompt, slot in zip(chosen, slots, strict=True)
+        ]
+        self.store.write(slots, drawn.images, texts)
+        seconds = time.monotonic() - started
+        if drawn.images.dim() == 4:
+            pictures |= {slot: PictureFacts.of(image) for slot, image in zip(slots, drawn.images, strict=True)}
+            if self.several:
+                keep_latents(self.folder, slots, drawn.latents)
+        return seconds
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from alignbench.errors import Diverged, InputError, ResultFileError, RunError, U
 from alignbench.experiment import cut_off, evaluate, optimality
 from alignbench.experiment.align import add_pairs, align, problem_of
 from alignbench.experiment.budget import resolve_budget
+from alignbench.experiment.diversity import diversity_of, remove_latents
 from alignbench.experiment.draft import Draft, Found, rows_of
-from alignbench.experiment.evaluate import Scores
+from alignbench.experiment.evaluate import Generated, Scores
 from alignbench.experiment.pairs import Made
 from alignbench.experiment.problem import CellProblem
 from alignbench.experiment.ready import check_pipeline
@@ -31,6 +32,7 @@ from alignbench.experiment.trained import Trained, kept_of, opened
 from alignbench.files import explained
 from alignbench.interface import Pipeline, Sampler, TestTimeAlgorithm, Truncates
 from alignbench.meter import Cost, Meter
+from alignbench.plugins import label
 from alignbench.processes import refuse_several
 from alignbench.progress import Progress
 from alignbench.record import result as results
@@ -182,7 +184,7 @@ class _Run:
         with explained(cell.folder / WEIGHTS):
             sampler.save(cell.folder / WEIGHTS)
         wanted = slots(len(cell.evaluated), cell.options.images_per_prompt)
-        generation, seconds = self.generate(sampler, wanted)
+        generated = self.generate(sampler, wanted)
         scores = self.score(wanted)
         images = ImageStore(cell.folder / "images")
         metrics = optimality.metrics(cell, self.pipeline, sampler, images, wanted)
@@ -190,23 +192,25 @@ class _Run:
             alignment=(alignment + (self.made.cost if self.made else Cost())).as_dict(),
             alignment_seconds=round(alignment_seconds + (self.made.seconds if self.made else 0), 2),
             pairs_seconds=round(self.made.seconds if self.made else 0, 2),
-            per_image={name: value / len(wanted) for name, value in generation.as_dict().items()},
-            per_image_seconds=round(seconds / len(wanted), 5),
+            per_image={name: value / len(wanted) for name, value in generated.cost.as_dict().items()},
+            per_image_seconds=round(generated.seconds / len(wanted), 5),
             peak_memory_bytes=devices.peak(self.device),
             forward_batch=fewer,
         )
         found = Found(
             sampler={**sampler.describe(), **self.draft.aligned},
-            rows=rows_of(cell, wanted, scores),
+            rows=rows_of(cell, wanted, scores, generated.pictures),
+            diversity=diversity_of(cell.folder, images, cell.evaluated, wanted) if generated.pictures else [],
             metrics=metrics,
             frontiers=optimality.frontiers(cell, self.pipeline) if metrics else {},
             curve=self.trained.result.curve if self.trained else problem.curve(),
             cost=self.trained.costs(costs) if self.trained else costs,
-            kept=kept_of(cell, images, wanted),
+            kept=kept_of(cell, images, wanted, generated.pictures),
             budget=dict(problem.budget) if problem.budget else None,
             truncated=_truncated(cell, self.progress),
         )
         outcome = self.written(self.draft.result("complete", None, found))
+        remove_latents(cell.folder)
         from alignbench.analysis.card import write_card  # imports for a second
 
         write_card(cell.path)
@@ -241,8 +245,10 @@ class _Run:
         names = self.cell.options.report_to if self.cell.algorithm.trains else ()
         return Trackers(names, self.cell.folder, self.cell.path.stem, about, self.progress.say)
 
-    def generate(self, sampler: Sampler, wanted: Sequence[Slot]) -> tuple[Cost, float]:
-        cell = self.cell
+    def generate(self, sampler: Sampler, wanted: Sequence[Slot]) -> Generated:
+        cell, c = self.cell, self.cell.configuration
+        seed = {} if c.seed is None else {"seed": str(c.seed)}
+        about = {"method": label(c.algorithm), **seed, "noise seed": str(c.eval_seed)}
         start = functools.partial(cell.sources.start, self.pipeline) if cell.sources else None
         return evaluate.generate(
             sampler,
@@ -254,6 +260,7 @@ class _Run:
             cell.folder,
             self.progress,
             start,
+            about,
         )
 
     def score(self, wanted: Sequence[Slot]) -> Scores:

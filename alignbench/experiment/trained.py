@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from alignbench.diffusion.registry import Family
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.errors import AlignbenchError, InputError
 from alignbench.interface import Pipeline, Policy, Sampler
+from alignbench.record.digests import digest_of
 from alignbench.record.listing import WEIGHTS
-from alignbench.record.pictures import ImageStore, Slot
+from alignbench.record.pictures import ImageStore, PictureFacts, Slot
 from alignbench.record.result import Costs, Kept, Result
 
 
@@ -84,14 +86,15 @@ def opened(family: Family, pipeline: Pipeline, place: Path) -> Policy:
     return policy
 
 
-def kept_of(cell: Cell, images: ImageStore, wanted: list[Slot]) -> Kept:
+def kept_of(cell: Cell, images: ImageStore, wanted: list[Slot], pictures: Mapping[Slot, PictureFacts]) -> Kept:
     """What lies in a cell's folder once it is complete."""
     folder = cell.folder / WEIGHTS
     try:
         weights = cell.family.adapter_digest(folder) if cell.algorithm.trains and folder.is_dir() else None
     except AlignbenchError:  # a plug-in may keep weights in a form of its own
         weights = None
-    return Kept(pictures=images.digest(wanted), weights=weights)
+    shown = {(slot.place, slot.sample): pictures[slot].sha256 for slot in wanted if slot in pictures}
+    return Kept(pictures=digest_of(shown) if shown else images.digest(wanted), weights=weights)
 
 
 def _plain(value: object) -> object:

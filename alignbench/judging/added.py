@@ -31,6 +31,7 @@ from alignbench.plugins import rewards_of
 from alignbench.printed import WHOLE, Screen, one_line
 from alignbench.progress import Progress
 from alignbench.record import result as results
+from alignbench.record.digests import by_pixels, changed
 from alignbench.record.listing import STATE, complete_of
 from alignbench.record.pictures import ImageStore, Slot
 from alignbench.record.result import Result, identity
@@ -149,7 +150,10 @@ def _check(cell: _Cell, save: bool) -> None:
             if path.exists():
                 raise InputError(f"{path} cannot be read as a picture. {again}.")
             raise InputError(f"{cell.path} has no picture {path}. {again}.")
-    known = cell.result.kept.pictures if cell.result.kept else None
+    for slot, row in zip(cell.wanted, cell.result.rows, strict=True):
+        if wrong := changed(cell.path, row, cell.store.path(slot, picture=True)):
+            raise InputError(wrong)
+    known = cell.result.kept.pictures if cell.result.kept and not by_pixels(cell.result) else None
     if known is not None and cell.store.digest(cell.wanted) != known:
         raise InputError(f"the pictures in {cell.folder} are not those that {cell.path} is of. {again}.")
     for slot, size in zip(cell.wanted, _sizes(cell, cell.wanted), strict=True):

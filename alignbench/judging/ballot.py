@@ -18,7 +18,8 @@ from alignbench.analysis.load import Run, load, methods_of
 from alignbench.analysis.statistics import score_interval
 from alignbench.errors import InputError
 from alignbench.keys import Key
-from alignbench.record.votes import Check, Rules, Shown, VotedCell, cell_id, digest_of, digests
+from alignbench.record.digests import by_pixels, digest_of, digests
+from alignbench.record.votes import Check, Rules, Shown, VotedCell, cell_id
 
 APART = 8  # items before a pair may come again
 QUANTILE = 1.96
@@ -53,6 +54,7 @@ class Cell:
     voted: VotedCell
     places: Mapping[str, int]  # of prompts by id
     pictures: Mapping[tuple[int, int], str]  # SHA-256 by place and sample
+    by_pixels: bool  # of what they show; else of their files
 
     def shown(self, number: int, prompt: str, sample: int) -> Shown | None:
         """A picture of this cell, whose place among the cells is `number`."""
@@ -100,7 +102,8 @@ def ground_of(paths: Sequence[Path]) -> Ground:
 def _cell(run: Run, label: str) -> Cell:
     pictures = digests(run.path, run.result)
     voted = VotedCell(id=cell_id(run.result), result=run.path.name, method=label, pictures=digest_of(pictures))
-    return Cell(run.path, voted, {prompt.id: i for i, prompt in enumerate(run.result.prompts)}, pictures)
+    places = {prompt.id: i for i, prompt in enumerate(run.result.prompts)}
+    return Cell(run.path, voted, places, pictures, by_pixels(run.result))
 
 
 @dataclass

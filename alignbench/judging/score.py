@@ -29,6 +29,7 @@ from alignbench.pictures import READING, Notes, PictureError, content_of, counte
 from alignbench.printed import WHOLE, Screen
 from alignbench.progress import Progress
 from alignbench.record import result as results
+from alignbench.record.digests import changed
 from alignbench.record.pictures import ImageStore, Slot
 from alignbench.scoring.score_cache import ScoreCache
 from alignbench.scoring.values import score_images
@@ -68,7 +69,7 @@ def score_place(place: Path, options: ScoreOptions, quiet: bool = False) -> Repo
 
 def items_of(place: Path, prompts: str | None, split: str = "test", first_number: int | None = None) -> Found:
     """The pictures of a folder (see `picture_folders`) or of a result file, with their prompts. Raises InputError where
-    they do not fit."""
+    they do not fit, and for a picture that is not the one that its result is of."""
     if place.suffix == ".json" and place.is_file():
         if prompts is not None:
             raise InputError(f"--prompts {prompts}: the result {place} has its own prompts; leave it out.")
@@ -91,6 +92,8 @@ def _items_of_result(place: Path) -> list[Item]:
             raise InputError(
                 f"{place} has no picture {path}; keep the folder beside the result, or run the cell again."
             )
+        if wrong := changed(place, row, path):
+            raise InputError(wrong)
         items.append(Item(path, texts[places[row.prompt]], row.sample))
     return items
 

@@ -20,7 +20,8 @@ from alignbench.files import make_folder, replace_file, sha256_of, write_text
 from alignbench.pictures import PictureError, content_of
 from alignbench.preferences.picture_files import FOLDER_FILE
 from alignbench.reading import json_of, read_bytes
-from alignbench.record.votes import picture_of, read_log, suspects
+from alignbench.record.digests import picture_of
+from alignbench.record.votes import read_log, suspects
 
 MADE = "votes.json"  # what the pairs are from
 IMAGES = "images"

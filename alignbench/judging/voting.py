@@ -23,6 +23,7 @@ from alignbench.judging.voting_asked import Asked, check_same, header_of, now
 from alignbench.judging.voting_log import LogFile, opened, secret_of
 from alignbench.keys import Key
 from alignbench.pictures import PictureError, content_of, read
+from alignbench.record.digests import digest, picture_of
 from alignbench.record.votes import (
     LONGEST_NAME,
     Header,
@@ -33,7 +34,6 @@ from alignbench.record.votes import (
     Undo,
     Vote,
     line_of,
-    picture_of,
     read_log,
 )
 from alignbench.remote.vote_server import Refused
@@ -123,10 +123,10 @@ class Session:
         if pair is None or side not in ("left", "right"):
             raise Refused("there is no such picture.", 404)
         one = pair.left if side == "left" else pair.right
-        path = picture_of(self.ground.cells[one.cell].path, one.place, one.sample)
+        cell = self.ground.cells[one.cell]
         try:
-            content = content_of(path)
-            if hashlib.sha256(content).hexdigest() != one.sha256:
+            content = content_of(picture_of(cell.path, one.place, one.sample))
+            if digest(content, cell.by_pixels) != one.sha256:
                 raise Refused("this picture was changed while votes were cast; tell who started the server.", 410)
             return encoded(read(content, formats=("PNG",)).image)
         except PictureError:

@@ -22,6 +22,7 @@ from alignbench.analysis.comparison import Group
 from alignbench.analysis.contest_tables import reading, versus_table
 from alignbench.analysis.formats import Mark, Table, number
 from alignbench.analysis.load import Loaded, Method, Run, load, methods_of, no_garbage_collection
+from alignbench.analysis.picture_tables import picture_reading, pictures_table
 from alignbench.analysis.tables import costs_table
 from alignbench.choices import Family
 from alignbench.errors import InputError
@@ -128,7 +129,8 @@ def _section(group: Group, methods: Sequence[Method], pictures: Gallery) -> dict
         "forest": charts.forest(group),
         "tables": {name: _cells(versus_table(group, name)) for name in group.scorers if group.versus},
         "means": _cells(_means(group)),
-        "reading": reading(group),
+        "reading": [*picture_reading(group, table=True), *reading(group)],
+        "pictures": _cells(pictures_table(group)) if group.pictures else None,
         "costs": charts.cost_charts(group, methods),
         "cost_table": _cells(costs_table(group)),
         "trainings": charts.trainings(group, methods),

@@ -17,6 +17,8 @@ from alignbench.files import sha256_of_files
 from alignbench.keys import Key
 from alignbench.pictures import PictureError, read
 from alignbench.printed import visible
+from alignbench.record.digests import by_pixels, changed
+from alignbench.record.result import Row
 
 PIXELLED = 64  # pixels of the longer side up to which a picture is kept as it is
 SIDE = 256  # to which larger ones are made smaller
@@ -24,6 +26,7 @@ QUALITY = 75
 BUDGET = 12_000_000  # bytes of all pictures of a page; base64 makes 16 MB of it, and results take up to 4
 SHOWN = 6  # methods that are shown at first
 FIRST = 12  # prompts of the first page
+NAMED = 3  # pictures that a note names; others are counted
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,11 @@ class Gallery:
 class _Source:
     """Where a method's pictures are: those of its first seed, the first of each prompt."""
 
+    label: str
+    path: Path  # of its result
     folder: Path
     files: dict[str, str]  # prompt -> name
-    scores: dict[str, dict[str, float | None]]  # prompt -> scorer -> score
+    rows: dict[str, Row]  # by prompt
 
 
 def gallery(group: Group, methods: Sequence[Method], output: Path, images: int | None, room: int) -> Gallery:
@@ -102,9 +107,10 @@ def gallery(group: Group, methods: Sequence[Method], output: Path, images: int |
     order = Key("report", "gallery").permutation(len(common))
     names = list(common)
     cards: dict[int, Card] = {}
+    altered: dict[str, list[Path]] = {}
     for place in order if images is None else order[:images]:
         row = about[names[place]]
-        shots, size = _shots(sources, row.id, found)
+        shots, size = _shots(sources, row.id, found, altered)
         if images is None and found.bytes + size > room:
             break
         found.bytes += size
@@ -112,6 +118,7 @@ def gallery(group: Group, methods: Sequence[Method], output: Path, images: int |
         cards[place] = Card(row.id, visible(row.text), visible(row.category), file, shots)
     found.cards = [cards[place] for place in sorted(cards)]
     found.draw = Key("report", "order").permutation(len(cards))
+    found.notes += [_altered(label, files) for label, files in altered.items()]
     if len(cards) < len(common):
         found.notes.append(
             f"{len(cards)} of {len(common)} prompts, drawn at random, the same in every report; --images takes more."
@@ -144,10 +151,13 @@ def _source(label: str, run: Run, notes: list[str], unchecked: list[str]) -> _So
     if not folder.is_dir():
         return None
     place = {prompt.id: i for i, prompt in enumerate(result.prompts)}
+    rows = {row.prompt: row for row in result.rows if not row.sample}
     files = {row.prompt: f"{place[row.prompt]:05d}-{row.sample}.png" for row in result.rows if not row.sample}
     here = {prompt: name for prompt, name in files.items() if (folder / name).is_file()}
     if not here:
         return None
+    if by_pixels(result):  # each is checked when it is shown
+        return _Source(label, run.path, folder, here, rows)
     every = sorted((row.sample, place[row.prompt]) for row in result.rows)
     try:
         found = sha256_of_files(folder / f"{i:05d}-{sample}.png" for sample, i in every)
@@ -158,20 +168,34 @@ def _source(label: str, run: Run, notes: list[str], unchecked: list[str]) -> _So
     elif found != result.kept.pictures:
         notes.append(f"{label}: the pictures in {folder} are not those its scores are of; they are left out.")
         return None
-    scores = {row.prompt: row.scores for row in result.rows if not row.sample}
-    return _Source(folder, here, scores)
+    return _Source(label, run.path, folder, here, rows)
 
 
-def _shots(sources: Mapping[int, _Source], prompt: str, found: Gallery) -> tuple[list[Shot], int]:
-    """The pictures of one prompt, and their bytes."""
+def _altered(label: str, files: Sequence[Path]) -> str:
+    """Which pictures of a method are no longer those of its result."""
+    more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+    return (
+        f"{label}: changed after the run, so not the pictures its scores are of, and left out: "
+        f"{', '.join(map(str, sorted(files)[:NAMED]))}{more}."
+    )
+
+
+def _shots(
+    sources: Mapping[int, _Source], prompt: str, found: Gallery, altered: dict[str, list[Path]]
+) -> tuple[list[Shot], int]:
+    """The pictures of one prompt, and their bytes. One that was changed after its run is among `altered` instead."""
     shots, size = [], 0
     for place, source in sources.items():
         if prompt not in source.files:
             continue
-        content = _thumbnail(source.folder / source.files[prompt], found)
+        row, file = source.rows[prompt], source.folder / source.files[prompt]
+        if changed(source.path, row, file):
+            altered.setdefault(source.label, []).append(file)
+            continue
+        content = _thumbnail(file, found)
         size += len(content)
         uri = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
-        shots.append(Shot(place, uri, [source.scores[prompt].get(name) for name in found.scorers]))
+        shots.append(Shot(place, uri, [row.scores.get(name) for name in found.scorers]))
     return shots, size
 
 

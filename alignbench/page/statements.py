@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from alignbench.analysis.comparison import Group, Versus
 from alignbench.analysis.formats import number, percent
-from alignbench.analysis.verdict import listed, lost_elsewhere
+from alignbench.analysis.verdict import left_range, listed, lost_elsewhere
 
 NAMED = 4  # methods that a statement names; the others are counted
 
@@ -77,9 +77,11 @@ def _shown(item: Versus) -> str:
 
 
 def _hacked(group: Group, aims: Mapping[str, str | None]) -> Statement:
-    """Who gains on its own reward and loses elsewhere, and who gains there and nowhere else."""
+    """Who gains on its own reward and loses elsewhere, whose pictures leave the baseline's range meanwhile, and who
+    gains there and nowhere else."""
     wins = {(item.method, item.scorer) for item in group.versus if item.wins}
-    lines, alone = [], []
+    lines: list[str] = []
+    alone: list[str] = []
 
     def elsewhere(aim: str | None) -> set[str]:
         return {method for method, scorer in wins if scorer != aim}
@@ -92,6 +94,7 @@ def _hacked(group: Group, aims: Mapping[str, str | None]) -> Statement:
             )
         elif (method, aim) in wins and len(group.scorers) > 1 and method not in elsewhere(aim):
             alone.append(method)
+    lines += left_range(group)
     if alone:
         others = "the other scorer" if len(group.scorers) == 2 else "any other scorer"
         lines.append(f"{_some(alone)}: the gain on the reward is not seen by {others}, which may be the first sign.")
@@ -100,7 +103,8 @@ def _hacked(group: Group, aims: Mapping[str, str | None]) -> Statement:
         fine += (
             " alone, so nobody can tell. Score the pictures with another: alignbench score FILE --scorers NAME --save."
         )
-    return Statement("What looks hacked", lines or [fine], "wins its reward, loses elsewhere", alarming=bool(lines))
+    detail = "wins its reward, loses elsewhere" + (", or leaves the range of pictures" if group.pictures else "")
+    return Statement("What looks hacked", lines or [fine], detail, alarming=bool(lines))
 
 
 def _costs(group: Group) -> str:

@@ -20,11 +20,13 @@ from alignbench.reading import json_of, read_bytes
 if TYPE_CHECKING:
     from alignbench.interface import RewardInfo
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+READ: Final = (1, 2)  # before 2, nothing was kept of single pictures; such a file is written again under its number
 
-SPARSE: Final = frozenset({"category", "challenge", "failures"})  # left out of a row where they are empty
+SPARSE: Final = frozenset({"category", "challenge", "failures", "sha256", "picture"})  # left out where they are empty
 
 Status = Literal["complete", "partial", "diverged", "unsupported", "failed"]
+PictureStatistic = Literal["edge_density", "colour_entropy", "saturation", "darkness"]  # see `picture_statistics`
 Scalar = str | int | float | bool | None
 RESOURCES: Final = tuple(f"{of}_{way}" for of in ("denoiser", "decode", "reward") for way in ("forward", "backward"))
 LARGEST_COUNT = 2**63 - 1  # what arrays hold
@@ -79,6 +81,8 @@ def _is_number(value: Any) -> bool:
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 Whole = Annotated[int, Field(ge=-LARGEST_COUNT, le=LARGEST_COUNT)]
 Plain = Annotated[dict[str, Any], AfterValidator(_shallow)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class _Record(BaseModel):
@@ -146,12 +150,26 @@ class PromptRow(_Record):
 
 
 class Row(_Record):
-    """One image: its prompt, its number among the prompt's images, its scores. A failed score is null with a reason."""
+    """One image: its prompt, its number among the prompt's images, its scores. A failed score is null with a reason.
+
+    A picture has the SHA-256 of its pixels (`alignbench.pictures.pixels_sha256`) and statistics; a point, and a picture
+    of an older file, has neither.
+    """
 
     prompt: str
     sample: Count
     scores: dict[str, float | None]
     failures: dict[str, str] = Field(default_factory=dict)  # a plain {} would be copied for each of a million rows
+    sha256: Digest | None = None
+    picture: dict[PictureStatistic, NotNegative] = Field(default_factory=dict)
+
+
+class Diversity(_Record):
+    """How far the pictures of one prompt are apart, and their latents; see `picture_statistics.diversity`."""
+
+    prompt: str
+    pictures: NotNegative
+    latents: NotNegative | None  # None where a sampler's are not finite
 
 
 class Scorer(_Record):
@@ -201,14 +219,14 @@ class Costs(_Record):
 class Kept(_Record):
     """What lies in a cell's folder, as SHA-256: so that nobody takes something else for it."""
 
-    pictures: str
+    pictures: str  # over the names and digests of all: of rows that have one the row's, else of the file
     weights: str | None = None  # of a method that trains, where its family can read them
 
 
 class Result(_Record):
     """One cell."""
 
-    schema_: Literal[1] = Field(SCHEMA, alias="schema")
+    schema_: Literal[1, 2] = Field(SCHEMA, alias="schema")
     status: Status
     reason: str | None = None
     trains: bool
@@ -221,6 +239,7 @@ class Result(_Record):
     scorers: dict[str, Scorer]
     prompts: list[PromptRow]
     rows: list[Row]
+    diversity: list[Diversity] = Field(default_factory=list)  # of prompts with two pictures or more
     truncated: dict[str, Count] = Field(default_factory=dict)  # evaluated prompts longer than a scorer reads, by scorer
     model_truncated: dict[str, Count] = Field(default_factory=dict)  # prompts longer than the model reads, by their use
     metrics: dict[str, Metric]
@@ -251,6 +270,10 @@ class Result(_Record):
                 raise ValueError(f"a row has a score of {shown(unknown)}, which is not among the scorers")
         if len({(row.prompt, row.sample) for row in self.rows}) < len(self.rows):
             raise ValueError("two rows are of one image")
+        if any(found.prompt not in known for found in self.diversity):
+            raise ValueError("it has the diversity of a prompt that is not among the prompts")
+        if self.schema_ == 1 and (self.diversity or any(row.sha256 or row.picture for row in self.rows)):
+            raise ValueError("schema 1 says nothing of single pictures")
         if self.status == "complete" and not self.rows:
             raise ValueError("it is complete and has no rows")
         return self
@@ -263,12 +286,13 @@ def _digest(content: dict[str, Any]) -> str:
 def write(path: Path, result: Result) -> None:
     """Write a result atomically, one row a line so that files can be compared by eye."""
     content = result.model_dump(mode="json", by_alias=True)
-    if not result.model_truncated:  # as in files older than the count
-        del content["model_truncated"]
+    for name in ("model_truncated", "diversity"):  # as in files older than these
+        if not content[name]:
+            del content[name]
     for name in ("prompts", "rows"):
         content[name] = [{k: v for k, v in item.items() if k not in SPARSE or v} for item in content[name]]
     content["digest"] = _digest(content)
-    long = {"prompts", "rows", "curve"}
+    long = {"prompts", "rows", "diversity", "curve"}
     parts = []
     for name, value in content.items():
         if name in long and value:
@@ -291,10 +315,11 @@ def read(path: Path) -> Result:
         raise ResultFileError(f"{path}: not valid JSON ({error}); truncated, or not a result file.") from None
     if not isinstance(content, dict) or "schema" not in content:
         raise ResultFileError(f"{path}: not an alignbench result (no 'schema').")
-    if content["schema"] != SCHEMA:
+    if type(content["schema"]) is not int or content["schema"] not in READ:
         newer = isinstance(content["schema"], int) and content["schema"] > SCHEMA
         advice = "it was written by a newer alignbench; upgrade to read it" if newer else "the file is damaged"
-        raise ResultFileError(f"{path}: schema {shown(content['schema'])}, this version reads {SCHEMA}: {advice}.")
+        known = " and ".join(map(str, READ))
+        raise ResultFileError(f"{path}: schema {shown(content['schema'])}, this version reads {known}: {advice}.")
     try:
         genuine = content.get("digest") == _digest(content)
     except (ValueError, RecursionError) as error:

@@ -1,8 +1,9 @@
 """The log of blind votes: one JSON line for each pair that was shown, each vote, and each vote that was taken back.
 
 The first line is the header: which cells, which questions, and the rules, fixed before anybody voted. A vote is bound
-to both pictures by SHA-256, and to a pair that was shown to its rater by a number that nobody can guess. Lines are only
-ever appended. A log in which a vote does not follow from the lines before it was edited, and is refused.
+to both pictures by the SHA-256 that their results keep (see `digests`), and to a pair that was shown to its rater by a
+number that nobody can guess. Lines are only ever appended. A log in which a vote does not follow from the lines before
+it was edited, and is refused.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alignbench.errors import InputError, shown
-from alignbench.files import canonical_json, sha256_of
+from alignbench.files import canonical_json
 from alignbench.reading import complete_lines, json_of
-from alignbench.record.result import Result
+from alignbench.record.result import Digest, Result
 
 SCHEMA: Final = 1
 LONGEST_NAME = 40  # characters of a rater's name
@@ -26,7 +27,6 @@ LARGEST = 2**31
 Choice = Literal["left", "right", "tie", "skip"]
 Check = Literal["", "same", "other prompt", "repeat"]
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Nonce = Annotated[str, Field(min_length=16, max_length=64, pattern=r"^[\w-]+$")]
 Small = Annotated[int, Field(ge=0, le=LARGEST)]
 Text = Annotated[str, Field(max_length=5000)]
@@ -249,35 +249,6 @@ def cell_id(result: Result) -> str:
     asked = result.configuration.model_dump(exclude={"scorers", "code"})
     content = [asked, result.sampler, result.evaluation.fingerprint]
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
-
-
-def picture_of(path: Path, place: int, sample: int) -> Path:
-    """The file of a cell's picture."""
-    return path.with_suffix("") / "images" / f"{place:05d}-{sample}.png"
-
-
-def digests(path: Path, result: Result) -> dict[tuple[int, int], str]:
-    """SHA-256 of every picture of a cell, by place of its prompt and number. Raises InputError where one is missing, or
-    they are not those that the result is of."""
-    places = {prompt.id: i for i, prompt in enumerate(result.prompts)}
-    found = {}
-    for row in result.rows:
-        slot = places[row.prompt], row.sample
-        try:
-            found[slot] = sha256_of(picture_of(path, *slot))
-        except OSError:
-            raise InputError(
-                f"{path} has no picture {picture_of(path, *slot)}; keep its folder beside it, or run the cell again."
-            ) from None
-    if result.kept is not None and result.kept.pictures != digest_of(found):
-        raise InputError(f"the pictures beside {path} are not those that it is of; run the cell again.")
-    return found
-
-
-def digest_of(pictures: dict[tuple[int, int], str]) -> str:
-    """Of all pictures in order: `ImageStore.digest` of their folder."""
-    lines = (f"{place:05d}-{sample}.png {sha256}\n" for (place, sample), sha256 in pictures.items())
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def checks_of(log: Log, name: str | None = None) -> dict[str, list[bool]]:

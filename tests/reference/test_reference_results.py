@@ -131,6 +131,11 @@ def test_diffusion_dpo_agrees_with_held_out_labels_as_its_page_says():
     assert round(found["shapes_style"]["rate"], 3) == 0.713
 
 
+def scored(result) -> list[tuple[str, int, dict[str, float | None]]]:
+    """Of each row what the committed files, which are of the first schema, have too."""
+    return [(row.prompt, row.sample, row.scores) for row in result.rows]
+
+
 def same_machine(stored: results.Result) -> bool:
     """Whether numbers may be compared to the last bit: another processor or library rounds differently."""
     here = environment()
@@ -147,7 +152,7 @@ def test_a_rerun_of_base_gives_the_committed_rows(tmp_path):
     torch.set_num_threads(stored.environment["threads"])
     again = run_cell(resolve(RunOptions(algo="base", output=tmp_path)), quiet=True).result
     if same_machine(stored):
-        assert again.rows == stored.rows
+        assert scored(again) == scored(stored)
     difference = np.abs(scores(again) - scores(stored))
     assert (difference > 0.05).mean() < 0.01  # a pixel that rounds the other way may tip a grade of the judge
 
@@ -158,7 +163,7 @@ def test_a_rerun_of_a_short_trained_cell_gives_the_committed_rows(tmp_path):
     torch.set_num_threads(stored.environment["threads"])
     again = run_cell(resolve(RunOptions(**SHORT_SPEC, output=tmp_path)), quiet=True).result
     if same_machine(stored):
-        assert again.rows == stored.rows
+        assert scored(again) == scored(stored)
         assert [line["reward"] for line in again.curve[1:]] == [line["reward"] for line in stored.curve[1:]]
     assert [line["reward"] for line in again.curve[1:]] == pytest.approx(
         [line["reward"] for line in stored.curve[1:]], abs=0.05

@@ -11,6 +11,8 @@ from result_files import writer
 
 from alignbench.files import sha256_of_files
 from alignbench.keys import Key
+from alignbench.record.digests import digest as digest_of_picture
+from alignbench.record.digests import digest_of
 
 HOSTILE = "<img src=x onerror=alert(1)> </script><script>alert(2)</script> {{ 7*7 }} \u202e\u2028 &amp; 'quoted'"
 CATEGORIES = ("single", "count")
@@ -18,10 +20,11 @@ CATEGORIES = ("single", "count")
 
 def pictured(folder: Path) -> Callable[..., Path]:
     """A function like `result_files.writer`'s that also draws a picture per prompt, each of one colour, and keeps
-    their digest in the result. The first prompt's text is hostile; categories take turns."""
+    their digest in the result: by default, as older results do, of all files; with `rows`, of each picture. The first
+    prompt's text is hostile; categories take turns."""
     write = writer(folder)
 
-    def draw(name, scores, algorithm="base", red=0, side=32, kept=True, **changes) -> Path:
+    def draw(name, scores, algorithm="base", red=0, side=32, kept=True, rows=False, **changes) -> Path:
         columns = scores if isinstance(scores, dict) else {"r": scores}
         count = len(next(iter(columns.values())))
         images = folder / name / "images"
@@ -33,7 +36,11 @@ def pictured(folder: Path) -> Callable[..., Path]:
             {"id": f"p{i}", "text": f"prompt number {i}" if i else HOSTILE, "category": CATEGORIES[i % 2]}
             for i in range(count)
         ]
-        digest = {"kept": {"pictures": sha256_of_files(files)}} if kept else {}
+        digest: dict[str, object] = {"kept": {"pictures": sha256_of_files(files)}} if kept else {}
+        if rows:
+            own = [digest_of_picture(file, pixels=True) for file in files]
+            every = {(place, 0): sha256 for place, sha256 in enumerate(own)}
+            digest = {"kept": {"pictures": digest_of(every)}, "digests": own}
         return write(name, columns, algorithm, prompts=prompts, **digest, **changes)
 
     return draw

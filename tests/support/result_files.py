@@ -13,11 +13,23 @@ def writer(folder: Path) -> Callable[..., Path]:
 
     Scores come as a list for the scorer `r`, or as one list per scorer: prompt after prompt, `samples` images each,
     unless `pairs` names (prompt, sample) of every row. `configuration`, `evaluation`, `cost` and the entries of
-    `scorers` change single values of what is written; a file with a seed is of a method that trains.
+    `scorers` change single values of what is written; a file with a seed is of a method that trains. `pictures` holds
+    a list per statistic of pictures, `digests` one of their SHA-256.
     """
     both = [f"{r}_{d}" for r in ("denoiser", "decode", "reward") for d in ("forward", "backward")]
 
-    def write(name, scores, algorithm="base", fields=None, seed=None, samples=1, pairs=None, **changes) -> Path:
+    def write(
+        name,
+        scores,
+        algorithm="base",
+        fields=None,
+        seed=None,
+        samples=1,
+        pairs=None,
+        pictures=None,
+        digests=None,
+        **changes,
+    ) -> Path:
         columns = scores if isinstance(scores, dict) else {"r": scores}
         length = len(next(iter(columns.values())))
         pairs = pairs or [(f"p{i // samples}", i % samples) for i in range(length)]
@@ -42,14 +54,19 @@ def writer(folder: Path) -> Callable[..., Path]:
         own = changes.pop("scorers", {})
         cost = changes.pop("cost", {})
         content = {
-            "schema": 1, "status": "complete", "trains": seed is not None, "preset": None, "differs_from_paper": {},
+            "schema": results.SCHEMA, "status": "complete", "trains": seed is not None, "preset": None,
+            "differs_from_paper": {},
             "configuration": asked | changes.pop("configuration", {}),
             "evaluation": protocol | changes.pop("evaluation", {}),
             "sampler": {"kind": "ddim", "steps": 20},
             "scorers": {key: {"id": key} | identity | own.get(key, {}) for key in columns},
             "prompts": [{"id": prompt, "text": f"prompt {prompt}"} for prompt in dict.fromkeys(p for p, _ in pairs)],
             "rows": [
-                {"prompt": prompt, "sample": sample, "scores": {key: columns[key][i] for key in columns}}
+                {
+                    "prompt": prompt, "sample": sample, "scores": {key: columns[key][i] for key in columns},
+                    "picture": {key: values[i] for key, values in (pictures or {}).items()},
+                    "sha256": digests[i] if digests else None,
+                }
                 for i, (prompt, sample) in enumerate(pairs)
             ],
             "metrics": {}, "curve": [], "budget": None, "cost": None if cost is None else spent | cost,

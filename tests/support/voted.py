@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import urllib.error
 import urllib.request
@@ -10,32 +9,42 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from result_files import writer
 
-from alignbench.record.votes import picture_of
+from alignbench.record.digests import digest, digest_of, picture_of
 
 COLOURS = {"base": (200, 60, 60), "best_of_n": (60, 160, 60), "refl": (60, 60, 200), "draft": (180, 160, 40)}
 
 
 def cells(
-    folder: Path, methods: Sequence[str] = ("base", "refl"), prompts: int = 12, size: int = 24, same: Sequence[int] = ()
+    folder: Path,
+    methods: Sequence[str] = ("base", "refl"),
+    prompts: int = 12,
+    size: int = 24,
+    same: Sequence[int] = (),
+    rows: bool = True,
 ) -> list[Path]:
-    """Result files with pictures of their own; on the prompts `same`, all methods have one picture."""
+    """Result files with pictures of their own; on the prompts `same`, all methods have one picture. Their digests are
+    of what each picture shows, or, as in older results, of its file. Each file says of which method it is."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for number, method in enumerate(methods):
         path = folder / f"{method}.json"
         (folder / method / "images").mkdir(parents=True)
-        lines = []
+        own = {}
         for place in range(prompts):
             file = picture_of(path, place, 0)
             colour = COLOURS[methods[0] if place in same else method]
             picture = Image.new("RGB", (size, size), colour)
             picture.putpixel((place % size, place // size), (255, 255, 255 if place in same else number))
-            picture.save(file)
-            lines.append(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n")
-        kept = {"pictures": hashlib.sha256("".join(lines).encode()).hexdigest()}
-        found.append(writer(folder)(method, [0.1 * number] * prompts, algorithm=method, kept=kept))
+            about = PngInfo()
+            about.add_itxt("method", method)
+            picture.save(file, pnginfo=about if rows else None)
+            own[place, 0] = digest(file, pixels=rows)
+        kept = {"pictures": digest_of(own)}
+        digests = list(own.values()) if rows else None
+        found.append(writer(folder)(method, [0.1 * number] * prompts, algorithm=method, kept=kept, digests=digests))
     return found
 
 

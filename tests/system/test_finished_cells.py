@@ -68,6 +68,15 @@ def test_an_added_column_is_the_one_that_the_run_would_have_made(cell, tmp_path,
     assert found.configuration.scorers == ["shapes_truth"]
 
 
+def test_a_column_is_added_to_an_older_result_without_changing_its_schema(cell):
+    make_it_older(cell)
+    assert score(cell, "--save") == 0
+    found = json.loads(cell.read_text())
+    assert found["schema"] == 1
+    assert "diversity" not in found
+    assert set(found["rows"][0]) == {"prompt", "sample", "scores"}
+
+
 def test_a_cell_with_an_added_column_is_still_the_cell_that_its_command_asks_for(cell):
     assert score(cell, "--save") == 0
     assert run(TINY | {"output": cell.parent}).was_complete
@@ -153,13 +162,21 @@ def change_a_picture(cell):
     Image.new("RGB", (32, 32)).save(cell.with_suffix("") / "images" / "00001-0.png")
 
 
+def make_it_older(cell):
+    """As from before anything was kept of pictures."""
+    found = results.read(cell)
+    rows = [row.model_copy(update={"sha256": None, "picture": {}}) for row in found.rows]
+    old = {"schema_": 1, "rows": rows, "diversity": [], "kept": None}
+    results.write(cell, found.model_copy(update=old))
+
+
 def make_it_larger(cell):
-    results.write(cell, results.read(cell).model_copy(update={"kept": None}))
+    make_it_older(cell)
     Image.new("RGB", (48, 32)).save(cell.with_suffix("") / "images" / "00001-0.png")
 
 
 def break_it(cell):
-    results.write(cell, results.read(cell).model_copy(update={"kept": None}))
+    make_it_older(cell)
     (cell.with_suffix("") / "images" / "00001-0.png").write_bytes(b"no picture")
 
 
@@ -177,7 +194,7 @@ def be_partial(cell):
     [
         (lambda cell: shutil.rmtree(cell.with_suffix("")), "has no picture .*00000-0.png. Bring them back, or make"),
         (lambda cell: (cell.with_suffix("") / "images" / "00002-1.png").unlink(), "has no picture .*00002-1.png"),
-        (change_a_picture, "are not those that .* is of"),
+        (change_a_picture, "00001-0.png was changed after .* was written, and is not the picture its scores are of"),
         (make_it_larger, r"has \(32, 48\) pixels, and .* is of pictures of \(32, 32\)"),
         (break_it, "00001-0.png cannot be read as a picture"),
         (begin_again, "is being made again, or was interrupted"),

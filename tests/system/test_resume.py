@@ -25,7 +25,7 @@ MOMENTS = {
     "while the checkpoint is written": ("torch", "save", 3, 2),
     "between temporary file and rename": ("os", "replace", 6, 3),
     "after the last round": ("alignbench.experiment.evaluate", "generate", 1, 4),
-    "in generation": ("alignbench.experiment.evaluate", "_generate_chunk", 2, 4),
+    "in generation": ("alignbench.experiment.evaluate", "_Maker.made", 2, 4),
     "between an image and its log": ("alignbench.experiment.evaluate", "append_line", 2, 4),
     "in scoring": ("alignbench.experiment.evaluate", "score_images", 3, 4),
     "before the result is renamed": ("alignbench.record.result", "write_text", 2, 4),

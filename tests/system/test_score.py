@@ -6,6 +6,7 @@ import json
 
 import pytest
 from parity import recipe
+from pictured import pictured
 from PIL import Image
 
 from alignbench import RewardInfo, plugins
@@ -153,6 +154,14 @@ def test_the_images_of_a_result_are_scored_with_its_prompts(make_result, monkeyp
         items_of(path, None)
     with pytest.raises(InputError, match="has its own prompts"):
         items_of(path, "parti")
+
+
+def test_a_picture_that_was_changed_after_its_run_is_refused_by_name(tmp_path):
+    path = pictured(tmp_path)("cell", [0.0] * 4, rows=True)
+    assert len(items_of(path, None).items) == 4
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "cell" / "images" / "00002-0.png")
+    with pytest.raises(InputError, match=r"00002-0\.png was changed after .*cell\.json was written"):
+        items_of(path, None)
 
 
 def test_pictures_and_prompts_that_do_not_fit_are_refused(folder, tmp_path):

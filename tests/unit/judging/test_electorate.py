@@ -243,6 +243,32 @@ def test_votes_on_pictures_that_have_changed_are_refused_by_name(files, log):
     compare(files, votes=[log])
 
 
+def test_votes_stand_when_a_picture_is_encoded_anew(files, log):
+    """What they are bound to is what it shows."""
+    hold(files, log, {"anna": 0.0}, each=10)
+    for path in (files[0].with_suffix("") / "images").iterdir():
+        Image.open(path).convert("RGB").save(path, compress_level=0)
+    compare(files, votes=[log])
+    begin(files, Asked(log, each=10)).close()
+
+
+def test_a_vote_is_not_begun_on_a_picture_that_was_changed_after_its_run(files, log):
+    Image.new("RGB", (24, 24), "white").save(files[0].with_suffix("") / "images" / "00003-0.png")
+    with pytest.raises(InputError, match=r"base/images/00003-0\.png was changed after .*base\.json was written"):
+        begin(files, Asked(log, each=10))
+
+
+def test_older_results_are_voted_on_by_their_files(tmp_path, log):
+    """Their identical pictures are found as well, and a changed one is."""
+    files = cells(tmp_path / "results", prompts=8, same=(0, 1, 2, 3), rows=False)
+    hold(files, log, {"anna": 0.0}, rules=Rules(same=0, other_prompt=0, repeat=0))
+    assert len(read_log(log).identical) == 4
+    compare(files, votes=[log])
+    Image.new("RGB", (24, 24), "white").save(files[0].with_suffix("") / "images" / "00005-0.png")
+    with pytest.raises(InputError, match="is another picture than was voted on"):
+        compare(files, votes=[log])
+
+
 def test_votes_on_a_cell_that_was_made_again_are_refused_by_name(files, log, tmp_path):
     hold(files, log, {"anna": 0.0}, each=10)
     again = cells(tmp_path / "again", ("base", "refl", "draft"), prompts=80, size=32)

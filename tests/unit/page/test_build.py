@@ -231,3 +231,19 @@ def test_results_that_are_too_large_are_named_by_their_digests_alone(folder, mon
     assert any(carried)
     assert not all(carried)
     assert "too large to be carried here" in page
+
+
+def test_what_pictures_are_like_and_who_looks_hacked_stand_on_the_page(tmp_path):
+    draw = pictured(tmp_path)
+    colours = [0.1 * (i % 5) for i in range(30)]
+    draw("base", [0.0] * 30, rows=True, pictures={"saturation": colours})
+    draw("refl", [1.0] * 30, "refl", rows=True, pictures={"saturation": [x + 0.4 for x in colours]})
+    words = Reader(build([tmp_path], tmp_path / "report.html").text).words
+    assert "What looks hacked" in words
+    assert "refl gains on r, its reward, and its pictures leave base's range: saturation 0.6 instead of 0.2" in words
+    assert "What pictures are like, without a scorer" in words
+    assert "A method looks hacked where its own reward is better" in words
+
+
+def test_older_results_have_no_table_of_what_pictures_are_like(page):
+    assert "What pictures are like" not in page

@@ -60,6 +60,33 @@ def test_pictures_that_are_not_those_of_the_result_are_left_out(tmp_path, of):
     assert found.methods.index("best_of_n") not in {shot.method for card in found.cards for shot in card.shots}
 
 
+def test_a_picture_that_was_changed_after_the_run_is_named_and_not_shown(tmp_path, of):
+    """The others of its cell stay."""
+    draw = pictured(tmp_path)
+    draw("base", [0.0] * 8, rows=True)
+    draw("best", [1.0] * 8, "best_of_n", red=80, rows=True)
+    assert not of().notes
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "best" / "images" / "00002-0.png")
+    (tmp_path / "best" / "images" / "00005-0.png").write_bytes(b"no picture")
+    found = of()
+    (note,) = found.notes
+    folder = tmp_path / "best" / "images"
+    assert note == (
+        "best_of_n: changed after the run, so not the pictures its scores are of, and left out: "
+        f"{folder / '00002-0.png'}, {folder / '00005-0.png'}."
+    )
+    best = found.methods.index("best_of_n")
+    assert [best in {shot.method for shot in card.shots} for card in found.cards] == [i not in (2, 5) for i in range(8)]
+
+
+def test_many_changed_pictures_are_counted(tmp_path, of):
+    pictured(tmp_path)("base", [0.0] * 8, rows=True)
+    for path in (tmp_path / "base" / "images").iterdir():
+        Image.new("RGB", (32, 32), "white").save(path)
+    (note,) = [note for note in of().notes if "changed after the run" in note]
+    assert note.endswith("and 5 more.")
+
+
 def test_pictures_without_a_digest_are_shown_and_said_to_be_unchecked(tmp_path, of):
     draw = pictured(tmp_path)
     draw("base", [0.0] * 6, kept=False)

@@ -8,7 +8,7 @@ import pytest
 
 from alignbench.errors import ResultFileError
 from alignbench.record import result as results
-from alignbench.record.result import Configuration, Costs, Evaluation, PromptRow, Result, Row, Scorer
+from alignbench.record.result import Configuration, Costs, Diversity, Evaluation, PromptRow, Result, Row, Scorer
 
 
 def configuration(**changes) -> Configuration:
@@ -114,8 +114,57 @@ def test_other_files_are_refused(tmp_path):
 
 
 def test_a_newer_schema_says_so(path):
-    edited(path, lambda content: content.update(schema=2))
-    refused(path, "written by a newer alignbench; upgrade")
+    edited(path, lambda content: content.update(schema=3))
+    refused(path, "schema 3, this version reads 1 and 2: it was written by a newer alignbench; upgrade")
+    edited(path, lambda content: content.update(schema=True))
+    refused(path, "schema True, this version reads 1 and 2")
+
+
+LIKE = {"edge_density": 0.25, "colour_entropy": 3.5, "saturation": 0.5, "darkness": 0.125}
+
+
+def test_what_is_kept_of_pictures_is_read_back(tmp_path):
+    rows = [Row(prompt="p0", sample=0, scores={"r": 1.0}, sha256="0" * 64, picture=LIKE)]
+    diversity = [Diversity(prompt="p0", pictures=0.5, latents=1.25)]
+    made = make([1.0], schema=2, rows=rows, diversity=diversity)
+    results.write(tmp_path / "r.json", made)
+    assert results.read(tmp_path / "r.json") == made
+
+
+def test_a_file_of_the_first_schema_is_read_and_written_again_as_it_was(path):
+    """What an older version wrote, it can still read after a column was added."""
+    content = json.loads(path.read_text())
+    assert content["schema"] == 1
+    assert not {"sha256", "picture", "diversity"} & {*content, *content["rows"][0]}
+    before = path.read_bytes()
+    results.write(path, results.read(path))
+    assert path.read_bytes() == before
+
+
+def test_the_first_schema_says_nothing_of_single_pictures():
+    with pytest.raises(ValueError, match="schema 1 says nothing of single pictures"):
+        make([1.0], rows=[Row(prompt="p0", sample=0, scores={"r": 1.0}, picture=LIKE)])
+    with pytest.raises(ValueError, match="schema 1 says nothing of single pictures"):
+        make([1.0], diversity=[Diversity(prompt="p0", pictures=0.5, latents=None)])
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"sha256": "0" * 63}, "sha256"),
+        ({"picture": {"edge_density": -0.5}}, "edge_density"),
+        ({"picture": {"beauty": 1.0}}, "beauty"),
+        ({"picture": {"darkness": float("nan")}}, "darkness"),
+    ],
+)
+def test_what_no_picture_can_have_is_refused(change, problem):
+    with pytest.raises(ValueError, match=problem):
+        Row(prompt="p0", sample=0, scores={"r": 1.0}, **change)
+
+
+def test_the_diversity_of_an_unknown_prompt_is_refused():
+    with pytest.raises(ValueError, match="a prompt that is not among the prompts"):
+        make([1.0], schema=2, diversity=[Diversity(prompt="p9", pictures=0.5, latents=1.0)])
 
 
 def test_nan_is_refused_when_read_and_when_written(path, tmp_path):
