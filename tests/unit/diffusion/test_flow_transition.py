@@ -9,11 +9,16 @@ import torch
 
 from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.flow_transition import flow_rate, flow_std, flow_step, official_log_density
+from alignbench.diffusion.lookahead import shift_per_gradient
 from alignbench.diffusion.rollout import noise_of, reverse
 from alignbench.diffusion.transition import ddim, divergence, log_density
-from alignbench.interface import Sampling
+from alignbench.diffusion.variance_exploding import ProbabilityFlow
+from alignbench.interface import Prompt, Sampling
 from alignbench.keys import Key
+from alignbench.meter import Meter
 from alignbench.quantities import Prediction, flow_level, flow_scale, flow_sigma
+from alignbench.testbed.pipeline import MixturePipeline
+from alignbench.testbed.toys import grid
 
 SD3 = FlowSchedule.from_config({"shift": 3.0}, 1024, "scheduler")
 
@@ -160,3 +165,28 @@ def test_a_diffusion_models_prediction_takes_the_same_steps():
     assert float(flow_sigma(steps.alpha_bar)) == pytest.approx(0.6)
     one, other = (flow_step(prediction, steps, "flow_sde", 0.7).mean for prediction in (diffusion, flow))
     assert torch.allclose(one, other, atol=1e-12)
+
+
+def test_guidance_moves_nothing_where_no_signal_is_left():
+    """At σ = 1 the score's shift would be 1/√ᾱ of a gradient that says nothing; the step after it is moved as ever."""
+    steps = FlowSchedule().steps(8)
+    shift = shift_per_gradient(steps, 0.0, "score")
+    assert shift[0] == 0
+    t, s = steps.alpha_bar[1], steps.next_alpha_bar[1]
+    expected = s.sqrt() * (1 - t) / t.sqrt() - ((1 - s) * (1 - t)).sqrt()
+    assert float(shift[1]) == pytest.approx(float(expected))
+
+
+def test_the_variance_exploding_view_is_entered_behind_a_level_without_signal():
+    meter = Meter()
+    pipeline = MixturePipeline(grid().mixture, FlowSchedule(), meter)
+    condition = pipeline.condition([Prompt("a", "a point")] * 3)
+    flow = ProbabilityFlow(pipeline, pipeline.timesteps(8))
+    noise = Key("x").normal(3, 2)
+    latents, level = flow.entered(noise, 0, condition)
+    assert (flow.blind, level, meter.total.denoiser_forward) == (1, 1, 3)
+    euler = ddim(pipeline.predict(noise, 1000.0, condition), flow.steps[0], 0.0).mean
+    assert torch.equal(latents, euler)
+    assert math.isinf(flow.sigma[0])
+    assert flow.sigma[1] == pytest.approx(7.0)  # σ / (1 − σ) at σ = 7/8
+    assert flow.entered(latents, 1, condition)[1] == 1
