@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from alignbench.suites.plan import Row
 
 HERE, RAY = "local", "ray"
+INTERRUPTED = 128  # exit codes from here on are 128 and the signal
 
 
 def suite(
@@ -68,31 +69,38 @@ def suite(
         Print what came of the cells as JSON.
     """
     from alignbench.asking.suite import find_suite, suite_cells, suite_names
-    from alignbench.processes import refuse_several
 
     if name is None:
         raise InputError(f"name a suite: {', '.join(suite_names())}, or a YAML file.")
-    if jobs is not None and jobs < 1:
-        raise InputError(f"--jobs {jobs}: expected at least 1.")
-    refuse_several()
-    _check_engine(on)
+    _check(on, jobs, shard)
     path = find_suite(name)
     asked, before = suite_cells(path, output), _digest(path)
     from alignbench.suites.plan import planned
 
-    if shard is not None:
-        from alignbench.asking.suite import shard_of
-
-        shard_of([], shard)  # before seconds are spent on the cells
     rows = planned(asked, only, shard)
     if dry_run:
         _show_plan(rows, json)
         return 0
     code = _run(rows, on, jobs, json)
     if _digest(path) != before:
-        note(f"{path} has changed since these cells were read from it; type the same command for what is new.")
-    _show(rows, json, report, interrupted=code >= 128)
+        note(f"{path} has changed since its cells were read; type the same command for what is new.")
+    _show(rows, json, report and code < INTERRUPTED, conclude=code < INTERRUPTED)
     return code
+
+
+def _check(on: str, jobs: int | None, shard: str | None) -> None:
+    """Refuse what can be refused before anything is loaded."""
+    from alignbench.asking.suite import shard_of
+    from alignbench.processes import refuse_several
+
+    refuse_several()
+    kind, colon, address = on.partition(":")
+    if kind not in (HERE, RAY) or (colon and (kind == HERE or not address)):
+        raise InputError(f"--on {on}: expected {HERE}, {RAY}, or {RAY}:HOST:PORT of a cluster that is running.")
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs {jobs}: expected at least 1.")
+    if shard is not None:
+        shard_of((), shard)
 
 
 def _digest(path: Path) -> str | None:
@@ -102,22 +110,16 @@ def _digest(path: Path) -> str | None:
         return None
 
 
-def _check_engine(on: str) -> None:
-    kind, colon, address = on.partition(":")
-    if kind not in (HERE, RAY) or (colon and (kind == HERE or not address)):
-        raise InputError(f"--on {on}: expected {HERE}, {RAY}, or {RAY}:HOST:PORT of a cluster that is running.")
-
-
 def _run(rows: Sequence[Row], on: str, jobs: int | None, quiet: bool) -> int:
     """Run the rows; the exit code."""
-    from alignbench.suites.board import Board
+    from alignbench.suites.board import Board, counts
     from alignbench.suites.run import Terminated, run_rows, terminating
 
     try:
         with terminating():
             engine = _engine(rows, on, jobs)
             with Board(rows, quiet) as board:
-                board.say(f"{len(rows)} cells {engine.describe()}; each has a log beside its result")
+                board.say(f"{counts(rows)}; {engine.describe()}; each cell has a log beside its result")
                 run_rows(rows, engine, board.told, board.looked)
     except KeyboardInterrupt as error:
         note("alignbench: interrupted; the same command continues where it stopped.")
@@ -138,26 +140,28 @@ def _engine(rows: Sequence[Row], on: str, jobs: int | None) -> Engine:
 
 
 def _show_plan(rows: Sequence[Row], json: bool) -> None:
+    """The cells, and what those that are left would cost together."""
     from alignbench.analysis.formats import number
     from alignbench.suites.plan import total
 
+    for row in rows if not json else ():
+        say(f"{row.text}  ->  {row.path}" if row.path else f"{row.text}: {row.state}: {row.reason}")
+    note("counting what they cost together")
     whole = total(rows)
     cost = whole.cost.as_dict()
     if json:
         values = {"cells": whole.cells, "cost": cost, "seconds": whole.seconds, "unknown": whole.unknown}
         print_json({"cells": [row.as_values() for row in rows], "total": values})
         return
-    for row in rows:
-        say(f"{row.text}  ->  {row.path}" if row.path else f"{row.text}: {row.state}: {row.reason}")
     names = {"denoiser_forward": "denoiser evaluations forward", "denoiser_backward": "backward"}
     names["reward_forward"] = "reward evaluations"
     parts = [f"{number(cost[name])} {words}" for name, words in names.items()]
-    time = f"; about {whole.seconds / 60:.1f} minutes here, one after another" if whole.seconds is not None else ""
-    unknown = f"; without {whole.unknown} of them, whose cost is found out by running" if whole.unknown else ""
-    note(f"{whole.cells} cells are not done yet: {', '.join(parts)}{time}{unknown}")
+    time = f"; about {whole.seconds / 60:.1f} minutes on this machine" if whole.seconds is not None else ""
+    unknown = f"; and {whole.unknown} whose cost is not known before they run" if whole.unknown else ""
+    say(f"cells to run: {whole.cells}; together {', '.join(parts)}{time}{unknown}")
 
 
-def _show(rows: Sequence[Row], json: bool, report: bool, interrupted: bool) -> None:
+def _show(rows: Sequence[Row], json: bool, report: bool, conclude: bool) -> None:
     """What came of the rows, and what they say together."""
     from alignbench.suites.board import what
 
@@ -167,7 +171,7 @@ def _show(rows: Sequence[Row], json: bool, report: bool, interrupted: bool) -> N
     else:
         for row in rows:
             listing(f"{row.text:60} {what(row)}")
-        if len(paths) > 1 and not interrupted:
+        if len(paths) > 1 and conclude:
             _conclude(paths)
     if report and paths:
         _report(paths)

@@ -90,7 +90,8 @@ def what(row: Row) -> str:
 def counts(rows: Sequence[Row]) -> str:
     """How many rows are in each state."""
     found = [(state, sum(row.state == state for row in rows)) for state in STATES]
-    return f"{len(rows)} cells: " + ", ".join(f"{count} {state}" for state, count in found if count)
+    cells = "1 cell" if len(rows) == 1 else f"{len(rows)} cells"
+    return f"{cells}: " + ", ".join(f"{count} {state}" for state, count in found if count)
 
 
 def table(rows: Sequence[Row], height: int) -> Table:

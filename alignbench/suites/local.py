@@ -51,7 +51,7 @@ class Local:
 
     def describe(self) -> str:
         gpus = f"{len(self._cards)} GPUs" if len(self._cards) != 1 else "1 GPU"
-        threads = f", {self._threads} threads each" if self._threads else ""
+        threads = f" with {self._threads} of {children.cores()} threads each" if self._threads else ""
         return f"on this machine ({gpus}), {self._at_once} at once{threads}"
 
     def check(self, jobs: Sequence[Job]) -> None:

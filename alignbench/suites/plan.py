@@ -12,8 +12,8 @@ from typing import Any, Literal
 from alignbench.asking.options import RunOptions
 from alignbench.asking.resolve import Cell, resolve
 from alignbench.asking.suite import Resources, SuiteCell, describe, explained, matches, shard_of
-from alignbench.errors import InputError, UnknownName
-from alignbench.experiment.estimate import estimate
+from alignbench.errors import AlignbenchError, InputError, UnknownName
+from alignbench.experiment.estimate import Estimate, estimate
 from alignbench.experiment.run import final_result, work_of
 from alignbench.meter import Cost
 from alignbench.record.result import Result
@@ -146,12 +146,13 @@ class Total:
 
 
 def total(rows: Sequence[Row]) -> Total:
-    """The cost of the rows that are to be run."""
+    """The cost of the rows that are to be run. Cells that cost the same, such as seeds of one, are counted once."""
+    found: dict[str, Estimate | None] = {}
     left = [row for row in rows if row.job is not None and _is_left(row.job)]
-    found = [_estimated(row.options) for row in left]
-    known = [(cost, seconds) for cost, seconds in found if cost is not None]
-    timed = [seconds for _, seconds in known if seconds is not None]
-    cost = sum((cost for cost, _ in known), Cost())
+    each = [_estimated(resolve(row.options), found) for row in left]
+    known = [one for one in each if one is not None]
+    timed = [one.seconds for one in known if one.seconds is not None]
+    cost = sum((one.alignment + one.evaluation for one in known), Cost())
     return Total(len(left), cost, sum(timed) if timed else None, len(left) - len(known))
 
 
@@ -162,9 +163,15 @@ def _is_left(job: Job) -> bool:
         return True
 
 
-def _estimated(options: RunOptions) -> tuple[Cost | None, float | None]:
-    try:
-        found = estimate(resolve(options))
-    except Exception:  # what is wrong with it, a run says
-        return None, None
-    return (found.alignment + found.evaluation, found.seconds) if found else (None, None)
+def _estimated(cell: Cell, found: dict[str, Estimate | None]) -> Estimate | None:
+    """What a cell would cost, as was `found` for another one that asks for as much."""
+    c = cell.configuration
+    pairs = (c.pairs or {}).get("source"), (c.pairs or {}).get("count"), (c.pairs or {}).get("candidates")
+    sizes = len(cell.training), len(cell.evaluated), c.images_per_prompt, c.resolution, c.dtype, pairs
+    key = repr((cell.algorithm, cell.model, cell.sampling, c.budget, *sizes))
+    if key not in found:
+        try:
+            found[key] = estimate(cell)
+        except AlignbenchError:  # its budget does not pay for one image, as a run will say
+            found[key] = None
+    return found[key]
