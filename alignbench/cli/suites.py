@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,7 +118,8 @@ def _run(rows: Sequence[Row], on: str, jobs: int | None, quiet: bool) -> int:
     from alignbench.suites.run import Terminated, run_rows, terminating
 
     try:
-        with terminating():
+        # Ray tells of workers that died on stdout, which is for what came of the cells.
+        with terminating(), contextlib.redirect_stdout(sys.stderr):
             engine = _engine(rows, on, jobs)
             with Board(rows, quiet) as board:
                 board.say(f"{counts(rows)}; {engine.describe()}; each cell has a log beside its result")

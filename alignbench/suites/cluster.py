@@ -12,6 +12,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ SETTINGS = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHED
 MEMORY = 100 << 20  # bytes of a store through which nothing large goes
 ANSWER = 20.0  # seconds within which a cluster says that it is there
 ASKED = 120.0  # and within which a node says what it has: its first worker has to start
+LOOKED = 5.0  # seconds between two looks at which nodes there are
+AHEAD = 8  # jobs that may wait in Ray
 TOKEN = ".suite-"  # how the name of a file begins that says whether a folder is shared
 WHOSE_TOKEN = "share the file ~/.ray/auth_token of the head node, or set RAY_AUTH_TOKEN_PATH"
 
@@ -40,13 +43,15 @@ class Cluster:
         """Connect to the cluster at an address, HOST:PORT, or start one here. Raises InputError where there is none,
         or a node cannot run these jobs as this machine would."""
         self._orders, self._address, self._at_once = orders, address, at_once
-        self._running: dict[Any, tuple[Job, int]] = {}  # by Ray's reference: the job, and how long its log was
+        self._running: dict[Any, Job] = {}  # by Ray's reference
+        self._logs: dict[int, int] = {}  # by the job's id: how long its log was before
+        self._looked, self._nodes = 0.0, list[dict[str, Any]]()
         self._ray = _ray()
         self._connect()
         self._tokens: dict[Path, str] = {}
+        self._made_of = node.made_of()
         try:
-            self._nodes = [found for found in self._ray.nodes() if found["Alive"]]
-            self._resources = [found["Resources"] for found in self._nodes]
+            self._look()
             for folder in sorted({orders.folder / job.path.parent for job in jobs}):
                 self._tokens[folder / f"{TOKEN}{secrets.token_hex(4)}"] = secrets.token_hex(16)
             for path, token in self._tokens.items():
@@ -70,19 +75,23 @@ class Cluster:
                 raise InputError(f"{job.text} asks for {gpus} GPUs and {cpus} CPUs; the largest node has {most} GPUs.")
 
     def fits(self, job: Job) -> bool:
-        return self._at_once is None or len(self._running) < self._at_once
+        """Whether Ray is to have one more job: a few wait there, which a cluster that grows takes as a wish."""
+        if time.monotonic() - self._looked > LOOKED:
+            self._look()
+        cpus = int(sum(found.get("CPU", 0) for found in self._resources))
+        return len(self._running) < (self._at_once or cpus + AHEAD)
 
     def start(self, job: Job, attempt: int) -> None:
         cpus, gpus = self._cpus(job), job.gpus(self._has_gpus)
         # Ray shows a task with GPUs just those, and one without all of them.
         order = self._orders.of(job, attempt, cpus, None if gpus else ())
         task = self._ray.remote(node.run_here).options(num_cpus=cpus, num_gpus=gpus, max_retries=0, name=job.path.stem)
-        self._running[task.remote(order, self._tokens)] = (job, _size(order.log))
+        self._logs[id(job)] = _size(order.log)
+        self._running[task.remote(order, self._tokens, self._made_of)] = job
 
     def is_running(self, job: Job) -> bool:
         """Whether the job's log has grown: that is the first thing a try does, wherever it is."""
-        log = self._orders.folder / job.log
-        return any(other is job and _size(log) > before for other, before in self._running.values())
+        return _size(self._orders.folder / job.log) > self._logs[id(job)]
 
     def ended(self) -> list[tuple[Job, Ended]]:
         if not self._running:
@@ -91,7 +100,7 @@ class Cluster:
             found, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
         except (self._ray.exceptions.RaySystemError, ConnectionError) as error:
             raise RunError(f"the Ray cluster is gone ({said(error)[:100]}); the same command continues.") from error
-        return [(self._running.pop(reference)[0], self._outcome(reference)) for reference in found]
+        return [(self._running.pop(reference), self._outcome(reference)) for reference in found]
 
     def stop(self) -> None:
         try:
@@ -120,11 +129,20 @@ class Cluster:
         finally:
             signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process where it stands
 
+    def _look(self) -> None:
+        """See which nodes there are."""
+        self._looked = time.monotonic()
+        self._nodes = [found for found in self._ray.nodes() if found["Alive"]]
+
+    @property
+    def _resources(self) -> list[dict[str, float]]:
+        return [found["Resources"] for found in self._nodes]
+
     def _ask_nodes(self) -> None:
         """Raise InputError for a node with other code, other versions, or without the folders."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        ours, asked = node.made_of(), []
+        asked = []
         for found in self._nodes:
             there = NodeAffinitySchedulingStrategy(found["NodeID"], soft=False)
             task = self._ray.remote(node.seen_from).options(num_cpus=0, max_retries=2, scheduling_strategy=there)
@@ -136,7 +154,7 @@ class Cluster:
             except self._ray.exceptions.RayError as error:
                 last = str(error).strip().splitlines()[-1]
                 raise InputError(f"{name} cannot run this alignbench ({last[:200]}); install it there too.") from error
-            if reason := node.differs(theirs, ours):
+            if reason := node.differs(theirs, self._made_of):
                 raise InputError(f"{name} {reason}; a suite's cells must be made with the same.")
             if lacking is not None:
                 raise InputError(f"{name} {lacking}.")

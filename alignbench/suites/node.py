@@ -66,8 +66,8 @@ def seen_from(folder: Path, tokens: Mapping[Path, str]) -> tuple[dict[str, str],
     return made_of(), lacks(folder, tokens)
 
 
-def run_here(order: Order, tokens: Mapping[Path, str]) -> Ended:
-    """Run a cell on this node."""
-    if (reason := lacks(order.folder, tokens)) is not None:  # a node may have come since the others were asked
+def run_here(order: Order, tokens: Mapping[Path, str], ours: Mapping[str, str]) -> Ended:
+    """Run a cell on this node, which may have come since the others were asked what they have."""
+    if (reason := differs(made_of(), ours) or lacks(order.folder, tokens)) is not None:
         return Ended(1, f"node {socket.gethostname()} {reason}.")
     return run_child(order)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +79,18 @@ def finished(words: list[str], **environment: str) -> dict[str, Any]:
 
 
 def processes_with(word: str) -> Mapping[int, str]:
-    """The processes whose command line or environment holds a word, such as the name of a folder."""
+    """The commands of the processes whose environment holds a word, such as the name of a folder; not this one."""
     found = {}
     for place in Path("/proc").glob("[0-9]*"):
-        try:
-            whole = (place / "cmdline").read_bytes() + (place / "environ").read_bytes()
-        except OSError:  # it has ended, or is somebody else's
-            continue
-        if word.encode() in whole and int(place.name) != os.getpid():
-            found[int(place.name)] = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+            if word.encode() in (place / "environ").read_bytes() and int(place.name) != os.getpid():
+                found[int(place.name)] = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     return found
+
+
+def cells_with(word: str) -> list[int]:
+    """Likewise those that run a cell."""
+    return [process for process, command in processes_with(word).items() if " run --config " in command]
 
 
 def wait_for(condition: Any, seconds: float = 120.0) -> Any:
@@ -100,15 +103,18 @@ def wait_for(condition: Any, seconds: float = 120.0) -> Any:
     raise TimeoutError(f"it never came to be: {condition}")
 
 
-def children_of(process: int) -> Iterator[int]:
+def parent_of(process: int) -> int | None:
+    """The process that started one; None once that has ended."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[1]) if fields[0] != "Z" else None
+    return None
+
+
+def children_of(process: int) -> list[int]:
     """The processes that a process has started and that have not ended."""
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (place / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == process and fields[0] != "Z":
-            yield int(place.name)
+    every = [int(place.name) for place in Path("/proc").glob("[0-9]*")]
+    return [one for one in every if parent_of(one) == process]
 
 
 def kill(process: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -15,10 +16,11 @@ from said import one_line
 from suites import FEW, came_to, children_of, finished, kill, processes_with, started, twelve, wait_for, write_suite
 
 from alignbench.asking.resolve import resolve
-from alignbench.asking.suite import read_suite
+from alignbench.asking.suite import read_suite, suite_cells
 from alignbench.cli.app import run_command_line
 from alignbench.experiment.run import run_cell
 from alignbench.record import result as results
+from alignbench.suites.plan import planned
 
 SMALL = [{"algo": "base"}, {"algo": "best_of_n", "set": {"n": 2}}]
 
@@ -62,19 +64,20 @@ def test_a_dry_run_says_what_the_cells_cost_together_and_runs_none(tmp_path, cap
     assert capsys.readouterr().out.splitlines()[-1].startswith("cells to run: 2; together 288 denoiser evaluations")
 
 
-def test_shards_and_patterns_take_their_cells(tmp_path, capsys):
-    path = write_suite(tmp_path, twelve())
+def test_shards_and_patterns_take_their_cells(tmp_path):
+    cells = suite_cells(write_suite(tmp_path, twelve()))
 
-    def names(*more: str) -> list[str]:
-        assert run_command_line(["suite", str(path), "--dry-run", "--json", *more]) == 0
-        return [Path(cell["result"]).stem for cell in json.loads(capsys.readouterr().out)["cells"]]
+    def names(only: str | None = None, shard: str | None = None) -> list[str]:
+        rows = planned(cells, only, shard)
+        assert [row.number for row in rows] == list(range(1, len(rows) + 1))
+        return [row.path.stem for row in rows]
 
     whole = names()
     assert len(whole) == 12
-    assert names("--shard", "1/2") == whole[::2]
-    assert names("--shard", "2/2") == whole[1::2]
-    assert names("--only", "best_of_n") == whole[1:4]
-    assert names("--only", "*-seed[12]", "--shard", "2/2") == [whole[5]]
+    assert names(shard="1/2") == whole[::2]
+    assert names(shard="2/2") == whole[1::2]
+    assert names("best_of_n") == whole[1:4]
+    assert names("*-seed[12]", "2/2") == [whole[5]]
 
 
 @pytest.mark.parametrize(
@@ -128,11 +131,7 @@ SBATCH = ROOT / "benchmarks" / "suites" / "array.sbatch"
 def test_the_job_array_runs_its_shard(tmp_path):
     """The file as SLURM would run it, with `srun` standing for itself and the command made a dry run."""
     text = SBATCH.read_text()
-    given = dict(
-        line.removeprefix("#SBATCH --").split("=", 1)
-        for line in text.splitlines()
-        if line.startswith("#SBATCH --") and "=" in line
-    )
+    given = dict(re.findall(r"^#SBATCH --([a-z-]+)=(.+)$", text, re.M))
     assert text.startswith("#!/bin/bash\n")
     assert set(given) == {"job-name", "array", "gpus", "cpus-per-task", "mem", "time", "output"}
     first, last = map(int, given["array"].split("-"))
@@ -140,11 +139,9 @@ def test_the_job_array_runs_its_shard(tmp_path):
     assert "#SBATCH --requeue\n" in text
     tools = tmp_path / "bin"
     tools.mkdir()
-    (tools / "srun").write_text(
-        '#!/bin/bash\nshift_out() { shift; exec python -m alignbench "$@" --dry-run --json; }\nshift_out "$@"\n'
-    )
+    (tools / "srun").write_text('#!/bin/bash\nexec python -m "$@" --dry-run --json\n')
     (tools / "srun").chmod(0o755)
-    path = write_suite(tmp_path, twelve())
+    path = write_suite(tmp_path, [{"algo": "best_of_n", "set": {"n": list(range(2, 14))}}])
     env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3"}
     env["SLURM_ARRAY_TASK_COUNT"] = str(last)
     done = subprocess.run(["bash", str(SBATCH), str(path)], env=env, capture_output=True, text=True, timeout=300)
@@ -177,7 +174,7 @@ def test_an_end_in_the_middle_leaves_no_process_and_the_same_command_continues(t
     path = write_suite(tmp_path, [{"algo": "base"}, {"algo": "ddpo", "seed": [1, 2], "set": FEW | {"rounds": 60}}])
     words = ["suite", str(path), "--jobs", "2"]
     process = started(words, SUITE_UNDER_TEST=str(tmp_path))
-    wait_for(lambda: len(list((tmp_path / "results").glob("*ddpo*/checkpoint*"))) == 2)
+    wait_for(lambda: len(list((tmp_path / "results").glob("*ddpo*/checkpoint.pt"))) == 2)
     assert len(processes_with(str(tmp_path))) == 3
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -220,13 +217,10 @@ def _stems(path: Path) -> list[str]:
 
 def _child_of_seed(parent: int, seed: int, folder: Path) -> int | None:
     """The process of a cell that has made a checkpoint: its options are in a file that its command names."""
-    if not list((folder / "results").glob(f"*-seed{seed}/checkpoint*")):
+    if not list((folder / "results").glob(f"*-seed{seed}/checkpoint.pt")):
         return None
     for child in children_of(parent):
-        words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-        if (
-            b"--config" in words
-            and yaml.safe_load(Path(words[words.index(b"--config") + 1].decode()).read_text())["seed"] == seed
-        ):
+        words = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
+        if "--config" in words and yaml.safe_load(Path(words[words.index("--config") + 1]).read_text())["seed"] == seed:
             return child
     return None
