@@ -140,11 +140,9 @@ class Cluster:
 
     def _ask_nodes(self) -> None:
         """Raise InputError for a node with other code, other versions, or without the folders."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
         asked = []
         for found in self._nodes:
-            there = NodeAffinitySchedulingStrategy(found["NodeID"], soft=False)
+            there = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(found["NodeID"], soft=False)
             task = self._ray.remote(node.seen_from).options(num_cpus=0, max_retries=2, scheduling_strategy=there)
             asked.append(task.remote(self._orders.folder, self._tokens))
         for found, answer in zip(self._nodes, asked, strict=True):
