@@ -22,6 +22,7 @@ from alignbench.printed import one_line
 
 GRACE = 20.0  # seconds that a child has to end by itself; a batch system gives its jobs 30
 LOOK = 0.1  # seconds between two looks at a child
+HEADER = "== "  # how a log begins to tell of a try
 ERROR = "alignbench: "  # how the line begins that says why a command failed
 TAIL = 4096  # bytes at the end of a log in which its last lines are
 
@@ -132,8 +133,10 @@ def run_child(order: Order, looking: Callable[[], None] = lambda: None) -> Ended
 
 
 def last_line(log: Path) -> str:
-    """What a log says at its end; empty where it says nothing yet."""
+    """What a log says at its end; empty where this try says nothing yet."""
     lines = [line for line in _tail(log) if line.strip()]
+    if lines and lines[-1].startswith(HEADER):
+        return ""
     return one_line(lines[-1].strip()) if lines else ""
 
 
@@ -161,4 +164,4 @@ def _header(order: Order) -> str:
     threads = "" if order.threads is None else f", {order.threads} threads"
     cards = "" if order.cards is None else f", GPU {','.join(order.cards) or 'none'}"
     options = yaml.safe_dump(dict(order.options), default_flow_style=True, width=10**6, allow_unicode=True).strip()
-    return f"== {now} on {socket.gethostname()}, try {order.attempt}{threads}{cards}: {options}\n"
+    return f"{HEADER}{now} on {socket.gethostname()}, try {order.attempt}{threads}{cards}: {options}\n"

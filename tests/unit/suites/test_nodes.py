@@ -60,6 +60,8 @@ def test_a_node_without_the_shared_folder_says_so(tmp_path):
 def test_what_a_log_says_last_and_why_it_ended(tmp_path: Path):
     log = tmp_path / "cell.log"
     assert (last_line(log), why(log)) == ("", None)
+    log.write_text("align 1/2\n== 2026-01-01T00:00:00+00:00 on host, try 2\n")
+    assert last_line(log) == ""  # of the try before
     log.write_text("align 1/2\nalignbench: first.\nalignbench: the disk is full.\n\n  \n")
     assert last_line(log) == "alignbench: the disk is full."
     assert why(log) == "the disk is full."
