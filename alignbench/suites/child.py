@@ -17,7 +17,7 @@ from typing import Any
 
 from alignbench import children
 from alignbench.files import explained, make_folder
-from alignbench.locks import in_use
+from alignbench.locks import claim, in_use
 from alignbench.printed import one_line
 
 GRACE = 20.0  # seconds that a child has to end by itself; a batch system gives its jobs 30
@@ -57,20 +57,27 @@ class Ended:
         return self.held_by is None and (self.code is None or self.code not in (0, 1, 2))
 
 
+class Held(Exception):
+    """Another suite has started a cell, which does not hold its folder yet."""
+
+
 class Child:
-    """A cell's process."""
+    """A cell's process. Its log is locked as long as it lives, so that no other suite starts the same cell."""
 
     def __init__(self, order: Order) -> None:
+        """Start it. Raises Held where another suite has."""
         import yaml
 
-        self._options = tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8")  # noqa: SIM115
-        yaml.safe_dump(dict(order.options), self._options, allow_unicode=True)
-        self._options.flush()
-        words = children.command(["run", "--config", self._options.name], order.safe_path)
         make_folder(order.log.parent)
         with explained(order.log):
             log = open(order.log, "ab")  # noqa: SIM115
         with log:
+            if not claim(log):
+                raise Held("another suite")
+            self._options = tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8")  # noqa: SIM115
+            yaml.safe_dump(dict(order.options), self._options, allow_unicode=True)
+            self._options.flush()
+            words = children.command(["run", "--config", self._options.name], order.safe_path)
             log.write(_header(order).encode())
             log.flush()
             self._process = subprocess.Popen(
@@ -121,7 +128,10 @@ def run_child(order: Order, looking: Callable[[], None] = lambda: None) -> Ended
     """Run a cell to its end, unless another process has it at this moment. An interrupt ends it too."""
     if holder := in_use(order.cell):
         return Ended(None, held_by=holder)
-    child = Child(order)
+    try:
+        child = Child(order)
+    except Held as error:
+        return Ended(None, held_by=str(error))
     try:
         while (ended := child.poll()) is None:
             looking()

@@ -15,7 +15,7 @@ from types import FrameType
 from alignbench.asking.suite import explained
 from alignbench.errors import AlignbenchError, InputError
 from alignbench.locks import in_use
-from alignbench.suites.child import Ended, why
+from alignbench.suites.child import Ended, Held, why
 from alignbench.suites.local import Engine
 from alignbench.suites.plan import Job, Row, State
 
@@ -109,6 +109,9 @@ class _Running:
         else:
             try:
                 self.engine.start(job, row.tries + 1)
+            except Held as error:
+                self.leave(row, str(error))
+                return
             except AlignbenchError as error:  # such as a full disk, on which there is no room for its log
                 self.waiting.remove(row)
                 self.change(row, "failed", explained(error))

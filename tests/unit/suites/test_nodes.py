@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import alignbench
+from alignbench.locks import claim
 from alignbench.suites import node
-from alignbench.suites.child import Ended, last_line, why
+from alignbench.suites.child import Ended, Order, last_line, run_child, why
 from alignbench.suites.node import differs, lacks, made_of
 
 
@@ -55,6 +56,18 @@ def test_a_node_without_the_shared_folder_says_so(tmp_path):
     assert lacks(tmp_path, {token: "secret"}) == expected
     token.write_text("secret")
     assert lacks(tmp_path, {token: "secret"}) is None
+
+
+def test_a_cell_whose_log_another_suite_holds_is_not_started(tmp_path: Path):
+    order = Order("base", {"algo": "base"}, tmp_path, tmp_path / "cell.log", tmp_path / "cell", True, 1)
+    with open(order.log, "ab") as other:
+        assert claim(other)
+        assert run_child(order) == Ended(None, held_by="another suite")
+        with open(order.log, "ab") as third:
+            assert not claim(third)
+    assert order.log.read_bytes() == b""
+    with open(order.log, "ab") as freed:
+        assert claim(freed)
 
 
 def test_what_a_log_says_last_and_why_it_ended(tmp_path: Path):

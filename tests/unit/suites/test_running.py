@@ -18,7 +18,7 @@ from alignbench.errors import InputError, ResultFileError, RunError
 from alignbench.locks import exclusive
 from alignbench.record.resumable import Resumable
 from alignbench.suites import run as running
-from alignbench.suites.child import Ended
+from alignbench.suites.child import Ended, Held
 from alignbench.suites.plan import Job, Row
 from alignbench.suites.run import run_rows
 
@@ -251,6 +251,22 @@ def test_a_cell_that_another_process_has_is_left_until_the_others_are_done(suite
     assert rows[0].was_there
     ((_, state, reason),) = [line for line in told if line[0] == "a" and line[1] == "waiting"]
     assert (state, reason.split()[:3]) == ("waiting", ["in", "use", "by"])
+
+
+def test_a_cell_that_another_suite_has_just_started_is_left_too_and_that_is_no_try(suite):
+    rows, engine = suite("ab", at_once=1)
+    before, refusals = engine.start, ["another suite"]
+
+    def start(job: Job, attempt: int) -> None:
+        if job.text == "a" and refusals:
+            raise Held(refusals.pop())
+        before(job, attempt)
+
+    engine.start = start
+    told = run(rows, engine)
+    assert engine.started == ["b", "a"]
+    assert ("a", "waiting", "in use by another suite") in told
+    assert [(row.state, row.tries) for row in rows] == [("done", 1)] * 2
 
 
 def test_a_worker_that_finds_its_cell_in_use_gives_it_back_and_that_is_no_try(suite):
