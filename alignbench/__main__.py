@@ -9,9 +9,11 @@ import traceback
 
 def main() -> None:
     """Run the command line; the exit code is 0, 1 for a failed run, 2 for wrong input, 130 when interrupted."""
+    from alignbench.children import follow_parent
     from alignbench.cli.app import run_command_line
     from alignbench.printed import guarded
 
+    follow_parent()
     try:
         code = run_command_line(sys.argv[1:])
         sys.stdout.flush()

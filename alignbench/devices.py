@@ -104,6 +104,11 @@ def device_of(name: str) -> str:
     return name
 
 
+def kind_of(device: torch.device) -> str:
+    """What a device is, whichever of its kind: a GPU's model, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def chunked(items: Sequence[T], size: int) -> list[Sequence[T]]:
     """The items in runs of `size`; the last may be shorter."""
     return [items[i : i + size] for i in range(0, len(items), size)]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any, TextIO
 
 from alignbench.errors import warn
 from alignbench.files import cannot_write, make_folder
@@ -44,6 +44,15 @@ def in_use(folder: Path) -> str | None:
         return None
 
 
+def claim(handle: IO[Any]) -> bool:
+    """Lock an open file, unless somebody has, until it is closed: by a child process that inherits it, too. True also
+    where the file system has no locks."""
+    try:
+        return _is_free(handle, fcntl.LOCK_EX)
+    except OSError:
+        return True
+
+
 def _acquired(folder: Path, say: Callable[[str], None]) -> TextIO:
     """The open lock file of a folder, locked."""
     looks = 0
@@ -74,7 +83,7 @@ def _opened(folder: Path) -> TextIO:
         raise cannot_write(folder / LOCK, error) from error
 
 
-def _is_free(handle: TextIO, kind: int) -> bool:
+def _is_free(handle: IO[Any], kind: int) -> bool:
     """Lock an open file if nobody has. Raises OSError where the file system has no locks."""
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)

@@ -1,23 +1,25 @@
-"""Suites: grids of cells as data, run one after another, each resumable, failures isolated.
+"""Suites: grids of cells as data.
 
-A suite file holds `defaults` and `cells`, both with the options of `alignbench run` as keys. A list as the value of an
-option that takes one value spans a grid:
+A suite file holds `defaults` and `cells`, both with the options of `alignbench run` as keys, and with what a cell needs
+of a machine (`processes`, `gpus`). A list as the value of an option that takes one value spans a grid:
 
     defaults: {model: tiny, output: results}
     cells:
       - {algo: base}
       - {algo: best_of_n, set: {n: [2, 4, 8]}}
-      - {algo: ddpo, seed: [1, 2, 3]}
+      - {algo: ddpo, seed: [1, 2, 3], gpus: 1}
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from alignbench import plugins
 from alignbench.asking.options import RunOptions
@@ -27,15 +29,38 @@ from alignbench.reading import is_file
 
 MOST_CELLS = 10_000  # of a suite: more is a slip of the pen, and takes the machine's memory before it says so
 
-Done = TypeVar("Done")
+RESOURCES = ("processes", "gpus")  # keys of a cell that are no options of `alignbench run`
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class CellReport(Generic[Done]):
-    """What one cell of a suite gave, or the error that ended it."""
+class Resources:
+    """What a cell needs of a machine. Without `gpus` it is one where its model uses one and there are any."""
+
+    processes: int = 1
+    gpus: int | None = None
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str) -> Resources:
+        """From the keys of a cell. Raises InputError."""
+        for name, least in (("processes", 1), ("gpus", 0)):
+            value = values.get(name, least)
+            if type(value) is not int or value < least:
+                raise InputError(f"{where}: {name} {shown(value)}: expected a whole number of at least {least}.")
+        if (processes := values.get("processes", 1)) > 1:
+            raise InputError(
+                f"{where}: processes {processes}: a cell of a suite runs in one process so far; leave it out, or say 1."
+            )
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class SuiteCell:
+    """A cell of a suite file: what is asked for, and what it needs."""
 
     options: RunOptions
-    outcome: Done | Exception
+    resources: Resources
 
 
 def find_suite(name: str) -> Path:
@@ -58,6 +83,11 @@ def _folder() -> Path:
 
 
 def read_suite(path: Path, output: Path | None = None) -> list[RunOptions]:
+    """What the cells of a suite file ask for, as `suite_cells`."""
+    return [cell.options for cell in suite_cells(path, output)]
+
+
+def suite_cells(path: Path, output: Path | None = None) -> list[SuiteCell]:
     """The cells of a suite file in order, perhaps with another folder for their results. Raises InputError naming the
     file and the key."""
     content = read_yaml(path)
@@ -69,15 +99,32 @@ def read_suite(path: Path, output: Path | None = None) -> list[RunOptions]:
         raise InputError(f"{path}: 'cells' must be a list of cells such as {{algo: base}}.")
     if not isinstance(defaults, dict):
         raise InputError(f"{path}: 'defaults' must hold options such as {{model: tiny}}.")
-    asked, place = [], {} if output is None else {"output": output}
+    asked, place = list[SuiteCell](), {} if output is None else {"output": output}
     for i, cell in enumerate(cells):
         where = f"{path}, cell {i + 1}"
-        asked += [RunOptions.parse(values, where) for values in _grid({**defaults, **cell, **place}, where)]
-        if asked[-1].algo is None:
+        values = {**defaults, **cell, **place}
+        resources = Resources.parse({name: values.pop(name) for name in RESOURCES if name in values}, where)
+        asked += [SuiteCell(RunOptions.parse(one, where), resources) for one in _grid(values, where)]
+        if asked[-1].options.algo is None:
             raise InputError(f"{where}: names no algorithm; expected a key such as algo: ddpo.")
         if len(asked) > MOST_CELLS:
             raise InputError(f"{path}: has more than {MOST_CELLS:,} cells; make several suites of it.")
     return asked
+
+
+def shard_of(items: Sequence[Item], shard: str) -> list[Item]:
+    """Every n-th of some items, from the i-th on, where the shard is `i/n`: all n shards together are all items.
+    Raises InputError."""
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", shard)
+    i, n = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= i <= n:
+        raise InputError(f"--shard {shard}: expected i/n with i from 1 to n, such as 1/8.")
+    return list(items[i - 1 :: n])
+
+
+def matches(pattern: str, *names: str) -> bool:
+    """Whether a pattern of a shell, such as '*-seed1', is the whole of one of these names."""
+    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def _grid(cell: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
@@ -101,21 +148,6 @@ def _grid(cell: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         fields = {name: value for parent, name, value in choice if parent == "set"}
         combinations.append(values | ({"set": fields} if fields else {}))
     return combinations
-
-
-def run_suite(
-    cells: list[RunOptions], run: Callable[[RunOptions], Done], say: Callable[[str], None]
-) -> list[CellReport[Done]]:
-    """Run every cell; one that fails does not stop the others."""
-    reports = []
-    for i, options in enumerate(cells):
-        say(f"[{i + 1}/{len(cells)}] {describe(options)}")
-        try:
-            reports.append(CellReport(options, run(options)))
-        except Exception as error:  # a defect in one plug-in must not cost the night's other cells
-            reports.append(CellReport(options, error))
-            say(f"  failed: {explained(error)}")
-    return reports
 
 
 def explained(error: Exception) -> str:

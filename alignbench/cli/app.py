@@ -36,7 +36,7 @@ app = App(
     default_parameter=Parameter(show_env_var=False),
 )
 COMMANDS = (
-    "cells:run cells:evaluate cells:suite "
+    "cells:run cells:evaluate suites:suite "
     "results:compare report:report plan:plan results:show results:ls results:sheet results:plot results:frontier "
     "votes:vote pairs:pairs pairs:accuracy pairs:train_reward scorers:score scorers:audit scorers:serve "
     "inventory:list_ inventory:fetch inventory:cache inventory:env check:check"

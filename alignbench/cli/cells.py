@@ -1,4 +1,4 @@
-"""Commands that run cells: `run`, `evaluate` and `suite`."""
+"""Commands that run one cell: `run` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from alignbench.asking.options import EvaluateOptions, RunOptions
 from alignbench.cli.flags import Flag, takes
 from alignbench.cli.output import listing, note, print_json, say, typed
-from alignbench.cli.report import write_report
-from alignbench.errors import AlignbenchError, InputError
+from alignbench.errors import InputError
 
 if TYPE_CHECKING:
     from alignbench.asking.resolve import Cell
@@ -107,77 +106,6 @@ def evaluate(
     if json:
         print_json({"results": [_values(outcome) for outcome in found]})
     return code
-
-
-def suite(
-    name: str | None = None, /, *, output: Path | None = None, report: Flag = False, dry_run: Flag = False
-) -> int:
-    """Run the cells of a suite one after another; finished ones are not run again. Ends with what came out.
-
-    Parameters
-    ----------
-    name: str
-        A shipped suite, such as quick or tiny, or a YAML file with `defaults` and `cells`, whose keys are the options
-        of `alignbench run`.
-    output: Path
-        Folder for the results, in the place of the one that the suite names.
-    report: bool
-        Also write report.html there, the page of `alignbench report`.
-    dry_run: bool
-        Only list the cells and their result files.
-    """
-    from alignbench.asking.suite import describe, find_suite, read_suite, run_suite, suite_names
-
-    if name is None:
-        raise InputError(f"name a suite: {', '.join(suite_names())}, or a YAML file.")
-    asked = read_suite(find_suite(name), output)
-    if dry_run:
-        for options in asked:
-            say(f"{describe(options)}  ->  {_resolve(options).path}")
-        return 0
-    from alignbench.experiment.run import run_cell
-
-    tried = run_suite(asked, lambda options: run_cell(_resolve(options)), say=note)
-    for cell in tried:
-        listing(f"{describe(cell.options):60} {_reported(cell.outcome)}")
-    ended = [cell.outcome for cell in tried if not isinstance(cell.outcome, Exception)]
-    paths = [outcome.path for outcome in ended if outcome.result.status == "complete"]
-    if len(paths) > 1:
-        _conclude(paths)
-    if report and paths:
-        _report(paths)
-    return 1 if len(ended) < len(tried) or any(outcome.result.status == "diverged" for outcome in ended) else 0
-
-
-def _reported(outcome: Outcome | Exception) -> str:
-    """How a cell of a suite ended, and where its result is."""
-    from alignbench.asking.suite import explained
-
-    if isinstance(outcome, Exception):
-        return f"failed: {explained(outcome)}"
-    result = outcome.result
-    reason = f" ({result.reason})" if result.reason else ""
-    return f"{'already ' if outcome.was_complete else ''}{result.status}{reason}  {outcome.path}"
-
-
-def _conclude(paths: list[Path]) -> None:
-    """What the cells of a suite say together, and where to look further."""
-    from alignbench.analysis.verdict import sentences
-
-    try:
-        say("", *sentences(paths))
-    except AlignbenchError as error:  # such as one configuration under two names
-        say("", f"no comparison: {error}")
-    folders = typed(*dict.fromkeys(path.parent for path in paths))
-    say(f"all tables: alignbench compare {folders}; pictures: alignbench sheet {folders}")
-
-
-def _report(paths: list[Path]) -> None:
-    """The page of a suite's results, beside the first of them."""
-    try:
-        write_report(tuple(paths), paths[0].parent / "report.html")
-    except AlignbenchError as error:  # the results are there all the same
-        say(f"no report: {error}")
 
 
 def _resolve(options: RunOptions) -> Cell:

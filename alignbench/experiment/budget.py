@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from alignbench import devices
 from alignbench.experiment.problem import CellProblem
 from alignbench.files import canonical_json, write_text
 from alignbench.interface import Prompt
@@ -23,17 +24,19 @@ TIMES = 3  # the fastest counts
 def resolve_budget(
     budget: Mapping[str, float], folder: Path, problem: CellProblem, prompts: Sequence[Prompt], dtype: str
 ) -> dict[str, float]:
-    """The budget with, for `seconds`, what an evaluation of each resource takes: measured once for a model and a reward
-    and kept in the folder of the results, so that methods are given the same, and a run that is continued too."""
+    """The budget with, for `seconds`, what an evaluation of each resource takes: measured once for a model, a reward
+    and a kind of device, and kept in the folder of the results, so that methods are given the same, and a run that is
+    continued too, also on another card of that kind."""
     if "seconds" not in budget:
         return dict(budget)
-    device = str(problem.pipeline.initial_noise([Key("budget", 0)]).device)
+    device = devices.kind_of(problem.pipeline.initial_noise([Key("budget", 0)]).device)
     about = [dict(problem.pipeline.info()), problem.reward.info().id, dtype, device, torch.get_num_threads()]
     digest = hashlib.sha256(canonical_json(about).encode()).hexdigest()[:12]
     path = folder / f".seconds-{digest}"  # without .json: those are results
     measured = _kept(path) if path.exists() else None
     if measured is None:
         measured = _measured(problem, prompts)
+        measured = (_kept(path) if path.exists() else None) or measured  # another cell's, which has used it by now
         write_text(path, json.dumps(measured) + "\n")
     return {**budget, **measured}
 

@@ -39,6 +39,7 @@ from alignbench.record import result as results
 from alignbench.record.listing import STATE, WEIGHTS
 from alignbench.record.pictures import ImageStore, Slot, slots
 from alignbench.record.result import (
+    Configuration,
     Costs,
     Result,
     Status,
@@ -63,13 +64,7 @@ def run_cell(cell: Cell, force: bool = False, quiet: bool = False, trained: Trai
     """Run or continue a cell, or evaluate weights that another one has `trained`. Raises InputError where another
     configuration holds its path; other failures are written into the result before they are raised."""
     refuse_several()
-    work = Resumable(
-        cell.folder,
-        _asked(cell),
-        STATE,
-        elsewhere="choose --name or another --output",
-        replace="use --force to replace it",
-    )
+    work = work_of(cell)
     done = _finished(cell, work, force)
     if done is not None:
         work.settle()
@@ -101,6 +96,17 @@ def run_cell(cell: Cell, force: bool = False, quiet: bool = False, trained: Trai
         return work.attempted(attempted, force, progress.say)
 
 
+def work_of(cell: Cell) -> Resumable:
+    """The work of a cell, in its folder."""
+    return Resumable(
+        cell.folder,
+        _asked(cell),
+        STATE,
+        elsewhere="choose --name or another --output",
+        replace="use --force to replace it",
+    )
+
+
 def _asked(cell: Cell) -> dict[str, Any]:
     """What the cell's folder belongs to: its configuration, and what a file of prompts holds, which may change."""
     asked = cell.configuration.model_dump(mode="json")
@@ -108,19 +114,25 @@ def _asked(cell: Cell) -> dict[str, Any]:
 
 
 def _finished(cell: Cell, work: Resumable, force: bool) -> Result | None:
-    """The result that is already there, if it is final. Raises InputError if its configuration is another."""
+    """The result that is already there, if it is final and not to be made again."""
     if cell.path.is_dir():
         raise InputError(f"{cell.path}, which would be the result, is a folder; choose --name or another --output.")
-    if force or not cell.path.exists():
+    return None if force else final_result(cell.path, cell.configuration, work)
+
+
+def final_result(path: Path, configuration: Configuration, work: Resumable) -> Result | None:
+    """The result of a cell at its path, if it is there and final. Raises InputError if it is of another configuration,
+    ResultFileError if it cannot be read."""
+    if not path.exists():
         return None
     try:
-        result = results.read(cell.path)
+        result = results.read(path)
     except ResultFileError as error:
         raise ResultFileError(f"{error} Or use --force, which replaces it.") from None
-    found = as_without_reward(result.configuration, cell.configuration).model_dump(mode="json")
+    found = as_without_reward(result.configuration, configuration).model_dump(mode="json")
     if PROMPTS in work.configuration:
         found[PROMPTS] = result.evaluation.prompts_sha256
-    work.check_same(found, cell.path)
+    work.check_same(found, path)
     return result if result.status in ("complete", "diverged", "unsupported") else None
 
 

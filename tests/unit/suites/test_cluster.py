@@ -1,0 +1,254 @@
+"""What is asked of a Ray cluster, and what is made of its answers: with a Ray that starts nothing."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from alignbench.asking.options import RunOptions
+from alignbench.asking.suite import Resources
+from alignbench.errors import InputError
+from alignbench.record.resumable import Resumable
+from alignbench.suites import cluster
+from alignbench.suites.child import Ended
+from alignbench.suites.cluster import Cluster
+from alignbench.suites.node import made_of
+from alignbench.suites.orders import Orders
+from alignbench.suites.plan import Job
+
+
+class RayError(Exception):
+    pass
+
+
+class WorkerCrashedError(RayError):
+    pass
+
+
+class RayTaskError(RayError):
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("a trace of many lines")
+        self.cause = cause
+
+
+class RaySystemError(RayError):
+    pass
+
+
+class ToyRay:
+    """Has nodes of these resources. A task ends with what `ends` says; what a node says of itself is `there`."""
+
+    exceptions = SimpleNamespace(
+        RayError=RayError,
+        WorkerCrashedError=WorkerCrashedError,
+        RayTaskError=RayTaskError,
+        RaySystemError=RaySystemError,
+    )
+    util = SimpleNamespace(
+        scheduling_strategies=SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: node)
+    )
+
+    def __init__(self, *resources: dict[str, float]) -> None:
+        self.resources = resources
+        self.there: Any = (made_of(), None)
+        self.ends: Any = Ended(0)
+        self.tasks: list[tuple[dict[str, Any], tuple[Any, ...]]] = []  # options and arguments of cells
+        self.cancelled: list[Any] = []
+        self.is_open = False
+
+    def init(self, **options: Any) -> None:
+        self.is_open = True
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as the real one puts its own handler there
+
+    def shutdown(self) -> None:
+        self.is_open = False
+
+    def nodes(self) -> list[dict[str, Any]]:
+        found = [
+            {"NodeID": str(i), "Alive": True, "NodeManagerHostname": f"n{i}", "NodeManagerAddress": f"10.0.0.{i}"}
+            for i in range(len(self.resources))
+        ]
+        dead = {"NodeID": "dead", "Alive": False, "Resources": {"GPU": 99.0}}
+        return [one | {"Resources": own} for one, own in zip(found, self.resources, strict=True)] + [dead]
+
+    def remote(self, work: Callable[..., Any]) -> Any:
+        def options(**given: Any) -> Any:
+            def task(*arguments: Any) -> Any:
+                if work is cluster.node.seen_from:
+                    return "there"
+                self.tasks.append((given, arguments))
+                return f"cell {len(self.tasks)}"
+
+            return SimpleNamespace(remote=task)
+
+        return SimpleNamespace(options=options)
+
+    def get(self, reference: str, timeout: float | None = None) -> Any:
+        found = self.there if reference == "there" else self.ends
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def wait(self, references: Sequence[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        return list(references), []
+
+    def cancel(self, reference: Any) -> None:
+        self.cancelled.append(reference)
+
+
+@pytest.fixture
+def connect(monkeypatch, tmp_path):
+    """A function that connects to a cluster of some nodes, as if it were at an address or here."""
+    monkeypatch.setattr(cluster, "_check_answers", lambda address: None)
+    monkeypatch.setattr(cluster.children, "cores", lambda: 8)
+
+    def connected(ray: ToyRay, address: str | None = "head:6379", at_once: int | None = None) -> Cluster:
+        monkeypatch.setattr(cluster, "_ray", lambda: ray)
+        return Cluster(Orders(tmp_path, True), address, at_once, [job(tmp_path)])
+
+    return connected
+
+
+def job(folder: Path, gpus: int | None = None, can_use_gpu: bool = True, is_timed: bool = False) -> Job:
+    return Job(
+        options=RunOptions(algo="base"),
+        resources=Resources(gpus=gpus),
+        text="base on tiny",
+        path=Path("results/cell.json"),
+        work=Resumable(Path("results/cell"), {}, "cell.json", elsewhere="go", replace="force"),
+        final=lambda: None,
+        can_use_gpu=can_use_gpu,
+        is_timed=is_timed,
+    )
+
+
+def taken(ray: ToyRay, engine: Cluster, one: Job) -> tuple[float, float, Any]:
+    """The CPUs and GPUs that a job asks Ray for, and the GPUs that its process is shown."""
+    engine.start(one, 1)
+    options, (order, *_) = ray.tasks[-1]
+    assert options["max_retries"] == 0  # what is tried again is the suite's own
+    assert order.threads == options["num_cpus"]
+    return options["num_cpus"], options["num_gpus"], order.cards
+
+
+def test_a_cell_takes_a_gpu_with_its_share_of_the_processors_or_one_processor_and_sees_no_gpu(connect, tmp_path):
+    """Of nodes with 64 CPUs for 8 GPUs and 12 for 2, the smaller share is 6."""
+    ray = ToyRay({"CPU": 64.0, "GPU": 8.0}, {"CPU": 12.0, "GPU": 2.0}, {"CPU": 4.0})
+    engine = connect(ray)
+    assert taken(ray, engine, job(tmp_path)) == (6, 1, None)  # Ray shows it one
+    assert taken(ray, engine, job(tmp_path, gpus=2)) == (12, 2, None)
+    assert taken(ray, engine, job(tmp_path, gpus=0)) == (1, 0, ())
+    assert taken(ray, engine, job(tmp_path, can_use_gpu=False)) == (1, 0, ())
+
+
+def test_where_no_node_has_a_gpu_a_cell_runs_on_a_processor_and_a_timed_one_on_all_of_a_node(connect, tmp_path):
+    ray = ToyRay({"CPU": 4.0}, {"CPU": 16.0})
+    engine = connect(ray)
+    assert taken(ray, engine, job(tmp_path)) == (1, 0, ())
+    assert taken(ray, engine, job(tmp_path, is_timed=True)) == (16, 0, ())
+
+
+def test_on_a_cluster_of_this_machine_cells_at_once_divide_its_cores(connect, tmp_path):
+    ray = ToyRay({"CPU": 8.0})
+    engine = connect(ray, address=None, at_once=2)
+    assert taken(ray, engine, job(tmp_path)) == (4, 0, ())
+    assert engine.fits(job(tmp_path))
+    engine.start(job(tmp_path), 1)
+    assert not engine.fits(job(tmp_path))
+
+
+def test_ray_gets_as_many_cells_as_it_has_processors_and_a_few_that_wait(connect, tmp_path):
+    ray = ToyRay({"CPU": 2.0}, {"CPU": 1.0})
+    engine = connect(ray)
+    while engine.fits(job(tmp_path)):
+        engine.start(job(tmp_path), 1)
+    assert len(ray.tasks) == 3 + cluster.AHEAD
+
+
+def test_what_no_node_can_hold_is_refused_and_nodes_that_are_gone_hold_nothing(connect, tmp_path):
+    engine = connect(ToyRay({"CPU": 8.0, "GPU": 4.0}, {"CPU": 4.0}))
+    engine.check([job(tmp_path, gpus=4)])
+    with pytest.raises(InputError, match=r"^base on tiny asks for 8 GPUs and 1 CPUs; the largest node has 4 GPUs\."):
+        engine.check([job(tmp_path, gpus=8)])
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        ((made_of() | {"torch": "1.0"}, None), "node n0 (10.0.0.0) has torch 1.0, and this machine"),
+        ((made_of(), "does not share /results"), "node n0 (10.0.0.0) does not share /results."),
+        (RayError("Traceback\nModuleNotFoundError: alignbench"), "cannot run this alignbench (ModuleNotFoundError: "),
+    ],
+)
+def test_a_node_that_is_not_like_this_machine_is_named_and_nothing_is_left(connect, tmp_path, there, message):
+    ray = ToyRay({"CPU": 2.0})
+    ray.there = there
+    with pytest.raises(InputError, match=re.escape(message)):
+        connect(ray)
+    assert not ray.is_open
+    assert list((tmp_path / "results").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected", "is_death"),
+    [
+        (Ended(0), Ended(0), False),
+        (Ended(2), Ended(2), False),
+        (WorkerCrashedError("gone"), Ended(None, "its Ray worker died, or its node was lost"), True),
+        (RayError("the node was lost"), Ended(None, "the node was lost"), True),
+        (RayTaskError(InputError("no place for its log")), Ended(1, "no place for its log"), False),
+    ],
+)
+def test_what_ray_says_of_a_cell(connect, tmp_path, ends, expected, is_death):
+    ray = ToyRay({"CPU": 2.0})
+    engine = connect(ray)
+    ray.ends, one = ends, job(tmp_path)
+    engine.start(one, 1)
+    assert engine.ended() == [(one, expected)]
+    assert expected.is_death is is_death
+    assert engine.ended() == []
+
+
+def test_a_cell_runs_once_its_log_has_grown(connect, tmp_path):
+    engine, one = connect(ToyRay({"CPU": 2.0})), job(tmp_path)
+    log = tmp_path / "results" / "cell.log"
+    log.write_text("== of an earlier try\n")
+    engine.start(one, 2)
+    assert not engine.is_running(one)
+    log.write_text("== of an earlier try\n== and of this one\n")
+    assert engine.is_running(one)
+
+
+def test_a_stop_cancels_what_runs_and_takes_the_token_away(connect, tmp_path):
+    ray = ToyRay({"CPU": 2.0})
+    handler = signal.getsignal(signal.SIGTERM)
+    engine = connect(ray)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    (token,) = (tmp_path / "results").iterdir()
+    assert token.name.startswith(".suite-")
+    engine.start(job(tmp_path), 1)
+    engine.stop()
+    assert ray.cancelled == ["cell 1"]
+    assert not ray.is_open
+    assert not token.exists()
+
+
+@pytest.mark.parametrize(
+    "address", ["head", "auto", "ray://head:10001", "head:", ":6379", "head:port", "a b:1", "h:1;x"]
+)
+def test_an_address_is_a_host_and_a_port(address):
+    with pytest.raises(InputError, match=f"^--on ray:{re.escape(address)}: expected HOST:PORT of a head node"):
+        cluster._check_answers(address)
+
+
+def test_without_ray_a_line_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setattr(cluster.children, "set_defaults", lambda values: None)
+    with pytest.raises(InputError, match=r"^--on ray needs Ray: pip install 'alignbench\[ray\]'"):
+        cluster._ray()
