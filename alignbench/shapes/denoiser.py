@@ -76,26 +76,37 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder)
 
 
+def text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextConfig:
+    """A small text encoder's configuration."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=256,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=TOKENS,
+        projection_dim=width,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+@torch.no_grad()
+def spread_words(text_encoder: nn.Module) -> None:
+    """Raise the standard deviation of the freshly drawn word embeddings to 0.3: words differ from the start."""
+    for name, parameter in text_encoder.named_parameters():
+        if "token_embedding" in name:
+            parameter.mul_(15)
+
+
 class Denoiser(nn.Module):
     """The trained part of the pipeline: text encoder and UNet."""
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
-        self.text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=WIDTH,
-                intermediate_size=256,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                max_position_embeddings=TOKENS,
-                projection_dim=WIDTH,
-                hidden_act="gelu",
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
+        self.text_encoder = CLIPTextModel(text_config(tokenizer, WIDTH, layers=2))
         self.unet = UNet2DConditionModel(
             sample_size=SIDE // 4,
             in_channels=LATENT_CHANNELS,
@@ -112,9 +123,7 @@ class Denoiser(nn.Module):
         initialise(self.unet, key("unet"))
         initialise(self.text_encoder, key("text"))
         with torch.no_grad():
-            for name, parameter in self.text_encoder.named_parameters():
-                if "token_embedding" in name:
-                    parameter.mul_(15)  # standard deviation 0.3: words differ from the start
+            spread_words(self.text_encoder)
             self.unet.conv_out.weight.zero_()
 
     def forward(
@@ -192,7 +201,7 @@ def save(denoiser: Denoiser, autoencoder: AutoencoderKL, output: Path) -> None:
     }
     save_file(tensors, weights, metadata={"format": "pt"})
     for part in ("unet", "vae", "text_encoder"):
-        _forget_machine(output / part / "config.json")
+        forget_machine(output / part / "config.json")
     write_text(output / "scheduler" / "scheduler_config.json", json.dumps(SCHEDULER, indent=2) + "\n")
     index: dict[str, Any] = {
         "_class_name": "StableDiffusionPipeline",
@@ -210,7 +219,7 @@ def save(denoiser: Denoiser, autoencoder: AutoencoderKL, output: Path) -> None:
     write_text(output / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
-def _forget_machine(config: Path) -> None:
+def forget_machine(config: Path) -> None:
     """Remove the path of the folder a network was made in."""
     content = json.loads(config.read_text(encoding="utf-8"))
     content.pop("_name_or_path", None)

@@ -1,4 +1,5 @@
-"""The embedded model `tiny`: a Stable Diffusion pipeline of the shapes world, which comes with alignbench."""
+"""The embedded models of the shapes world, which come with alignbench: `tiny`, a Stable Diffusion, and `tiny_flow`, a
+Stable Diffusion 3."""
 
 from __future__ import annotations
 
@@ -28,6 +29,18 @@ SHAPES = LatentFamily(
             resolution=32,
             prediction="epsilon",
             note="the embedded 32-pixel model of the shapes world; works offline",
+        ),
+        Model(
+            "tiny_flow",
+            source="embedded",
+            family="shapes",
+            steps=20,
+            guidance=3.0,
+            resolution=32,
+            prediction="flow",
+            sigmas="linspace",
+            tokens=1,
+            note="the same world as a flow model, a miniature Stable Diffusion 3; works offline",
         ),
     ),
     needs=lambda model: (),
