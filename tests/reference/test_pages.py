@@ -30,6 +30,11 @@ def test_a_table_is_what_its_file_says(page, name, facts):
     assert between(page, name)[0] == TABLES_OF[page, name](facts)
 
 
+FLOW = (
+    "flow_grpo", "diffusion_nft", "awm", "diffusion_dpo", "dpok", "ddpo", "reward_weighted_regression", "draft",
+)  # fmt: skip
+
+
 def of_the_testbed(facts: Facts) -> Iterator[str]:
     def metric(problem: str, scorer: str, method: str, name: str) -> float:
         return facts.standing(problem, scorer, method).metrics[name].value
@@ -81,6 +86,28 @@ def of_the_testbed(facts: Facts) -> Iterator[str]:
     yield f"Best-of-64 earns {proxy:.2f} instead of {true:.2f}".replace("-", "−").replace("Best−of−64", "Best-of-64")
 
 
+def of_the_flow_testbed(facts: Facts) -> Iterator[str]:
+    def metric(problem: str, method: str, name: str = "regret") -> float:
+        reward = {"gaussian": "linear", "grid": "quadratic"}[problem]
+        return facts.standing(problem, reward, method, flow=True).metrics[name].value
+
+    both = {name: (metric("gaussian", name), metric("grid", name)) for name in FLOW}
+    assert min(both, key=lambda name: both[name][1]) == "flow_grpo"
+    assert f"{metric('grid', 'flow_grpo', 'excess_kl'):.1f}" == "0.2"
+    yield f"a regret of {both['flow_grpo'][0]:.2f} nats on gaussian, and {both['flow_grpo'][1]:.2f} on grid"
+    yield f"a regret of {both['diffusion_nft'][0]:.2f} nats on gaussian"
+    yield f"hardly begun on grid after 40 rounds ({both['diffusion_nft'][1]:.1f})"
+    yield f"On gaussian it is {both['awm'][0]:.2f} nats from p"
+    excess = metric("grid", "awm", "excess_kl")
+    yield f"spends {excess:.1f} nats beyond the frontier (a regret of {both['awm'][1]:.1f})"
+    pair = both["dpok"], both["reward_weighted_regression"]
+    yield f"{pair[0][0]:.2f} and {pair[1][0]:.2f} nats on gaussian, {pair[0][1]:.1f} and {pair[1][1]:.1f} on grid"
+    yield f"on the frontier on gaussian ({both['diffusion_dpo'][0]:.2f})"
+    yield f"modes ({both['diffusion_dpo'][1]:.1f} on grid)"
+    pair = both["ddpo"], both["draft"]
+    yield f"({pair[0][0]:.2f} and {pair[1][0]:.2f}) and not far on grid ({pair[0][1]:.1f} and {pair[1][1]:.1f})"
+
+
 def of_the_timings(_: Facts) -> Iterator[str]:
     found = stored("timings/scorers")["scorers"].values()
     ratios = [f["official"]["processor_seconds"] / f["ours"]["processor_seconds"] for f in found]
@@ -114,6 +141,7 @@ def of_the_audit(_: Facts) -> Iterator[str]:
 
 SAYS: dict[str, Callable[[Facts], Iterator[str]]] = {
     "results/testbed/README.md": of_the_testbed,
+    "results/testbed_flow/README.md": of_the_flow_testbed,
     "results/timings/README.md": of_the_timings,
     "rewards/README.md": of_the_audit,
 }

@@ -39,10 +39,12 @@ def standings(group: Group, scorer: str, start: str) -> list[Standing]:
     return [s for s in group.optimality if s.scorer == scorer and s.method.startswith(start)]
 
 
-def test_every_cell_of_the_suite_is_there_and_of_the_code_as_it_stands(files):
-    wanted = set()
-    for spec in SPECS:
-        cell = resolve(spec.model_copy(update={"output": FOLDER}))
+@pytest.mark.parametrize("name", ["testbed", "testbed_flow"])
+def test_every_cell_of_the_suite_is_there_and_of_the_code_as_it_stands(name, files):
+    folder, wanted = ROOT / "results" / name, set()
+    files = files if folder == FOLDER else {path.name: results.read(path) for path in folder.glob("*.json")}
+    for spec in read_suite(ROOT / "benchmarks" / "suites" / f"{name}.yaml"):
+        cell = resolve(spec.model_copy(update={"output": folder}))
         wanted.add(cell.path.name)
         stored = files[cell.path.name]
         assert stored.status == "complete"

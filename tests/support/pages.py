@@ -30,7 +30,7 @@ from alignbench.analysis.tables import render
 PAGES = (
     "README.md", "CONTRIBUTING.md", "alignbench/README.md", "algorithms/README.md", "rewards/README.md",
     "benchmarks/README.md", "results/README.md", "results/statistics/README.md", "results/testbed/README.md",
-    "results/timings/README.md", "tests/README.md",
+    "results/testbed_flow/README.md", "results/timings/README.md", "tests/README.md",
 )  # fmt: skip
 
 # The rows of README's table: a method as `compare` names it, and what it does.
@@ -73,6 +73,10 @@ class Facts:
     def testbed(self) -> Comparison:
         return compare([ROOT / "results" / "testbed"])
 
+    @functools.cached_property
+    def testbed_flow(self) -> Comparison:
+        return compare([ROOT / "results" / "testbed_flow"])
+
     @property
     def reference(self) -> Group:
         (group,) = self.comparison.groups
@@ -96,11 +100,13 @@ class Facts:
         (row,) = [row for row in self.reference.costs if row.method == method]
         return row
 
-    def standing(self, problem: str, scorer: str, method: str, noise: int = 0) -> Standing:
-        """A method's place against the optimum of a problem of the testbed."""
-        groups = [g.evaluation for g in self.testbed.groups]
+    def standing(self, problem: str, scorer: str, method: str, flow: bool = False) -> Standing:
+        """A method's place against the optimum of a problem of the testbed, or of it as a flow model."""
+        comparison = self.testbed_flow if flow else self.testbed
         (group,) = [
-            g for g, e in zip(self.testbed.groups, groups, strict=True) if (e.prompts, e.eval_seed) == (problem, noise)
+            group
+            for group in comparison.groups
+            if (group.evaluation.prompts, group.evaluation.eval_seed) == (problem, 0)
         ]
         (found,) = [s for s in group.optimality if (s.scorer, s.method) == (scorer, method)]
         return found
@@ -209,11 +215,11 @@ def why_marks_changed(row: Versus, starred: bool) -> str:
 TABLES = (("gaussian", "linear"), ("grid", "quadratic"))
 
 
-def testbed_tables(facts: Facts) -> str:
-    printed = render(facts.testbed, "table")
+def testbed_tables(comparison: Comparison, model: str) -> str:
+    printed = render(comparison, "table")
     shown = []
     for problem, scorer in TABLES:
-        begin = printed.index(f"mixture (points) on {problem}/test, noise seed 0,")
+        begin = printed.index(f"{model} (points) on {problem}/test, noise seed 0,")
         heading, *tables = printed[begin:].split("\n\n")
         shown += [
             heading.splitlines()[0],
@@ -354,7 +360,8 @@ def public_names(facts: Facts) -> str:
 TABLES_OF: Mapping[tuple[str, str], Callable[[Facts], str]] = {
     ("README.md", "table"): small_table,
     ("results/README.md", "compare"): reference_tables,
-    ("results/testbed/README.md", "testbed"): testbed_tables,
+    ("results/testbed/README.md", "testbed"): lambda facts: testbed_tables(facts.testbed, "mixture"),
+    ("results/testbed_flow/README.md", "testbed"): lambda facts: testbed_tables(facts.testbed_flow, "mixture_flow"),
     ("results/statistics/README.md", "summary"): lambda _: summary_table(),
     ("results/statistics/README.md", "exceptions"): lambda _: exceptions_table(),
     ("results/statistics/README.md", "marks"): marks_before_and_after,
