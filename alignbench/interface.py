@@ -37,8 +37,7 @@ class Sampling:
     """How a pipeline is sampled: number of steps, classifier-free guidance scale, DDIM's η in [0, 1].
 
     A guidance of at most 1 is none, as in diffusers, and is kept as 1. Kernel `exact` draws from the true p(x_s | x_t),
-    where it is known in closed form. Those of flow models are in alignbench/diffusion/flow_transition.py; η of
-    `flow_sde` and `dance_sde` may exceed 1.
+    where it is known in closed form; those of flow_transition.py are flow models', and two of them take an η above 1.
     """
 
     steps: int
@@ -66,7 +65,8 @@ class Sampling:
             object.__setattr__(self, "guidance", 1.0)
         most = math.inf if self.kernel in ("flow_sde", "dance_sde") else 1
         if not 0 <= self.eta <= most or self.eta == math.inf:
-            raise ValueError(f"eta of kernel {self.kernel!r} must lie in [0, 1], got {self.eta}.")
+            whose = "" if self.kernel in ("ddim", "exact") else f" of kernel {self.kernel!r}"
+            raise ValueError(f"eta{whose} must lie in [0, 1], got {self.eta}.")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ SPELLED = {
     "⁻": "^-", "₁": "1", "₂": "2", "∂": "d", "ᵀ": "^T", "§": "section ", "\N{COMBINING CIRCUMFLEX ACCENT}": "^",
     "\N{COMBINING TILDE}": "~", "\N{COMBINING MACRON}": "-", "ᾱ": "alpha-bar", "Ĉ": "C^", "Â": "A^",
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "eps", "η": "eta", "θ": "theta", "λ": "lambda",
+    "κ": "kappa", "ℓ": "l", "₊": "+", "₋": "-",
     "μ": "mu", "ν": "nu", "û": "u^", "ξ": "xi", "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau", "φ": "phi", "ψ": "psi",
     "Δ": "Delta", "Π": "Pi", "Σ": "Sum", "‘": "'", "’": "'", "‹": "<", "“": '"', "”": '"', "°": " degrees", "\xa0": " ",
 }  # fmt: skip

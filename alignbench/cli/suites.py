@@ -81,8 +81,7 @@ def suite(
 
     rows = planned(asked, only, shard)
     if dry_run:
-        _show_plan(rows, json)
-        return 0
+        return _show_plan(rows, json)
     code = _run(rows, on, jobs, json)
     if _digest(path) != before:
         note(f"{path} has changed since its cells were read; type the same command for what is new.")
@@ -142,8 +141,8 @@ def _engine(rows: Sequence[Row], on: str, jobs: int | None) -> Engine:
     return Cluster(Orders.from_here(), on.partition(":")[2] or None, jobs, [row.job for row in rows if row.job])
 
 
-def _show_plan(rows: Sequence[Row], json: bool) -> None:
-    """The cells, and what those that are left would cost together."""
+def _show_plan(rows: Sequence[Row], json: bool) -> int:
+    """The cells, and what those that are left would cost together; the exit code, 2 where a cell is wrong input."""
     from alignbench.analysis.formats import number
     from alignbench.suites.plan import total
 
@@ -155,13 +154,22 @@ def _show_plan(rows: Sequence[Row], json: bool) -> None:
     if json:
         values = {"cells": whole.cells, "cost": cost, "seconds": whole.seconds, "unknown": whole.unknown}
         print_json({"cells": [row.as_values() for row in rows], "total": values})
-        return
+        return _of_wrong(rows)
     names = {"denoiser_forward": "denoiser evaluations forward", "denoiser_backward": "backward"}
     names["reward_forward"] = "reward evaluations"
     parts = [f"{number(cost[name])} {words}" for name, words in names.items()]
     time = f"; about {whole.seconds / 60:.1f} minutes on this machine" if whole.seconds is not None else ""
     unknown = f"; and {whole.unknown} whose cost is not known before they run" if whole.unknown else ""
     say(f"cells to run: {whole.cells}; together {', '.join(parts)}{time}{unknown}")
+    return _of_wrong(rows)
+
+
+def _of_wrong(rows: Sequence[Row]) -> int:
+    """Say which rows are wrong input; the exit code of a dry run."""
+    wrong = [row for row in rows if row.state == "failed"]
+    for row in wrong:
+        note(f"alignbench: {row.text}: {row.reason}")
+    return 2 if wrong else 0
 
 
 def _show(rows: Sequence[Row], json: bool, report: bool, conclude: bool) -> None:

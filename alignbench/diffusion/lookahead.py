@@ -123,5 +123,5 @@ def without_gaussian_steps(problem: Problem, method: str) -> str | None:
     """Why a method that changes DDIM's steps cannot run on this problem, or None."""
     if problem.sampling.kernel == "ddim":
         return None
-    kernel = problem.sampling.kernel
-    return f"{method} changes DDIM's Gaussian steps, and kernel {kernel!r} has others; leave --kernel out."
+    has = "the exact kernel has none" if problem.sampling.kernel == "exact" else "this kernel's are others"
+    return f"{method} changes DDIM's Gaussian steps, and {has}; leave --kernel out."

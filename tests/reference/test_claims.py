@@ -26,6 +26,7 @@ DEFINITIONS = (
     "Four settings differ", "Earlier settings, all under guidance", "With all weights equal", "`alignbench plan` tells",
     "One method may stand alone", "An aligned model is also a judge", "The first command trains", "Nobody can say",
     "With one seed nobody", "and another method may", "Each has its own", "win rates by people",
+    "A method *looks hacked* where",
 )  # fmt: skip
 
 

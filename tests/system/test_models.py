@@ -168,7 +168,7 @@ def test_a_hub_id_is_taken_as_it_is():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tinny", "no model named 'tinny'. Did you mean tiny?"),
+        ("tinny", "no model named 'tinny'. Did you mean tiny or tiny_flow?"),
         ("sd1.5", "no model named 'sd1.5'. Did you mean sd15"),
         (
             "unheard",

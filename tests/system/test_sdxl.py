@@ -144,7 +144,7 @@ def test_a_saved_policy_is_opened_again_to_the_bit(pipeline, folder, tmp_path, t
 def test_the_released_denoiser_of_another_repository_takes_the_place_of_the_models_own(folder, tmp_path):
     policy = move(load(folder).adapt(FullFineTune(), Key("a")), 0.1)
     policy.save(tmp_path)
-    components = checkpoints.load_components(folder, "both", {}, Meter(), Hold(), denoiser=tmp_path)
+    components = checkpoints.load_components(folder, "both", {}, Meter(), Hold(), denoiser=tmp_path / "unet")
     latents, condition = policy.initial_noise(KEYS), policy.condition(PROMPTS)
     with torch.no_grad():
         base, own, theirs = (

@@ -24,8 +24,9 @@ def test_every_family_has_all_that_is_asked_of_one_and_its_models_name_it():
 
 
 def test_the_worlds_stand_first_and_need_nothing():
-    assert list(named())[:2] == ["tiny", "mixture"]
-    for name in ("tiny", "mixture"):
+    worlds = ["tiny", "tiny_flow", "mixture", "mixture_flow"]
+    assert list(named())[:4] == worlds
+    for name in worlds:
         assert list(family_of(find(name)).needs(find(name))) == []
         assert registry.missing(find(name)) == []
         with pytest.raises(InputError, match="needs no download"):

@@ -149,8 +149,8 @@ def test_the_noise_of_a_sampling_is_that_of_its_steps():
 
 def test_a_noise_level_that_a_kernel_does_not_have_is_refused():
     assert Sampling(10, 1.0, 1.2, "flow_sde").eta == 1.2
-    for kernel in ("ddim", "cps"):
-        with pytest.raises(ValueError, match=f"eta of kernel '{kernel}' must lie in"):
+    for kernel, whose in (("ddim", "eta"), ("cps", "eta of kernel 'cps'")):
+        with pytest.raises(ValueError, match=f"^{whose} must lie in"):
             Sampling(10, 1.0, 1.2, kernel)
     with pytest.raises(ValueError, match="eta of kernel 'flow_sde'"):
         Sampling(10, 1.0, math.inf, "flow_sde")

@@ -50,7 +50,7 @@ def test_listing_imports_no_plugin(group, monkeypatch):
 
 def test_an_unknown_name_lists_near_and_known_ones():
     with pytest.raises(
-        UnknownName, match=r"no algorithm named 'best_of'. Did you mean best_of_n\? Known: base, best_of"
+        UnknownName, match=r"no algorithm named 'best_of'. Did you mean best_of_n\? Known: awm, base, best_of"
     ):
         plugins.load("algorithms", "best_of")
 
