@@ -52,7 +52,7 @@ from alignbench import (
     slope,
     take_step,
     transition,
-    without_gaussian_steps,
+    without_ddim_steps,
     without_gradient,
 )
 
@@ -154,4 +154,4 @@ class ClassifierGuidance:
             return (
                 'rule="variance" moves a step by its variance, and at eta=0 there is none; set eta=1 or rule="score".'
             )
-        return without_gradient(problem, name) or without_gaussian_steps(problem, name)
+        return without_gradient(problem, name) or without_ddim_steps(problem, name)

@@ -50,7 +50,7 @@ from alignbench import (
     positive,
     spread_levels,
     step_noise,
-    without_gaussian_steps,
+    without_ddim_steps,
 )
 
 __all__ = ["Demon"]
@@ -144,7 +144,7 @@ class Demon:
         return largest(lambda n: replace(self, candidates=n), lambda a: a.cost(problem), budget, "candidates")
 
     def unsupported(self, problem: Problem) -> str | None:
-        return without_gaussian_steps(problem, "demon")
+        return without_ddim_steps(problem, "demon")
 
 
 def weights_of(values: Float[Tensor, "b k"], rule: Rule, temperature: float | None) -> Float[Tensor, "b k"]:

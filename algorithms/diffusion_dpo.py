@@ -18,6 +18,8 @@ Optimum     Neared: p* is that of DPO itself, but (1) puts one noised level, all
             likelihood.
 Units       `beta` is that of the authors' code: means over elements and the factor ½. In the paper's own formula (sums,
             no ½) it is β / (2 D), printed at the start: 0.15 for Stable Diffusion at 512 pixels, 0.04 for SDXL at 1024.
+            On a flow model L is the error of its velocity; the common code of flow_grpo has β = 100 there, which is
+            β / (2 D) = 0.00076 for Stable Diffusion 3.5 at 512 pixels.
 Symbols     B pairs of a batch.
 """
 

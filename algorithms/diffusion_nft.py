@@ -8,7 +8,7 @@ Objective   A round samples images x_0 without noise from an old policy. With A 
                 v₊ = b v_θ + (1 − b) v_old,   v₋ = (1 + b) v_old − b v_θ,   x̂± = x_σ − σ v±                         (1)
                 L(θ) = E[ 5/b (r ℓ₊ + (1 − r) ℓ₋) + β mean (v_θ − v_ref)² ],   ℓ = mean (x̂ − x_0)² / mean |x̂ − x_0| (2)
             with the denominator as a constant. After a round old ← d old + (1 − d) θ, d = min(rate (k − start), most)
-            after k updates, 0 before `start`. At θ = old the gradient is (2r − 1) that of matching the flow.
+            after k updates, 0 before `start`. At θ = old the gradient is 5 (2r − 1) that of matching the flow.
 Departures  Images are sampled by Euler steps (theirs: dpm2, a multistep solver of second order, at timesteps that it
             cuts to whole numbers). Timesteps here are floats in sampling and training. A run continues with its own
             old policy; theirs starts θ and old from the average. The last weights are evaluated, not their average.

@@ -55,7 +55,7 @@ from alignbench import (
     positive,
     rewards_of,
     transition,
-    without_gaussian_steps,
+    without_ddim_steps,
     without_gradient,
     without_signal,
 )
@@ -170,7 +170,7 @@ class DOODL:
         return largest(lambda n: replace(self, updates=n), lambda a: a.cost(problem), budget, "updates")
 
     def unsupported(self, problem: Problem) -> str | None:
-        reason = without_gradient(problem, "doodl") or without_gaussian_steps(problem, "doodl")
+        reason = without_gradient(problem, "doodl") or without_ddim_steps(problem, "doodl")
         if reason is None and self.chain == "edict":
             reason = without_signal(problem, "doodl with chain='edict'", "set chain=recompute")
         return reason

@@ -5,8 +5,8 @@ Paper       Liu et al. 2025, "Flow-GRPO", https://arxiv.org/abs/2505.05470; defa
 Objective   A step x → x' of the kernel's noise is an action. With A as in alignbench/diffusion/groups.py,
                 L(θ) = E_{path, t}[ max(−A ρ, −A clip(ρ, 1 − ε, 1 + ε)) + β KL_t ],  log ρ = log p_θ − log p_old.   (1)
             `guard`: log ρ := q (log ρ + mean (μ − μ_old)² / 2q²), q the step's deviation, and −A ρ over |dt|.      (2)
-            `window`: that many steps in a row have noise and are trained on, from one in the first half that each round
-            draws; all others are Euler steps (Flow-GRPO-Fast, MixGRPO).
+            `window`: that many steps in a row have noise and are trained on, all in the first half, where each round
+            draws them; all others are Euler steps (Flow-GRPO-Fast, MixGRPO).
 Units       "official": log ρ is averaged over the D elements of a latent (CPS: and times 2 q²), and KL_t is
             mean (μ − μ_ref)² / 2s², which is the true one times |dt| / D (CPS, DDIM: 1 / D). "nats": log ρ and KL_t are
             the true ones, so that ε bounds the true ratio and β is advantage per nat.
@@ -138,7 +138,7 @@ class FlowGRPO(GroupTraining):  # which has the groups, their advantage, steps a
         """The steps of a round that have noise, all in the first half of the path; None: all of the path."""
         if self.window is None:
             return None
-        start = key.permutation(steps // 2 - self.window + 1)[0]
+        start = key.permutation(min(steps // 2, steps - self.skip_last) - self.window + 1)[0]
         return range(start, start + self.window)
 
     def sample(
@@ -239,8 +239,8 @@ class FlowGRPO(GroupTraining):  # which has the groups, their advantage, steps a
         if reason := without_prompts(problem, "Flow-GRPO"):
             return reason
         sampling = self.path_sampling(problem, self.kernel, self.eta)
-        if self.window is not None and self.window > sampling.steps // 2:
-            return f"window={self.window} does not fit into the first half of a path of {sampling.steps} steps."
+        if self.window is not None and self.window > min(sampling.steps // 2, sampling.steps - self.skip_last):
+            return f"window={self.window} exceeds what is trained of the first half of {sampling.steps} steps."
         noisy = noise_of(problem.pipeline.timesteps(sampling.steps), sampling) > 0
         if not noisy[: max(0, sampling.steps - self.skip_last)].any():
             return f"skip_last={self.skip_last} leaves none of a path's {sampling.steps} steps to train; set it lower."

@@ -22,7 +22,7 @@ Departures  (2) is of images that the reference samples for the same prompts, in
             another scale need another margin, or margin="none".
             Of SRPO, (3) alone: no reward relative to control words, no discounts over t, no steps towards the noise.
 Optimum     Not aimed at, as draft does not, which it resembles.
-Symbols     B images of an update, T sampling steps.
+Symbols     B images of an update, T sampling steps; of a flow model (2) is the error of its velocity.
 """
 
 from __future__ import annotations

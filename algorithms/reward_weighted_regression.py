@@ -13,7 +13,8 @@ Departures  The authors' `temperature` multiplies the reward, ours divides it: t
             theirs begins anew. Their batch depends on their devices; updates_per_round is for one of 128.
 Optimum     Passed: K rounds at τ sample, weigh and fit towards p_ref exp(K r / τ), which is p* at β = τ / K; more
             rounds sharpen it without end.
-Symbols     τ temperature, N images of a round; the squared error is averaged over the elements of a latent.
+Symbols     τ temperature, N images of a round; the squared error is averaged over the elements of a latent, of a flow
+            model that of its velocity.
 """
 
 from __future__ import annotations

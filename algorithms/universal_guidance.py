@@ -57,7 +57,7 @@ from alignbench import (
     slope,
     std_of,
     take_step,
-    without_gaussian_steps,
+    without_ddim_steps,
     without_gradient,
 )
 
@@ -174,7 +174,7 @@ class UniversalGuidance:
 
     def unsupported(self, problem: Problem) -> str | None:
         name = "universal_guidance"
-        return without_gradient(problem, name) or without_gaussian_steps(problem, name)
+        return without_gradient(problem, name) or without_ddim_steps(problem, name)
 
 
 def shift_per_estimate(step: Steps, eta: float, keep_noise: bool) -> Float[Tensor, " n"]:

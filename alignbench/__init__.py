@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         rewards_of,
         shift_per_gradient,
         slope,
+        without_ddim_steps,
         without_gaussian_steps,
         without_gradient,
         without_signal,

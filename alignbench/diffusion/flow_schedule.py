@@ -117,7 +117,8 @@ class FlowSchedule:
     def draw(self, uniform: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Timesteps to train at, float64, from uniform numbers in [0, 1): of a logit-normal or uniform u, shifted.
 
-        They stay half a training level away from both ends, where the error says nothing.
+        A uniform number closer to 0 or 1 than half a training level is moved there: the levels at both ends, where the
+        error says nothing, are never drawn.
         """
         u = uniform.double().clamp(0.5 / self.timesteps, 1 - 0.5 / self.timesteps)
         if self.density == "logit_normal":

@@ -67,7 +67,7 @@ class GroupTraining(Training):
         """How images are sampled to train on: without noise unless a kernel and its η are given."""
         evaluated = problem.sampling
         guidance = evaluated.guidance if self.guided else 1.0
-        return Sampling(self.steps or evaluated.steps, guidance, eta, kernel)
+        return replace(evaluated, steps=self.steps or evaluated.steps, guidance=guidance, eta=eta, kernel=kernel)
 
     def advantages(self, prompts: Sequence[str], rewards: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """A of a round's images, each with the id of its prompt."""

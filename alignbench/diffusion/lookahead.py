@@ -120,6 +120,11 @@ def without_signal(problem: Problem, method: str, instead: str) -> str | None:
 
 
 def without_gaussian_steps(problem: Problem, method: str) -> str | None:
+    """Why a method that draws or chooses among Gaussian steps cannot run on this problem, or None."""
+    return without_ddim_steps(problem, method) if problem.sampling.kernel == "exact" else None
+
+
+def without_ddim_steps(problem: Problem, method: str) -> str | None:
     """Why a method that changes DDIM's steps cannot run on this problem, or None."""
     if problem.sampling.kernel == "ddim":
         return None

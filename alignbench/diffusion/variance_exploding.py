@@ -23,6 +23,8 @@ from alignbench.diffusion.transition import ddim
 from alignbench.interface import Pipeline
 from alignbench.quantities import Condition, Steps
 
+STIFFEST = 2.0  # of s σ: drift and noise of (2) then are three times the ODE's; Stable Diffusion's first level has 1.5
+
 
 @dataclass(frozen=True)
 class ProbabilityFlow:
@@ -44,17 +46,19 @@ class ProbabilityFlow:
 
     @property
     def blind(self) -> int:
-        """How many first levels hold no signal, where σ is infinite: one of flow models and zero terminal SNR."""
-        return int(self.alpha_bar[0] == 0)
+        """How many first levels are passed by DDIM steps: those without signal, where σ is infinite, and those at which
+        an SDE of stochasticity s is too stiff for Heun's method (s σ > STIFFEST)."""
+        most = math.inf if self.stochasticity is None else STIFFEST / self.stochasticity
+        return next(i for i, sigma in enumerate(self.sigma) if sigma <= most and sigma < math.inf)
 
     def entered(
         self, latents: Float[Tensor, b * latent], level: int, condition: Condition
     ) -> tuple[Float[Tensor, b * latent], int]:
-        """The latents and the level from which this view exists: past a level without signal by a DDIM step."""
-        if self.alpha_bar[level] > 0:
-            return latents, level
-        prediction = self.pipeline.predict(latents, self.steps.t[level].item(), condition, self.guidance)
-        return ddim(prediction, self.steps[level], 0.0).mean, level + 1
+        """The latents and the level from which the SDE may run, see `blind`."""
+        for i in range(level, self.blind):
+            prediction = self.pipeline.predict(latents, self.steps.t[i].item(), condition, self.guidance)
+            latents = ddim(prediction, self.steps[i], 0.0).mean
+        return latents, max(level, self.blind)
 
     def noise(self, x: Float[Tensor, b * latent], level: int, condition: Condition) -> Float[Tensor, b * latent]:
         """ε̂ of x̃ at a level."""

@@ -45,7 +45,7 @@ class Cluster:
         self._orders, self._address, self._at_once = orders, address, at_once
         self._running: dict[Any, Job] = {}  # by Ray's reference
         self._logs: dict[int, int] = {}  # by the job's id: how long its log was before
-        self._looked, self._nodes = 0.0, list[dict[str, Any]]()
+        self._looked, self._nodes, self._had_gpus = 0.0, list[dict[str, Any]](), False
         self._ray = _ray()
         self._connect()
         self._tokens: dict[Path, str] = {}
@@ -133,6 +133,7 @@ class Cluster:
         """See which nodes there are."""
         self._looked = time.monotonic()
         self._nodes = [found for found in self._ray.nodes() if found["Alive"]]
+        self._had_gpus |= any(bool(found.get("GPU", 0)) for found in self._resources)
 
     @property
     def _resources(self) -> list[dict[str, float]]:
@@ -172,7 +173,8 @@ class Cluster:
 
     @property
     def _has_gpus(self) -> bool:
-        return any(found.get("GPU", 0) for found in self._resources)
+        """Whether the cluster has or had any: where all are lost, cells wait for others and do not go to processors."""
+        return self._had_gpus
 
     def _cpus(self, job: Job) -> int:
         """CPUs that a job takes, which are its threads: its GPU's share of a node's, or one; all where it is timed."""

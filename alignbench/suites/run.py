@@ -112,7 +112,7 @@ class _Running:
             except Held as error:
                 self.leave(row, str(error))
                 return
-            except AlignbenchError as error:  # such as a full disk, on which there is no room for its log
+            except (AlignbenchError, OSError) as error:  # such as a full disk, or no room for another process
                 self.waiting.remove(row)
                 self.change(row, "failed", explained(error))
                 return

@@ -27,7 +27,6 @@ OWN = {
     "svdd": {"candidates": 4},
     "rollover": {"candidates": 3, "starts": 2},
 }
-QUICK = ("ddpo", "draft")  # of those that train
 AGAIN = ("aligning twice gives the same images", "stopped after a round and continued, it ends as in one go")
 MEMORY = "`batch` is memory"  # one image at a time: on few images
 # What takes longest with one image in a forward pass, and what does in all.
@@ -78,7 +77,7 @@ def test_an_algorithm_keeps_its_contracts(name, contract, subjects):
 FLOW_CASES = [
     pytest.param(
         name, contract, id=f"{name}-{contract.says}",
-        marks=[pytest.mark.slow] if plugins.load("algorithms", name).trains and name not in QUICK else [],
+        marks=[pytest.mark.slow] if plugins.load("algorithms", name).trains else [],
     )
     for name in plugins.own_names("algorithms")
     for contract in algorithms.CONTRACTS

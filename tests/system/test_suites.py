@@ -139,11 +139,13 @@ def test_the_job_array_runs_its_shard(tmp_path):
     assert "#SBATCH --requeue\n" in text
     tools = tmp_path / "bin"
     tools.mkdir()
-    (tools / "srun").write_text('#!/bin/bash\nexec python -m "$@" --dry-run --json\n')
+    (tools / "srun").write_text(
+        '#!/bin/bash\n[ "$1" = --cpus-per-task=8 ] && shift && exec python -m "$@" --dry-run --json\n'
+    )
     (tools / "srun").chmod(0o755)
     path = write_suite(tmp_path, [{"algo": "best_of_n", "set": {"n": list(range(2, 14))}}])
     env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3"}
-    env["SLURM_ARRAY_TASK_COUNT"] = str(last)
+    env |= {"SLURM_ARRAY_TASK_COUNT": str(last), "SLURM_CPUS_PER_TASK": given["cpus-per-task"]}
     done = subprocess.run(["bash", str(SBATCH), str(path)], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["cells"]) == len(range(2, 12, last))

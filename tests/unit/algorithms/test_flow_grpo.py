@@ -292,7 +292,9 @@ def test_the_lora_has_the_published_rank_and_scale(make_problem, fields, expecte
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"window": 4}, "window=4 does not fit into the first half of a path of 6 steps."),
+        ({"window": 4}, "window=4 exceeds what is trained of the first half of 6 steps."),
+        ({"window": 3, "skip_last": 4}, "window=3 exceeds what is trained of the first half of 6 steps."),
+        ({"window": 2, "skip_last": 4}, None),
         ({"skip_last": 6}, "skip_last=6 leaves none of a path's 6 steps to train; set it lower."),
         ({"kernel": "ddim", "eta": 1.0, "skip_last": 5}, None),
     ],

@@ -11,6 +11,7 @@ from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.flow_transition import flow_rate, flow_std, flow_step, official_log_density
 from alignbench.diffusion.lookahead import shift_per_gradient
 from alignbench.diffusion.rollout import noise_of, reverse
+from alignbench.diffusion.schedule import Schedule
 from alignbench.diffusion.transition import ddim, divergence, log_density
 from alignbench.diffusion.variance_exploding import ProbabilityFlow
 from alignbench.interface import Prompt, Sampling
@@ -103,6 +104,7 @@ def _final_std(kernel: str, eta: float, n: int) -> float:
     return math.sqrt(variance)
 
 
+@pytest.mark.slow
 def test_flow_and_dance_sde_keep_the_marginals_of_the_flow_and_cps_makes_less_spread():
     assert _final_std("ddim", 0.0, 1000) == pytest.approx(0.3, rel=0.01)
     assert _final_std("flow_sde", 0.7, 1000) == pytest.approx(0.3, rel=0.01)
@@ -190,3 +192,19 @@ def test_the_variance_exploding_view_is_entered_behind_a_level_without_signal():
     assert math.isinf(flow.sigma[0])
     assert flow.sigma[1] == pytest.approx(7.0)  # σ / (1 − σ) at σ = 7/8
     assert flow.entered(latents, 1, condition)[1] == 1
+
+
+def test_an_sde_of_much_stochasticity_begins_where_heuns_steps_are_not_too_long():
+    """A grid that is shifted by 3 begins at σ / (1 − σ) of hundreds, where the usual 0.1 multiplies the noise."""
+    schedule = FlowSchedule(shift=3.0, sigmas="scheduler")
+    pipeline = MixturePipeline(grid().mixture, schedule, Meter())
+    flow = ProbabilityFlow(pipeline, pipeline.timesteps(64), stochasticity=0.1)
+    assert flow.blind > 1
+    assert flow.sigma[flow.blind] <= 20 < flow.sigma[flow.blind - 1]
+    latents, level = flow.entered(Key("x").normal(2, 2), 0, pipeline.condition([Prompt("a", "a point")] * 2))
+    assert level == flow.blind
+    assert float(latents.std()) < 3
+    assert ProbabilityFlow(pipeline, flow.steps, stochasticity=None).blind == 1
+    plain = Schedule.scaled_linear()
+    usual = MixturePipeline(grid().mixture, Schedule(plain, float(plain[0])), Meter())
+    assert ProbabilityFlow(usual, usual.timesteps(50)).blind == 0
