@@ -239,6 +239,7 @@ def test_the_exact_kernel_reproduces_the_reference_in_any_number_of_steps(name):
         assert "nuisance" not in found or found["nuisance"].value < 2 * found["nuisance"].floor
 
 
+@pytest.mark.slow
 def test_ddim_and_the_exact_kernel_differ_by_discretisation_alone():
     problem, (prompts, keys) = toy("gaussian"), some(1000)
     model = pipeline(problem.mixture)
@@ -322,7 +323,7 @@ SHORT = {
 # Their cells on the testbed are committed and checked with every run; here they train anew, for ten seconds each.
 SLOW = (
     "awm", "d3po", "ddpo", "diffusion_dpo", "diffusion_kto", "diffusion_nft", "dpok", "draft", "flow_grpo", "mapo",
-    "refl", "reward_weighted_regression", "sft", "steering", "universal_guidance",
+    "classifier_guidance", "refl", "reward_weighted_regression", "sft", "steering", "svdd", "universal_guidance",
 )  # fmt: skip
 
 
@@ -344,6 +345,7 @@ def test_an_algorithm_comes_close_to_the_optimum_of_the_easy_problem(name, tmp_p
         assert result.metrics["path_kl"].low > result.metrics["kl"].value  # a bound, here by far
 
 
+@pytest.mark.slow
 def test_ddpos_gradient_is_that_of_the_expected_reward():
     """Sign and scale: −∇ of the mean reward over the number of actions, as differentiating through the chain gives it.
 
@@ -371,6 +373,7 @@ def test_ddpos_gradient_is_that_of_the_expected_reward():
     torch.testing.assert_close(found, expected, rtol=0.15, atol=0.05 * float(expected.norm()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("problem", "n"),
     [("grid", 2), *(pytest.param(name, 8, marks=pytest.mark.slow) for name in ("gaussian", "grid", "overlap"))],

@@ -282,6 +282,7 @@ def test_a_suite_runs_its_grid_once_and_isolates_failures(here, capsys):
     assert {path: path.read_bytes() for path in stored(here)} == before
 
 
+@pytest.mark.slow
 def test_a_suite_writes_a_report_where_one_is_asked_for(here, capsys):
     Path("suite.yaml").write_text(
         f"defaults: {{model: mixture, prompts: points.txt, steps: 6, reward: '{REWARD}'}}\n"

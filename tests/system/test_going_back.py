@@ -146,6 +146,7 @@ def test_a_run_whose_memory_was_full_once_ends_as_one_that_went_on_with_less(nam
         assert found.curve[-1]["gradient_norm"] == expected.curve[-1]["gradient_norm"], fault
 
 
+@pytest.mark.slow
 def test_the_adapter_of_a_policy_that_is_no_more_is_deleted_and_others_stay(toy):
     pipeline = toy.pipeline
     kept = pipeline.adapt(LoRA(2), Key("kept"))

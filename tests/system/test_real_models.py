@@ -408,6 +408,7 @@ def limited(monkeypatch, name: str, most: int) -> None:
     monkeypatch.setattr(latent.LatentPipeline, name, small)
 
 
+@pytest.mark.slow
 def test_pictures_that_are_made_in_parts_cost_what_they_cost_at_once_and_it_is_said(folders, cell, monkeypatch, capsys):
     whole = run_cell(cell("base", folders["sd"], name="roomy", images_per_prompt=6), quiet=True)
     limited(monkeypatch, "decode", 2)
@@ -420,6 +421,7 @@ def test_pictures_that_are_made_in_parts_cost_what_they_cost_at_once_and_it_is_s
     assert said == [f"out of memory: going on with {n} images at once" for n in (6, 3, 1)]
 
 
+@pytest.mark.slow
 def test_a_held_out_probe_that_does_not_fit_does_not_shrink_the_training_batch(folders, cell, monkeypatch):
     limited(monkeypatch, "decode", 4)
     monkeypatch.setattr(align, "HELD_OUT_PROMPTS", 6)

@@ -325,6 +325,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost_or_half_written(files, log, mon
     assert [vote.choice for vote in read_log(log).votes.values()] == ["left", "right"]
 
 
+@pytest.mark.slow
 def test_fifty_raters_at_once_lose_nothing(tmp_path, log):
     files = cells(tmp_path / "results", ("base", "refl", "draft"), prompts=60)
     acknowledged: list[str] = []

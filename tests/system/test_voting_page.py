@@ -105,6 +105,7 @@ def test_a_session_by_mouse_where_every_picture_was_there_before_its_time(files,
     assert [vote.choice for vote in read_log(log).votes.values()] == ["left", "right", "tie"]
 
 
+@pytest.mark.slow
 def test_two_browsers_of_one_rater_vote_at_once_and_nothing_is_doubled(files, log, window):
     with session_of(files, log, PLAIN) as (_, url):
         one, other = window(url), window(url)

@@ -179,6 +179,7 @@ def committed(folder):
     return [methods for methods in named if "base" in methods and len(methods) > 1]
 
 
+@pytest.mark.slow
 def test_the_table_of_the_embedded_model_is_the_same_when_computed_again():
     (methods,) = committed(ROOT / "results")
     assert disagreements(methods) == []
