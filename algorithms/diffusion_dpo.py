@@ -47,6 +47,7 @@ from alignbench import (
     Published,
     Sampler,
     first_batch,
+    implicit_accuracy,
     keyed_batches,
     noising,
     pair_errors,
@@ -165,11 +166,6 @@ def dpo_loss(
     winner, loser = error - reference_error
     z = -beta / 2 * (winner - loser)
     return -label * functional.logsigmoid(z) - (1 - label) * functional.logsigmoid(-z), z
-
-
-def implicit_accuracy(z: Float[Tensor, " b"]) -> float:
-    """How often the policy's implicit reward prefers the winner; ties count half."""
-    return float((z > 0).float().mean() + (z == 0).float().mean() / 2)
 
 
 def summary(seen: Sequence[Seen], train_timesteps: int) -> dict[str, float]:

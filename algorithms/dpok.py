@@ -62,6 +62,7 @@ from alignbench import (
     moves_of,
     not_negative,
     positive,
+    scale_of,
     set_rate,
     share_prompts,
     sum_of_later,
@@ -124,7 +125,7 @@ class DPOK(PolicyGradient):  # which has eta, steps, tuning and rank
     def align(self, problem: Problem) -> Sampler:
         policy, optimiser = self.start(problem)
         evaluated = self.path_sampling(problem)
-        sampling = evaluated if self.guided else replace(evaluated, guidance=1.0)
+        sampling = replace(evaluated, guidance=scale_of(evaluated, self.guided))
         value = self.value_network(problem, policy)
         value_optimiser = AdamW(value.parameters(), lr=self.value_learning_rate)
         plan = {

@@ -43,6 +43,7 @@ from alignbench import (
     Published,
     Sampler,
     first_batch,
+    implicit_accuracy,
     keyed_batches,
     noising,
     pair_errors,
@@ -172,7 +173,7 @@ def summary(seen: Sequence[Seen]) -> dict[str, float]:
     return {
         "loss": float(loss.mean()),
         "margin": float(z.mean()),
-        "accuracy": float((z > 0).float().mean() + (z == 0).float().mean() / 2),
+        "accuracy": implicit_accuracy(z),
         "winner_error": float(error[0].mean()),
         "loser_error": float(error[1].mean()),
     }

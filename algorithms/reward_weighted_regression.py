@@ -46,6 +46,7 @@ from alignbench import (
     noising,
     positive,
     sample_rewarded,
+    scale_of,
     share_prompts,
     shuffled_parts,
     without_prompts,
@@ -180,7 +181,7 @@ class RewardWeightedRegression(Training):
         x0 = torch.stack([row.latent for row in data])
         condition = pipeline.condition([row.prompt for row in data])
         t, noise, condition = noising(keys, x0, condition, pipeline)
-        guidance = problem.sampling.guidance if self.guided else 1.0
+        guidance = scale_of(problem.sampling, self.guided)
         error = denoising_error(pipeline, x0, noise, t, condition, guidance)
         return error * torch.tensor([row.weight for row in data]).to(error)
 

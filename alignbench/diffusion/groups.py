@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from alignbench.choices import Kernel
 from alignbench.diffusion.optimisers import OptimiserName, Tuned, optimiser_of, tuning_of
-from alignbench.diffusion.training import Training
+from alignbench.diffusion.training import Training, scale_of
 from alignbench.fields import at_least_one, positive
 from alignbench.interface import LoRA, Policy, Problem, Sampling
 
@@ -66,7 +66,7 @@ class GroupTraining(Training):
     def path_sampling(self, problem: Problem, kernel: Kernel = "ddim", eta: float = 0.0) -> Sampling:
         """How images are sampled to train on: without noise unless a kernel and its η are given."""
         evaluated = problem.sampling
-        guidance = evaluated.guidance if self.guided else 1.0
+        guidance = scale_of(evaluated, self.guided)
         return replace(evaluated, steps=self.steps or evaluated.steps, guidance=guidance, eta=eta, kernel=kernel)
 
     def advantages(self, prompts: Sequence[str], rewards: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -59,6 +59,11 @@ def pair_errors(pipeline: Pipeline, batch: PairBatch, drawn: Noising) -> Float[T
     return denoising_error(pipeline, x0, noise, t, Condition.cat([drawn.condition] * 2)).reshape(2, len(batch))
 
 
+def implicit_accuracy(z: Float[Tensor, " b"]) -> float:
+    """How often the policy's implicit reward prefers the winner; ties count half."""
+    return float((z > 0).float().mean() + (z == 0).float().mean() / 2)
+
+
 def keyed_batches(
     pairs: Pairs, order: Sequence[int], places: Sequence[int], size: int, key: Key
 ) -> Iterator[tuple[PairBatch, list[Key]]]:

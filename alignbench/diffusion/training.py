@@ -128,6 +128,12 @@ class PairTraining(Training):
         return epochs(problem.key("order"), len(pairs), update * self.pairs_per_update, self.pairs_per_update)
 
 
+def scale_of(sampling: Sampling, guided: bool) -> float:
+    """The guidance to sample or train under: the evaluation's, or none. A model that is told its scale has no
+    prediction without one, and keeps it."""
+    return sampling.guidance if guided or sampling.embedded_guidance else 1.0
+
+
 def shuffled_parts(items: Sequence[T], key: Key, count: int) -> list[Sequence[T]]:
     """A pass over items in random order, cut into `count` updates, whose sizes differ by one at most. Fewer than
     `count` items make an update each."""

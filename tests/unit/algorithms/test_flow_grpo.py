@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alignbench import Key, LoRA, Prompt, Prompts, PromptShare, flow_scale, flow_sigma, official_log_density
+from alignbench import Key, LoRA, Prompt, Prompts, PromptShare, flow_scale, flow_sigma, official_log_density, scale_of
 from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.flow_transition import flow_rate
 from alignbench.diffusion.rollout import step_noise
@@ -322,3 +322,9 @@ def test_what_leaves_no_step_to_train_is_refused(make_problem, pipelines, fields
 def test_impossible_fields_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         algorithm(**fields)
+
+
+def test_a_model_that_is_told_its_scale_is_told_it_where_others_go_without_guidance():
+    evaluated = Sampling(6, 3.5)
+    assert (scale_of(evaluated, True), scale_of(evaluated, False)) == (3.5, 1.0)
+    assert scale_of(replace(evaluated, embedded_guidance=True), False) == 3.5
