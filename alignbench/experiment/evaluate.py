@@ -228,17 +228,15 @@ def score_chunk(
     cache: ScoreCache | None,
     device: str,
 ) -> list[tuple[float, str | None]]:
-    """A value, or a reason why there is none, per stored image; those that were scored before are not scored again."""
+    """A value, or a reason why there is none, per stored image. Where the cache lacks one, all are scored: a batch of
+    the missing ones alone would round differently, and a value would depend on what happened to be scored before."""
     if cache is None:
         return score_images(name, reward, store.read(chunk).to(device), prompts)
     hashes = [sha256_of(store.path(slot, picture=True)) for slot in chunk]
     known = [cache.get(digest, prompt.text) for digest, prompt in zip(hashes, prompts, strict=True)]
-    fresh = [place for place, value in enumerate(known) if value is None]
-    found: list[tuple[float, str | None]] = [(math.nan if value is None else value, None) for value in known]
-    if fresh:
-        images = store.read([chunk[place] for place in fresh]).to(device)
-        scored = score_images(name, reward, images, [prompts[place] for place in fresh])
-        for place, row in zip(fresh, scored, strict=True):
-            found[place] = row
-        cache.put([(hashes[p], prompts[p].text, found[p][0]) for p in fresh if found[p][1] is None])
+    if None not in known:
+        return [(float(value), None) for value in known if value is not None]
+    found = score_images(name, reward, store.read(chunk).to(device), prompts)
+    fresh = [place for place, value in enumerate(known) if value is None and found[place][1] is None]
+    cache.put([(hashes[p], prompts[p].text, found[p][0]) for p in fresh])
     return found

@@ -142,6 +142,20 @@ def test_only_scorers_with_files_are_trusted_to_be_what_they_were(tmp_path, file
     assert counts == [2, again]
 
 
+def test_a_score_does_not_depend_on_which_of_its_batch_were_scored_before(tmp_path):
+    """Half of the batch is known from another cell; the other half is not scored by itself, which rounds differently."""
+    prompts, wanted = [Prompt("a", "a"), Prompt("b", "b")], [Slot(0, 0), Slot(1, 0)]
+    (tmp_path / "images").mkdir()
+    for place in range(2):
+        Image.new("RGB", (4, 4), (place, 0, 0)).save(tmp_path / "images" / f"{place:05d}-0.png")
+    reward = Counting({"weights": "f" * 64})
+    for asked, seen in ((wanted[:1], 1), (wanted, 3)):
+        (log := tmp_path / "scored.jsonl").unlink(missing_ok=True)
+        score({"it": reward}, prompts, asked, 2, tmp_path, Progress(True), kept=tmp_path / "kept")
+        assert log.exists()
+        assert reward.seen == seen
+
+
 def test_what_a_server_says_of_itself_is_not_taken_for_the_scorer(tmp_path, monkeypatch):
     reward = Counting({"weights": "f" * 64})
     ScoreCache(tmp_path, reward).put([("image", "text", 1.0)])
