@@ -42,6 +42,7 @@ from alignbench import (
     Published,
     Sampler,
     Sampling,
+    ask,
     at_least_one,
     blend,
     chunked,
@@ -52,7 +53,6 @@ from alignbench import (
     not_negative,
     positive,
     sample_rewarded,
-    share_prompts,
     shuffled_parts,
     without_prompts,
 )
@@ -112,12 +112,10 @@ class AWM(GroupTraining):  # which has the groups, their advantage, steps and wh
         plan = {**self.plan("images", self.samples_per_round), "β": self.beta}
         problem.check(policy, plan, lambda: self.probe(problem, policy, average, sampling))
         for current in problem.rounds(self.rounds, {"policy": policy, "optimiser": optimiser, "average": average}):
-            share = share_prompts(problem, current, current.key, self.samples_per_round, self.samples_per_prompt)
-            latents, own = sample_rewarded(problem, policy, share.mine, share.keys, self.batch, sampling)
-            rewards = problem.gather(own)
-            advantages = self.advantages([prompt.id for prompt in share.prompts], rewards) / self.advantage_clip
-            mine = advantages[list(share.places)].tolist()
-            data = [Advantaged(*row) for row in zip(latents, share.mine, mine, strict=True)]
+            asked = ask(problem, current.key, self.samples_per_round, self.samples_per_prompt)
+            latents, rewards = sample_rewarded(problem, policy, *asked, self.batch, sampling)
+            advantages = self.advantages([prompt.id for prompt in asked.prompts], rewards) / self.advantage_clip
+            data = [Advantaged(*row) for row in zip(latents, asked.prompts, advantages.tolist(), strict=True)]
             updates = self.update(problem, policy, average, optimiser, data, sampling, current.key("update"))
             decay = min(self.decay_rate * (current.index + 1) * self.updates_per_round, self.decay_most)
             blend(average, policy, decay)
@@ -145,15 +143,16 @@ class AWM(GroupTraining):  # which has the groups, their advantage, steps and wh
         """One pass over a round's images in `updates_per_round` optimiser steps. ℓ_old of the first is ℓ itself, that
         of the others is measured before it."""
         parts = shuffled_parts(range(len(data)), key("order"), self.updates_per_round)
+        shares = [problem.shard(part) for part in parts]
         terms = partial(self.terms, policy, data, sampling, key)
         with torch.no_grad():
-            later = [[self.score(term.under(policy), term) for term in terms(part)] for part in parts[1:]]
+            later = [[self.score(term.under(policy), term) for term in terms(part)] for part in shares[1:]]
         done = []
-        for part, old in zip(parts, [None, *later], strict=True):
+        for part, own, old in zip(parts, shares, [None, *later], strict=True):
             seen: list[Seen] = []
-            losses = self.losses(policy, average, terms(part), old, seen)
+            losses = self.losses(policy, average, terms(own), old, seen)
             norm = problem.step((loss.sum() / (len(part) * self.levels) for loss in losses), optimiser, self.max_norm)
-            log_ratio, m, distance = (torch.cat(values).cpu() for values in zip(*seen, strict=True))
+            log_ratio, m, distance = (torch.cat(values).cpu() for values in zip(*problem.gather(seen), strict=True))
             worst, clipped = float(log_ratio.abs().max()), clip_fraction(log_ratio, self.clip)
             done.append(Update(worst, clipped, float(m.mean()), float(distance.mean()), norm))
         return done

@@ -101,12 +101,12 @@ class D3PO(PolicyGradient):  # which has eta, tuning and rank
             prompts = problem.prompts.sample(current.key("prompts"), self.samples_per_round // 2)
             episodes = [
                 twins(problem, policy, [prompts[i] for i in part], [current.key("pair", i) for i in part], sampling)
-                for part in chunked(current.shard(range(len(prompts))), self.batch)
+                for part in problem.shard(chunked(range(len(prompts)), self.batch))
             ]
-            path, rewards = joined(episodes)
+            path, rewards = joined(problem.gather(episodes))
             pairs = ordered(rewards)
-            shown: dict[str, float | Tensor] = {"reward": problem.gather(rewards).mean()}
-            shown |= {"ties": 1 - 2 * len(pairs) / len(rewards), "kl": watched_kl(policy, path, self.batch)}
+            shown: dict[str, float | Tensor] = {"reward": rewards.mean()}
+            shown |= {"ties": 1 - 2 * len(pairs) / len(rewards), "kl": watched_kl(problem, policy, path, self.batch)}
             if pairs:
                 updates = [
                     update
@@ -139,18 +139,18 @@ class D3PO(PolicyGradient):  # which has eta, tuning and rank
         done = []
         for part in shuffled_parts(pairs, key, self.updates_per_round):
             seen: list[Seen] = []
-            norm = problem.step(self.losses(policy, path, part, seen), optimiser, self.max_norm)
-            log_ratio, loss = (torch.cat(parts) for parts in zip(*seen, strict=True))
+            norm = problem.step(self.losses(problem, policy, path, part, seen), optimiser, self.max_norm)
+            log_ratio, loss = (torch.cat(parts) for parts in zip(*problem.gather(seen), strict=True))
             done.append(Update(float(loss.mean()), clip_fraction(log_ratio, self.clip), norm))
         return done
 
     def losses(
-        self, policy: Policy, path: Trajectory, pairs: Sequence[tuple[int, int]], seen: list[Seen]
+        self, problem: Problem, policy: Policy, path: Trajectory, pairs: Sequence[tuple[int, int]], seen: list[Seen]
     ) -> Iterator[Float[Tensor, ""]]:
         """The terms of (1), one forward pass over winners and losers each; they add up to the mean over pairs and
         steps."""
         actions = len(path.actions)
-        for part in chunked(pairs, self.batch):
+        for part in chunked(problem.shard(pairs), self.batch):
             images = [winner for winner, _ in part] + [loser for _, loser in part]
             for action in range(actions):
                 log_ratio = log_ratios(policy, moves_of(path, images, [action] * len(images)))

@@ -43,6 +43,7 @@ from alignbench import (
     Sampler,
     Sampling,
     Trajectory,
+    ask,
     at_least_one,
     chunked,
     clip_fraction,
@@ -56,7 +57,6 @@ from alignbench import (
     path_divergence,
     positive,
     set_rate,
-    share_prompts,
     shuffled_parts,
     watched_kl,
     without_prompts,
@@ -127,18 +127,15 @@ class DDPO(PolicyGradient):  # which has eta, steps, tuning and rank
         state = {"policy": policy, "optimiser": optimiser, "statistics": statistics}
         for current in problem.rounds(self.rounds, state):
             set_rate(optimiser, self.learning_rate * (1 - current.index / self.rounds if self.anneal else 1))
-            share = share_prompts(problem, current, current.key, self.samples_per_round, self.samples_per_prompt)
-            path, own = joined(
-                collect_all(problem, policy, share.mine, share.keys, sampling, self.batch, self.reduction)
-            )
-            rewards = problem.gather(own)
-            advantages = statistics.advantages([prompt.id for prompt in share.prompts], rewards)
-            mine = advantages.clamp(-self.advantage_clip, self.advantage_clip)[list(share.places)]
-            kl = watched_kl(policy, path, self.batch)
+            asked = ask(problem, current.key, self.samples_per_round, self.samples_per_prompt)
+            path, rewards = joined(collect_all(problem, policy, *asked, sampling, self.batch, self.reduction))
+            advantages = statistics.advantages([prompt.id for prompt in asked.prompts], rewards)
+            advantages = advantages.clamp(-self.advantage_clip, self.advantage_clip)
+            kl = watched_kl(problem, policy, path, self.batch)
             updates = [
                 update
                 for k in range(self.passes)
-                for update in self.update(problem, policy, optimiser, path, mine, current.key("update", k))
+                for update in self.update(problem, policy, optimiser, path, advantages, current.key("update", k))
             ]
             first, last = updates[0], updates[-1]
             current.log(
@@ -173,14 +170,15 @@ class DDPO(PolicyGradient):  # which has eta, steps, tuning and rank
         done = []
         for part in shuffled_parts(range(len(advantages)), key("order"), self.updates_per_round):
             ratios: list[Tensor] = []
-            losses = self.losses(policy, path, advantages, part, key("actions"), ratios)
+            losses = self.losses(problem, policy, path, advantages, part, key("actions"), ratios)
             norm = problem.step(losses, optimiser, self.max_norm)
-            log_ratio = torch.cat(ratios)
+            log_ratio = torch.cat(problem.gather(ratios))
             done.append(Update(float(log_ratio.abs().max()), clip_fraction(log_ratio, self.clip), norm))
         return done
 
     def losses(
         self,
+        problem: Problem,
         policy: Policy,
         path: Trajectory,
         advantages: Float[Tensor, " n"],
@@ -192,7 +190,7 @@ class DDPO(PolicyGradient):  # which has eta, steps, tuning and rank
         draws its own actions, in an order of its own."""
         trained = len(path.actions) - self.skip_last
         kept = max(1, round(self.action_fraction * trained))
-        for part in chunked(images, self.batch):
+        for part in chunked(problem.shard(images), self.batch):
             drawn = [key(image).permutation(trained)[:kept] for image in part]
             for actions in zip(*drawn, strict=True):
                 moves = moves_of(path, part, actions)

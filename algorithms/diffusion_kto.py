@@ -112,12 +112,12 @@ class DiffusionKTO(PairTraining):
                 update = current.index * self.updates_per_round + k
                 set_rate(optimiser, warmed_up(self.learning_rate, update, self.warmup))
                 order, key = self.order(problem, pairs, update), current.key("update", k)
-                places = current.shard(range(len(order)))
+                places = problem.shard(range(len(order)))
                 before = self.before(policy, pairs, order, places, key)
-                kappa = reference_point(problem.gather(before.gains))
+                kappa = reference_point(torch.cat(problem.gather([before.gains])))
                 losses = self.losses(policy, pairs, order, places, key, before.reference, kappa, seen)
                 norm = problem.step(losses, optimiser, self.max_norm)
-            current.log(gradient_norm=norm, kappa=kappa, **summary(seen))
+            current.log(gradient_norm=norm, kappa=kappa, **summary(problem.gather(seen)))
         return PipelineSampler(policy, problem.sampling)
 
     @torch.no_grad()

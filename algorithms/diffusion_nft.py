@@ -44,12 +44,12 @@ from alignbench import (
     Sampler,
     Sampling,
     Steps,
+    ask,
     blend,
     chunked,
     normal,
     not_negative,
     sample_rewarded,
-    share_prompts,
     shuffled_parts,
     without_prompts,
 )
@@ -103,12 +103,11 @@ class DiffusionNFT(GroupTraining):  # which has the groups, their advantage, ste
         plan = {**self.plan("images", self.samples_per_round), "β": self.beta}
         problem.check(policy, plan, lambda: self.probe(problem, policy, old, sampling))
         for current in problem.rounds(self.rounds, {"policy": policy, "optimiser": optimiser, "old": old}):
-            share = share_prompts(problem, current, current.key, self.samples_per_round, self.samples_per_prompt)
-            latents, own = sample_rewarded(problem, old, share.mine, share.keys, self.batch, sampling)
-            rewards = problem.gather(own)
-            advantages = self.advantages([prompt.id for prompt in share.prompts], rewards)
-            r = optimality(advantages, self.advantage_clip)[list(share.places)]
-            data = [Judged(*row) for row in zip(latents, share.mine, r.tolist(), strict=True)]
+            asked = ask(problem, current.key, self.samples_per_round, self.samples_per_prompt)
+            latents, rewards = sample_rewarded(problem, old, *asked, self.batch, sampling)
+            advantages = self.advantages([prompt.id for prompt in asked.prompts], rewards)
+            r = optimality(advantages, self.advantage_clip)
+            data = [Judged(*row) for row in zip(latents, asked.prompts, r.tolist(), strict=True)]
             updates = self.update(problem, policy, old, optimiser, data, sampling, current.key("update"))
             decay = self.decay((current.index + 1) * self.updates_per_round)
             blend(old, policy, decay)
@@ -141,10 +140,10 @@ class DiffusionNFT(GroupTraining):  # which has the groups, their advantage, ste
         done = []
         for part in shuffled_parts(range(len(data)), key("order"), self.updates_per_round):
             seen: list[tuple[Tensor, Tensor]] = []
-            keys = [key("image", i) for i in part]
-            losses = self.losses(policy, old, [data[i] for i in part], keys, sampling, seen)
+            own = problem.shard([(data[i], key("image", i)) for i in part])
+            losses = self.losses(policy, old, own, len(part), sampling, seen)
             norm = problem.step(losses, optimiser, self.max_norm)
-            loss, distance = (float(torch.stack(values).sum()) for values in zip(*seen, strict=True))
+            loss, distance = (float(torch.stack(values).sum()) for values in zip(*problem.gather(seen), strict=True))
             done.append(Update(loss, distance, norm))
         return done
 
@@ -152,25 +151,25 @@ class DiffusionNFT(GroupTraining):  # which has the groups, their advantage, ste
         self,
         policy: Policy,
         old: Policy,
-        data: Sequence[Judged],
-        keys: Sequence[Key],
+        own: Sequence[tuple[Judged, Key]],
+        count: int,
         sampling: Sampling,
         seen: list[tuple[Tensor, Tensor]],
     ) -> Iterator[Float[Tensor, ""]]:
-        """The terms of (2), one forward pass each; they add up to the mean over images and levels. Every image draws
-        its own levels, in an order of its own."""
+        """The terms of (2), one forward pass each; over all `count` images they add up to the mean over images and
+        levels. Every image draws its own levels, in an order of its own."""
         steps = policy.timesteps(sampling.steps)
         kept = len(steps) - self.skipped
-        for part in chunked(range(len(data)), self.batch):
-            x0 = torch.stack([data[i].latent for i in part])
-            condition = policy.condition([data[i].prompt for i in part])
-            r = torch.tensor([data[i].r for i in part], device=x0.device)
-            drawn = [keys[i]("levels").permutation(len(steps))[:kept] for i in part]
+        for part in chunked(own, self.batch):
+            x0 = torch.stack([image.latent for image, _ in part])
+            condition = policy.condition([image.prompt for image, _ in part])
+            r = torch.tensor([image.r for image, _ in part], device=x0.device)
+            drawn = [key("levels").permutation(len(steps))[:kept] for _, key in part]
             for k, numbers in enumerate(zip(*drawn, strict=True)):
-                noise = normal([keys[i]("noise", k) for i in part], x0.shape[1:]).to(x0)
+                noise = normal([key("noise", k) for _, key in part], x0.shape[1:]).to(x0)
                 three = self.predictions(policy, old, x0, noise, steps[list(numbers)], condition, sampling.guidance)
                 loss, distance = self.loss(*three, x0, r)
-                share = len(data) * kept
+                share = count * kept
                 seen.append(((loss.detach().sum() / share).cpu(), (distance.detach().sum() / share).cpu()))
                 yield (loss + self.beta * distance).sum() / share
 

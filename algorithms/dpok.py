@@ -49,6 +49,7 @@ from alignbench import (
     Sampler,
     Sampling,
     Value,
+    ask,
     at_least_one,
     chunked,
     clip_fraction,
@@ -64,7 +65,6 @@ from alignbench import (
     positive,
     scale_of,
     set_rate,
-    share_prompts,
     sum_of_later,
     watched_divergence,
     without_prompts,
@@ -139,15 +139,13 @@ class DPOK(PolicyGradient):  # which has eta, steps, tuning and rank
         state = {"policy": policy, "optimiser": optimiser, "value": value, "value_optimiser": value_optimiser}
         for current in problem.rounds(self.rounds, state):
             set_rate(optimiser, self.learning_rate * (1 - current.index / self.rounds if self.anneal else 1))
-            share = share_prompts(problem, current, current.key, self.samples_per_round, self.samples_per_prompt)
-            episodes = collect_all(
-                problem, policy, share.mine, share.keys, sampling, self.batch, self.reduction, self.lookahead
-            )
+            asked = ask(problem, current.key, self.samples_per_round, self.samples_per_prompt)
+            episode = joined(collect_all(problem, policy, *asked, sampling, self.batch, self.reduction, self.lookahead))
             # Logged under evaluation's guidance, as other methods' is.
-            kl = watched_divergence(policy, share.mine, share.keys, evaluated, self.batch)["kl"]
-            data = self.experience(problem, policy, episodes, share.mine)
+            kl = watched_divergence(problem, policy, *asked, evaluated, self.batch)["kl"]
+            data = self.experience(problem, policy, episode, asked.prompts)
             if current.index == 0:
-                value.begin(*data.whole(problem))
+                value.begin(data.foreseen, data.returns)
             for k in range(self.value_updates):
                 value_error = self.fit(problem, value, value_optimiser, data, current.key("value", k))
             rows = data.draw(self.updates_per_round * self.moves_per_update, current.key("updates"))
@@ -156,7 +154,7 @@ class DPOK(PolicyGradient):  # which has eta, steps, tuning and rank
                 for part in chunked(rows, self.moves_per_update)
             ]
             current.log(
-                reward=problem.gather(torch.cat([episode.rewards for episode in episodes])).mean(),
+                reward=episode.rewards.mean(),
                 kl=kl,
                 value_error=value_error,
                 ratio_error=updates[0].ratio_error,
@@ -191,37 +189,36 @@ class DPOK(PolicyGradient):  # which has eta, steps, tuning and rank
             kl = squared_difference(prediction.eps, reference.eps, self.reduction)
         return log_density(moves.next_latents, step, self.reduction), kl
 
-    def experience(
-        self, problem: Problem, policy: Policy, episodes: Sequence[Episode], prompts: Sequence[Prompt]
-    ) -> Experience:
-        """The moves that a round's episodes, which are `batch` prompts each, are trained on."""
-        trained = range(self.skip_first, len(episodes[0].path.actions) - self.skip_last)
-        kept = [Episode(path.only(trained), rewards) for path, rewards in episodes]
-        asked = zip(kept, chunked(prompts, self.batch), strict=True)
-        return Experience(
-            joined(kept).path,
-            torch.cat([self.returns(policy, episode) for episode in kept]),
-            torch.cat([foreseen_rewards(problem, policy, episode.path, own) for episode, own in asked]),
-        )
+    def experience(self, problem: Problem, policy: Policy, episode: Episode, prompts: Sequence[Prompt]) -> Experience:
+        """The moves of a round's paths that are trained on."""
+        path = episode.path.only(range(self.skip_first, len(episode.path.actions) - self.skip_last))
+        foreseen = foreseen_rewards(problem, policy, path, prompts, self.batch)
+        path = replace(path, x0=None)
+        return Experience(path, self.returns(problem, policy, Episode(path, episode.rewards)), foreseen)
 
-    def returns(self, policy: Policy, episode: Episode) -> Float[Tensor, "n actions"]:
+    def returns(self, problem: Problem, policy: Policy, episode: Episode) -> Float[Tensor, "n actions"]:
         """r of (3) for each action: the reward, less the later KLs with `future_kl`."""
         n, actions = episode.path.log_prob.shape
         rewards = episode.rewards.to(episode.path.latents.device)[:, None].expand(n, actions)
         if not self.future_kl:
             return rewards
+        found = []
         with torch.no_grad():
-            kl = [self.measure(policy, moves_of(episode.path, range(n), [a] * n))[1] for a in range(actions)]
-        return rewards - self.kl_weight / self.reward_weight * sum_of_later(torch.stack(kl, 1))
+            for part in problem.shard(chunked(range(n), self.batch)):
+                moves = (moves_of(episode.path, part, [a] * len(part)) for a in range(actions))
+                found.append(torch.stack([self.measure(policy, own)[1] for own in moves], 1))
+        kl = torch.cat(problem.gather(found))
+        return rewards - self.kl_weight / self.reward_weight * sum_of_later(kl)
 
     def fit(
         self, problem: Problem, value: Value, optimiser: Optimizer, data: Experience, key: Key
     ) -> Float[Tensor, ""]:
         """One step on V of (3); the mean squared error before it."""
-        moves, returns, ahead = data.pick(data.draw(self.value_batch, key))
-        error = (value(moves, ahead) - returns).square().mean()
+        rows = data.draw(self.value_batch, key)
+        moves, returns, ahead = data.pick(problem.shard(rows))
+        error = (value(moves, ahead) - returns).square().sum() / len(rows)
         problem.step(error, optimiser)
-        return error.detach()
+        return torch.stack(problem.gather([error.detach()])).sum()
 
     def update(
         self,
@@ -234,15 +231,21 @@ class DPOK(PolicyGradient):  # which has eta, steps, tuning and rank
     ) -> Update:
         """One step on (2)."""
         seen: list[tuple[Tensor, Tensor]] = []
-        norm = problem.step(self.losses(policy, value, data, rows, seen), optimiser, self.max_norm)
-        log_ratio, kl = (torch.cat(parts).cpu() for parts in zip(*seen, strict=True))
+        norm = problem.step(self.losses(problem, policy, value, data, rows, seen), optimiser, self.max_norm)
+        log_ratio, kl = (torch.cat(parts).cpu() for parts in zip(*problem.gather(seen), strict=True))
         return Update(float(log_ratio.abs().max()), clip_fraction(log_ratio, self.clip), float(kl.mean()), norm)
 
     def losses(
-        self, policy: Policy, value: Value, data: Experience, rows: Sequence[int], seen: list[tuple[Tensor, Tensor]]
+        self,
+        problem: Problem,
+        policy: Policy,
+        value: Value,
+        data: Experience,
+        rows: Sequence[int],
+        seen: list[tuple[Tensor, Tensor]],
     ) -> Iterator[Float[Tensor, ""]]:
         """The terms of (2), one forward pass each; they add up to the mean over moves. `seen` gets log ρ and KL_t."""
-        for part in chunked(rows, self.batch):
+        for part in chunked(problem.shard(rows), self.batch):
             moves, returns, ahead = data.pick(part)
             with torch.no_grad():
                 advantage = self.reward_weight * (returns - value(moves, ahead))

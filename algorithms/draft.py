@@ -44,6 +44,7 @@ from alignbench import (
     Sampling,
     Training,
     Tuned,
+    ask,
     at_least_one,
     before_steps,
     chunked,
@@ -53,7 +54,6 @@ from alignbench import (
     rewards_of,
     sample_through,
     set_rate,
-    share_prompts,
     untrainable,
     watched_divergence,
 )
@@ -129,13 +129,13 @@ class DRaFT(Training):
                 done = (current.index + k / self.updates_per_round) / self.rounds
                 set_rate(optimiser, self.learning_rate * (1 - done if self.anneal else 1))
                 key = current.key("update", k)
-                share = share_prompts(problem, current, key, self.samples_per_update)
+                asked = ask(problem, key, self.samples_per_update)
                 rewards: list[Tensor] = []
                 depth = self.depth(key, sampling)
-                losses = self.losses(problem, policy, share.mine, share.keys, sampling, depth, rewards)
+                losses = self.losses(problem, policy, *asked, sampling, depth, rewards)
                 norm = problem.step(losses, optimiser, self.max_norm)
-            earned = problem.gather(torch.cat(rewards))
-            divergence = watched_divergence(policy, share.mine, share.keys, sampling, self.batch)
+            earned = torch.cat(problem.gather(rewards))
+            divergence = watched_divergence(problem, policy, *asked, sampling, self.batch)
             current.log(reward=earned.mean(), reward_std=earned.std(correction=0), gradient_norm=norm, **divergence)
         return PipelineSampler(policy, problem.sampling)
 
@@ -178,7 +178,7 @@ class DRaFT(Training):
     ) -> Iterator[Float[Tensor, ""]]:
         """The terms of (1) or (2), one backward pass each; `rewards` receives those of the sampled images."""
         count = len(prompts) * (1 + self.resamples)
-        for part in chunked(range(len(prompts)), self.batch):
+        for part in chunked(problem.shard(range(len(prompts))), self.batch):
             asked, own = [prompts[i] for i in part], [keys[i] for i in part]
             condition = policy.condition(asked)
             x0 = sample_through(policy, condition, own, sampling, depth)

@@ -31,19 +31,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from alignbench import (
+    Asked,
     GroupTraining,
     Key,
     PipelineSampler,
     Policy,
     Probe,
     Problem,
-    PromptShare,
     Published,
     Reduction,
     Sampler,
     Sampling,
     Steps,
     Trajectory,
+    ask,
     chunked,
     clip_fraction,
     clipped_loss,
@@ -56,7 +57,6 @@ from alignbench import (
     noise_of,
     not_negative,
     positive,
-    share_prompts,
     shuffled_parts,
     watched_kl,
     without_prompts,
@@ -117,16 +117,15 @@ class FlowGRPO(GroupTraining):  # which has the groups, their advantage, steps a
         plan = {**self.plan("images", self.samples_per_round), "β": self.beta}
         problem.check(policy, plan, lambda: self.probe(problem, policy, sampling))
         for current in problem.rounds(self.rounds, {"policy": policy, "optimiser": optimiser}):
-            share = share_prompts(problem, current, current.key, self.samples_per_round, self.samples_per_prompt)
-            parts = shuffled_parts(range(len(share.mine)), current.key("order"), self.updates_per_round)
+            asked = ask(problem, current.key, self.samples_per_round, self.samples_per_prompt)
+            parts = shuffled_parts(range(len(asked.prompts)), current.key("order"), self.updates_per_round)
             window = self.draw_window(sampling.steps, current.key("window"))
-            path, own = self.sample(problem, policy, share, parts, sampling, window)
-            rewards = problem.gather(own)
-            mine = self.advantages([prompt.id for prompt in share.prompts], rewards)[list(share.places)]
-            current.log(reward=rewards.mean(), kl=watched_kl(policy, path, self.batch))
-            updates = self.update(problem, policy, optimiser, path, mine, parts)
+            path, rewards = self.sample(problem, policy, asked, parts, sampling, window)
+            advantages = self.advantages([prompt.id for prompt in asked.prompts], rewards)
+            current.log(reward=rewards.mean(), kl=watched_kl(problem, policy, path, self.batch))
+            updates = self.update(problem, policy, optimiser, path, advantages, parts)
             current.log(
-                without_advantage=(mine == 0).float().mean(),
+                without_advantage=(advantages == 0).float().mean(),
                 kl_term=updates[-1].kl_term,
                 ratio_error=updates[0].ratio_error,
                 clip_fraction=updates[-1].clip_fraction,
@@ -145,7 +144,7 @@ class FlowGRPO(GroupTraining):  # which has the groups, their advantage, steps a
         self,
         problem: Problem,
         policy: Policy,
-        share: PromptShare,
+        asked: Asked,
         parts: Sequence[Sequence[int]],
         sampling: Sampling,
         window: range | None,
@@ -153,7 +152,7 @@ class FlowGRPO(GroupTraining):  # which has the groups, their advantage, steps a
         """Paths in the order of the parts, each sampled in the batches it is trained in; rewards in that of prompts."""
         episodes = []
         for part in parts:
-            prompts, keys = [share.mine[i] for i in part], [share.keys[i] for i in part]
+            prompts, keys = [asked.prompts[i] for i in part], [asked.keys[i] for i in part]
             episodes += collect_all(
                 problem, policy, prompts, keys, sampling, self.batch, self.reduction, window=window,
                 keep_means=self.guard,
@@ -177,18 +176,18 @@ class FlowGRPO(GroupTraining):  # which has the groups, their advantage, steps a
         for part in parts:
             own = path.rows(slice(end, end := end + len(part)))
             seen: list[Moved] = []
-            losses = self.losses(policy, own, advantages[list(part)], seen)
+            losses = self.losses(problem, policy, own, advantages[list(part)], seen)
             norm = problem.step(losses, optimiser, self.max_norm)
-            moved, kl = (torch.cat(values).cpu() for values in zip(*seen, strict=True))
+            moved, kl = (torch.cat(values).cpu() for values in zip(*problem.gather(seen), strict=True))
             done.append(Update(float(moved.abs().max()), clip_fraction(moved, self.clip), float(kl.mean()), norm))
         return done
 
     def losses(
-        self, policy: Policy, path: Trajectory, advantages: Float[Tensor, " n"], seen: list[Moved]
+        self, problem: Problem, policy: Policy, path: Trajectory, advantages: Float[Tensor, " n"], seen: list[Moved]
     ) -> Iterator[Float[Tensor, ""]]:
         """The terms of (1), one forward pass each; they add up to the mean over paths and trained actions."""
         actions = self.trained(path)
-        for part in chunked(range(len(advantages)), self.batch):
+        for part in problem.shard(chunked(range(len(advantages)), self.batch)):
             some = path.rows(slice(part[0], part[-1] + 1))
             for action in actions:
                 moved = self.measure(policy, some, action)
@@ -228,9 +227,9 @@ class FlowGRPO(GroupTraining):  # which has the groups, their advantage, steps a
     def probe(self, problem: Problem, policy: Policy, sampling: Sampling) -> Probe:
         """At θ = old every ratio is 1, and at θ = reference no step has moved."""
         key, prompt = problem.key("check"), problem.prompts[0]
-        share = PromptShare([prompt] * 2, [0, 1], [prompt] * 2, [key(0), key(1)])
+        asked = Asked([prompt] * 2, [key(0), key(1)])
         window = self.draw_window(sampling.steps, key("window"))
-        path, _ = self.sample(problem, policy, share, [[0, 1]], sampling, window)
+        path, _ = self.sample(problem, policy, asked, [[0, 1]], sampling, window)
         moved = self.measure(policy, path, 0)
         identities = {"the importance ratio": (moved.log_ratio.exp(), 1.0), "KL": (moved.kl, 0.0)}
         return Probe(moved.log_ratio[0] - moved.log_ratio[1], identities)

@@ -49,6 +49,7 @@ from alignbench import (
     Sampling,
     Training,
     Tuned,
+    ask,
     at_least_one,
     before_steps,
     chunked,
@@ -61,7 +62,6 @@ from alignbench import (
     positive,
     rewards_of,
     set_rate,
-    share_prompts,
     untrainable,
     watched_divergence,
 )
@@ -126,13 +126,13 @@ class ReFL(Training):
                 done = (current.index + k / self.updates_per_round) / self.rounds
                 set_rate(optimiser, self.learning_rate * (1 - done if self.anneal else 1))
                 key = current.key("update", k)
-                share = share_prompts(problem, current, key, self.samples_per_update)
+                asked = ask(problem, key, self.samples_per_update)
                 rewards: list[Tensor] = []
-                losses = self.losses(problem, policy, share.mine, share.keys, sampling, rewards)
+                losses = self.losses(problem, policy, *asked, sampling, rewards)
                 norm = problem.step(losses, optimiser, self.max_norm)
-            earned = problem.gather(torch.cat(rewards))
+            earned = torch.cat(problem.gather(rewards))
             closed = (earned >= self.margin).float().mean() if self.margin != "none" else 0.0
-            divergence = watched_divergence(policy, share.mine, share.keys, sampling, self.batch)
+            divergence = watched_divergence(problem, policy, *asked, sampling, self.batch)
             current.log(reward=earned.mean(), above_margin=closed, gradient_norm=norm, **divergence)
         return PipelineSampler(policy, problem.sampling)
 
@@ -164,7 +164,7 @@ class ReFL(Training):
         rewards: list[Tensor],
     ) -> Iterator[Float[Tensor, ""]]:
         """The terms of (1) and (2), one backward pass each."""
-        for part in chunked(range(len(prompts)), self.batch):
+        for part in chunked(problem.shard(range(len(prompts))), self.batch):
             asked, own = [prompts[i] for i in part], [keys[i] for i in part]
             estimates = self.estimates(policy, asked, own, sampling)
             earned = rewards_of(policy, problem.reward, estimates, asked)

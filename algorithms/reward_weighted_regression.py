@@ -40,6 +40,7 @@ from alignbench import (
     Sampler,
     Training,
     Tuned,
+    ask,
     at_least_one,
     chunked,
     denoising_error,
@@ -47,7 +48,6 @@ from alignbench import (
     positive,
     sample_rewarded,
     scale_of,
-    share_prompts,
     shuffled_parts,
     without_prompts,
 )
@@ -100,13 +100,12 @@ class RewardWeightedRegression(Training):
         plan = self.plan("images", self.samples_per_round, self.passes)
         problem.check(policy, plan, lambda: self.probe(problem, policy))
         for current in problem.rounds(self.rounds, {"policy": policy, "optimiser": optimiser}):
-            share = share_prompts(problem, current, current.key, self.samples_per_round, self.samples_per_prompt)
-            latents, own = sample_rewarded(problem, policy, share.mine, share.keys, self.batch)
-            rewards = problem.gather(own)
-            weights = self.weigh([prompt.id for prompt in share.prompts], rewards)
+            asked = ask(problem, current.key, self.samples_per_round, self.samples_per_prompt)
+            latents, rewards = sample_rewarded(problem, policy, *asked, self.batch)
+            weights = self.weigh([prompt.id for prompt in asked.prompts], rewards)
             data = [
                 Weighted(latent, prompt, float(weight))
-                for latent, prompt, weight in zip(latents, share.mine, weights[list(share.places)], strict=True)
+                for latent, prompt, weight in zip(latents, asked.prompts, weights, strict=True)
                 if weight > 0
             ]
             updates = [
@@ -159,18 +158,24 @@ class RewardWeightedRegression(Training):
         done = []
         for part in shuffled_parts(range(len(data)), key("order"), self.updates_per_round):
             seen: list[Tensor] = []
-            losses = self.losses(problem, policy, [data[i] for i in part], [key("image", i) for i in part], seen)
+            losses = self.losses(problem, policy, data, part, key, seen)
             norm = problem.step(losses, optimiser, self.max_norm)
-            done.append(Update(float(torch.stack(seen).sum()), norm))
+            done.append(Update(float(torch.stack(problem.gather(seen)).sum()), norm))
         return done
 
     def losses(
-        self, problem: Problem, policy: Policy, data: Sequence[Weighted], keys: Sequence[Key], seen: list[Tensor]
+        self,
+        problem: Problem,
+        policy: Policy,
+        data: Sequence[Weighted],
+        images: Sequence[int],
+        key: Key,
+        seen: list[Tensor],
     ) -> Iterator[Float[Tensor, ""]]:
         """The terms of (1), one forward pass each; they add up to the mean over images."""
-        for part in chunked(range(len(data)), self.batch):
-            error = self.error(problem, policy, [data[i] for i in part], [keys[i] for i in part])
-            loss = error.sum() / len(data)
+        for part in chunked(problem.shard(images), self.batch):
+            error = self.error(problem, policy, [data[i] for i in part], [key("image", i) for i in part])
+            loss = error.sum() / len(images)
             seen.append(loss.detach())
             yield loss
 

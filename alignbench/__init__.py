@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from alignbench.diffusion.backprop import before_steps, sample_through, untrainable, watched_divergence
     from alignbench.diffusion.edict import Edict
     from alignbench.diffusion.episodes import (
+        Asked,
         Episode,
         Moves,
-        PromptShare,
         PromptStatistics,
+        ask,
         clip_fraction,
         clipped_loss,
         collect,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
         moves_of,
         repeated,
         sample_rewarded,
-        share_prompts,
     )
     from alignbench.diffusion.flow_transition import flow_step, official_log_density
     from alignbench.diffusion.groups import GroupTraining, blend, group_advantages

@@ -12,8 +12,10 @@ def main() -> None:
     from alignbench.children import follow_parent
     from alignbench.cli.app import run_command_line
     from alignbench.printed import guarded
+    from alignbench.processes import silence
 
     follow_parent()
+    silence()
     try:
         code = run_command_line(sys.argv[1:])
         sys.stdout.flush()

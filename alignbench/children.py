@@ -43,13 +43,14 @@ def environment(threads: int | None = None, cards: Sequence[str] | None = None) 
 
 
 def follow_parent() -> None:
-    """End at once when the process that started this one ends, however it does, if it asked for that."""
+    """End at once when the process that started this one ends, however it does, if it asked for that. The launcher of
+    several processes leaves them running otherwise."""
     parent = os.environ.pop(PARENT, None)  # no child of this one follows the same
-    if parent is None:
+    if parent is None and "TORCHELASTIC_RUN_ID" not in os.environ:
         return
     with contextlib.suppress(OSError, AttributeError):  # no Linux
         ctypes.CDLL(None).prctl(ON_DEATH, signal.SIGKILL)
-    if str(os.getppid()) != parent:  # it has ended before
+    if parent is not None and str(os.getppid()) != parent:  # it has ended before
         os._exit(128 + signal.SIGKILL)
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Real
@@ -19,6 +19,8 @@ from torch import Tensor
 from alignbench.choices import Kernel
 from alignbench.keys import Key
 from alignbench.quantities import Condition, Prediction, Steps, guided
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -351,9 +353,6 @@ class Round(Protocol):
     def key(self) -> Key:
         """The round's own key, below the problem's."""
 
-    def shard(self, items: Sequence[Any]) -> Sequence[Any]:
-        """This process's part of items that are the same on every process."""
-
     def log(self, **values: float | Tensor) -> None:
         """Numbers for the training curve; `reward` and `kl` are shown while training."""
 
@@ -399,15 +398,19 @@ class Problem(Protocol):
         printed. Raises RunError naming what does not hold.
         """
 
-    def gather(self, values: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
-        """The values of all processes, in the order of the unsharded items."""
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's share of items that are the same on every process. It may be empty."""
+
+    def gather(self, parts: Sequence[T]) -> list[T]:
+        """What came of the shares of all processes, in the order of the items that were shared."""
 
     def step(
         self, loss: Tensor | Iterable[Tensor], optimiser: torch.optim.Optimizer, max_norm: float | None = None
     ) -> float:
-        """Backward, gradient reduction over processes, clipping, one optimiser step; returns the gradient norm.
+        """Backward, the sum of gradients over processes, clipping, one optimiser step; returns the gradient norm.
 
-        Several losses are accumulated, one backward pass each; their sum is what is minimised. Raises Diverged when
+        Several losses are accumulated, one backward pass each; their sum over all processes is what is minimised, so
+        that each is divided by the number of all items and not by this process's. Raises Diverged when
         a loss or the gradient is not finite, or the gradient a hundred times what it was, before the weights change:
         the run then goes back to its last good round, once.
         """

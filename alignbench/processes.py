@@ -1,13 +1,387 @@
-"""Processes of one run. The only place that asks how many there are."""
+"""Processes of one run. The only place that knows how many there are, and which of them this one is.
+
+Every process runs the same code on the same draws, and holds the same weights. What takes time is cut into shares last,
+within an update (`Processes.shard`); what came of it is gathered (`Processes.gather`), so that all go on with the same
+numbers, which are those of one process but for rounding. Gradients are summed over processes, never averaged: every
+loss is divided by the number of all items, so that a process with fewer of them weighs less.
+
+A vote goes before each exchange. A process that fails casts it in the handler of its error (`Processes.common`); all
+then raise the same, and do the same about it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from alignbench.errors import InputError
+from alignbench.errors import AlignbenchError, CannotContinue, Diverged, InputError, RunError, Unsupported, described
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+
+WIDTH: Final = 8  # numbers in a vote
+# What a process may meet, by what the others do about it.
+KINDS: Final[tuple[type[BaseException], ...]] = (
+    Diverged, MemoryError, Unsupported, InputError, CannotContinue, RunError,
+)  # fmt: skip
+PATIENCE: Final = timedelta(hours=6)  # for a process that is alive and slow: one may be scoring alone
+BEAT, SILENCE = 3.0, 40.0  # seconds between signs of life, and without any after which a process counts as lost
+
+
+LAUNCHER: Final = "ALIGNBENCH_LAUNCHER"  # is set where one of ours says who has ended
+
+
+class Lost(RunError):
+    """Another process of the run has ended, or does not answer."""
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the launcher says more of it."""
+        return LAUNCHER in os.environ
+
+
+class Common:
+    """Mixed into an error that all processes raise."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of its run: by default it is alone."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that reads, writes and speaks."""
+        return self.rank == 0
+
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's share of items that are the same on every process: every `size`-th."""
+        return items[self.rank :: self.size] if self.size > 1 else items
+
+    def gather(self, parts: Sequence[T]) -> list[T]:
+        """What came of all shares, on every process. Part j of process r stands at place j · size + r, which is the
+        order of the items that were shared. A part is anything made of tensors and plain values."""
+        if self.size == 1:
+            return list(parts)
+        content = _packed(list(parts))
+        lengths = [numbers[0] for numbers in self._vote(0, len(content))]
+        received = [list(parts) if r == self.rank else _unpacked(c) for r, c in enumerate(self._all(content, lengths))]
+        longest = max(map(len, received))
+        return [own[j] for j in range(longest) for own in received if j < len(own)]
+
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Replace the gradient of every parameter by the sum over processes; none counts as zero."""
+        if self.size == 1:
+            return
+        import torch
+        import torch.distributed as dist
+
+        self._vote(0)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        with _connected():
+            flat = torch.cat([grad.reshape(-1) for grad in grads])
+            dist.all_reduce(flat)
+        start = 0
+        for parameter in parameters:
+            end = start + parameter.numel()
+            parameter.grad = flat[start:end].view_as(parameter)
+            start = end
+
+    def total(self, counts: Sequence[int]) -> list[int]:
+        """The sums of counts over processes; at most WIDTH − 1 of them."""
+        return [sum(column) for column in zip(*self._vote(0, *counts), strict=True)][: len(counts)]
+
+    def agree(self, number: int) -> int:
+        """The number of the first process, on every process."""
+        return self._vote(0, number)[0][0] if self.size > 1 else number
+
+    def told(self, value: T) -> T:
+        """What the first process holds, on every process."""
+        return self.gather([value] if self.first else [])[0] if self.size > 1 else value
+
+    @contextlib.contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Within, the first process goes before all others."""
+        if not self.first:
+            self.agree(0)
+        yield
+        if self.first:
+            self.agree(0)
+
+    def check_same(self, tensors: Sequence[Tensor], what: str) -> None:
+        """Raise RunError where these tensors are not the same, to the last bit, on every process."""
+        if self.size == 1:
+            return
+        digests = [numbers[0] for numbers in self._vote(0, digest_of(tensors))]
+        if other := [r for r, digest in enumerate(digests) if digest != digests[0]]:
+            raise _common(RunError)(
+                f"{what} of process {other[0]} of {self.size} are not those of process 0: its machine computes other "
+                "numbers; use machines and libraries of one kind, and type the same command again."
+            )
+
+    def common(self, error: BaseException) -> BaseException:
+        """The error that all processes raise after this one met `error`: of several kinds the first of KINDS counts
+        least, and of several processes the last one speaks."""
+        if self.size == 1 or isinstance(error, Common | Lost | KeyboardInterrupt | SystemExit):
+            return error
+        try:
+            self._vote(_status(error), said=_words(error))
+        except BaseException as agreed:
+            return agreed
+        raise AssertionError("a vote with a failure passes for nobody")
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Within, an error of one process becomes one of all."""
+        try:
+            yield
+        except Exception as error:
+            agreed = self.common(error)
+            if agreed is error:
+                raise
+            raise agreed from error
+
+    def _vote(self, status: int, *numbers: int, said: str = "") -> list[list[int]]:
+        """The numbers of all processes, once all of them have said that nothing is wrong. Raises what the worst one
+        met otherwise."""
+        if self.size == 1:
+            return [list(numbers)]
+        import torch
+        import torch.distributed as dist
+
+        own = torch.zeros(WIDTH, dtype=torch.int64)
+        own[: 1 + len(numbers)] = torch.tensor([status, *numbers])
+        votes = [torch.empty_like(own) for _ in range(self.size)]
+        with _connected():
+            dist.all_gather(votes, own)
+        found = [vote.tolist() for vote in votes]
+        worst, speaker = max((vote[0], r) for r, vote in enumerate(found))
+        if worst:
+            words = [said]
+            with _connected():
+                dist.broadcast_object_list(words, src=speaker, device=torch.device("cpu"))
+            kind = KINDS[worst - 1]
+            whose = f"process {speaker} of {self.size}: " if kind is RunError and speaker else ""
+            raise _common(kind)(f"{whose}{words[0]}")
+        return [vote[1:] for vote in found]
+
+    def _all(self, content: Tensor, lengths: Sequence[int]) -> list[Tensor]:
+        """The bytes of all processes."""
+        import torch
+        import torch.distributed as dist
+
+        padded = torch.zeros(max(lengths), dtype=torch.uint8)
+        padded[: len(content)] = content
+        parts = [torch.empty_like(padded) for _ in lengths]
+        with _connected():
+            dist.all_gather(parts, padded)
+        return [part[:length] for part, length in zip(parts, lengths, strict=True)]
+
+
+ALONE: Final = Processes()
+
+
+def launched() -> int:
+    """How many processes a launcher has started for this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def started_by_accelerate() -> bool:
+    """Whether `accelerate launch` started this process; with --cpu it starts one, whatever number it was given."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, which is that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_first() -> bool:
+    """Whether this process is alone, or the one that speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def refuse_several() -> None:
     """Raise InputError under a launcher of several processes, each of which would run everything."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("several processes are not supported yet: run without `accelerate launch` or torchrun.")
+    if launched() > 1:
+        raise InputError(
+            "this command runs in one process: run it without torchrun or `accelerate launch`; they are for "
+            "`alignbench run` and `alignbench evaluate`."
+        )
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Processes]:
+    """The processes of this run, connected: over gloo, and NCCL for tensors on GPUs. Raises Lost where one never
+    comes."""
+    if launched() == 1:
+        yield ALONE
+        return
+    import torch
+    import torch.distributed as dist
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+    own = Processes(int(os.environ["RANK"]), launched())
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+    store = _store(own)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    with _connected():
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            rank=own.rank,
+            world_size=own.size,
+            timeout=PATIENCE,
+            store=PrefixStore(f"attempt{attempt}", store),
+        )
+    ended = threading.Event()
+    _watch(own, PrefixStore(f"beats{attempt}", _store(own)), ended)
+    try:
+        yield own
+    finally:
+        ended.set()
+        if sys.exc_info()[0] is None:
+            dist.destroy_process_group()
+
+
+def _store(own: Processes) -> Any:
+    """A connection to the store of the launcher, or to that of the first process."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        return TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            own.size,
+            is_master=own.first and not hosted,
+            timeout=timedelta(minutes=5),
+            multi_tenant=True,
+        )
+    except (KeyError, RuntimeError) as error:
+        raise Lost(f"the processes of this run do not find each other: {described(error, 200)}") from error
+
+
+def _watch(own: Processes, store: Any, ended: threading.Event) -> None:
+    """Give a sign of life now and then, and end this process where another one gives none for SILENCE seconds: it
+    hangs, and everybody would wait for it."""
+    voice = _voice()
+
+    def watch() -> None:
+        last, seen, count = dict.fromkeys(range(own.size), time.monotonic()), dict.fromkeys(range(own.size), b""), 0
+        while not ended.wait(BEAT):
+            count += 1
+            silent = None
+            try:
+                store.set(str(own.rank), str(count))
+                for rank in range(own.size):
+                    beat = store.get(str(rank)) if store.check([str(rank)]) else b""
+                    if beat != seen[rank]:
+                        seen[rank], last[rank] = beat, time.monotonic()
+            except RuntimeError:  # the store is gone: its host's end is seen by all in their next exchange
+                if time.monotonic() - last[own.rank] > SILENCE:
+                    silent = 0
+            quiet = [rank for rank, at in last.items() if time.monotonic() - at > SILENCE]
+            silent = quiet[0] if quiet else silent
+            if silent is None or ended.is_set():
+                continue
+            speaks = min(rank for rank in range(own.size) if rank not in quiet) == own.rank
+            if speaks:
+                line = (
+                    f"alignbench: process {silent} of {own.size} does not answer any more; the same command continues."
+                )
+                print(line, file=voice, flush=True)
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="alignbench-watch").start()
+
+
+_VOICE: Final = "ALIGNBENCH_VOICE"  # the file descriptor of standard error before it was silenced
+
+
+def silence() -> None:
+    """Let this process say nothing, if another one of its run speaks."""
+    if is_first():
+        return
+    os.environ[_VOICE] = str(os.dup(2))
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+
+
+def _voice() -> Any:
+    """Where a process speaks for another one that cannot."""
+    place = os.environ.pop(_VOICE, None)
+    return sys.stderr if place is None else os.fdopen(int(place), "w", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
+    """Within, what the connection says of a process that has gone becomes Lost."""
+    try:
+        yield
+    except RuntimeError as error:  # DistNetworkError, DistStoreError and gloo's own
+        raise Lost("another process of this run has ended; the same command continues from the last round.") from error
+
+
+def _words(error: BaseException) -> str:
+    """What an error is made of when it is raised anew."""
+    if isinstance(error, CannotContinue):
+        return error.what
+    return str(error) if isinstance(error, AlignbenchError) else described(error, 600)
+
+
+def _status(error: BaseException) -> int:
+    """The place of an error among KINDS, from 1."""
+    from alignbench.devices import is_full
+
+    if is_full(error):
+        return 1 + KINDS.index(MemoryError)
+    return 1 + next((k for k, kind in enumerate(KINDS) if isinstance(error, kind)), KINDS.index(RunError))
+
+
+def _common(kind: type[BaseException]) -> type[BaseException]:
+    """The same kind of error, known to be everybody's."""
+    return type(kind.__name__, (kind, Common), {})
+
+
+def _packed(value: Any) -> Tensor:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+
+
+def _unpacked(content: Tensor) -> Any:
+    """What another process of this run packed. Its tensors come to this process's own GPU, if they lay on one."""
+    import torch
+
+    def place(storage: Any, location: str) -> Any:
+        return storage.cuda() if location.startswith("cuda") else storage
+
+    return torch.load(io.BytesIO(content.numpy().tobytes()), map_location=place, weights_only=False)
+
+
+def digest_of(tensors: Sequence[Tensor]) -> int:
+    """A number that changes with any bit of these tensors: sums of their words, weighted by tensor."""
+    import torch
+
+    total = 0
+    for place, tensor in enumerate(tensors, start=1):
+        flat = tensor.detach().reshape(-1).contiguous()
+        words = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
+        total += place * int(words.sum(dtype=torch.int64))
+    return total % (1 << 62)

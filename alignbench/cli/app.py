@@ -15,6 +15,7 @@ from alignbench import __version__
 from alignbench.errors import AlignbenchError, InputError, UnknownName, said
 from alignbench.files import FULL, is_full
 from alignbench.printed import drawing, guarded
+from alignbench.processes import Lost
 from alignbench.quiet import quieten_drawing
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def _run(arguments: Sequence[str]) -> int:
     except AlignbenchError as error:
         if debug:
             raise
-        print(f"alignbench: {said(error)}", file=sys.stderr)
+        if not (isinstance(error, Lost) and error.is_told):
+            print(f"alignbench: {said(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("alignbench: interrupted; the same command continues where it stopped.", file=sys.stderr)

@@ -20,6 +20,7 @@ def run(
     given: dict[str, Any],
     *,
     config: Path | None = None,
+    processes: int = 1,
     force: Flag = False,
     dry_run: Flag = False,
     json: Flag = False,
@@ -36,6 +37,9 @@ def run(
     ----------
     config: Path
         YAML file with these options as keys; the command line and the environment win.
+    processes: int
+        Processes that share the work, such as one for each GPU of this machine. The result is that of one, but for
+        rounding. Torchrun and `accelerate launch --multi_gpu` start them as well.
     force: bool
         Run a finished cell again, and replace a half-finished one of another configuration.
     dry_run: bool
@@ -52,6 +56,11 @@ def run(
         both = {"set": {**values["set"], **options.set}} if isinstance(values.get("set"), dict) else {}
         options = RunOptions.parse({**values, **given, **both}, str(config))
     names.check(options)
+    if _wants_several(processes) and not dry_run:
+        from alignbench.launch import launch
+
+        flags = [name for name, given in (("--force", force), ("--json", json)) if given]
+        return launch(["run"], options.model_dump(mode="json", exclude_unset=True), flags, processes)
     if not json:  # what follows imports for seconds
         note(f"loading {options.algorithm} and what it needs")
     cell = _resolve(options)
@@ -106,6 +115,19 @@ def evaluate(
     if json:
         print_json({"results": [_values(outcome) for outcome in found]})
     return code
+
+
+def _wants_several(processes: int) -> bool:
+    """Whether several processes were asked for and are not there. Raises InputError where others are."""
+    from alignbench.processes import launched, started_by_accelerate
+
+    if processes < 1:
+        raise InputError(f"--processes {processes}: expected at least 1.")
+    if launched() == 1 and started_by_accelerate():
+        note("accelerate launch started one process: for several, use --processes or accelerate launch --multi_gpu")
+    if processes > 1 and launched() not in (1, processes):
+        raise InputError(f"--processes {processes}: {launched()} were started by a launcher already; leave it out.")
+    return processes > 1 and launched() == 1
 
 
 def _resolve(options: RunOptions) -> Cell:

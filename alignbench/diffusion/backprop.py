@@ -50,14 +50,14 @@ def untrainable(problem: Problem, method: str) -> str | None:
 
 
 def watched_divergence(
-    policy: Policy, prompts: Sequence[Prompt], keys: Sequence[Key], sampling: Sampling, batch: int
+    problem: Problem, policy: Policy, prompts: Sequence[Prompt], keys: Sequence[Key], sampling: Sampling, batch: int
 ) -> dict[str, float]:
     """The divergence of sampled paths from the reference's in nats (see `path_divergence`) as `kl`, of the first of
     these prompts, `batch` at a time; nothing where the chain has no noise, whose paths have no density."""
     if not (noise_of(policy.timesteps(sampling.steps), sampling) > 0).any():
         return {}
     found = []
-    for part in chunked(range(min(WATCHED_IMAGES, len(prompts))), batch):
+    for part in problem.shard(chunked(range(min(WATCHED_IMAGES, len(prompts))), batch)):
         path = rollout(policy, policy.condition([prompts[i] for i in part]), [keys[i] for i in part], sampling)
         found.append(path_divergence(policy, path))
-    return {"kl": float(torch.cat(found).mean())}
+    return {"kl": float(torch.cat(problem.gather(found)).mean())}

@@ -20,7 +20,6 @@ from alignbench.interface import (
     Problem,
     Prompt,
     Prompts,
-    Round,
     Sampling,
 )
 from alignbench.keys import Key
@@ -71,14 +70,15 @@ def collect_all(
     window: range | None = None,
     keep_means: bool = False,
 ) -> list[Episode]:
-    """`collect`, `batch` prompts at a time."""
-    return [
+    """`collect`, at most `batch` prompts at a time, shared among processes. All of them get all episodes, in the order
+    of the prompts."""
+    return problem.gather([
         collect(
             problem, policy, [prompts[i] for i in part], [keys[i] for i in part], sampling, reduction, keep_x0=keep_x0,
             window=window, keep_means=keep_means,
         )
-        for part in chunked(range(len(prompts)), batch)
-    ]  # fmt: skip
+        for part in problem.shard(chunked(range(len(prompts)), batch))
+    ])  # fmt: skip
 
 
 @torch.no_grad()
@@ -91,27 +91,30 @@ def sample_rewarded(
     sampling: Sampling | None = None,
 ) -> tuple[Float[Tensor, n * latent], Float[Tensor, " n"]]:
     """One image of each prompt as latents, sampled as in evaluation unless another sampling is given, and what it
-    earns."""
-    sampler, latents, rewards = PipelineSampler(pipeline, sampling or problem.sampling), [], []
-    for part in chunked(range(len(prompts)), batch):
+    earns. Processes share the work, and all get all of it."""
+    sampler, made = PipelineSampler(pipeline, sampling or problem.sampling), []
+    for part in problem.shard(chunked(range(len(prompts)), batch)):
         some = [prompts[i] for i in part]
         samples = sampler(some, [keys[i] for i in part])
-        latents.append(samples.latents)
-        rewards.append(problem.reward(samples.images, some).cpu())
+        made.append((samples.latents, problem.reward(samples.images, some).cpu()))
+    latents, rewards = zip(*problem.gather(made), strict=True)
     return torch.cat(latents), torch.cat(rewards)
 
 
 def joined(episodes: Sequence[Episode]) -> Episode:
-    """Episodes of one sampling as one, without their x0 estimates."""
+    """Episodes of one sampling as one."""
     paths = [episode.path for episode in episodes]
-    means = [path.means for path in paths if path.means is not None]
+    kept: list[Tensor | None] = []
+    for values in ([path.x0 for path in paths], [path.means for path in paths]):
+        there = [value for value in values if value is not None]
+        kept.append(torch.cat(there, 1) if there else None)
     whole = replace(
         paths[0],
         latents=torch.cat([path.latents for path in paths], 1),
         log_prob=torch.cat([path.log_prob for path in paths]),
         condition=Condition.cat([path.condition for path in paths]),
-        x0=None,
-        means=torch.cat(means, 1) if means else None,
+        x0=kept[0],
+        means=kept[1],
     )
     return Episode(whole, torch.cat([episode.rewards for episode in episodes]))
 
@@ -187,20 +190,17 @@ def draw_prompts(prompts: Prompts, key: Key, count: int, times: int = 1) -> list
     return repeated(prompts.sample(key, -(-count // times)), times, count)
 
 
-class PromptShare(NamedTuple):
-    """The prompts that all processes sample together, and this process's share of them."""
+class Asked(NamedTuple):
+    """The prompts of a round, or of an update, each with the key of its image."""
 
     prompts: list[Prompt]
-    places: Sequence[int]  # of those that are this process's
-    mine: list[Prompt]
-    keys: list[Key]  # one for each of mine
+    keys: list[Key]
 
 
-def share_prompts(problem: Problem, current: Round, key: Key, count: int, times: int = 1) -> PromptShare:
-    """`draw_prompts` under a key of the round, shared among processes."""
+def ask(problem: Problem, key: Key, count: int, times: int = 1) -> Asked:
+    """`draw_prompts` under a key of the round or the update: the same on every process."""
     prompts = draw_prompts(problem.prompts, key("prompts"), count, times)
-    places = current.shard(range(len(prompts)))
-    return PromptShare(prompts, places, [prompts[i] for i in places], [key("sample", i) for i in places])
+    return Asked(prompts, [key("sample", i) for i in range(len(prompts))])
 
 
 def clipped_loss(

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from alignbench.devices import chunked
 from alignbench.diffusion.episodes import Moves, moves_of
 from alignbench.diffusion.rollout import Trajectory
 from alignbench.interface import Policy, Problem, Prompt
@@ -37,12 +38,6 @@ class Experience(NamedTuple):
         """Numbers of random moves, without repetition while they last."""
         return key.sample(range(self.returns.numel()), count)
 
-    def whole(self, problem: Problem) -> tuple[Float[Tensor, "m actions"], Float[Tensor, "m actions"]]:
-        """What was foreseen, and the returns, of all processes."""
-        tables = (self.foreseen, self.returns)
-        one, other = (torch.stack([problem.gather(column) for column in table.T], 1) for table in tables)
-        return one, other
-
     def pick(self, rows: Sequence[int]) -> tuple[Moves, Float[Tensor, " b"], Float[Tensor, " b"]]:
         """Moves by their numbers, their returns and what was foreseen."""
         trained = self.returns.shape[1]
@@ -56,14 +51,19 @@ def sum_of_later(values: Float[Tensor, "n actions"]) -> Float[Tensor, "n actions
 
 
 def foreseen_rewards(
-    problem: Problem, policy: Policy, path: Trajectory, prompts: Sequence[Prompt]
+    problem: Problem, policy: Policy, path: Trajectory, prompts: Sequence[Prompt], batch: int
 ) -> Float[Tensor, "n actions"]:
-    """r(x̂_0(x_t), c) before each action; zeros where a path was stored without its x0 estimates."""
+    """r(x̂_0(x_t), c) before each action, `batch` prompts at a time; zeros where a path was stored without its x0
+    estimates."""
     if path.x0 is None:
         return torch.zeros_like(path.log_prob)
+    found = []
     with torch.no_grad():
-        rewards = [problem.reward(policy.decode(x0), prompts) for x0 in path.x0]
-    return torch.stack(rewards, 1).to(path.latents.device)
+        for part in problem.shard(chunked(range(len(prompts)), batch)):
+            some = [prompts[i] for i in part]
+            estimates = path.x0[:, part[0] : part[-1] + 1]
+            found.append(torch.stack([problem.reward(policy.decode(x0), some).cpu() for x0 in estimates], 1))
+    return torch.cat(problem.gather(found)).to(path.latents.device)
 
 
 class Value(nn.Module):

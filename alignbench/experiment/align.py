@@ -30,6 +30,7 @@ from alignbench.preferences.cache import TensorCache
 from alignbench.preferences.choosing import Chosen, choose
 from alignbench.preferences.encoded import EncodedPairs
 from alignbench.preferences.source import open_pairs
+from alignbench.processes import Processes
 from alignbench.progress import Progress
 from alignbench.reading import json_of, read_bytes
 from alignbench.sourced import identity_of, is_hashed
@@ -39,7 +40,9 @@ HELD_OUT_PROMPTS = 24
 OWN_PAIRS = "pairs"  # in the cell's folder
 
 
-def problem_of(cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progress: Progress) -> CellProblem:
+def problem_of(
+    cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progress: Progress, processes: Processes
+) -> CellProblem:
     """The problem that the algorithm will meet, without pairs."""
     return CellProblem(
         pipeline=pipeline,
@@ -51,6 +54,7 @@ def problem_of(cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progres
         folder=cell.folder,
         progress=progress,
         probe=_probe(cell, batch, Fitting(meter, progress.say)) if cell.held_out else None,
+        processes=processes,
     )
 
 
@@ -119,28 +123,36 @@ def align(algorithm: Algorithm, problem: CellProblem) -> tuple[Sampler, int | No
     A run that diverges once goes on from its last good round; one whose forward passes do not fit into memory, with
     half as many images in each, which changes no gradient but for rounding.
     """
-    kept = problem.folder / FORWARD_BATCH  # a run that is continued does not try the larger ones again
-    batch = _fitted_before(kept)
+    kept, processes = problem.folder / FORWARD_BATCH, problem.processes
+    # A run that is continued does not try the larger ones again.
+    batch = processes.told(_fitted_before(kept) if processes.first else None)
     while True:
         fitting = algorithm if batch is None else dataclasses.replace(algorithm, batch=batch)  # type: ignore[type-var]
+        failed: BaseException
         try:
             return fitting.align(problem), batch
-        except Diverged as error:
-            if not problem.roll_back(error):
+        except Exception as error:
+            failed = processes.common(error)
+            if isinstance(failed, Diverged):
+                if not problem.roll_back(failed):
+                    raise failed from error
+            elif isinstance(failed, RuntimeError | MemoryError) and devices.is_full(failed):
+                batch = getattr(fitting, "batch", 1) // 2
+                if batch < 1:
+                    raise RunError(
+                        "out of memory with one image in a forward pass; try --checkpointing, --dtype bfloat16, a "
+                        "smaller --resolution, or --set tuning=lora where there is a choice."
+                    ) from error
+                problem.start_again()
+                if processes.first:
+                    write_text(kept, json.dumps(batch))
+                problem.progress.say(f"out of memory: going on with {batch} images in a forward pass")
+            elif failed is error:
                 raise
-        except (RuntimeError, MemoryError) as error:
-            if not devices.is_full(error):
-                raise
-            batch = getattr(fitting, "batch", 1) // 2
-            if batch < 1:
-                raise RunError(
-                    "out of memory with one image in a forward pass; try --checkpointing, --dtype bfloat16, a smaller "
-                    "--resolution, or --set tuning=lora where there is a choice."
-                ) from error
-            problem.start_again()
-            write_text(kept, json.dumps(batch))
-            problem.progress.say(f"out of memory: going on with {batch} images in a forward pass")
-        devices.release()  # outside of the handlers, whose error holds the policy that failed and what did not fit
+            else:
+                raise failed from error
+        del failed
+        devices.release()  # outside of the handler, whose error holds the policy that failed and what did not fit
 
 
 def _fitted_before(kept: Path) -> int | None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ from alignbench.interface import (
 from alignbench.keys import Key
 from alignbench.meter import Cost, Meter
 from alignbench.quantities import Condition, Prediction, Steps
+
+T = TypeVar("T")
 
 IMAGES = 2  # sampled to count the cost per image
 
@@ -186,8 +188,11 @@ class _OneRound:
     def check(self, policy: Policy, plan: Mapping[str, float], probe: Callable[[], Probe]) -> None:
         """Costs nothing, as the real one."""
 
-    def gather(self, values: Tensor) -> Tensor:
-        return values
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
+        return items
+
+    def gather(self, parts: Sequence[T]) -> list[T]:
+        return list(parts)
 
     def step(
         self, loss: Tensor | Iterable[Tensor], optimiser: torch.optim.Optimizer, max_norm: float | None = None

@@ -20,6 +20,7 @@ from alignbench.files import append_line, sha256_of
 from alignbench.interface import Prompt, Reward, Sampler, Start
 from alignbench.keys import Key
 from alignbench.meter import Cost, Meter
+from alignbench.processes import ALONE, Processes
 from alignbench.progress import Progress
 from alignbench.reading import records
 from alignbench.record.pictures import ImageStore, PictureFacts, Slot
@@ -56,18 +57,25 @@ def generate(
     progress: Progress,
     start: Callable[[Sequence[int]], Start] | None = None,
     about: Mapping[str, str] | None = None,
+    processes: Processes = ALONE,
 ) -> Generated:
     """Make every image that is not there yet, cannot be read, or is not what was made; `start` gives the images that
     those of some prompts start from, `about` is said of every picture in its metadata. A batch that does not fit into
-    memory is halved. Where a prompt has several images, the latents of all are kept beside them."""
-    log, maker = folder / GENERATED, _Maker(sampler, prompts, eval_seed, meter, folder, start, about or {}, wanted)
-    known = dict(records(log, _generated, progress.say))
+    memory is halved. Where a prompt has several images, the latents of all are kept beside them. Processes share the
+    batches, and each writes a log of its own, so that any number of them goes on where others stopped."""
+    log, maker = (
+        folder / logs_of(processes.rank),
+        _Maker(sampler, prompts, eval_seed, meter, folder, start, about or {}, wanted),
+    )
+    logs = sorted(folder.glob(logs_of(None)))
+    known = dict(line for kept in logs for line in records(kept, _generated, progress.say))
     size = max(1, batch // sampler.particles)
     total, seconds = Cost(), 0.0
     pictures: dict[Slot, PictureFacts] = {}
     fitting = Fitting(meter, progress.say)
-    progress.stage("generate", len(wanted))
-    for chunk in chunked(wanted, size):
+    chunks = processes.shard(chunked(wanted, size))
+    progress.stage("generate", sum(map(len, chunks)))
+    for chunk in chunks:
         line = known.get(tuple((slot.place, slot.sample) for slot in chunk))
         if line is not None and maker.holds(chunk, line.pictures):
             progress.skip(len(chunk))
@@ -78,7 +86,18 @@ def generate(
             progress.advance(len(chunk))
         total, seconds = total + line.cost, seconds + line.seconds
         pictures |= line.pictures
-    return Generated(total, seconds, pictures)
+    shares = processes.gather([Generated(total, seconds, pictures)])
+    return Generated(
+        sum((share.cost for share in shares), Cost()),
+        sum(share.seconds for share in shares),
+        {slot: facts for share in shares for slot, facts in share.pictures.items()},
+    )
+
+
+def logs_of(rank: int | None) -> str:
+    """The name of a process's log of images; None: the pattern of all."""
+    stem, _, ending = GENERATED.partition(".")
+    return f"{stem}{'*' if rank is None else f'-{rank}' if rank else ''}.{ending}"
 
 
 def _generated(line: Any) -> tuple[tuple[tuple[int, int], ...], Generated]:

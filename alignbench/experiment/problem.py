@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pickle
@@ -10,21 +11,23 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from alignbench import devices
-from alignbench.errors import CannotContinue, Diverged, described
+from alignbench.errors import AlignbenchError, CannotContinue, Diverged, described
 from alignbench.experiment import start_up
 from alignbench.files import append_line, replace_file, write_text
 from alignbench.interface import Pairs, Pipeline, Policy, Probe, Prompts, Reward, Sampling
 from alignbench.keys import Key
 from alignbench.meter import Cost, Meter
+from alignbench.processes import ALONE, Processes
 from alignbench.progress import Progress
 from alignbench.reading import json_of, read_bytes, records
+
+T = TypeVar("T")
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
@@ -41,9 +44,6 @@ class TrainingRound:
     index: int
     key: Key
     logged: dict[str, float] = field(default_factory=dict)
-
-    def shard(self, items: Sequence[Any]) -> Sequence[Any]:
-        return items  # one process does everything; several are refused before a run starts
 
     def log(self, **values: float | Tensor) -> None:
         self.logged |= {name: float(value) for name, value in values.items()}
@@ -65,7 +65,8 @@ class CellProblem:
     report: Callable[[int, Mapping[str, Any]], None] | None = None  # each line of the curve, by round
     pairs: Pairs | None = None
     budget: Mapping[str, float] | None = None
-    seconds: float = 0.0  # spent in finished rounds, over all attempts
+    processes: Processes = ALONE
+    seconds: float = 0.0  # of all processes, spent in finished rounds, over all attempts
     resumed_at: int = 0
     _done: int = field(default=0, init=False)
     _optimisers: dict[int, str] = field(default_factory=dict, init=False)  # id -> name in the state
@@ -81,9 +82,10 @@ class CellProblem:
     def roll_back(self, error: Diverged) -> bool:
         """Whether the run may go on from its last good round: once. The round that failed is then drawn anew."""
         path = self.folder / ROLLBACK
-        if path.exists():
+        if self.processes.agree(int(path.exists())):
             return False
-        write_text(path, json.dumps({"round": self._done, "reason": str(error)}) + "\n")
+        if self.processes.first:
+            write_text(path, json.dumps({"round": self._done, "reason": str(error)}) + "\n")
         self.progress.say(f"round {self._done + 1}: {error}; going back to the last good round, and drawing it anew")
         self.start_again()
         return True
@@ -100,12 +102,13 @@ class CellProblem:
         self.progress.stage("align", n, first)
         probed = self._probe(state, 0, {}) if first == 0 else {}
         for index in range(first, n):
-            started = time.monotonic()
+            started, before = time.monotonic(), self.meter.total
             self._done = index
             key, failed = self.key("round", index), again.get(index)
             current = TrainingRound(index, key("again") if failed else key)
             yield current
-            self.seconds += time.monotonic() - started
+            self.seconds += (time.monotonic() - started) * self.processes.size
+            self._meet(before, state)
             record: dict[str, Any] = {"round": index + 1, **current.logged}
             record |= {"rolled_back": failed} if failed else {}
             fresh = self._probe(state, index + 1, record) if self._probe_is_due(index + 1, n) else {}
@@ -116,8 +119,19 @@ class CellProblem:
             shown = {name: current.logged.get(name) for name in ("reward", "kl")}
             self.progress.advance(1, **shown, **probed)
 
-    def gather(self, values: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
-        return values
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
+        return self.processes.shard(items)
+
+    def gather(self, parts: Sequence[T]) -> list[T]:
+        return self.processes.gather(parts)
+
+    def _meet(self, before: Cost, state: Mapping[str, Any]) -> None:
+        """After a round: count what all processes used in it, and see that they hold the same weights."""
+        if self.processes.size == 1:
+            return
+        used = (self.meter.total - before).as_dict()
+        self.meter.total = before + Cost(**dict(zip(used, self.processes.total(list(used.values())), strict=True)))
+        self.processes.check_same(tensors_of([item.state_dict() for item in state.values()]), "the trained weights")
 
     def step(
         self, loss: Tensor | Iterable[Tensor], optimiser: torch.optim.Optimizer, max_norm: float | None = None
@@ -128,6 +142,7 @@ class CellProblem:
             if not torch.isfinite(part):
                 raise Diverged(f"the loss is {part.item()}")
             part.backward()
+        self.processes.sum_gradients(parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm))
         if not math.isfinite(norm):
             raise Diverged(f"the gradient's norm is {norm}")
@@ -146,11 +161,9 @@ class CellProblem:
     def _rolled_back(self) -> dict[int, str]:
         """The round that is done anew, if one is, and why."""
         path = self.folder / ROLLBACK
-        if not path.exists():
-            return {}
         try:
-            record = json_of(read_bytes(path))
-            return {int(record["round"]): str(record["reason"])}
+            record = self.processes.told(json_of(read_bytes(path)) if self.processes.first and path.exists() else None)
+            return {} if record is None else {int(record["round"]): str(record["reason"])}
         except (ValueError, KeyError, TypeError) as error:
             raise CannotContinue(f"{path} cannot be read ({described(error, 200)})") from error
 
@@ -163,7 +176,7 @@ class CellProblem:
 
     def _probe(self, state: Mapping[str, Any], done: int, record: dict[str, Any]) -> dict[str, float]:
         """Score the policy on held-out prompts, outside the cost of alignment, and write the curve's line."""
-        if self.probe is None or "policy" not in state:
+        if self.probe is None or "policy" not in state or not self.processes.first:
             return {}
         before = self.meter.total
         scores = dict(self.probe(state["policy"]))
@@ -172,12 +185,16 @@ class CellProblem:
         return scores
 
     def _append(self, record: dict[str, Any]) -> None:
+        if not self.processes.first:
+            return
         line = _finite(record) | {"seconds": round(self.seconds, 3), **self.meter.total.as_dict()}
         append_line(self.folder / METRICS, json.dumps(line, allow_nan=False))
         if self.report is not None:
             self.report(int(line["round"]), {name: value for name, value in line.items() if name != "round"})
 
     def _save(self, done: int, state: Mapping[str, Any]) -> None:
+        if not self.processes.first:
+            return
         content = {
             "done": done,
             "state": {name: item.state_dict() for name, item in state.items()},
@@ -189,32 +206,52 @@ class CellProblem:
             torch.save(content, temporary)
 
     def _restore(self, n: int, state: Mapping[str, Any]) -> int:
-        """Load the last checkpoint into `state`; cut the curve back to it. Returns the number of rounds done."""
+        """Load the last checkpoint into `state`, cut the curve back to it, and see that all processes begin with the
+        same weights. Returns the number of rounds done."""
         path = self.folder / CHECKPOINT
         done = 0
-        if path.exists():
-            try:
-                saved = torch.load(path, map_location="cpu", weights_only=True)
+        with _continued(path):
+            if saved := self.processes.told(_read(path) if self.processes.first and path.exists() else None):
                 for name, item in state.items():
                     item.load_state_dict(saved["state"][name])
                 done = int(saved["done"])
                 self.seconds = float(saved["seconds"])
                 self.meter.total = Cost(**saved["cost"])
                 self._norms = {str(name): [float(x) for x in norms] for name, norms in saved["norms"].items()}
-            except Exception as error:  # torch and the optimisers raise all kinds for a broken or a foreign file
-                if devices.is_full(error):
-                    raise
-                damaged = isinstance(error, pickle.UnpicklingError | EOFError)  # whose words advise to run its code
-                reason = "it is damaged, or no checkpoint" if damaged else described(error, 200)
-                raise CannotContinue(f"{path} cannot be continued ({reason})") from error
-            self.resumed_at = done
-            if done:
-                self.progress.say(f"resumed at round {done} of {n}")
+        self.resumed_at = done
+        if done:
+            self.progress.say(f"resumed at round {done} of {n}")
         metrics = self.folder / METRICS
-        if metrics.exists():
+        if self.processes.first and metrics.exists():
             kept = [line for line in self.curve() if line["round"] <= done] if done else []
             write_text(metrics, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
+        self.processes.check_same(tensors_of([item.state_dict() for item in state.values()]), "the weights to train")
         return done
+
+
+def tensors_of(state: Any) -> list[Tensor]:
+    """Every tensor in a tree of mappings and sequences, in order."""
+    if isinstance(state, Tensor):
+        return [state]
+    inner = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return [tensor for item in inner for tensor in tensors_of(item)]
+
+
+def _read(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def _continued(path: Path) -> Iterator[None]:
+    """Within, what torch and the optimisers raise for a broken or a foreign file becomes CannotContinue."""
+    try:
+        yield
+    except Exception as error:
+        if devices.is_full(error) or isinstance(error, AlignbenchError):
+            raise
+        damaged = isinstance(error, pickle.UnpicklingError | EOFError)  # whose words advise to run its code
+        reason = "it is damaged, or no checkpoint" if damaged else described(error, 200)
+        raise CannotContinue(f"{path} cannot be continued ({reason})") from error
 
 
 def _of_a_round(line: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from alignbench.asking.rewarded import as_without_reward
 from alignbench.caches import Caches
 from alignbench.devices import BATCH
 from alignbench.diffusion.latent import LatentPipeline
-from alignbench.errors import Diverged, InputError, ResultFileError, RunError, Unsupported
+from alignbench.errors import CannotContinue, Diverged, InputError, ResultFileError, RunError, Unsupported
 from alignbench.experiment import cut_off, evaluate, optimality
 from alignbench.experiment.align import add_pairs, align, problem_of
 from alignbench.experiment.budget import resolve_budget
@@ -33,7 +34,7 @@ from alignbench.files import explained
 from alignbench.interface import Pipeline, Sampler, TestTimeAlgorithm, Truncates
 from alignbench.meter import Cost, Meter
 from alignbench.plugins import label
-from alignbench.processes import refuse_several
+from alignbench.processes import Processes, joined
 from alignbench.progress import Progress
 from alignbench.record import result as results
 from alignbench.record.listing import STATE, WEIGHTS
@@ -63,7 +64,18 @@ class Outcome:
 def run_cell(cell: Cell, force: bool = False, quiet: bool = False, trained: Trained | None = None) -> Outcome:
     """Run or continue a cell, or evaluate weights that another one has `trained`. Raises InputError where another
     configuration holds its path; other failures are written into the result before they are raised."""
-    refuse_several()
+    with joined() as processes, processes.together():
+        outcome: Any = None
+        if processes.first:
+            outcome = _lead(cell, force, quiet, trained, processes)
+            processes.agree(0)
+        else:
+            _follow(cell, trained, processes)
+        return processes.told(outcome)
+
+
+def _lead(cell: Cell, force: bool, quiet: bool, trained: Trained | None, processes: Processes) -> Outcome:
+    """What one process does, or the first of several: it tells the others when to begin."""
     work = work_of(cell)
     done = _finished(cell, work, force)
     if done is not None:
@@ -82,7 +94,8 @@ def run_cell(cell: Cell, force: bool = False, quiet: bool = False, trained: Trai
 
         def attempted(number: int) -> Outcome:
             devices.reset_peak(device)
-            run = _prepare(cell, number, device, progress, trained)
+            processes.agree(number)
+            run = _prepare(cell, number, device, progress, trained, processes)
             try:
                 outcome = run.complete()
             except (Diverged, Unsupported) as error:
@@ -93,7 +106,20 @@ def run_cell(cell: Cell, force: bool = False, quiet: bool = False, trained: Trai
             work.finish(number)
             return outcome
 
-        return work.attempted(attempted, force, progress.say)
+        try:
+            return work.attempted(attempted, force, progress.say)
+        except CannotContinue as error:  # anew, since the others wait to be told whether it begins again
+            raise CannotContinue(error.what) from error
+
+
+def _follow(cell: Cell, trained: Trained | None, processes: Processes) -> None:
+    """What the other processes do: the same work as the first, whenever it begins, of which only images of their share
+    are written."""
+    while attempt := processes.agree(0):
+        with Progress(quiet=True) as progress, contextlib.suppress(Diverged, Unsupported, CannotContinue):
+            device = cell.family.device(cell.options.device)
+            run = _prepare(cell, attempt, device, progress, trained, processes)
+            run.make(run.align()[0])
 
 
 def work_of(cell: Cell) -> Resumable:
@@ -144,7 +170,9 @@ def _before(cell: Cell) -> Result | None:
         return None
 
 
-def _prepare(cell: Cell, attempt: int, device: str, progress: Progress, trained: Trained | None) -> _Run:
+def _prepare(
+    cell: Cell, attempt: int, device: str, progress: Progress, trained: Trained | None, processes: Processes
+) -> _Run:
     """Load the model, build the problem, and write down that the cell is in progress."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     meter = Meter()
@@ -160,15 +188,16 @@ def _prepare(cell: Cell, attempt: int, device: str, progress: Progress, trained:
     if cut:
         progress.say(cut_off.sentence(cell.model.name, cut, used))
     batch = cell.options.batch_size or BATCH[3 if len(pipeline.info()["image_shape"]) == 3 else 1]
-    problem = problem_of(cell, pipeline, meter, batch, progress)
+    problem = problem_of(cell, pipeline, meter, batch, progress, processes)
     own = cell.folder / "cache"
     caches = Caches.usable(progress.say, instead=own) if len(pipeline.info()["image_shape"]) == 3 else Caches(own)
-    made = add_pairs(cell, problem, batch, caches) if trained is None else None
+    with processes.in_turn():  # the first makes what the others find
+        made = add_pairs(cell, problem, batch, caches) if trained is None else None
     origin = trained.path.name if trained else None
     draft = Draft(cell, pipeline, aligned, device, attempt, started, cut, origin)
-    if attempt > 1:
+    if attempt > 1 and processes.first:
         _check_same_scorers(cell)
-    if not cell.path.exists():
+    if processes.first and not cell.path.exists():
         results.write(cell.path, draft.result("partial", "in progress, or interrupted; the same command continues"))
     return _Run(cell, pipeline, problem, draft, batch, device, progress, caches, made, trained)
 
@@ -195,8 +224,7 @@ class _Run:
         alignment, alignment_seconds = problem.meter.total, problem.seconds
         with explained(cell.folder / WEIGHTS):
             sampler.save(cell.folder / WEIGHTS)
-        wanted = slots(len(cell.evaluated), cell.options.images_per_prompt)
-        generated = self.generate(sampler, wanted)
+        generated, wanted = self.make(sampler), self.wanted
         scores = self.score(wanted)
         images = ImageStore(cell.folder / "images")
         metrics = optimality.metrics(cell, self.pipeline, sampler, images, wanted)
@@ -239,7 +267,9 @@ class _Run:
             raise Unsupported(reason)
         if (budget := cell.configuration.budget) and isinstance(algorithm, TestTimeAlgorithm):
             folder, dtype = cell.path.parent, cell.options.dtype
-            self.problem.budget = resolve_budget(budget, folder, self.problem, cell.evaluated, dtype)
+            processes = self.problem.processes
+            limit = resolve_budget(budget, folder, self.problem, cell.evaluated, dtype) if processes.first else {}
+            self.problem.budget = processes.told(limit)  # seconds are measured once
             algorithm = algorithm.for_budget(self.problem.budget, self.problem)
         trackers = self.trackers()
         self.problem.report = trackers.log
@@ -254,10 +284,17 @@ class _Run:
         """Where the training curve is shown besides."""
         c = self.cell.configuration
         about = {**c.fields, "algorithm": c.algorithm, "model": c.model, "reward": c.reward, "seed": c.seed}
-        names = self.cell.options.report_to if self.cell.algorithm.trains else ()
+        speaks = self.cell.algorithm.trains and self.problem.processes.first
+        names = self.cell.options.report_to if speaks else ()
         return Trackers(names, self.cell.folder, self.cell.path.stem, about, self.progress.say)
 
-    def generate(self, sampler: Sampler, wanted: Sequence[Slot]) -> Generated:
+    @property
+    def wanted(self) -> list[Slot]:
+        """The images of the evaluation."""
+        return slots(len(self.cell.evaluated), self.cell.options.images_per_prompt)
+
+    def make(self, sampler: Sampler) -> Generated:
+        """The images of the evaluation, by all processes together."""
         cell, c = self.cell, self.cell.configuration
         seed = {} if c.seed is None else {"seed": str(c.seed)}
         about = {"method": label(c.algorithm), **seed, "noise seed": str(c.eval_seed)}
@@ -265,7 +302,7 @@ class _Run:
         return evaluate.generate(
             sampler,
             cell.evaluated,
-            wanted,
+            self.wanted,
             cell.options.eval_seed,
             self.batch,
             self.problem.meter,
@@ -273,6 +310,7 @@ class _Run:
             self.progress,
             start,
             about,
+            self.problem.processes,
         )
 
     def score(self, wanted: Sequence[Slot]) -> Scores:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from alignbench.processes import launched
+
 PACKAGES = ("alignbench", "torch", "diffusers", "transformers", "peft", "numpy", "pillow")
 
 
@@ -29,6 +31,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "commit": _commit(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
         "threads": torch.get_num_threads(),
+        **({"processes": launched()} if launched() > 1 else {}),
     }
 
 

@@ -143,7 +143,7 @@ def test_only_scorers_with_files_are_trusted_to_be_what_they_were(tmp_path, file
 
 
 def test_a_score_does_not_depend_on_which_of_its_batch_were_scored_before(tmp_path):
-    """Half of the batch is known from another cell; the other half is not scored by itself, which rounds differently."""
+    """Half of the batch is known; the other half is not scored by itself, which rounds differently."""
     prompts, wanted = [Prompt("a", "a"), Prompt("b", "b")], [Slot(0, 0), Slot(1, 0)]
     (tmp_path / "images").mkdir()
     for place in range(2):

@@ -1,0 +1,71 @@
+"""Several processes of one command on this machine, under torch's elastic agent, which is what `torchrun` runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alignbench.children import PARENT, THREADS, command, cores, has_safe_path, set_defaults
+from alignbench.errors import RunError, warn
+from alignbench.processes import LAUNCHER
+
+AGAIN = "the same command continues from the last round."
+
+
+def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str], processes: int) -> int:
+    """Run a command of `alignbench` with these options in several processes that form one run. Returns their exit code.
+
+    One that dies ends them all. They end with this process, however it ends. Raises RunError where one was killed.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, launch_agent
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its failures are told in one line below
+    import yaml
+
+    asked = tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8")  # noqa: SIM115
+    yaml.safe_dump(dict(options), asked, allow_unicode=True)
+    asked.flush()
+    debug = ["--debug"] if "--debug" in sys.argv else []
+    program, *arguments = command([*words, "--config", asked.name, *flags, *debug], has_safe_path())
+    set_defaults(dict.fromkeys(THREADS, str(max(1, cores() // processes))))
+    os.environ |= {PARENT: str(os.getpid()), LAUNCHER: "1"}
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.5,
+        start_method="spawn",
+    )
+    try:
+        launch_agent(config, program, arguments)
+    except ChildFailedError as error:
+        return _ended({rank: failure.exitcode for rank, failure in error.failures.items()}, processes)
+    except SignalException as error:
+        warn(f"alignbench: ended by {signal.Signals(error.sigval).name}; {AGAIN}")
+        return 128 + error.sigval
+    finally:
+        asked.close()
+        for name in (PARENT, LAUNCHER):
+            os.environ.pop(name, None)
+    return 0
+
+
+def _ended(codes: dict[int, Any], processes: int) -> int:
+    """The exit code of a run of which some processes failed. Raises RunError where one did not end by itself."""
+    for rank, code in sorted(codes.items()):
+        if code < 0 and -code != signal.SIGTERM:  # the agent's own, once another one has failed
+            raise RunError(f"process {rank} of {processes} was ended by {signal.Signals(-code).name}; {AGAIN}")
+    ended = [int(code) for code in codes.values() if code > 0]
+    return ended[0] if ended else 1
