@@ -73,8 +73,12 @@ class CellProblem:
     _norms: dict[str, list[float]] = field(default_factory=dict, init=False)  # of the last gradients, by optimiser
 
     def check(self, policy: Policy, plan: Mapping[str, float], probe: Callable[[], Probe]) -> None:
-        before = self.meter.total
-        start_up.check(policy, probe())
+        before, processes = self.meter.total, self.processes
+        self.processes = ALONE  # each looks at all of it
+        try:
+            start_up.check(policy, probe())
+        finally:
+            self.processes = processes
         self.meter.total = before
         trained = sum(parameter.numel() for parameter in policy.parameters())
         self.progress.say("  ".join([f"trains {trained:,} weights", *(f"{k} {v:g}" for k, v in plan.items())]))

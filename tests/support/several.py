@@ -1,0 +1,168 @@
+"""Algorithms in one and in several processes: `python several.py FOLDER TOY FAULT NAME …`, started once per process.
+
+`trained` starts them and returns what each algorithm came to: weights, curve and cost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Sizes that neither two nor three processes divide, and a last batch that is shorter.
+FEW = {
+    "rounds": 2, "samples_per_round": 13, "samples_per_update": 7, "pairs_per_update": 11, "updates_per_round": 3,
+    "moves_per_update": 17, "value_batch": 19, "batch": 3, "passes": 2, "learning_rate": 5e-4, "clip": 0.1,
+    "warmup": 0, "samples_per_prompt": 3,
+}  # fmt: skip
+FEWER = {**FEW, "samples_per_round": 2, "samples_per_update": 1, "pairs_per_update": 2, "updates_per_round": 1}
+FEWER |= {"moves_per_update": 1, "value_batch": 1, "samples_per_prompt": 2}
+OWN = {"refl": {"steps": 8, "prior_weight": 0.5}, "dpok": {"future_kl": True, "lookahead": True}}
+OWN |= {"d3po": {"samples_per_round": 14}, "reward_weighted_regression": {"samples_per_prompt": 1}}
+SAME = {"mixture": 1e-6, "tiny": 1e-5}  # weights, by toy
+
+
+@dataclasses.dataclass(frozen=True)
+class Came:
+    """What training came to."""
+
+    weights: list[torch.Tensor]
+    curve: list[dict[str, Any]]
+    cost: dict[str, int]
+
+    def distance(self, other: Came) -> float:
+        """The largest difference of a weight."""
+        return max(float((a - b).abs().max()) for a, b in zip(self.weights, other.weights, strict=True))
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def environments(processes: int) -> list[dict[str, str]]:
+    """What a launcher sets for each process."""
+    common = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common |= {"OMP_NUM_THREADS": "1"}
+    return [{**os.environ, **common, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(processes)]
+
+
+def started(folder: Path, processes: int, names: Sequence[str], toy: str, fault: str) -> list[subprocess.Popen[str]]:
+    words = [sys.executable, __file__, str(folder), toy, fault, *names]
+    return [
+        subprocess.Popen(words, env=own, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for own in environments(processes)
+    ]
+
+
+def trained(
+    folder: Path, processes: int, names: Sequence[str], toy: str = "mixture", fault: str = "none"
+) -> dict[str, Came]:
+    """Train these algorithms, one after another, in so many processes. Fails with what they printed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    running = started(folder, processes, names, toy, fault)
+    said = [process.communicate(timeout=1200)[0] for process in running]
+    assert all(process.returncode == 0 for process in running), "\n".join(said)
+    return {name: Came(**torch.load(folder / f"{name}.pt", weights_only=True)) for name in names}
+
+
+def main(folder: Path, toy_name: str, fault: str, names: Sequence[str]) -> None:
+    from alignbench import plugins
+    from alignbench.asking.presets import build_algorithm
+    from alignbench.contracts.toys import pictures, points
+    from alignbench.experiment.align import align
+    from alignbench.meter import Cost
+    from alignbench.processes import joined
+
+    torch.set_num_threads(1)
+    few = FEWER if fault == "fewer" else FEW
+    with joined() as processes, processes.together():
+        toy = pictures() if toy_name == "tiny" else points(flow=toy_name == "mixture_flow")
+        for name in names:
+            plant(fault, processes.rank)
+            kind = plugins.load("algorithms", name)
+            known = {field.name for field in dataclasses.fields(kind)}
+            fields = {field: value for field, value in {**few, **OWN.get(name, {})}.items() if field in known}
+            if fault == "fewer":
+                fields |= {field: value for field, value in few.items() if field in known}
+            problem = toy.problem(folder / f"{name}-{processes.rank}")
+            problem.processes = processes
+            toy.meter.total = Cost()
+            sampler, _ = align(build_algorithm(name, kind, toy_name, fields)[0], problem)
+            if processes.first:
+                curve = [{k: v for k, v in line.items() if k != "seconds"} for line in problem.curve()]
+                weights = [p.detach().clone() for p in sampler.pipeline.parameters()]
+                content = {"weights": weights, "curve": curve, "cost": toy.meter.total.as_dict()}
+                torch.save(content, folder / f"{name}.pt")
+
+
+def plant(fault: str, rank: int) -> None:
+    """A mistake that a test has to see, in this process."""
+    from alignbench.experiment.problem import CellProblem
+    from alignbench.keys import Key
+    from alignbench.processes import Processes
+
+    plain = Processes.sum_gradients
+    if fault == "mean of local means":
+
+        def averaged(self: Processes, parameters: Sequence[torch.nn.Parameter]) -> None:
+            plain(self, parameters)
+            for parameter in parameters:
+                parameter.grad /= self.size
+
+        Processes.sum_gradients = averaged  # type: ignore[method-assign]
+    elif fault == "a padded duplicate":
+        Processes.shard = lambda self, items: [  # type: ignore[method-assign]
+            items[(self.rank + k * self.size) % len(items)] for k in range(-(-len(items) // self.size))
+        ]
+    elif fault == "seeds per rank":
+        generator = Key.generator
+        Key.generator = lambda self: generator(Key(*self.path, rank) if rank else self)  # type: ignore[method-assign]
+    elif fault == "local permutation":
+        permutation = Key.permutation
+        Key.permutation = lambda self, n: permutation(self, n)[rank:] + permutation(self, n)[:rank]  # type: ignore[method-assign]
+    elif fault == "a weight moved" and rank == 1:
+
+        def moved(self: Processes, parameters: Sequence[torch.nn.Parameter]) -> None:
+            plain(self, parameters)
+            parameters[0].data.view(-1)[0] += 1e-7
+
+        Processes.sum_gradients = moved  # type: ignore[method-assign]
+    elif (failure := fault.removeprefix("alone ")) in FAILURES:
+        step, seen = CellProblem.step, []
+        # Of a process that is alone, what counts of those that several would meet: the last.
+        own = FAILURES[failure][1] if failure != fault else FAILURES[failure].get(rank)
+
+        def failing(self: CellProblem, loss: Any, *rest: Any) -> float:
+            seen.append(None)
+            if len(seen) == 3 and own is not None:
+                raise own
+            return step(self, loss, *rest)
+
+        CellProblem.step = failing  # type: ignore[method-assign]
+
+
+def failures() -> dict[str, dict[int, Exception]]:
+    from alignbench.errors import Diverged
+
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    return {
+        "diverged": {1: Diverged("the loss is nan")},
+        "memory": {1: full},
+        "memory and diverged": {0: Diverged("the loss is nan"), 1: full},
+        "defect": {1: KeyError("a defect")},
+    }
+
+
+FAILURES = failures()
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:])

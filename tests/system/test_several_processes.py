@@ -1,0 +1,89 @@
+"""One run in several processes: what it comes to is what one process comes to, but for rounding."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from several import FAILURES, SAME, trained
+
+from alignbench import plugins
+
+TRAINING = [name for name in plugins.own_names("algorithms") if plugins.load("algorithms", name).trains]
+SOME = ["ddpo", "dpok", "diffusion_dpo", "diffusion_nft"]  # paths, a value network, pairs, an average of weights
+BUGS = {  # what says so, where it does not only change what training comes to
+    "mean of local means": None,
+    "a padded duplicate": "ValueError: zip() argument 2 is longer than argument 1",
+    "seeds per rank": "of process 1 of 2 are not those of process 0",
+    "local permutation": "of process 1 of 2 are not those of process 0",
+}
+
+
+def check_same(one, several, toy: str) -> None:
+    for name, came in one.items():
+        other = several[name]
+        assert other.distance(came) <= SAME[toy], name
+        assert other.cost == came.cost, name
+        assert len(other.curve) == len(came.curve)
+        for line, same in zip(other.curve, came.curve, strict=True):
+            assert {k: v for k, v in line.items() if isinstance(v, float)} == pytest.approx(
+                {k: v for k, v in same.items() if isinstance(v, float)}, rel=1e-4, abs=1e-5
+            ), name
+            assert line.keys() == same.keys()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What some algorithms come to in one process."""
+    return trained(tmp_path_factory.mktemp("alone"), 1, SOME)
+
+
+def test_two_processes_come_to_what_one_does(alone, tmp_path):
+    check_same(alone, trained(tmp_path, 2, SOME), "mixture")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("toy", "fault"), [("mixture", "none"), ("mixture", "fewer"), ("mixture_flow", "none")])
+def test_every_algorithm_comes_to_the_same_in_any_number_of_processes(toy, fault, tmp_path):
+    """Sizes that do not divide, and fewer items than processes."""
+    one = trained(tmp_path / "1", 1, TRAINING, toy, fault)
+    for processes in (2, 3):
+        check_same(one, trained(tmp_path / str(processes), processes, TRAINING, toy, fault), toy.partition("_")[0])
+
+
+@pytest.mark.slow
+def test_methods_on_pictures_come_to_the_same_in_two_processes(tmp_path):
+    names = ["ddpo", "draft", "flow_grpo"]
+    check_same(trained(tmp_path / "1", 1, names, "tiny"), trained(tmp_path / "2", 2, names, "tiny"), "tiny")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_mistake_in_sharing_is_seen(bug, alone, tmp_path):
+    """It changes what training comes to, or is found while it runs."""
+    names = ["ddpo", "diffusion_dpo"]
+    if BUGS[bug] is not None:
+        with pytest.raises(AssertionError, match=re.escape(BUGS[bug])):
+            trained(tmp_path, 2, names, "mixture", bug)
+        return
+    several = trained(tmp_path, 2, names, "mixture", bug)
+    assert max(several[name].distance(alone[name]) for name in names) > 100 * SAME["mixture"]
+
+
+def test_a_weight_that_moves_in_one_process_alone_is_named_within_a_round(tmp_path):
+    with pytest.raises(AssertionError, match="the trained weights of process 1 of 2 are not those of process 0"):
+        trained(tmp_path, 2, ["ddpo"], "mixture", "a weight moved")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failure", [name for name in FAILURES if name != "defect"])
+def test_what_one_process_meets_is_one_decision_of_all(failure, tmp_path):
+    """They go back to the last good round, or halve the forward pass, together: as one process that met the same."""
+    one = trained(tmp_path / "1", 1, ["ddpo"], "mixture", f"alone {failure}")
+    check_same(one, trained(tmp_path / "2", 2, ["ddpo"], "mixture", failure), "mixture")
+
+
+def test_a_defect_in_one_process_ends_all_and_is_told_by_each(tmp_path):
+    with pytest.raises(AssertionError) as raised:
+        trained(tmp_path, 2, ["ddpo"], "mixture", "defect")
+    assert str(raised.value).count("RunError: process 1 of 2: KeyError: 'a defect'") >= 2
