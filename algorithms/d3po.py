@@ -41,6 +41,7 @@ from alignbench import (
     Published,
     Sampler,
     Sampling,
+    Sharing,
     Trajectory,
     at_least_one,
     chunked,
@@ -145,7 +146,7 @@ class D3PO(PolicyGradient):  # which has eta, tuning and rank
         return done
 
     def losses(
-        self, problem: Problem, policy: Policy, path: Trajectory, pairs: Sequence[tuple[int, int]], seen: list[Seen]
+        self, problem: Sharing, policy: Policy, path: Trajectory, pairs: Sequence[tuple[int, int]], seen: list[Seen]
     ) -> Iterator[Float[Tensor, ""]]:
         """The terms of (1), one forward pass over winners and losers each; they add up to the mean over pairs and
         steps."""

@@ -42,6 +42,7 @@ from alignbench import (
     Reduction,
     Sampler,
     Sampling,
+    Sharing,
     Trajectory,
     ask,
     at_least_one,
@@ -178,7 +179,7 @@ class DDPO(PolicyGradient):  # which has eta, steps, tuning and rank
 
     def losses(
         self,
-        problem: Problem,
+        problem: Sharing,
         policy: Policy,
         path: Trajectory,
         advantages: Float[Tensor, " n"],

@@ -140,8 +140,9 @@ class DiffusionNFT(GroupTraining):  # which has the groups, their advantage, ste
         done = []
         for part in shuffled_parts(range(len(data)), key("order"), self.updates_per_round):
             seen: list[tuple[Tensor, Tensor]] = []
-            own = problem.shard([(data[i], key("image", i)) for i in part])
-            losses = self.losses(policy, old, own, len(part), sampling, seen)
+            own = problem.shard(part)
+            images, keys = [data[i] for i in own], [key("image", i) for i in own]
+            losses = self.losses(policy, old, images, keys, len(part), sampling, seen)
             norm = problem.step(losses, optimiser, self.max_norm)
             loss, distance = (float(torch.stack(values).sum()) for values in zip(*problem.gather(seen), strict=True))
             done.append(Update(loss, distance, norm))
@@ -151,22 +152,23 @@ class DiffusionNFT(GroupTraining):  # which has the groups, their advantage, ste
         self,
         policy: Policy,
         old: Policy,
-        own: Sequence[tuple[Judged, Key]],
+        data: Sequence[Judged],
+        keys: Sequence[Key],
         count: int,
         sampling: Sampling,
         seen: list[tuple[Tensor, Tensor]],
     ) -> Iterator[Float[Tensor, ""]]:
-        """The terms of (2), one forward pass each; over all `count` images they add up to the mean over images and
-        levels. Every image draws its own levels, in an order of its own."""
+        """The terms of (2), one forward pass each; over all `count` images of the update they add up to the mean over
+        images and levels. Every image draws its own levels, in an order of its own."""
         steps = policy.timesteps(sampling.steps)
         kept = len(steps) - self.skipped
-        for part in chunked(own, self.batch):
-            x0 = torch.stack([image.latent for image, _ in part])
-            condition = policy.condition([image.prompt for image, _ in part])
-            r = torch.tensor([image.r for image, _ in part], device=x0.device)
-            drawn = [key("levels").permutation(len(steps))[:kept] for _, key in part]
+        for part in chunked(range(len(data)), self.batch):
+            x0 = torch.stack([data[i].latent for i in part])
+            condition = policy.condition([data[i].prompt for i in part])
+            r = torch.tensor([data[i].r for i in part], device=x0.device)
+            drawn = [keys[i]("levels").permutation(len(steps))[:kept] for i in part]
             for k, numbers in enumerate(zip(*drawn, strict=True)):
-                noise = normal([key("noise", k) for _, key in part], x0.shape[1:]).to(x0)
+                noise = normal([keys[i]("noise", k) for i in part], x0.shape[1:]).to(x0)
                 three = self.predictions(policy, old, x0, noise, steps[list(numbers)], condition, sampling.guidance)
                 loss, distance = self.loss(*three, x0, r)
                 share = count * kept

@@ -48,6 +48,7 @@ from alignbench import (
     Reduction,
     Sampler,
     Sampling,
+    Sharing,
     Value,
     ask,
     at_least_one,
@@ -196,7 +197,7 @@ class DPOK(PolicyGradient):  # which has eta, steps, tuning and rank
         path = replace(path, x0=None)
         return Experience(path, self.returns(problem, policy, Episode(path, episode.rewards)), foreseen)
 
-    def returns(self, problem: Problem, policy: Policy, episode: Episode) -> Float[Tensor, "n actions"]:
+    def returns(self, problem: Sharing, policy: Policy, episode: Episode) -> Float[Tensor, "n actions"]:
         """r of (3) for each action: the reward, less the later KLs with `future_kl`."""
         n, actions = episode.path.log_prob.shape
         rewards = episode.rewards.to(episode.path.latents.device)[:, None].expand(n, actions)
@@ -237,7 +238,7 @@ class DPOK(PolicyGradient):  # which has eta, steps, tuning and rank
 
     def losses(
         self,
-        problem: Problem,
+        problem: Sharing,
         policy: Policy,
         value: Value,
         data: Experience,

@@ -42,6 +42,7 @@ from alignbench import (
     Reduction,
     Sampler,
     Sampling,
+    Sharing,
     Steps,
     Trajectory,
     ask,
@@ -183,7 +184,7 @@ class FlowGRPO(GroupTraining):  # which has the groups, their advantage, steps a
         return done
 
     def losses(
-        self, problem: Problem, policy: Policy, path: Trajectory, advantages: Float[Tensor, " n"], seen: list[Moved]
+        self, problem: Sharing, policy: Policy, path: Trajectory, advantages: Float[Tensor, " n"], seen: list[Moved]
     ) -> Iterator[Float[Tensor, ""]]:
         """The terms of (1), one forward pass each; they add up to the mean over paths and trained actions."""
         actions = self.trained(path)

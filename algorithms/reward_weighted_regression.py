@@ -158,7 +158,9 @@ class RewardWeightedRegression(Training):
         done = []
         for part in shuffled_parts(range(len(data)), key("order"), self.updates_per_round):
             seen: list[Tensor] = []
-            losses = self.losses(problem, policy, data, part, key, seen)
+            own = problem.shard(part)
+            images, keys = [data[i] for i in own], [key("image", i) for i in own]
+            losses = self.losses(problem, policy, images, keys, len(part), seen)
             norm = problem.step(losses, optimiser, self.max_norm)
             done.append(Update(float(torch.stack(problem.gather(seen)).sum()), norm))
         return done
@@ -168,14 +170,14 @@ class RewardWeightedRegression(Training):
         problem: Problem,
         policy: Policy,
         data: Sequence[Weighted],
-        images: Sequence[int],
-        key: Key,
+        keys: Sequence[Key],
+        count: int,
         seen: list[Tensor],
     ) -> Iterator[Float[Tensor, ""]]:
-        """The terms of (1), one forward pass each; they add up to the mean over images."""
-        for part in chunked(problem.shard(images), self.batch):
-            error = self.error(problem, policy, [data[i] for i in part], [key("image", i) for i in part])
-            loss = error.sum() / len(images)
+        """The terms of (1), one forward pass each; over all `count` images of the update they add up to the mean."""
+        for part in chunked(range(len(data)), self.batch):
+            error = self.error(problem, policy, [data[i] for i in part], [keys[i] for i in part])
+            loss = error.sum() / count
             seen.append(loss.detach())
             yield loss
 

@@ -132,6 +132,7 @@ if TYPE_CHECKING:
         Sampler,
         Samples,
         Sampling,
+        Sharing,
         Start,
         TestTimeAlgorithm,
         Truncates,

@@ -358,7 +358,18 @@ class Round(Protocol):
 
 
 @runtime_checkable
-class Problem(Protocol):
+class Sharing(Protocol):
+    """Work that the processes of a run share; one process has all of it."""
+
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's share of items that are the same on every process. It may be empty."""
+
+    def gather(self, parts: Sequence[T]) -> list[T]:
+        """What came of the shares of all processes, in the order of the items that were shared."""
+
+
+@runtime_checkable
+class Problem(Sharing, Protocol):
     """What an algorithm may use, and the services the core gives it."""
 
     @property
@@ -397,12 +408,6 @@ class Problem(Protocol):
         `probe` measures, at no cost on the meter; `plan` (effective batch, learning rate, updates a round …) is
         printed. Raises RunError naming what does not hold.
         """
-
-    def shard(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's share of items that are the same on every process. It may be empty."""
-
-    def gather(self, parts: Sequence[T]) -> list[T]:
-        """What came of the shares of all processes, in the order of the items that were shared."""
 
     def step(
         self, loss: Tensor | Iterable[Tensor], optimiser: torch.optim.Optimizer, max_norm: float | None = None

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignbench.children import PARENT, THREADS, command, cores, has_safe_path, set_defaults
-from alignbench.errors import RunError, warn
+from alignbench.errors import warn
 from alignbench.processes import LAUNCHER
 
 AGAIN = "the same command continues from the last round."
@@ -21,7 +21,7 @@ AGAIN = "the same command continues from the last round."
 def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str], processes: int) -> int:
     """Run a command of `alignbench` with these options in several processes that form one run. Returns their exit code.
 
-    One that dies ends them all. They end with this process, however it ends. Raises RunError where one was killed.
+    One that dies ends them all. They end with this process, however it ends.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -63,9 +63,11 @@ def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str
 
 
 def _ended(codes: dict[int, Any], processes: int) -> int:
-    """The exit code of a run of which some processes failed. Raises RunError where one did not end by itself."""
+    """The exit code of a run of which some processes failed: that of the first that ended by itself, or 128 plus the
+    signal that ended one, as a shell has it."""
     for rank, code in sorted(codes.items()):
         if code < 0 and -code != signal.SIGTERM:  # the agent's own, once another one has failed
-            raise RunError(f"process {rank} of {processes} was ended by {signal.Signals(-code).name}; {AGAIN}")
-    ended = [int(code) for code in codes.values() if code > 0]
+            warn(f"alignbench: process {rank} of {processes} was ended by {signal.Signals(-code).name}; {AGAIN}")
+            return 128 - int(code)
+    ended = [int(code) for _, code in sorted(codes.items()) if code > 0]
     return ended[0] if ended else 1

@@ -35,6 +35,7 @@ KINDS: Final[tuple[type[BaseException], ...]] = (
     Diverged, MemoryError, Unsupported, InputError, CannotContinue, RunError,
 )  # fmt: skip
 PATIENCE: Final = timedelta(hours=6)  # for a process that is alive and slow: one may be scoring alone
+HANGS: Final = 137  # the exit code where another process hangs: as if somebody had killed it
 BEAT, SILENCE = 3.0, 40.0  # seconds between signs of life, and without any after which a process counts as lost
 
 
@@ -217,8 +218,8 @@ def refuse_several() -> None:
     """Raise InputError under a launcher of several processes, each of which would run everything."""
     if launched() > 1:
         raise InputError(
-            "this command runs in one process: run it without torchrun or `accelerate launch`; they are for "
-            "`alignbench run` and `alignbench evaluate`."
+            "several processes share `alignbench run` and `alignbench evaluate` alone: type this command without "
+            "torchrun or `accelerate launch`."
         )
 
 
@@ -303,7 +304,7 @@ def _watch(own: Processes, store: Any, ended: threading.Event) -> None:
                     f"alignbench: process {silent} of {own.size} does not answer any more; the same command continues."
                 )
                 print(line, file=voice, flush=True)
-            os._exit(1)
+            os._exit(HANGS)
 
     threading.Thread(target=watch, daemon=True, name="alignbench-watch").start()
 

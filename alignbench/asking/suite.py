@@ -36,7 +36,8 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Resources:
-    """What a cell needs of a machine. Without `gpus` it is one where its model uses one and there are any."""
+    """What a cell needs of a machine: processes that share its work, and GPUs. Without `gpus` it is one for each
+    process where its model uses one and there are any."""
 
     processes: int = 1
     gpus: int | None = None
@@ -48,10 +49,6 @@ class Resources:
             value = values.get(name, least)
             if type(value) is not int or value < least:
                 raise InputError(f"{where}: {name} {shown(value)}: expected a whole number of at least {least}.")
-        if (processes := values.get("processes", 1)) > 1:
-            raise InputError(
-                f"{where}: processes {processes}: a cell of a suite runs in one process so far; leave it out, or say 1."
-            )
         return cls(**values)
 
 

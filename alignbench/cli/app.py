@@ -15,12 +15,13 @@ from alignbench import __version__
 from alignbench.errors import AlignbenchError, InputError, UnknownName, said
 from alignbench.files import FULL, is_full
 from alignbench.printed import drawing, guarded
-from alignbench.processes import Lost
+from alignbench.processes import Lost, refuse_several
 from alignbench.quiet import quieten_drawing
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+SHARED = ("run", "evaluate")  # commands that processes of a launcher may share
 HELP = {"--help", "-h"}
 PREFIX = "ALIGNBENCH_"  # ALIGNBENCH_RUN_MODEL is `run --model`
 
@@ -66,6 +67,8 @@ def _run(arguments: Sequence[str]) -> int:
             return 0
     quieten_drawing()
     try:
+        if arguments[0] not in SHARED:
+            refuse_several()
         _check_environment()
         _check_values(arguments)
         code = app([a for a in arguments if a != "--debug"], exit_on_error=False, print_error=False, console=_console())

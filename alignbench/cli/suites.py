@@ -92,9 +92,7 @@ def suite(
 def _check(on: str, jobs: int | None, shard: str | None) -> None:
     """Refuse what can be refused before anything is loaded."""
     from alignbench.asking.suite import shard_of
-    from alignbench.processes import refuse_several
 
-    refuse_several()
     kind, colon, address = on.partition(":")
     if kind not in (HERE, RAY) or (colon and (kind == HERE or not address)):
         raise InputError(f"--on {on}: expected {HERE}, {RAY}, or {RAY}:HOST:PORT of a cluster that is running.")

@@ -12,7 +12,7 @@ from alignbench.devices import chunked
 from alignbench.diffusion.lookahead import without_gradient
 from alignbench.diffusion.rollout import WATCHED_IMAGES, denoise, noise_of, path_divergence, rollout
 from alignbench.diffusion.training import without_prompts
-from alignbench.interface import Pipeline, Policy, Problem, Prompt, Sampling
+from alignbench.interface import Pipeline, Policy, Problem, Prompt, Sampling, Sharing
 from alignbench.keys import Key
 from alignbench.quantities import Condition
 
@@ -50,7 +50,7 @@ def untrainable(problem: Problem, method: str) -> str | None:
 
 
 def watched_divergence(
-    problem: Problem, policy: Policy, prompts: Sequence[Prompt], keys: Sequence[Key], sampling: Sampling, batch: int
+    problem: Sharing, policy: Policy, prompts: Sequence[Prompt], keys: Sequence[Key], sampling: Sampling, batch: int
 ) -> dict[str, float]:
     """The divergence of sampled paths from the reference's in nats (see `path_divergence`) as `kl`, of the first of
     these prompts, `batch` at a time; nothing where the chain has no noise, whose paths have no density."""

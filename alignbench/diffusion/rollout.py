@@ -21,7 +21,7 @@ from alignbench.devices import chunked
 from alignbench.diffusion.flow_transition import flow_std, flow_step
 from alignbench.diffusion.transition import Reduction, Transition, ddim, divergence, log_density, std_of
 from alignbench.errors import Unsupported
-from alignbench.interface import ExactKernel, Pipeline, Policy, Problem, Prompt, Samples, Sampling, Start
+from alignbench.interface import ExactKernel, Pipeline, Policy, Prompt, Samples, Sampling, Sharing, Start
 from alignbench.keys import Key, normal
 from alignbench.quantities import Condition, Prediction, Steps
 
@@ -235,7 +235,7 @@ def path_divergence(policy: Policy, trajectory: Trajectory) -> Float[Tensor, " b
     return total
 
 
-def watched_kl(problem: Problem, policy: Policy, trajectory: Trajectory, batch: int) -> Float[Tensor, ""]:
+def watched_kl(problem: Sharing, policy: Policy, trajectory: Trajectory, batch: int) -> Float[Tensor, ""]:
     """The mean `path_divergence` of a round's first images, `batch` at a time, for the training curve."""
     watched = range(min(WATCHED_IMAGES, len(trajectory.log_prob)))
     parts = [trajectory.rows(slice(part[0], part[-1] + 1)) for part in problem.shard(chunked(watched, batch))]

@@ -40,6 +40,7 @@ class Order:
     attempt: int
     threads: int | None = None
     cards: tuple[str, ...] | None = None
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Child:
             self._options = tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8")  # noqa: SIM115
             yaml.safe_dump(dict(order.options), self._options, allow_unicode=True)
             self._options.flush()
-            words = children.command(["run", "--config", self._options.name], order.safe_path)
+            several = ["--processes", str(order.processes)] if order.processes > 1 else []
+            words = children.command(["run", "--config", self._options.name, *several], order.safe_path)
             log.write(_header(order).encode())
             log.flush()
             self._process = subprocess.Popen(

@@ -33,4 +33,5 @@ class Orders:
             attempt=attempt,
             threads=threads,
             cards=cards,
+            processes=job.resources.processes,
         )

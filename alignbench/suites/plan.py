@@ -42,7 +42,8 @@ class Job:
 
     def gpus(self, there_are: bool) -> int:
         """How many GPUs it takes, where there are any or none."""
-        return self.resources.gpus if self.resources.gpus is not None else int(there_are and self.can_use_gpu)
+        asked, own = self.resources.gpus, self.resources.processes
+        return asked if asked is not None else own * int(there_are and self.can_use_gpu)
 
 
 @dataclass

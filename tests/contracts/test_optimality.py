@@ -26,6 +26,7 @@ from alignbench.errors import InputError, UnknownName, Unsupported
 from alignbench.experiment.run import run_cell
 from alignbench.interface import Pairs
 from alignbench.meter import Meter
+from alignbench.processes import ALONE
 from alignbench.record import result as results
 from alignbench.testbed import estimators, floors
 from alignbench.testbed.exact_problem import ExactProblem, problem_of
@@ -363,7 +364,7 @@ def test_ddpos_gradient_is_that_of_the_expected_reward():
         rewards = reward(path.final).float()
     ddpo = plugins.load("algorithms", "ddpo")
     algorithm = ddpo(estimator="reinforce", updates_per_round=1, reduction="sum", batch=n)
-    losses = algorithm.losses(policy, path, rewards - rewards.mean(), range(n), KEY("actions"), [])
+    losses = algorithm.losses(ALONE, policy, path, rewards - rewards.mean(), range(n), KEY("actions"), [])
     found = sum(torch.autograd.grad(loss, bias)[0] for loss in losses)
 
     latents = policy.initial_noise(keys)

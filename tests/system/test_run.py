@@ -234,12 +234,6 @@ def test_the_peak_of_memory_is_that_since_it_was_reset():
     assert before - memory.peak("cpu") > 2**28
 
 
-def test_several_processes_are_refused_until_they_work(toy_cell, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="several processes are not supported yet"):
-        run(toy_cell("base"))
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -30,6 +30,7 @@ from alignbench import (
 )
 from alignbench.algorithms import d3po, diffusion_dpo, diffusion_kto, dpok, mapo, refl, reward_weighted_regression
 from alignbench.diffusion.objectives import Noising
+from alignbench.processes import ALONE
 from official.models import (
     Linear,
     Quadratic,
@@ -107,7 +108,7 @@ def dpok_loss(inputs: Inputs) -> Outputs:
             return values
 
     algorithm, rows = dpok.DPOK(kl="eps_mse", batch=len(rewards), **own), range(len(rewards))
-    (loss,) = algorithm.losses(policy, Known(4, 1, Key("value")), AllMoves(None, None, None), rows, [])
+    (loss,) = algorithm.losses(ALONE, policy, Known(4, 1, Key("value")), AllMoves(None, None, None), rows, [])
     return {"loss": loss, **gradients(loss, policy)}
 
 

@@ -161,6 +161,12 @@ class Recorder:
     def __init__(self):
         self.gradients = []
 
+    def shard(self, items):
+        return items
+
+    def gather(self, parts):
+        return list(parts)
+
     def step(self, losses, optimiser, max_norm=None):
         optimiser.zero_grad()
         for loss in losses:

@@ -16,6 +16,7 @@ from alignbench.devices import chunked
 from alignbench.diffusion.episodes import moves_of
 from alignbench.diffusion.transition import log_density
 from alignbench.experiment.problem import CellProblem
+from alignbench.processes import ALONE
 from alignbench.progress import Progress
 
 d3po = importlib.import_module("alignbench.algorithms.d3po")
@@ -110,7 +111,7 @@ def test_the_gradient_is_that_of_finite_differences(problem, policy):
             parameter.add_(0.002 * KEY("further", i).normal(*parameter.shape))
     algorithm = d3po.D3PO(beta=2.0, clip=0.9, batch=3)
     pairs = [(2 * i + i % 2, 2 * i + 1 - i % 2) for i in range(8)]
-    exact, found = slopes(lambda: sum(algorithm.losses(policy, path, pairs, [])), policy.parameters(), 1e-6)
+    exact, found = slopes(lambda: sum(algorithm.losses(ALONE, policy, path, pairs, [])), policy.parameters(), 1e-6)
     assert found == pytest.approx(exact, rel=1e-5)
 
 
@@ -147,7 +148,7 @@ def test_the_loss_is_the_mean_over_pairs_and_steps(problem, policy):
     path, _ = twins_of(problem(), policy)
     algorithm, pairs = d3po.D3PO(beta=1.5, clip=0.4, batch=3), [(0, 1), (3, 2), (4, 5), (15, 14)]
     seen = []
-    found = gradient(policy, algorithm.losses(policy, path, pairs, seen))
+    found = gradient(policy, algorithm.losses(ALONE, policy, path, pairs, seen))
     total = torch.zeros(())
     for winner, loser in pairs:
         for action in range(6):
@@ -167,11 +168,11 @@ def test_batches_leave_the_gradient_and_need_one_forward_pass_for_winners_and_lo
     pairs = d3po.ordered(rewards)
     assert len(pairs) == 8
     algorithm = d3po.D3PO(batch=8)
-    expected = gradient(policy, algorithm.losses(policy, path, pairs, []))
+    expected = gradient(policy, algorithm.losses(ALONE, policy, path, pairs, []))
     calls, predict = [], policy.predict
     policy.predict = lambda *arguments: calls.append(len(arguments[0])) or predict(*arguments)
     before = mixture.meter.total
-    other = gradient(policy, replace(algorithm, batch=batch).losses(policy, path, pairs, []))
+    other = gradient(policy, replace(algorithm, batch=batch).losses(ALONE, policy, path, pairs, []))
     torch.testing.assert_close(other, expected, atol=1e-7, rtol=1e-3)
     assert calls == [2 * len(part) for part in chunked(pairs, batch) for _ in range(6)]
     spent = mixture.meter.total - before

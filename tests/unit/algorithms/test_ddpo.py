@@ -89,8 +89,11 @@ class Recorder:
     def check(self, policy, plan, probe):
         """The start-up check has its own tests."""
 
-    def gather(self, values):
-        return values
+    def shard(self, items):
+        return items
+
+    def gather(self, parts):
+        return list(parts)
 
     def step(self, losses, optimiser, max_norm=None):
         optimiser.zero_grad()

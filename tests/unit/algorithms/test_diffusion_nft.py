@@ -132,7 +132,9 @@ def test_at_the_old_policy_half_optimal_images_give_no_gradient(pipelines, model
     policy, old = (moved(pipelines[model].adapt(LoRA(), KEY("adapter"))) for _ in range(2))
     own = algorithm(beta=0.0)
     sampling = sampling_of(own)
-    none, good, bad = (gradient(policy, own.losses(policy, old, data(r), KEYS, sampling, [])) for r in (0.5, 1.0, 0.0))
+    none, good, bad = (
+        gradient(policy, own.losses(policy, old, data(r), KEYS, len(KEYS), sampling, [])) for r in (0.5, 1.0, 0.0)
+    )
     assert none.abs().max() <= 1e-6 * good.abs().max()
     torch.testing.assert_close(bad, -good)
     assert good.abs().max() > 0
@@ -144,9 +146,11 @@ def test_at_the_old_policy_the_gradient_is_that_of_matching_the_flow_whatever_b_
     policy, old = (moved(pipelines["flow"].adapt(LoRA(), KEY("adapter"))) for _ in range(2))
     own = algorithm(beta=0.0)
     sampling = sampling_of(own)
-    positive = gradient(policy, own.losses(policy, old, data(1.0), KEYS, sampling, []))
+    positive = gradient(policy, own.losses(policy, old, data(1.0), KEYS, len(KEYS), sampling, []))
     for mixing in (1.0, 0.1):
-        found = gradient(policy, replace(own, mixing=mixing).losses(policy, old, data(r), KEYS, sampling, []))
+        found = gradient(
+            policy, replace(own, mixing=mixing).losses(policy, old, data(r), KEYS, len(KEYS), sampling, [])
+        )
         torch.testing.assert_close(found, (2 * r - 1) * positive, rtol=1e-3, atol=1e-4)
 
 
@@ -168,7 +172,7 @@ def test_levels_are_the_grids_own_numbers_and_each_image_skips_one(pipelines):
     """The authors' sampler cuts timesteps to whole numbers; on a grid of shift 3 that is seen."""
     policy = Watched(pipelines["flow"].adapt(LoRA(), KEY("adapter")))
     own = algorithm()
-    list(own.losses(policy, policy.policy, data(0.7), KEYS, sampling_of(own), []))
+    list(own.losses(policy, policy.policy, data(0.7), KEYS, len(KEYS), sampling_of(own), []))
     grid_of = policy.timesteps(5).t
     asked = torch.stack(policy.asked)
     assert asked.shape == (4, 6)
@@ -183,8 +187,8 @@ def test_noise_is_fresh_at_each_level_and_the_images_own(pipelines):
     policy, old = (moved(pipelines["flow"].adapt(LoRA(), KEY("adapter"))) for _ in range(2))
     own = algorithm()
     sampling = sampling_of(own)
-    whole = gradient(policy, own.losses(policy, old, data(0.9), KEYS, sampling, []))
-    single = gradient(policy, replace(own, batch=1).losses(policy, old, data(0.9), KEYS, sampling, []))
+    whole = gradient(policy, own.losses(policy, old, data(0.9), KEYS, len(KEYS), sampling, []))
+    single = gradient(policy, replace(own, batch=1).losses(policy, old, data(0.9), KEYS, len(KEYS), sampling, []))
     torch.testing.assert_close(single, whole, rtol=1e-4, atol=1e-5)
     noises = normal([KEYS[0]("noise", k) for k in range(4)], (2,))
     assert len({tuple(row) for row in noises.tolist()}) == 4
@@ -196,10 +200,12 @@ def test_the_penalty_is_the_mean_squared_velocity_from_the_reference(pipelines):
     own, seen = algorithm(), []
     sampling = sampling_of(own)
     plain = sum(
-        float(loss.detach()) for loss in replace(own, beta=0.0).losses(policy, old, data(0.5), KEYS, sampling, [])
+        float(loss.detach())
+        for loss in replace(own, beta=0.0).losses(policy, old, data(0.5), KEYS, len(KEYS), sampling, [])
     )
     paid = sum(
-        float(loss.detach()) for loss in replace(own, beta=2.0).losses(policy, old, data(0.5), KEYS, sampling, seen)
+        float(loss.detach())
+        for loss in replace(own, beta=2.0).losses(policy, old, data(0.5), KEYS, len(KEYS), sampling, seen)
     )
     distance = sum(float(each[1]) for each in seen)
     assert distance > 0

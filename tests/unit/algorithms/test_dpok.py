@@ -18,6 +18,7 @@ from alignbench.diffusion.rollout import path_divergence, rollout, step_noise, t
 from alignbench.diffusion.transition import divergence, log_density
 from alignbench.experiment.problem import CellProblem
 from alignbench.meter import Meter
+from alignbench.processes import ALONE
 from alignbench.progress import Progress
 from alignbench.testbed.exact_problem import problem_of
 from alignbench.testbed.pipeline import MixturePipeline, exact_schedule
@@ -40,8 +41,11 @@ class Recorder:
     def check(self, policy, plan, probe):
         """The start-up check has its own tests."""
 
-    def gather(self, values):
-        return values
+    def shard(self, items):
+        return items
+
+    def gather(self, parts):
+        return list(parts)
 
     def step(self, losses, optimiser, max_norm=None):
         optimiser.zero_grad()
@@ -92,7 +96,7 @@ def episode_of(policy, n=8, sampling=SAMPLING, reduction="mean", start=0):
 
 
 def data_of(algorithm, policy, episodes):
-    returns = torch.cat([algorithm.returns(policy, episode) for episode in episodes])
+    returns = torch.cat([algorithm.returns(ALONE, policy, episode) for episode in episodes])
     return dpok.Experience(joined(episodes).path, returns, torch.zeros_like(returns))
 
 
@@ -194,9 +198,11 @@ def test_the_authors_penalty_is_the_squared_difference_of_the_noise_and_lacks_th
 def test_returns_are_the_reward_less_what_the_later_steps_cost(policy):
     assert dpok.sum_of_later(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [[5.0, 3.0, 0.0]]
     episode = episode_of(policy)
-    plain = dpok.DPOK().returns(policy, episode)
+    plain = dpok.DPOK().returns(ALONE, policy, episode)
     assert torch.equal(plain, episode.rewards[:, None].expand(8, 6))
-    charged = dpok.DPOK(future_kl=True, reward_weight=2.0, kl_weight=6.0, reduction="sum").returns(policy, episode)
+    charged = dpok.DPOK(future_kl=True, reward_weight=2.0, kl_weight=6.0, reduction="sum").returns(
+        ALONE, policy, episode
+    )
     torch.testing.assert_close(charged[:, -1], episode.rewards)
     first = moves_of(episode.path, range(8), [0] * 8)
     _, kl = dpok.DPOK(reduction="sum").measure(policy, first)
@@ -210,7 +216,7 @@ def test_the_loss_is_the_mean_over_moves(policy):
     episode = episode_of(policy)
     algorithm, value = dpok.DPOK(reward_weight=3.0, kl_weight=0.7, batch=100), value_of(episode)
     data, rows = data_of(algorithm, policy, [episode]), [0, 7, 13, 25, 47]  # six actions an image
-    found = gradient(policy, algorithm.losses(policy, value, data, rows, []))
+    found = gradient(policy, algorithm.losses(ALONE, policy, value, data, rows, []))
     terms = []
     for image, action in [(0, 0), (1, 1), (2, 1), (4, 1), (7, 5)]:
         p, q = (episode.path.transition(pipeline, action) for pipeline in (policy, policy.reference))
@@ -227,9 +233,11 @@ def test_batches_and_accumulation_leave_the_gradient(policy, batch, sizes, futur
     episodes = [episode_of(policy, n, start=sum(sizes[:i])) for i, n in enumerate(sizes)]
     rows, value = [5, 46, 17, 17, 30, 2, 11], value_of(episodes[0])
     whole = dpok.DPOK(batch=7, kl_weight=5.0, future_kl=future_kl)
-    expected = gradient(policy, whole.losses(policy, value, data_of(whole, policy, [episode_of(policy)]), rows, []))
+    expected = gradient(
+        policy, whole.losses(ALONE, policy, value, data_of(whole, policy, [episode_of(policy)]), rows, [])
+    )
     other = replace(whole, batch=batch)
-    losses = list(other.losses(policy, value, data_of(other, policy, episodes), rows, []))
+    losses = list(other.losses(ALONE, policy, value, data_of(other, policy, episodes), rows, []))
     assert len(losses) == len(chunked(rows, batch))
     torch.testing.assert_close(gradient(policy, losses), expected, atol=1e-5, rtol=1e-3)
 
@@ -242,7 +250,7 @@ def test_the_gradient_is_that_of_finite_differences(policy):
     data = data._replace(path=replace(data.path, latents=data.path.latents.double()))
 
     def value():
-        return torch.stack(list(algorithm.losses(policy, Baseline(torch.ones(6)), data, range(48), []))).sum()
+        return torch.stack(list(algorithm.losses(ALONE, policy, Baseline(torch.ones(6)), data, range(48), []))).sum()
 
     exact, found = slopes(value, policy.parameters(), 1e-6)
     assert found == pytest.approx(exact, rel=1e-5)
@@ -270,7 +278,9 @@ def test_mean_and_sum_are_one_gradient_up_to_the_number_of_elements(policy):
     for reduction in ("mean", "sum"):
         algorithm = dpok.DPOK(reduction=reduction, kl_weight=20.0, batch=48)
         data = data_of(algorithm, policy, [episode_of(policy, reduction=reduction)])
-        found[reduction] = gradient(policy, algorithm.losses(policy, Baseline(torch.zeros(6)), data, range(48), []))
+        found[reduction] = gradient(
+            policy, algorithm.losses(ALONE, policy, Baseline(torch.zeros(6)), data, range(48), [])
+        )
     torch.testing.assert_close(2 * found["mean"], found["sum"], atol=1e-4, rtol=1e-4)
 
 
@@ -294,7 +304,7 @@ def test_future_kl_makes_the_gradient_exact():
             reward_weight=1.0, kl_weight=beta, future_kl=future_kl, reduction="sum", batch=n * 4, clip=0.2
         )
         data = data_of(algorithm, policy, [Episode(path, reward(path.final))])
-        (loss,) = algorithm.losses(policy, Baseline(data.returns.mean(0)), data, range(n * 4), [])
+        (loss,) = algorithm.losses(ALONE, policy, Baseline(data.returns.mean(0)), data, range(n * 4), [])
         found[future_kl] = -4 * torch.autograd.grad(loss, bias)[0]  # the mean over moves, as the sum over actions
 
     latents, steps = policy.initial_noise(keys), policy.timesteps(4)
@@ -362,7 +372,9 @@ def test_what_is_foreseen_is_the_reward_of_the_x0_estimate_before_each_action(po
     path = rollout(policy, condition, keys, SAMPLING, keep_x0=True)
     episodes = [Episode(part, part.final[:, 0]) for part in (path.rows(slice(8)), path.rows(slice(3)))]
     asked = [*PROMPTS, *PROMPTS[:3]]
-    data = dpok.DPOK(lookahead=True, skip_first=2, skip_last=1, batch=8).experience(problem, policy, episodes, asked)
+    data = dpok.DPOK(lookahead=True, skip_first=2, skip_last=1, batch=8).experience(
+        problem, policy, joined(episodes), asked
+    )
     assert data.foreseen.shape == (11, 3)
     for action in (2, 3, 4):
         with torch.no_grad():
@@ -379,7 +391,7 @@ def test_what_is_foreseen_is_the_reward_of_the_x0_estimate_before_each_action(po
 def test_the_actions_that_are_skipped_are_not_charged(policy):
     problem, episode = Recorder(), episode_of(policy)
     algorithm = dpok.DPOK(future_kl=True, reward_weight=2.0, kl_weight=6.0, reduction="sum", skip_first=1, skip_last=2)
-    data = algorithm.experience(problem, policy, [episode], PROMPTS)
+    data = algorithm.experience(problem, policy, episode, PROMPTS)
     kl = [dpok.DPOK(reduction="sum").measure(policy, moves_of(episode.path, range(8), [a] * 8))[1] for a in (2, 3)]
     charged = torch.stack([kl[0] + kl[1], kl[1], torch.zeros(8)], 1)
     torch.testing.assert_close(data.returns, episode.rewards[:, None] - 3 * charged, atol=1e-5, rtol=1e-4)
@@ -395,10 +407,10 @@ def test_the_lookahead_takes_noise_out_of_the_gradient_and_leaves_its_mean(polic
     for k in range(sets):
         prompts, keys = [PROMPTS[0]] * n, [KEY("noise", k, i) for i in range(n)]
         path = rollout(policy, policy.condition(prompts), keys, SAMPLING, keep_x0=True)
-        data = algorithm.experience(problem, policy, [Episode(path, problem.reward(path.final, prompts))], prompts)
+        data = algorithm.experience(problem, policy, Episode(path, problem.reward(path.final, prompts)), prompts)
         for lookahead in found:
             value = Line(data.foreseen * lookahead, data.returns)
-            (loss,) = algorithm.losses(policy, value, data, range(n * 6), [])
+            (loss,) = algorithm.losses(ALONE, policy, value, data, range(n * 6), [])
             found[lookahead] += [torch.autograd.grad(loss, bias)[0]]
     plain, ahead = torch.stack(found[False]), torch.stack(found[True])
     error = ((plain.var(0) + ahead.var(0)) / sets).sqrt()

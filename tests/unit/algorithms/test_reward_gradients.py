@@ -75,8 +75,11 @@ class Rewarded:
     def check(self, policy, plan, probe):
         raise AssertionError("a gradient is not checked")
 
-    def gather(self, values):
-        return values
+    def shard(self, items):
+        return items
+
+    def gather(self, parts):
+        return list(parts)
 
     def step(self, losses, optimiser, max_norm=None):
         raise AssertionError("a gradient takes no step")

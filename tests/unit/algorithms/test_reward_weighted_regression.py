@@ -66,7 +66,7 @@ def gradient(policy, losses):
 
 
 def loss_gradient(problem, policy, weights, batch=8):
-    return gradient(policy, RWR(batch=batch).losses(problem, policy, weighted(weights), KEYS, []))
+    return gradient(policy, RWR(batch=batch).losses(problem, policy, weighted(weights), KEYS, len(KEYS), []))
 
 
 def test_the_weights_by_hand():
@@ -120,7 +120,7 @@ def test_the_sparse_form_keeps_the_top_share_with_equal_weights():
 def test_the_loss_is_the_weighted_mean_error(problem, policy):
     weights = rwr.softmax_weights(REWARDS, 1.0)
     seen = []
-    found = gradient(policy, RWR(batch=3).losses(problem(), policy, weighted(weights), KEYS, seen))
+    found = gradient(policy, RWR(batch=3).losses(problem(), policy, weighted(weights), KEYS, len(KEYS), seen))
     expected = (weights * plain_errors(policy)).mean()
     assert float(torch.stack(seen).sum()) == pytest.approx(float(expected.detach()), rel=1e-5)
     torch.testing.assert_close(found, gradient(policy, [expected]), atol=1e-6, rtol=1e-4)
@@ -137,7 +137,9 @@ def test_the_gradient_is_that_of_finite_differences(problem, policy):
     """In float64, along one direction in weight space."""
     policy.network.double()
     data = [row._replace(latent=row.latent.double()) for row in weighted(rwr.softmax_weights(REWARDS, 1.0))]
-    exact, found = slopes(lambda: sum(RWR(batch=3).losses(problem(), policy, data, KEYS, [])), policy.parameters())
+    exact, found = slopes(
+        lambda: sum(RWR(batch=3).losses(problem(), policy, data, KEYS, len(KEYS), [])), policy.parameters()
+    )
     assert found == pytest.approx(exact, rel=1e-5)
 
 
@@ -159,7 +161,11 @@ def test_every_pass_sees_every_image_once_under_new_noise(problem, policy):
     assert first != other
     fixed = [KEY("pass", 0)("image", i) for i in KEY("pass", 0)("order").permutation(8)]
     ordered = [data[i] for i in KEY("pass", 0)("order").permutation(8)]
-    whole = float(torch.stack(list(replace(algorithm, batch=8).losses(run, policy, ordered, fixed, []))).sum().detach())
+    whole = float(
+        torch.stack(list(replace(algorithm, batch=8).losses(run, policy, ordered, fixed, len(fixed), [])))
+        .sum()
+        .detach()
+    )
     assert sum(first) / 2 == pytest.approx(whole, rel=1e-5)
 
 

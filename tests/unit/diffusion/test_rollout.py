@@ -108,7 +108,7 @@ def test_the_x0_estimates_of_a_path_are_kept_where_they_are_asked_for(policy):
     torch.testing.assert_close(torch.cat([part.x0 for part in parts], 1), path.x0, atol=1e-5, rtol=1e-5)
     whole = joined([Episode(part, part.final[:, 0]) for part in parts]).path
     torch.testing.assert_close(whole.latents, path.latents, atol=1e-5, rtol=1e-5)
-    assert whole.x0 is None
+    torch.testing.assert_close(whole.x0, path.x0, atol=1e-5, rtol=1e-5)
 
 
 def test_parts_of_a_path_have_its_densities_and_add_up_to_its_divergence(policy):

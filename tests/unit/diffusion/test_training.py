@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,16 +18,17 @@ from alignbench import (
     Sampling,
     Training,
     Unsupported,
+    ask,
     pairs_of,
     path_divergence,
     plugins,
     rollout,
-    share_prompts,
     shuffled_parts,
     watched_kl,
     without_pairs,
     without_prompts,
 )
+from alignbench.processes import ALONE
 
 KEY = Key("test", "training")
 VALUES = {
@@ -117,31 +118,12 @@ def test_a_pass_has_the_updates_that_were_asked_for(items, count, sizes):
     assert shuffled_parts([], KEY("order"), count) == []
 
 
-@dataclass
-class Half:
-    """A round on one of two processes."""
-
-    rank: int
-    index: int = 0
-    key: Key = KEY
-
-    def log(self, **values):
-        raise AssertionError("nothing is logged here")
-
-    def shard(self, items):
-        return items[self.rank :: 2]
-
-
-def test_prompts_are_drawn_alike_everywhere_and_dealt_out(problem):
+def test_prompts_are_drawn_each_with_its_key(problem):
     problem.prompts = Prompts([Prompt(f"p{i}", f"point {i}") for i in range(5)])
-    one, other = (share_prompts(problem, Half(rank), KEY("round"), 8, 2) for rank in (0, 1))
-    assert one.prompts == other.prompts
-    assert [p.id for p in one.prompts[::2]] == [p.id for p in one.prompts[1::2]]  # each twice in a row
-    assert len({p.id for p in one.prompts}) == 4
-    assert sorted([*one.places, *other.places]) == list(range(8))
-    for share in (one, other):
-        assert share.mine == [share.prompts[i] for i in share.places]
-        assert share.keys == [KEY("round", "sample", i) for i in share.places]
+    asked = ask(problem, KEY("round"), 8, 2)
+    assert [p.id for p in asked.prompts[::2]] == [p.id for p in asked.prompts[1::2]]  # each twice in a row
+    assert len({p.id for p in asked.prompts}) == 4
+    assert asked.keys == [KEY("round", "sample", i) for i in range(8)]
 
 
 class Numbers:
@@ -180,7 +162,7 @@ def test_the_watched_divergence_is_the_mean_over_the_first_images(mixture):
         parameter.data += 0.05 * KEY("moved", *parameter.shape).normal(*parameter.shape)
     keys = [KEY("path", i) for i in range(40)]
     path = rollout(policy, policy.condition([Prompt("a", "b")] * 40), keys, Sampling(steps=4, guidance=1.0, eta=1.0))
-    assert float(watched_kl(policy, path, 5)) == pytest.approx(
+    assert float(watched_kl(ALONE, policy, path, 5)) == pytest.approx(
         float(path_divergence(policy, path)[:32].mean()), rel=1e-5
     )
-    assert float(watched_kl(policy, path, 64)) > 0
+    assert float(watched_kl(ALONE, policy, path, 64)) > 0
