@@ -29,6 +29,9 @@ FULL = ("memory full before a first backward pass", "memory full after a first b
 SMALL = {"rounds": 2, "updates_per_round": 2, "batch": 2, "samples_per_round": 4, "samples_per_update": 2, "steps": 2}
 SMALL |= {"pairs_per_update": 2, "moves_per_update": 2, "value_updates": 2, "passes": 1, "learning_rate": 1e-5}
 SMALL |= {"margin": "none", "window": 1, "warmup": 0, "samples_per_prompt": 2, "first": 0, "skipped": 0}
+# Each algorithm with one tuning in turn, and one that keeps a second policy with all of them.
+COVER = [(name, TUNINGS[i % len(TUNINGS)]) for i, name in enumerate(TRAINING) if name != "diffusion_nft"]
+COVER += [("diffusion_nft", tuning) for tuning in TUNINGS]
 QUICK = [("diffusion_dpo", "lora")]  # the others take longer: slow
 
 
@@ -105,9 +108,14 @@ def run(toy: Toy, name: str, tuning: str, folder: Path, fault: str | None = None
 
 CASES = [
     pytest.param(name, tuning, id=f"{name}-{tuning}", marks=[] if (name, tuning) in QUICK else [pytest.mark.slow])
-    for name in TRAINING
-    for tuning in TUNINGS
+    for name, tuning in COVER
 ]
+
+
+def test_every_algorithm_that_trains_and_every_tuning_is_among_these():
+    assert {name for name, _ in COVER} == set(TRAINING)
+    assert all(sum(tuning == own for _, own in COVER) >= 4 for tuning in TUNINGS)
+    assert set(QUICK) <= set(COVER)
 
 
 @pytest.mark.parametrize(("name", "tuning"), CASES)
