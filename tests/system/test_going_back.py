@@ -32,7 +32,7 @@ SMALL |= {"margin": "none", "window": 1, "warmup": 0, "samples_per_prompt": 2, "
 # Each algorithm with one tuning in turn, and one that keeps a second policy with all of them.
 COVER = [(name, TUNINGS[i % len(TUNINGS)]) for i, name in enumerate(TRAINING) if name != "diffusion_nft"]
 COVER += [("diffusion_nft", tuning) for tuning in TUNINGS]
-QUICK = [("diffusion_dpo", "lora")]  # the others take longer: slow
+QUICK = [("diffusion_dpo", "lora")]  # by default, with one fault of each kind; the others take longer: slow
 
 
 class Faulty(CellProblem):
@@ -124,7 +124,7 @@ def test_a_run_that_diverged_once_ends_as_one_whose_round_was_drawn_anew(name, t
     known.mkdir()
     (known / ROLLBACK).write_text(json.dumps({"round": 1, "reason": "known"}))
     expected = run(toy, name, tuning, known)
-    for i, fault in enumerate(DIVERGES):
+    for i, fault in enumerate(DIVERGES[1:2] if (name, tuning) in QUICK else DIVERGES):
         found = run(toy, name, tuning, tmp_path / str(i), fault)
         assert any("going back to the last good round" in line for line in found.said), fault
         assert torch.equal(found.images, expected.images), fault
@@ -147,7 +147,7 @@ def test_a_run_whose_memory_was_full_once_ends_as_one_that_went_on_with_less(nam
         algorithm_of(name, tuning).align(toy.problem(known, kind=Stopping))
     (known / FORWARD_BATCH).write_text("1")
     expected = run(toy, name, tuning, known)
-    for i, fault in enumerate(FULL):
+    for i, fault in enumerate(FULL[1:] if (name, tuning) in QUICK else FULL):
         found = run(toy, name, tuning, tmp_path / str(i), fault)
         assert any("going on with 1 images" in line for line in found.said), fault
         assert torch.equal(found.images, expected.images), fault

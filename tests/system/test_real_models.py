@@ -185,7 +185,8 @@ def test_dpok_without_guidance_trains_as_if_evaluation_had_none_and_watches_the_
 
 def test_a_run_that_does_not_fit_goes_on_with_half_as_many_images_and_says_so(folders, cell, monkeypatch, capsys):
     """Here ten rows are too many for the denoiser; guidance makes two of each image."""
-    whole = run_cell(cell("ddpo", folders["sd"], name="roomy", set=random_models.SHORTEST["ddpo"] | {"batch": 8}))
+    own = random_models.SHORTEST["ddpo"] | {"batch": 8, "rounds": 1}
+    whole = run_cell(cell("ddpo", folders["sd"], name="roomy", set=own))
     real = latent.LatentPipeline._denoise
 
     def small(self, latents, t, tensors):
@@ -195,7 +196,7 @@ def test_a_run_that_does_not_fit_goes_on_with_half_as_many_images_and_says_so(fo
 
     monkeypatch.setattr(latent.LatentPipeline, "_denoise", small)
     capsys.readouterr()
-    halved = run_cell(cell("ddpo", folders["sd"], name="tight", set=random_models.SHORTEST["ddpo"] | {"batch": 8}))
+    halved = run_cell(cell("ddpo", folders["sd"], name="tight", set=own))
     assert "out of memory: going on with 4 images in a forward pass" in capsys.readouterr().err
     assert halved.result.cost is not None
     assert whole.result.cost is not None
