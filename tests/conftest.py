@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import hashlib
 import json
 import os
@@ -29,6 +30,12 @@ from alignbench.meter import Meter
 from alignbench.progress import Progress
 from alignbench.testbed.pipeline import MixturePipeline
 from alignbench.testbed.toys import grid
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collections need not walk all modules and tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

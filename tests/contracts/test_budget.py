@@ -62,15 +62,23 @@ def test_every_test_time_method_is_here():
     assert {*own} == {*SETTINGS, "base"}
 
 
+@pytest.fixture(scope="module")
+def tiny():
+    return models.load(models.named()["tiny"], Meter())
+
+
+@pytest.fixture(scope="module")
+def preference():
+    return plugins.load("rewards", "shapes_preference")()
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "guidance"),
     [(*case, 2.0) for case in CASES] + [(name, several[0], 1.0) for name, several in SETTINGS.items()],
     ids=str,
 )
-def test_the_counted_cost_is_the_closed_form(name, fields, guidance, make_problem):
-    pipeline = models.load(models.named()["tiny"], Meter())
-    reward = plugins.load("rewards", "shapes_preference")()
-    problem = make_problem(reward, pipeline=pipeline, sampling=Sampling(5, guidance, 1.0))
+def test_the_counted_cost_is_the_closed_form(name, fields, guidance, make_problem, tiny, preference):
+    problem = make_problem(preference, pipeline=tiny, sampling=Sampling(5, guidance, 1.0))
     algorithm = built(name, fields)
     assert counted(problem, algorithm, PICTURES) == algorithm.cost(problem).as_dict()
 

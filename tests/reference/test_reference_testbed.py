@@ -17,6 +17,7 @@ from alignbench.asking.resolve import resolve
 from alignbench.asking.suite import read_suite
 from alignbench.experiment.run import run_cell
 from alignbench.record import result as results
+from alignbench.testbed import floors
 
 SPECS = read_suite(ROOT / "benchmarks" / "suites" / "testbed.yaml")
 FOLDER = ROOT / "results" / "testbed"
@@ -254,8 +255,14 @@ def test_best_of_n_leaves_the_nuisance_axes_of_the_wide_problem_alone(groups):
         assert nuisance.value < 3 * nuisance.floor
 
 
+@pytest.fixture
+def coarse_floors(monkeypatch):
+    """No value depends on the sets that make floors; those have tests of their own in test_floors_of_results.py."""
+    monkeypatch.setattr(floors, "FLOOR_REPLICATES", floors.REPLICATES)
+
+
 @pytest.mark.parametrize("algo", [pytest.param("base", marks=pytest.mark.slow), "best_of_n"])
-def test_a_rerun_of_a_cell_gives_the_committed_rows_and_metrics(algo, files, tmp_path):
+def test_a_rerun_of_a_cell_gives_the_committed_rows_and_metrics(algo, files, tmp_path, coarse_floors):
     """base with fifty DDIM steps, best-of-two with the exact kernel."""
     spec = next(s for s in SPECS if s.algo == algo and s.prompts == "gaussian")
     stored = files[resolve(spec).path.name]
@@ -269,7 +276,7 @@ def test_a_rerun_of_a_cell_gives_the_committed_rows_and_metrics(algo, files, tmp
 
 
 @pytest.mark.slow
-def test_a_rerun_of_a_trained_cell_gives_the_committed_metrics(files, tmp_path):
+def test_a_rerun_of_a_trained_cell_gives_the_committed_metrics(files, tmp_path, coarse_floors):
     spec = next(s for s in SPECS if s.algo == "ddpo" and s.prompts == "gaussian" and s.seed == 1)
     stored = files[resolve(spec).path.name]
     torch.set_num_threads(stored.environment["threads"])

@@ -34,7 +34,7 @@ def times(examples: int) -> settings:
     )
 
 
-QUICK, THOROUGH = times(40), times(1500)
+QUICK, THOROUGH = times(40), times(300)
 
 
 @functools.cache
@@ -358,7 +358,7 @@ def test_a_model_folder_that_was_edited_is_sampled_from_or_refused(data):
 
 
 @pytest.mark.slow
-@times(300)
+@times(60)
 @given(data=st.data())
 def test_model_folders_that_were_edited_are_sampled_from_or_refused(data):
     a_model_survives(data)
