@@ -1,4 +1,4 @@
-"""What an algorithm may say of itself besides its interface: whether it asks for a reward, and what was published."""
+"""What a plug-in may say of itself besides its interface: whether it asks for a reward, and what was published."""
 
 from __future__ import annotations
 
@@ -41,3 +41,19 @@ class OfPapers(Algorithm, Protocol):
     says."""
 
     paper: ClassVar[tuple[Published, ...]]
+
+
+@runtime_checkable
+class PublishedPrompts(Protocol):
+    """What a prompt set that others published says of itself."""
+
+    source: ClassVar[str]
+    licence: ClassVar[str]
+    counts: ClassVar[Mapping[str, int]]  # prompts of each split, checked when they are read
+
+
+@runtime_checkable
+class TrainsOnEvaluated(Protocol):
+    """A prompt set that a paper trains on and evaluates, with other noise. All others must not share prompts."""
+
+    trains_on_evaluated: ClassVar[bool]

@@ -272,22 +272,6 @@ class PromptSet(Protocol):
         """The prompts of a split in their fixed order. Raises InputError where a file is missing or wrong."""
 
 
-@runtime_checkable
-class PublishedPrompts(Protocol):
-    """What a prompt set that others published says of itself."""
-
-    source: ClassVar[str]
-    licence: ClassVar[str]
-    counts: ClassVar[Mapping[str, int]]  # prompts of each split, checked when they are read
-
-
-@runtime_checkable
-class TrainsOnEvaluated(Protocol):
-    """A prompt set that a paper trains on and evaluates, with other noise. All others must not share prompts."""
-
-    trains_on_evaluated: ClassVar[bool]
-
-
 class Prompts(Sequence[Prompt]):
     """Training prompts with a seeded way of drawing from them."""
 

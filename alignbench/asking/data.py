@@ -13,9 +13,10 @@ from alignbench.asking.options import RunOptions
 from alignbench.asking.presets import Defaults
 from alignbench.asking.rewarded import reward_needs
 from alignbench.asking.sources import Sources, read_sources
+from alignbench.declared import TrainsOnEvaluated
 from alignbench.diffusion.registry import Family, Model
 from alignbench.errors import InputError, RunError
-from alignbench.interface import Algorithm, PairAlgorithm, Prompt, Prompts, TrainsOnEvaluated
+from alignbench.interface import Algorithm, PairAlgorithm, Prompt, Prompts
 from alignbench.preferences.choosing import Chosen, choose
 from alignbench.preferences.source import open_pairs
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from alignbench import plugins
 from alignbench.choices import Fetched
+from alignbench.declared import PublishedPrompts
 from alignbench.diffusion import hub, registry
 from alignbench.diffusion.registry import Model
 from alignbench.downloads import File, NeedsFiles, NeedsOwnFiles, cache_folder, look_up, look_up_own, obtain
 from alignbench.errors import InputError, RunError, UnknownName
-from alignbench.interface import PublishedPrompts
 
 GROUPS: dict[str, plugins.Group] = {"scorers": "rewards", "prompts": "benchmarks"}
 

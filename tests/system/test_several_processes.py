@@ -10,7 +10,7 @@ from several import FAILURES, SAME, trained
 from alignbench import plugins
 
 TRAINING = [name for name in plugins.own_names("algorithms") if plugins.load("algorithms", name).trains]
-SOME = ["ddpo", "dpok", "diffusion_dpo", "diffusion_nft"]  # paths, a value network, pairs, an average of weights
+SOME = ["ddpo", "diffusion_dpo"]  # from paths, and from pairs
 BUGS = {  # what says so, where it does not only change what training comes to
     "mean of local means": None,
     "a padded duplicate": "ValueError: zip() argument 2 is longer than argument 1",
@@ -61,15 +61,15 @@ def test_methods_on_pictures_come_to_the_same_in_two_processes(tmp_path):
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_mistake_in_sharing_is_seen(bug, alone, tmp_path):
     """It changes what training comes to, or is found while it runs."""
-    names = ["ddpo", "diffusion_dpo"]
     if BUGS[bug] is not None:
         with pytest.raises(AssertionError, match=re.escape(BUGS[bug])):
-            trained(tmp_path, 2, names, "mixture", bug)
+            trained(tmp_path, 2, SOME, "mixture", bug)
         return
-    several = trained(tmp_path, 2, names, "mixture", bug)
-    assert max(several[name].distance(alone[name]) for name in names) > 100 * SAME["mixture"]
+    several = trained(tmp_path, 2, SOME, "mixture", bug)
+    assert max(several[name].distance(alone[name]) for name in SOME) > 100 * SAME["mixture"]
 
 
+@pytest.mark.slow
 def test_a_weight_that_moves_in_one_process_alone_is_named_within_a_round(tmp_path):
     with pytest.raises(AssertionError, match="the trained weights of process 1 of 2 are not those of process 0"):
         trained(tmp_path, 2, ["ddpo"], "mixture", "a weight moved")
@@ -83,6 +83,7 @@ def test_what_one_process_meets_is_one_decision_of_all(failure, tmp_path):
     check_same(one, trained(tmp_path / "2", 2, ["ddpo"], "mixture", failure), "mixture")
 
 
+@pytest.mark.slow
 def test_a_defect_in_one_process_ends_all_and_is_told_by_each(tmp_path):
     with pytest.raises(AssertionError) as raised:
         trained(tmp_path, 2, ["ddpo"], "mixture", "defect")
