@@ -1,0 +1,90 @@
+"""Prints how far training in two and three processes ends from training in one, for every algorithm.
+
+    python tests/timings/processes.py
+    python tests/timings/processes.py --kills 40
+
+Weights, curve and cost of each algorithm on the exact testbed, with sizes that do not divide. With `--kills`, a run of
+two or three processes is killed at random moments (a process, the launcher, or all at once), continued with another
+number of them, and compared with one that nobody killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "system")]
+
+from several import Came, trained  # noqa: E402
+
+
+def of_curves(one: Came, other: Came) -> float:
+    """The largest difference of a number that was logged."""
+    lines = zip(one.curve, other.curve, strict=True)
+    return max(abs(a[name] - b[name]) for a, b in lines for name in a if isinstance(a[name], float))
+
+
+def table() -> None:
+    from alignbench import plugins
+
+    names = [name for name in plugins.own_names("algorithms") if plugins.load("algorithms", name).trains]
+    with tempfile.TemporaryDirectory() as folder:
+        found = {n: trained(Path(folder) / str(n), n, names) for n in (1, 2, 3)}
+    print(f"{'algorithm':28}{'weights: 2':>12}{'3':>10}{'curve: 2':>12}{'3':>10}  cost")
+    for name in names:
+        one, others = found[1][name], [found[n][name] for n in (2, 3)]
+        weights = "".join(f"{other.distance(one):>{w}.0e}" for other, w in zip(others, (12, 10), strict=True))
+        curves = "".join(f"{of_curves(one, other):>{w}.0e}" for other, w in zip(others, (12, 10), strict=True))
+        print(f"{name:28}{weights}{curves}  {'the same' if all(o.cost == one.cost for o in others) else 'differs'}")
+
+
+def kills(count: int, rounds: int) -> None:
+    from test_deaths_of_processes import asked, begun, curve
+
+    from alignbench.record import result as results
+
+    chance = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, killed, done, runs = Path(folder) / "whole", Path(folder) / "killed", 0, 0
+        subprocess.run(asked(whole, rounds), check=True, capture_output=True)
+        one = results.read(next(whole.glob("*.json")))
+        while done < count:
+            runs += 1
+            target = killed / str(runs)
+            while done < count and curve(target) < rounds - 3:
+                processes = chance.choice((2, 3))
+                run, pids = begun(target, processes, rounds, curve(target) + 1)
+                time.sleep(chance.uniform(0, 1))
+                victims = chance.choice(([chance.choice(pids)], [run.pid], [run.pid, *pids]))
+                for pid in victims:
+                    os.kill(pid, signal.SIGKILL)
+                run.wait()
+                run.stderr.close()
+                done += 1
+            subprocess.run(
+                [*asked(target, rounds), "--processes", str(chance.choice((2, 3)))], check=True, capture_output=True
+            )
+            other = results.read(next(target.glob("*.json")))
+            pairs = [(a.scores[k], b.scores[k]) for a, b in zip(one.rows, other.rows, strict=True) for k in a.scores]
+            same = other.cost.alignment == one.cost.alignment
+            print(
+                f"after {done} kills: {other.attempts} attempts, cost {'the same' if same else 'differs'}, "
+                f"largest difference of a score {max(abs(a - b) for a, b in pairs):.1e}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, metavar="N", help="how many kills, instead of the table")
+    parser.add_argument("--rounds", type=int, default=60, help="of the run that is killed")
+    options = parser.parse_args()
+    kills(options.kills, options.rounds) if options.kills else table()
