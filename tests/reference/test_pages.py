@@ -167,6 +167,7 @@ def shown(page: str, text: str) -> list[str]:
     return str(command).split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "file", "run", "plugin"),
     [

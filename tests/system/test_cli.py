@@ -260,6 +260,7 @@ def test_compare_writes_to_a_file(here, capsys):
     assert json.loads(Path("table.json").read_text())["groups"][0]["methods"] == ["base"]
 
 
+@pytest.mark.slow
 def test_a_suite_runs_its_grid_once_and_isolates_failures(here, capsys):
     Path("bad.py").write_text(TOY.read_text().replace("return images[:, 0]", "return images"))
     Path("suite.yaml").write_text(
@@ -295,6 +296,7 @@ def test_a_suite_writes_a_report_where_one_is_asked_for(here, capsys):
     assert "No folder of pictures lies beside these results" in page  # the mixture draws points
 
 
+@pytest.mark.slow
 def test_a_cell_that_cannot_be_run_is_a_row_with_its_reason_and_no_failure_of_the_suite(here, capsys):
     """Asked for directly, the same is wrong input."""
     Path("suite.yaml").write_text(

@@ -113,6 +113,7 @@ def threads():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "tolerance"), [pytest.param(2, 2e-5, marks=pytest.mark.slow), (1, 1e-4)])
 def test_the_batch_an_image_stands_in_does_not_change_it(pipeline, threads, count, tolerance):
     """Alone, 7 together and 16 together. The kernels of a single thread round more unevenly;
@@ -395,6 +396,7 @@ def test_recomputed_densities_of_a_trained_lora_equal_the_stored_ones_exactly(fr
     assert not torch.equal(path.log_density(policy.reference, 5), path.log_prob[:, 5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1.0, pytest.param(3.0, marks=pytest.mark.slow)])
 def test_in_another_batch_the_log_ratio_is_zero_to_a_millionth(fresh, guidance):
     policy = moved_lora(fresh)

@@ -453,6 +453,7 @@ def test_a_held_out_probe_that_does_not_fit_does_not_shrink_the_training_batch(f
     assert made.result.cost.forward_batch is None
 
 
+@pytest.mark.slow
 def test_pairs_are_made_in_parts_too(folders, cell, monkeypatch):
     limited(monkeypatch, "decode", 2)
     made = run_cell(cell("diffusion_dpo", folders["sd"]), quiet=True)

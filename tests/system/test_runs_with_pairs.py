@@ -70,6 +70,7 @@ def test_a_file_of_pairs_is_chosen_from_counted_and_recorded(tmp_path, cache, pa
     assert result.curve[-1]["accuracy"] is not None
 
 
+@pytest.mark.slow
 def test_pairs_that_change_are_another_configuration(tmp_path, cache, pairs):
     run_cell(resolve(spec(tmp_path, pairs=pairs, name="same")), quiet=True)
     text = (pairs / "pairs.jsonl").read_text().splitlines()
@@ -78,12 +79,14 @@ def test_pairs_that_change_are_another_configuration(tmp_path, cache, pairs):
         run_cell(resolve(spec(tmp_path, pairs=pairs, name="same")), quiet=True)
 
 
+@pytest.mark.slow
 def test_ties_that_are_kept_count_half(tmp_path, cache, pairs):
     kept = resolve(spec(tmp_path, pairs=pairs, pair_ties="keep"))
     assert len(kept.chosen) == 4
     assert run_cell(kept, quiet=True).result.status == "complete"
 
 
+@pytest.mark.slow
 def test_without_pairs_the_base_model_makes_some_once_and_their_cost_counts(tmp_path, cache, capfd):
     first = run_cell(resolve(spec(tmp_path, pair_count=3, pair_candidates=2))).result
     said = capfd.readouterr().err

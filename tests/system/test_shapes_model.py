@@ -135,6 +135,7 @@ def test_plain_diffusers_and_our_sampler_make_the_same_pictures(pipeline):
     torch.testing.assert_close(ours, torch.from_numpy(theirs).permute(0, 3, 1, 2), atol=2e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_keeps_what_a_picture_shows():
     captions = [sample_caption(KEY("kept", i), "dev") for i in range(300)]
     pictures = render_batch([sample_scene(KEY("scene", i), caption) for i, caption in enumerate(captions)])

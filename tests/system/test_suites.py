@@ -25,6 +25,7 @@ from alignbench.suites.plan import planned
 SMALL = [{"algo": "base"}, {"algo": "best_of_n", "set": {"n": 2}}]
 
 
+@pytest.mark.slow
 def test_two_cells_at_once_are_what_each_is_alone(tmp_path, monkeypatch, capsys):
     """Their threads are divided, each has a log, and what was typed for single runs is not theirs."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -358,6 +358,7 @@ def started(files, log: Path, port: int = 0):
     return process, url
 
 
+@pytest.mark.slow
 def test_no_answered_vote_is_lost_when_the_server_is_killed_and_started_again(tmp_path, log):
     files = cells(tmp_path / "results", prompts=150)
     acknowledged: dict[str, str] = {}

@@ -120,6 +120,7 @@ def test_two_browsers_of_one_rater_vote_at_once_and_nothing_is_doubled(files, lo
     assert set(Counter(cast.pair.prompt for cast in found.cast).values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_vote_that_met_a_killed_server_counts_once_it_is_back(files, log, window):
     process, url = started(files, log)
     page = window(url)

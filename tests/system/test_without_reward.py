@@ -59,6 +59,7 @@ def test_base_draws_pictures_of_a_folder_without_loading_the_models_own_reward(h
     assert len(list(Path("out").rglob("*.png"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", ["sft", "diffusion_dpo"])
 def test_what_learns_from_given_pairs_needs_no_reward(here, algo):
     own = ["rounds=1", "updates_per_round=1", "pairs_per_update=4", "rank=1"]

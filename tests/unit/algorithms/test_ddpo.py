@@ -176,6 +176,7 @@ def test_constant_rewards_leave_the_weights_without_gradient(policy):
     assert gradient.abs().max() == 0
 
 
+@pytest.mark.slow
 def test_training_on_some_actions_is_unbiased(policy):
     """The mean over many drawn halves is near the gradient over all actions."""
     path = path_of(policy)

@@ -106,6 +106,7 @@ def test_the_full_gradient_is_that_of_finite_differences_and_the_frozen_one_is_o
     assert torch.equal(frozen.values, full.values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["score", pytest.param("variance", marks=pytest.mark.slow)])
 def test_guidance_is_exact_for_one_gaussian_and_a_linear_reward(rule, make_problem):
     """The tilted Gaussian has its mean moved by S h / β and the covariance it had."""

@@ -1,0 +1,88 @@
+"""Shares of work, the votes' order of failures, and how the end of several processes is told."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import torch
+
+from alignbench.errors import CannotContinue, Diverged, InputError, RunError, Unsupported
+from alignbench.launch import _ended
+from alignbench.processes import ALONE, KINDS, Processes, _common, _packed, _status, _unpacked, _words, digest_of
+
+
+def test_one_process_has_all_of_everything():
+    items, value = [3, 1, 2], object()
+    assert ALONE.shard(items) is items
+    assert ALONE.gather(items) == items
+    assert ALONE.told(value) is value
+    assert ALONE.agree(7) == 7
+    assert ALONE.total([1, 2]) == [1, 2]
+    error = ValueError("mine")
+    assert ALONE.common(error) is error
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("count", [0, 1, 4, 7])
+def test_shares_are_all_of_the_items_once_and_differ_by_one_at_most(size, count):
+    shares = [list(Processes(rank, size).shard(range(count))) for rank in range(size)]
+    assert sorted(item for share in shares for item in share) == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    # What `gather` does with them: part j of process r stands at place j · size + r.
+    assert [own[j] for j in range(count) for own in shares if j < len(own)] == list(range(count))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])
+def test_a_digest_changes_with_any_bit_and_with_the_order_of_tensors(dtype):
+    tensors = [torch.ones(3, 4, dtype=dtype), torch.zeros(5, dtype=dtype)]
+    before = digest_of(tensors)
+    assert digest_of([tensor.clone() for tensor in tensors]) == before
+    assert digest_of(tensors[::-1]) != before
+    tensors[0].view(-1)[7] = (
+        0
+        if dtype == torch.bool
+        else torch.nextafter(torch.ones(()), torch.zeros(())).to(dtype)
+        - (0 if dtype.is_floating_point and dtype != torch.bfloat16 else 1)
+    )
+    assert digest_of(tensors) != before
+
+
+def test_full_memory_outweighs_divergence_and_a_defect_outweighs_both():
+    met = [Diverged("nan"), torch.OutOfMemoryError("CUDA out of memory"), Unsupported("no"), InputError("no")]
+    met += [CannotContinue("torn"), KeyError("a defect")]
+    assert [_status(error) for error in met] == [1, 2, 3, 4, 5, 6]
+    assert _status(RunError("a full disk")) == 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_that_is_everybodys_is_of_the_same_kind_and_says_the_same(kind):
+    error = kind("why")
+    agreed = _common(kind)(_words(error) if issubclass(kind, Exception) and kind is not MemoryError else "why")
+    assert isinstance(agreed, kind)
+    assert str(agreed) == str(error)
+    assert Processes(0, 2).common(agreed) is agreed  # nobody votes on it again
+
+
+def test_what_processes_send_each_other_arrives():
+    sent = [{"a": torch.arange(6.0).reshape(2, 3)}, (1, "two", None), Diverged("nan")]
+    received = _unpacked(_packed(sent))
+    assert torch.equal(received[0]["a"], sent[0]["a"])
+    assert received[1] == sent[1]
+    assert str(received[2]) == "nan"
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "line"),
+    [
+        ({0: 2, 1: 2}, 2, ""),  # each says the same, and the first one prints it
+        ({1: -signal.SIGKILL, 0: -signal.SIGTERM}, 137, "alignbench: process 1 of 2 was ended by SIGKILL; "),
+        ({0: -signal.SIGTERM}, 1, ""),
+        ({1: 137, 0: -signal.SIGTERM}, 137, ""),  # it has said that the other one hangs
+    ],
+)
+def test_the_end_of_several_processes_is_one_code_and_at_most_one_line(codes, code, line, capsys):
+    assert _ended(codes, 2) == code
+    said = capsys.readouterr().err
+    assert said.startswith(line)
+    assert bool(said) == bool(line)
