@@ -238,7 +238,9 @@ def joined() -> Iterator[Processes]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     store = _store(own)
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    # Of each try at the run, and of each cell of it, their own: what an earlier one left in the store would be found.
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    attempt = f"{start}.{store.add(f'cells of {own.rank} in {start}', 1)}"
     with _connected():
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
