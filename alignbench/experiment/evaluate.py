@@ -6,10 +6,10 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -63,12 +63,9 @@ def generate(
     those of some prompts start from, `about` is said of every picture in its metadata. A batch that does not fit into
     memory is halved. Where a prompt has several images, the latents of all are kept beside them. Processes share the
     batches, and each writes a log of its own, so that any number of them goes on where others stopped."""
-    log, maker = (
-        folder / logs_of(processes.rank),
-        _Maker(sampler, prompts, eval_seed, meter, folder, start, about or {}, wanted),
-    )
-    logs = sorted(folder.glob(logs_of(None)))
-    known = dict(line for kept in logs for line in records(kept, _generated, progress.say))
+    log = folder / log_of(GENERATED, processes.rank)
+    maker = _Maker(sampler, prompts, eval_seed, meter, folder, start, about or {}, wanted)
+    known = dict(line for kept in _logs(folder, GENERATED) for line in records(kept, _generated, progress.say))
     size = max(1, batch // sampler.particles)
     total, seconds = Cost(), 0.0
     pictures: dict[Slot, PictureFacts] = {}
@@ -90,14 +87,19 @@ def generate(
     return Generated(
         sum((share.cost for share in shares), Cost()),
         sum(share.seconds for share in shares),
-        {slot: facts for share in shares for slot, facts in share.pictures.items()},
+        _merged(share.pictures for share in shares),
     )
 
 
-def logs_of(rank: int | None) -> str:
-    """The name of a process's log of images; None: the pattern of all."""
-    stem, _, ending = GENERATED.partition(".")
-    return f"{stem}{'*' if rank is None else f'-{rank}' if rank else ''}.{ending}"
+def log_of(name: str, rank: int | str) -> str:
+    """The name of a process's own log; the first one's has no number."""
+    stem, _, ending = name.partition(".")
+    return f"{stem}-{rank}.{ending}" if rank else name
+
+
+def _logs(folder: Path, name: str) -> list[Path]:
+    """The logs that any number of processes have left."""
+    return [folder / name, *sorted(folder.glob(log_of(name, "*")))]
 
 
 def _generated(line: Any) -> tuple[tuple[tuple[int, int], ...], Generated]:
@@ -177,8 +179,7 @@ class _Maker:
         return seconds
 
 
-@dataclass(frozen=True)
-class Scores:
+class Scores(NamedTuple):
     """Scores, and reasons of failed ones, by scorer and image."""
 
     values: dict[str, dict[Slot, float]]
@@ -194,25 +195,27 @@ def score(
     progress: Progress,
     device: str = "cpu",
     kept: Path | None = None,
+    processes: Processes = ALONE,
 ) -> Scores:
-    """The scores of every image.
+    """The scores of every image. Processes share them, and all get all of them.
 
     With `kept`, scores of scorers that name their weights are looked for there and kept there (see `ScoreCache`).
     """
-    store, log = ImageStore(folder / "images"), folder / SCORED
+    store, log = ImageStore(folder / "images"), folder / log_of(SCORED, processes.rank)
     values: dict[str, dict[Slot, float]] = {name: {} for name in scorers}
     failures: dict[str, dict[Slot, str]] = {name: {} for name in scorers}
-    for scorer, logged in records(log, _logged, progress.say):
+    for scorer, logged in [line for found in _logs(folder, SCORED) for line in records(found, _logged, progress.say)]:
         for slot, value, reason in logged if scorer in scorers else []:
             if reason is None:
                 values[scorer][slot] = value
             else:
                 failures[scorer][slot] = reason
-    progress.stage("score", len(scorers) * len(wanted))
+    chunks = processes.shard(chunked(wanted, batch))
+    progress.stage("score", len(scorers) * sum(map(len, chunks)))
     for name, reward in scorers.items():
         keeps = kept is not None and is_hashed(reward.info())
         cache = ScoreCache(kept, reward, progress.say) if kept is not None and keeps else None
-        for chunk in chunked(wanted, batch):
+        for chunk in chunks:
             missing = [slot for slot in chunk if slot not in values[name] and slot not in failures[name]]
             if missing:
                 texts = [prompts[slot.place] for slot in missing]
@@ -226,7 +229,12 @@ def score(
                     rows.append([slot.place, slot.sample, value if reason is None else None, reason])
                 append_line(log, json.dumps({"scorer": name, "scores": rows}, allow_nan=False))
             progress.advance(len(chunk))
-    return Scores(values, failures)
+    shares = processes.gather([Scores(values, failures)])
+    return Scores(*({name: _merged(share[k][name] for share in shares) for name in scorers} for k in (0, 1)))
+
+
+def _merged(parts: Iterable[Mapping[Slot, Any]]) -> dict[Slot, Any]:
+    return {slot: value for part in parts for slot, value in part.items()}
 
 
 def _logged(line: Any) -> tuple[str, list[tuple[Slot, float, str | None]]]:

@@ -120,6 +120,7 @@ def _follow(cell: Cell, trained: Trained | None, processes: Processes) -> None:
             device = cell.family.device(cell.options.device)
             run = _prepare(cell, attempt, device, progress, trained, processes)
             run.make(run.align()[0])
+            run.score(run.wanted)
 
 
 def work_of(cell: Cell) -> Resumable:
@@ -317,7 +318,15 @@ class _Run:
         cell = self.cell
         kept = self.caches.scores if len(self.pipeline.info()["image_shape"]) == 3 else None
         return evaluate.score(
-            cell.scorers, cell.evaluated, wanted, self.batch, cell.folder, self.progress, self.device, kept
+            cell.scorers,
+            cell.evaluated,
+            wanted,
+            self.batch,
+            cell.folder,
+            self.progress,
+            self.device,
+            kept,
+            self.problem.processes,
         )
 
     def ended(self, error: Diverged | Unsupported) -> Outcome:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
-from several import FAILURES, SAME, trained
+from several import FAILURES, SAME, environments, trained
 
 from alignbench import plugins
+from alignbench.record import result as results
 
 TRAINING = [name for name in plugins.own_names("algorithms") if plugins.load("algorithms", name).trains]
 SOME = ["ddpo", "diffusion_dpo"]  # from paths, and from pairs
@@ -89,3 +92,18 @@ def test_a_defect_in_one_process_ends_all_and_is_told_by_each(tmp_path):
     with pytest.raises(AssertionError) as raised:
         trained(tmp_path, 2, ["ddpo"], "mixture", "defect")
     assert str(raised.value).count("RunError: process 1 of 2: KeyError: 'a defect'") >= 2
+
+
+@pytest.mark.slow
+def test_images_and_scores_are_shared_and_are_those_of_one_process_to_the_last_bit(tmp_path):
+    """41 images in batches of 4, in three processes that a launcher started, then in one."""
+    asked = [sys.executable, "-m", "alignbench", "run", "--algo", "best_of_n", "--model", "mixture", "--limit", "41"]
+    asked += ["--batch-size", "4", "--output"]
+    running = [subprocess.Popen([*asked, str(tmp_path / "3")], env=own) for own in environments(3)]
+    assert [process.wait(300) for process in running] == [0, 0, 0]
+    subprocess.run([*asked, str(tmp_path / "1")], check=True)
+    three, one = (results.read(next((tmp_path / name).glob("*.json"))) for name in ("3", "1"))
+    assert three.rows == one.rows
+    assert three.cost.per_image == one.cost.per_image
+    shares = [path.read_text().count("slots") for path in sorted((tmp_path / "3").glob("*/generated*.jsonl"))]
+    assert sorted(shares) == [3, 4, 4]
