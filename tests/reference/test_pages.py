@@ -237,6 +237,7 @@ def test_the_algorithm_of_the_page_spends_what_it_says_and_no_more_than_its_budg
     assert nfe - 5 < cost.denoiser_forward <= nfe  # one more picture takes five
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(alignbench, "run"), reason="the Python interface is being built")
 def test_the_python_of_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

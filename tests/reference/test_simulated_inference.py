@@ -77,6 +77,7 @@ def test_what_lies_outside_is_told_with_room_for_the_simulation():
     assert not outside(setting | {"difference coverage": 89.5, "difference told": 10.0}, "difference coverage")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", CHEAP, ids=lambda setting: setting.name)
 def test_a_setting_simulated_again_gives_the_committed_figures(setting):
     assert simulate(setting, REPLICATES) == committed(setting)

@@ -239,6 +239,7 @@ def test_an_opened_adapter_measures_the_same_to_the_bit(tiny, shapes, tmp_path, 
     assert all(torch.equal(before[i], after[i]) for i in range(6))
 
 
+@pytest.mark.slow
 def test_adapters_become_rows_whose_predictions_are_the_signs_of_their_margins(tiny, shapes, policy, tmp_path):
     policy.save(tmp_path / "moved" / "adapter")
     tiny.adapt(LoRA(), Key("b")).save(tmp_path / "fresh")

@@ -114,6 +114,7 @@ def test_labels_agree_with_the_scores_of_the_stored_images(tmp_path, make, tiny)
         assert off.abs().max() <= 1  # another batch rounds otherwise
 
 
+@pytest.mark.slow
 def test_of_more_candidates_the_best_and_the_worst_are_the_pair(tmp_path, make, tiny):
     made = make(tmp_path / "four", candidates=4)
     assert made.cost.reward_forward == 4 * COUNT

@@ -129,6 +129,7 @@ def test_a_suite_that_changes_while_it_runs_is_run_as_it_was_read_and_says_so(tm
 SBATCH = ROOT / "benchmarks" / "suites" / "array.sbatch"
 
 
+@pytest.mark.slow
 def test_the_job_array_runs_its_shard(tmp_path):
     """The file as SLURM would run it, with `srun` standing for itself and the command made a dry run."""
     text = SBATCH.read_text()
