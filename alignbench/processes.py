@@ -283,9 +283,12 @@ def _watch(own: Processes, store: Any, ended: threading.Event) -> None:
     voice = _voice()
 
     def watch() -> None:
-        last, seen, count = dict.fromkeys(range(own.size), time.monotonic()), dict.fromkeys(range(own.size), b""), 0
+        woke = time.monotonic()
+        last, seen, count = dict.fromkeys(range(own.size), woke), dict.fromkeys(range(own.size), b""), 0
         while not ended.wait(BEAT):
-            count += 1
+            count, before, woke = count + 1, woke, time.monotonic()
+            if woke - before > 3 * BEAT:  # this process was stopped itself, and others perhaps with it
+                last = dict.fromkeys(last, woke)
             silent = None
             try:
                 store.set(str(own.rank), str(count))
