@@ -23,19 +23,18 @@ def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str
 
     One that dies ends them all. They end with this process, however it ends.
     """
+    import yaml
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its failures are told in one line below
-    import yaml
-
+    logging.disable()  # how they end is told in one line below
     asked = tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8")  # noqa: SIM115
     yaml.safe_dump(dict(options), asked, allow_unicode=True)
     asked.flush()
     debug = ["--debug"] if "--debug" in sys.argv else []
     program, *arguments = command([*words, "--config", asked.name, *flags, *debug], has_safe_path())
-    set_defaults(dict.fromkeys(THREADS, str(max(1, cores() // processes))))
+    set_defaults({**dict.fromkeys(THREADS, str(max(1, cores() // processes))), "GLOO_SOCKET_IFNAME": "lo"})
     os.environ |= {PARENT: str(os.getpid()), LAUNCHER: "1"}
     config = LaunchConfig(
         min_nodes=1,
@@ -44,6 +43,7 @@ def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.5,
         start_method="spawn",
@@ -56,6 +56,7 @@ def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str
         warn(f"alignbench: ended by {signal.Signals(error.sigval).name}; {AGAIN}")
         return 128 + error.sigval
     finally:
+        logging.disable(logging.NOTSET)
         asked.close()
         for name in (PARENT, LAUNCHER):
             os.environ.pop(name, None)

@@ -37,8 +37,6 @@ KINDS: Final[tuple[type[BaseException], ...]] = (
 PATIENCE: Final = timedelta(hours=6)  # for a process that is alive and slow: one may be scoring alone
 HANGS: Final = 137  # the exit code where another process hangs: as if somebody had killed it
 BEAT, SILENCE = 3.0, 40.0  # seconds between signs of life, and without any after which a process counts as lost
-
-
 LAUNCHER: Final = "ALIGNBENCH_LAUNCHER"  # is set where one of ours says who has ended
 
 
@@ -109,8 +107,18 @@ class Processes:
         return self._vote(0, number)[0][0] if self.size > 1 else number
 
     def told(self, value: T) -> T:
-        """What the first process holds, on every process."""
-        return self.gather([value] if self.first else [])[0] if self.size > 1 else value
+        """What the first process holds, on every process. It may be large: a checkpoint."""
+        if self.size == 1:
+            return value
+        import torch
+        import torch.distributed as dist
+
+        content = _packed(value) if self.first else None
+        length = self.agree(0 if content is None else len(content))
+        received = torch.empty(length, dtype=torch.uint8) if content is None else content
+        with _connected():
+            dist.broadcast(received, src=0)
+        return value if self.first else _unpacked(received)
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -204,11 +212,6 @@ def started_by_accelerate() -> bool:
     return "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
-def local_rank() -> int:
-    """The number of this process on its machine, which is that of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def is_first() -> bool:
     """Whether this process is alone, or the one that speaks."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -224,9 +227,9 @@ def refuse_several() -> None:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Processes]:
-    """The processes of this run, connected: over gloo, and NCCL for tensors on GPUs. Raises Lost where one never
-    comes."""
+def joined(device: str) -> Iterator[Processes]:
+    """The processes of this run, connected: over gloo, and NCCL for tensors on GPUs, of which each takes its own.
+    Raises InputError where there are too few of these, Lost where a process never comes."""
     if launched() == 1:
         yield ALONE
         return
@@ -234,23 +237,23 @@ def joined() -> Iterator[Processes]:
     import torch.distributed as dist
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
-    own = Processes(int(os.environ["RANK"]), launched())
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank())
+    own, on_gpus = Processes(int(os.environ["RANK"]), launched()), device.startswith("cuda")
+    if on_gpus:
+        torch.cuda.set_device(_own_card(device, torch.cuda.device_count()))
     store = _store(own)
     # Of each try at the run, and of each cell of it, their own: what an earlier one left in the store would be found.
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     attempt = f"{start}.{store.add(f'cells of {own.rank} in {start}', 1)}"
     with _connected():
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
             rank=own.rank,
             world_size=own.size,
             timeout=PATIENCE,
             store=PrefixStore(f"attempt{attempt}", store),
         )
     ended = threading.Event()
-    _watch(own, PrefixStore(f"beats{attempt}", _store(own)), ended)
+    _watch(own, PrefixStore(f"beats{attempt}", _store(own, timedelta(seconds=2 * BEAT))), ended)
     try:
         yield own
     finally:
@@ -259,7 +262,19 @@ def joined() -> Iterator[Processes]:
             dist.destroy_process_group()
 
 
-def _store(own: Processes) -> Any:
+def _own_card(device: str, cards: int) -> int:
+    """The number of this process's GPU. Raises InputError on every process of the machine where one has none."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", launched()))
+    if device != "cuda":
+        raise InputError(f"--device {device} names one GPU, and each of several processes takes its own; leave it out.")
+    if here > cards:
+        raise InputError(
+            f"{here} processes on this machine need a GPU each, and it has {cards}; start as many as that."
+        )
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _store(own: Processes, patience: timedelta = timedelta(minutes=5)) -> Any:
     """A connection to the store of the launcher, or to that of the first process."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -270,7 +285,7 @@ def _store(own: Processes) -> Any:
             int(os.environ["MASTER_PORT"]),
             own.size,
             is_master=own.first and not hosted,
-            timeout=timedelta(minutes=5),
+            timeout=patience,
             multi_tenant=True,
         )
     except (KeyError, RuntimeError) as error:
@@ -280,35 +295,28 @@ def _store(own: Processes) -> Any:
 def _watch(own: Processes, store: Any, ended: threading.Event) -> None:
     """Give a sign of life now and then, and end this process where another one gives none for SILENCE seconds: it
     hangs, and everybody would wait for it."""
-    voice = _voice()
+    voice, others = _voice(), [rank for rank in range(own.size) if rank != own.rank]
 
     def watch() -> None:
-        woke = time.monotonic()
-        last, seen, count = dict.fromkeys(range(own.size), woke), dict.fromkeys(range(own.size), b""), 0
-        while not ended.wait(BEAT):
-            count, before, woke = count + 1, woke, time.monotonic()
-            if woke - before > 3 * BEAT:  # this process was stopped itself, and others perhaps with it
-                last = dict.fromkeys(last, woke)
-            silent = None
-            try:
+        heard, seen, asleep, count = dict.fromkeys(others, time.monotonic()), dict.fromkeys(others, b""), 0.0, 0
+        while True:
+            asleep, count = time.monotonic(), count + 1
+            if ended.wait(BEAT):
+                return
+            if time.monotonic() - asleep > 3 * BEAT:  # this process was stopped itself, and others perhaps with it
+                heard = dict.fromkeys(others, time.monotonic())
+            with contextlib.suppress(RuntimeError):  # the store is gone, or its host hangs: nobody is heard
                 store.set(str(own.rank), str(count))
-                for rank in range(own.size):
+                for rank in others:
                     beat = store.get(str(rank)) if store.check([str(rank)]) else b""
                     if beat != seen[rank]:
-                        seen[rank], last[rank] = beat, time.monotonic()
-            except RuntimeError:  # the store is gone: its host's end is seen by all in their next exchange
-                if time.monotonic() - last[own.rank] > SILENCE:
-                    silent = 0
-            quiet = [rank for rank, at in last.items() if time.monotonic() - at > SILENCE]
-            silent = quiet[0] if quiet else silent
-            if silent is None or ended.is_set():
+                        seen[rank], heard[rank] = beat, time.monotonic()
+            silent = [rank for rank, at in heard.items() if time.monotonic() - at > SILENCE]
+            if not silent or ended.is_set():
                 continue
-            speaks = min(rank for rank in range(own.size) if rank not in quiet) == own.rank
-            if speaks:
-                line = (
-                    f"alignbench: process {silent} of {own.size} does not answer any more; the same command continues."
-                )
-                print(line, file=voice, flush=True)
+            if own.rank == min(rank for rank in range(own.size) if rank not in silent):
+                said = f"process {silent[0]} of {own.size} does not answer any more; the same command continues."
+                print(f"alignbench: {said}", file=voice, flush=True)
             os._exit(HANGS)
 
     threading.Thread(target=watch, daemon=True, name="alignbench-watch").start()
@@ -368,17 +376,18 @@ def _packed(value: Any) -> Tensor:
 
     buffer = io.BytesIO()
     torch.save(value, buffer)
-    return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+    return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
 
 
 def _unpacked(content: Tensor) -> Any:
-    """What another process of this run packed. Its tensors come to this process's own GPU, if they lay on one."""
+    """What another process of this run packed. Its tensors come to this process's own GPU, if they lay on one. The
+    processes of a run trust each other, as in torch's own exchange of objects."""
     import torch
 
     def place(storage: Any, location: str) -> Any:
         return storage.cuda() if location.startswith("cuda") else storage
 
-    return torch.load(io.BytesIO(content.numpy().tobytes()), map_location=place, weights_only=False)
+    return torch.load(io.BytesIO(content.numpy().data), map_location=place, weights_only=False)
 
 
 def digest_of(tensors: Sequence[Tensor]) -> int:

@@ -49,7 +49,10 @@ class Resources:
             value = values.get(name, least)
             if type(value) is not int or value < least:
                 raise InputError(f"{where}: {name} {shown(value)}: expected a whole number of at least {least}.")
-        return cls(**values)
+        found = cls(**values)
+        if found.gpus and found.gpus < found.processes:
+            raise InputError(f"{where}: gpus {found.gpus}: each of {found.processes} processes takes one, or none do.")
+        return found
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def _run(arguments: Sequence[str]) -> int:
             return 0
     quieten_drawing()
     try:
-        if arguments[0] not in SHARED:
+        if next((a for a in arguments if not a.startswith("-")), None) not in SHARED:
             refuse_several()
         _check_environment()
         _check_values(arguments)

@@ -64,7 +64,7 @@ class Outcome:
 def run_cell(cell: Cell, force: bool = False, quiet: bool = False, trained: Trained | None = None) -> Outcome:
     """Run or continue a cell, or evaluate weights that another one has `trained`. Raises InputError where another
     configuration holds its path; other failures are written into the result before they are raised."""
-    with joined() as processes, processes.together():
+    with joined(cell.family.device(cell.options.device)) as processes, processes.together():
         outcome: Any = None
         if processes.first:
             outcome = _lead(cell, force, quiet, trained, processes)

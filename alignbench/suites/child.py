@@ -85,7 +85,7 @@ class Child:
             self._process = subprocess.Popen(
                 words,
                 cwd=order.folder,
-                env=children.environment(order.threads, order.cards),
+                env=children.environment(order.threads and max(1, order.threads // order.processes), order.cards),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

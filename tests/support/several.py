@@ -84,7 +84,7 @@ def main(folder: Path, toy_name: str, fault: str, names: Sequence[str]) -> None:
 
     torch.set_num_threads(1)
     few = FEWER if fault == "fewer" else FEW
-    with joined() as processes, processes.together():
+    with joined("cpu") as processes, processes.together():
         toy = pictures() if toy_name == "tiny" else points(flow=toy_name == "mixture_flow")
         for name in names:
             plant(fault, processes.rank)

@@ -74,7 +74,10 @@ def begun(folder: Path, processes: int, rounds: int, after: int) -> tuple[subpro
 
 def lines(run: subprocess.Popen[str], seconds: float = 60) -> list[str]:
     """What it says of its end."""
-    return [line for line in run.communicate(timeout=seconds)[1].splitlines() if line.startswith("alignbench:")]
+    said = run.communicate(timeout=seconds)[1]
+    assert "torch" not in said
+    assert "Traceback" not in said
+    return [line for line in said.splitlines() if line.startswith("alignbench:")]
 
 
 @pytest.mark.slow

@@ -15,10 +15,10 @@ from alignbench.errors import InputError
 def test_what_a_cell_needs_of_a_machine_is_no_option_and_spans_no_grid(tmp_path):
     path = tmp_path / "suite.yaml"
     path.write_text(
-        "defaults: {gpus: 1}\ncells:\n  - {algo: base, gpus: 0}\n  - {algo: ddpo, seed: [1, 2], processes: 4}\n"
+        "defaults: {gpus: 4}\ncells:\n  - {algo: base, gpus: 0}\n  - {algo: ddpo, seed: [1, 2], processes: 4}\n"
     )
     cells = suite_cells(path)
-    assert [cell.resources for cell in cells] == [Resources(1, 0), Resources(4, 1), Resources(4, 1)]
+    assert [cell.resources for cell in cells] == [Resources(1, 0), Resources(4, 4), Resources(4, 4)]
     assert [cell.options.seed for cell in cells] == [0, 1, 2]
     assert [cell.options for cell in cells] == read_suite(path)
 
@@ -36,6 +36,7 @@ def test_a_cell_that_says_nothing_needs_a_gpu_only_where_there_is_one(tmp_path):
         ("gpus: [1, 2]", "cell 1: gpus [1, 2]: expected a whole number of at least 0."),
         ("gpus: true", "cell 1: gpus True: expected a whole number of at least 0."),
         ("processes: 0", "cell 1: processes 0: expected a whole number of at least 1."),
+        ("processes: 3, gpus: 2", "cell 1: gpus 2: each of 3 processes takes one, or none do."),
         ("processes: 1.5", "cell 1: processes 1.5: expected a whole number of at least 1."),
     ],
 )

@@ -9,7 +9,18 @@ import torch
 
 from alignbench.errors import CannotContinue, Diverged, InputError, RunError, Unsupported
 from alignbench.launch import _ended
-from alignbench.processes import ALONE, KINDS, Processes, _common, _packed, _status, _unpacked, _words, digest_of
+from alignbench.processes import (
+    ALONE,
+    KINDS,
+    Processes,
+    _common,
+    _own_card,
+    _packed,
+    _status,
+    _unpacked,
+    _words,
+    digest_of,
+)
 
 
 def test_one_process_has_all_of_everything():
@@ -81,3 +92,15 @@ def test_the_end_of_several_processes_is_one_code_and_at_most_one_line(codes, co
     said = capsys.readouterr().err
     assert said.startswith(line)
     assert bool(said) == bool(line)
+
+
+def test_each_process_takes_a_gpu_of_its_own_and_all_refuse_where_one_has_none(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert _own_card("cuda", 4) == 3
+    monkeypatch.setenv("LOCAL_RANK", "0")  # which would have one
+    with pytest.raises(InputError, match="4 processes on this machine need a GPU each, and it has 2"):
+        _own_card("cuda", 2)
+    with pytest.raises(InputError, match="--device cuda:1 names one GPU"):
+        _own_card("cuda:1", 4)
