@@ -186,10 +186,10 @@ class AWM(GroupTraining):  # which has the groups, their advantage, steps and wh
         policy: Policy,
         average: Policy,
         terms: Iterable[Term],
-        old: Sequence[Float[Tensor, " b"]] | None,
+        old: Sequence[Float[Tensor, " _"]] | None,
         seen: list[Seen],
-    ) -> Iterator[Float[Tensor, " b"]]:
-        """(2) of each image and level; without `old` ℓ_old is ℓ."""
+    ) -> Iterator[Float[Tensor, " _"]]:
+        """(2) of each image and level, a tensor a term (the last may be shorter); without `old` ℓ_old is ℓ."""
         for k, term in enumerate(terms):
             with torch.no_grad():  # before the policy, while no activations are held
                 reference, ema = (term.under(pipeline) for pipeline in (policy.reference, average))
