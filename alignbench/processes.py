@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from alignbench.errors import AlignbenchError, CannotContinue, Diverged, InputError, RunError, Unsupported, described
@@ -64,6 +65,10 @@ class Processes:
     def first(self) -> bool:
         """Whether this is the process that reads, writes and speaks."""
         return self.rank == 0
+
+    def log(self, folder: Path, name: str) -> Path:
+        """This process's own log in a folder that all share; the first one's has no number in its name."""
+        return folder / (_numbered(name, self.rank) if self.rank else name)
 
     def shard(self, items: Sequence[T]) -> Sequence[T]:
         """This process's share of items that are the same on every process: every `size`-th."""
@@ -119,15 +124,6 @@ class Processes:
         with _connected():
             dist.broadcast(received, src=0)
         return value if self.first else _unpacked(received)
-
-    @contextlib.contextmanager
-    def in_turn(self) -> Iterator[None]:
-        """Within, the first process goes before all others."""
-        if not self.first:
-            self.agree(0)
-        yield
-        if self.first:
-            self.agree(0)
 
     def check_same(self, tensors: Sequence[Tensor], what: str) -> None:
         """Raise RunError where these tensors are not the same, to the last bit, on every process."""
@@ -200,6 +196,16 @@ class Processes:
 
 
 ALONE: Final = Processes()
+
+
+def logs(folder: Path, name: str) -> list[Path]:
+    """The logs of one kind that any number of processes have left in a folder."""
+    return [folder / name, *sorted(folder.glob(_numbered(name, "*")))]
+
+
+def _numbered(name: str, rank: int | str) -> str:
+    stem, _, ending = name.partition(".")
+    return f"{stem}-{rank}.{ending}"
 
 
 def launched() -> int:

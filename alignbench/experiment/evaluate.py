@@ -20,7 +20,7 @@ from alignbench.files import append_line, sha256_of
 from alignbench.interface import Prompt, Reward, Sampler, Start
 from alignbench.keys import Key
 from alignbench.meter import Cost, Meter
-from alignbench.processes import ALONE, Processes
+from alignbench.processes import ALONE, Processes, logs
 from alignbench.progress import Progress
 from alignbench.reading import records
 from alignbench.record.pictures import ImageStore, PictureFacts, Slot
@@ -63,9 +63,9 @@ def generate(
     those of some prompts start from, `about` is said of every picture in its metadata. A batch that does not fit into
     memory is halved. Where a prompt has several images, the latents of all are kept beside them. Processes share the
     batches, and each writes a log of its own, so that any number of them goes on where others stopped."""
-    log = folder / log_of(GENERATED, processes.rank)
+    log = processes.log(folder, GENERATED)
     maker = _Maker(sampler, prompts, eval_seed, meter, folder, start, about or {}, wanted)
-    known = dict(line for kept in _logs(folder, GENERATED) for line in records(kept, _generated, progress.say))
+    known = dict(line for kept in logs(folder, GENERATED) for line in records(kept, _generated, progress.say))
     size = max(1, batch // sampler.particles)
     total, seconds = Cost(), 0.0
     pictures: dict[Slot, PictureFacts] = {}
@@ -89,17 +89,6 @@ def generate(
         sum(share.seconds for share in shares),
         _merged(share.pictures for share in shares),
     )
-
-
-def log_of(name: str, rank: int | str) -> str:
-    """The name of a process's own log; the first one's has no number."""
-    stem, _, ending = name.partition(".")
-    return f"{stem}-{rank}.{ending}" if rank else name
-
-
-def _logs(folder: Path, name: str) -> list[Path]:
-    """The logs that any number of processes have left."""
-    return [folder / name, *sorted(folder.glob(log_of(name, "*")))]
 
 
 def _generated(line: Any) -> tuple[tuple[tuple[int, int], ...], Generated]:
@@ -201,10 +190,10 @@ def score(
 
     With `kept`, scores of scorers that name their weights are looked for there and kept there (see `ScoreCache`).
     """
-    store, log = ImageStore(folder / "images"), folder / log_of(SCORED, processes.rank)
+    store, log = ImageStore(folder / "images"), processes.log(folder, SCORED)
     values: dict[str, dict[Slot, float]] = {name: {} for name in scorers}
     failures: dict[str, dict[Slot, str]] = {name: {} for name in scorers}
-    for scorer, logged in [line for found in _logs(folder, SCORED) for line in records(found, _logged, progress.say)]:
+    for scorer, logged in [line for found in logs(folder, SCORED) for line in records(found, _logged, progress.say)]:
         for slot, value, reason in logged if scorer in scorers else []:
             if reason is None:
                 values[scorer][slot] = value

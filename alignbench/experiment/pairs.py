@@ -3,11 +3,12 @@
 Pair i is about prompt i of key("prompts").sample(prompts, count), and its images start from key("image", i, 0) and
 key("image", i, 1); of more candidates, the reward's best and worst are the pair: they differ more. The reward sees the
 8-bit images that are stored. Every chunk is kept as soon as it is done: a killed call, made again, ends with the same
-files.
+files. Processes share the chunks, and each writes a log of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ from alignbench.meter import Cost, Meter
 from alignbench.plugins import reward_of
 from alignbench.preferences.choosing import preference
 from alignbench.preferences.picture_files import FOLDER_FILE
+from alignbench.processes import ALONE, Processes, logs
 from alignbench.progress import Progress
 from alignbench.reading import json_of, read_bytes, records
 from alignbench.record.pictures import ImageStore, Slot
@@ -45,6 +47,7 @@ from alignbench.record.resumable import Resumable
 
 MADE = "made.json"  # what made the pairs; there once they are complete
 JOURNAL = "made.jsonl"  # what is done, a chunk a line
+LOGS = "made-*.jsonl"  # the same, of other processes than the first
 STATE = "making.json"
 IMAGES = "images"
 SCHEMA = 1
@@ -142,7 +145,13 @@ def make_for(options: PairsOptions, force: bool = False) -> tuple[str, Made]:
 
 
 def make_pairs(
-    feedback: Feedback, folder: Path, batch: int, meter: Meter, progress: Progress, force: bool = False
+    feedback: Feedback,
+    folder: Path,
+    batch: int,
+    meter: Meter,
+    progress: Progress,
+    force: bool = False,
+    processes: Processes = ALONE,
 ) -> Made:
     """Make pairs, or go on making them; a finished folder of this configuration is returned as it is. Another process
     that makes them is waited for.
@@ -158,39 +167,47 @@ def make_pairs(
         STATE,
         elsewhere="choose an empty or a new folder",
         replace="use --force to replace what is there",
-        own=(MADE, JOURNAL, FOLDER_FILE, IMAGES),
+        own=(MADE, JOURNAL, LOGS, FOLDER_FILE, IMAGES),
     )
-    if done := _finished(work, force):
-        return done
-    with work.alone():
-        if done := _finished(work, force):
+    maker = _Maker(feedback, MeteredReward(feedback.reward_name, feedback.reward, meter), folder, meter)
+    done = _finished(work, force) if processes.first else None
+    leads = processes.first and done is None
+    with work.alone() if leads else contextlib.nullcontext():
+        lines: list[dict[str, Any]] = []
+        if leads and not (done := _finished(work, force)):  # by a process that was waited for
+            work.begin(force)
+            lines = _resumed(folder, maker.store, progress.say)
+        done, known = processes.told((done, _pairs_of(lines)))
+        if done:
             return done
-        work.begin(force)
-        maker = _Maker(feedback, MeteredReward(feedback.reward_name, feedback.reward, meter), folder)
-        lines = _resumed(folder / JOURNAL, maker.store, progress.say)
-        known = {row[0] for line in lines for row in line["pairs"]}
         missing = [i for i in range(feedback.count) if i not in known]
-        progress.stage("pairs", feedback.count, len(known))
-        fitting = Fitting(meter, progress.say)
-        for part in chunked(missing, max(1, batch // feedback.candidates)):
-            before, started = meter.total, time.monotonic()
-            made = fitting(lambda numbers: list(maker.make(numbers)), part)
-            rows = [row for some in made for row in some]
-            spent = {"cost": (meter.total - before).as_dict(), "seconds": round(time.monotonic() - started, 4)}
-            lines.append({"pairs": rows, **spent})
-            append_line(folder / JOURNAL, json.dumps(lines[-1], allow_nan=False))
-            progress.advance(len(rows))
-        return _finish(work, maker, lines)
+        chunks = processes.shard(chunked(missing, max(1, batch // feedback.candidates)))
+        progress.stage("pairs", len(known) + sum(map(len, chunks)), len(known))
+        fitting, log, own = Fitting(meter, progress.say), processes.log(folder, JOURNAL), []
+        for chunk in chunks:
+            own.append(maker.made(chunk, fitting))
+            append_line(log, json.dumps(own[-1], allow_nan=False))
+            progress.advance(len(chunk))
+        lines += processes.gather(own)
+        made: Any = _finish(work, maker, lines) if processes.first else None
+        return processes.told(made)
 
 
 class _Maker:
     """Makes and labels the images of pairs."""
 
-    def __init__(self, feedback: Feedback, reward: MeteredReward, folder: Path) -> None:
-        self.feedback, self.reward = feedback, reward
+    def __init__(self, feedback: Feedback, reward: MeteredReward, folder: Path, meter: Meter) -> None:
+        self.feedback, self.reward, self.meter = feedback, reward, meter
         self.sampler = PipelineSampler(feedback.pipeline, feedback.sampling)
         self.prompts = feedback.key("prompts").sample(feedback.prompts, feedback.count)  # of each pair
         self.store = ImageStore(folder / IMAGES)
+
+    def made(self, numbers: Sequence[int], fitting: Fitting) -> dict[str, Any]:
+        """A line of the log."""
+        before, started = self.meter.total, time.monotonic()
+        rows = [row for some in fitting(lambda part: list(self.make(part)), numbers) for row in some]
+        spent = {"cost": (self.meter.total - before).as_dict(), "seconds": round(time.monotonic() - started, 4)}
+        return {"pairs": rows, **spent}
 
     def make(self, numbers: Sequence[int]) -> Iterator[tuple[int, float, float, float, int, int]]:
         """Make the images of some pairs; of each the number, the label, both scores, and which candidates they are."""
@@ -207,6 +224,11 @@ class _Maker:
             ranked = sorted(range(candidates), key=lambda which: own[which])
             a, b = sorted((ranked[0], ranked[-1]))
             yield i, preference(own[a], own[b], info), own[a], own[b], a, b
+
+
+def _pairs_of(lines: Sequence[Mapping[str, Any]]) -> set[int]:
+    """The numbers of the pairs that lines of the log are about."""
+    return {row[0] for line in lines for row in line["pairs"]}
 
 
 def _finished(work: Resumable, force: bool) -> Made | None:
@@ -232,11 +254,18 @@ def _finished(work: Resumable, force: bool) -> Made | None:
     return made
 
 
-def _resumed(journal: Path, store: ImageStore, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """What was done before, without chunks whose line or images cannot be read; the journal then says just that."""
-    lines = records(journal, _made, say)
-    kept = [line for line in lines if store.holds([Slot(row[0], k) for row in line["pairs"] for k in row[4:]])]
-    write_text(journal, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
+def _resumed(folder: Path, store: ImageStore, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """What any number of processes did before, without chunks whose line or images cannot be read; one journal then
+    says just that."""
+    kept: list[dict[str, Any]] = []
+    known: set[int] = set()
+    for line in [line for log in logs(folder, JOURNAL) for line in records(log, _made, say)]:
+        numbers = _pairs_of([line])
+        is_new = not numbers & known  # or it was merged before, and its own log not yet removed
+        if is_new and store.holds([Slot(row[0], k) for row in line["pairs"] for k in row[4:]]):
+            kept.append(line)
+            known |= numbers
+    _merge(folder, kept)
     return kept
 
 
@@ -247,7 +276,16 @@ def _made(line: Any) -> dict[str, Any]:
     return {"pairs": line["pairs"], "cost": Cost(**line["cost"]).as_dict(), "seconds": float(line["seconds"])}
 
 
+def _merge(folder: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Make one log of all."""
+    journal, *others = logs(folder, JOURNAL)
+    write_text(journal, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+    for log in others:
+        log.unlink()
+
+
 def _finish(work: Resumable, maker: _Maker, lines: Sequence[Mapping[str, Any]]) -> Made:
+    _merge(work.folder, lines)
     rows = sorted(row for line in lines for row in map(tuple, line["pairs"]))
     model = maker.feedback.model
     content = [

@@ -192,8 +192,7 @@ def _prepare(
     problem = problem_of(cell, pipeline, meter, batch, progress, processes)
     own = cell.folder / "cache"
     caches = Caches.usable(progress.say, instead=own) if len(pipeline.info()["image_shape"]) == 3 else Caches(own)
-    with processes.in_turn():  # the first makes what the others find
-        made = add_pairs(cell, problem, batch, caches) if trained is None else None
+    made = add_pairs(cell, problem, batch, caches) if trained is None else None
     origin = trained.path.name if trained else None
     draft = Draft(cell, pipeline, aligned, device, attempt, started, cut, origin)
     if attempt > 1 and processes.first:

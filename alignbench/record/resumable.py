@@ -8,6 +8,7 @@ are not the work's own are never touched, and one process works in a folder at a
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 import shutil
@@ -33,7 +34,7 @@ class Resumable:
     state: str  # name of the state file
     elsewhere: str  # where else it could go, such as "choose another --output"
     replace: str  # how what is there gives way, such as "use --force to replace it"
-    own: Collection[str] | None = None  # names that the work makes; None: the folder is the work's alone
+    own: Collection[str] | None = None  # what the work makes, as patterns; None: the folder is the work's alone
 
     @property
     def _remedy(self) -> str:
@@ -102,9 +103,12 @@ class Resumable:
     def clear(self) -> None:
         """Remove what the work made."""
         for path in self.folder.iterdir():
-            if path.name == LOCK or (self.own is not None and path.name not in {self.state, *self.own}):
+            if path.name == LOCK or not self._is_own(path.name):
                 continue
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def _is_own(self, name: str) -> bool:
+        return self.own is None or any(fnmatch.fnmatchcase(name, own) for own in (self.state, *self.own))
 
     def remove(self) -> None:
         """Remove the folder, once nothing is held and the work is elsewhere, unless somebody keeps something in it."""

@@ -194,6 +194,21 @@ def test_a_killed_call_made_again_ends_with_the_same_files(tmp_path, make, monke
     assert dataclasses.replace(continued, folder=whole.folder, seconds=whole.seconds) == whole
 
 
+def test_what_several_processes_had_logged_is_taken_over_once(tmp_path, make):
+    """Their logs are merged; a kill may have come between that and their removal."""
+    make(tmp_path)
+    before = content(tmp_path)
+    first, second, third = (line.decode() for line in complete_lines(tmp_path / "made.jsonl"))
+    (tmp_path / "made.jsonl").write_text(f"{first}\n{second}\n")
+    (tmp_path / "made-1.jsonl").write_text(f"{second}\n")
+    (tmp_path / "made-2.jsonl").write_text(f"{third}\n")
+    for name in ("pairs.jsonl", "made.json"):
+        (tmp_path / name).unlink()
+    assert make(tmp_path).cost.decode_forward == 2 * COUNT
+    assert METER.total == Cost()  # nothing was made
+    assert content(tmp_path) == before
+
+
 def test_an_image_that_is_gone_is_made_again_and_counted_once(tmp_path, make):
     make(tmp_path)
     before = content(tmp_path)
@@ -254,7 +269,7 @@ def test_a_second_call_waits_for_the_first_and_makes_nothing_again(tmp_path, mak
             other.close()
 
         threading.Timer(0.3, finish).start()
-        monkeypatch.setattr(making, "_Maker", None)  # it makes nothing
+        monkeypatch.setattr(making._Maker, "made", None)  # it makes nothing
         made = make(folder)
     assert (made.pairs, made.cost, made.seconds) == (first.pairs, first.cost, first.seconds)
     assert f"{folder} is in use by process {os.getpid()} on " in capfd.readouterr().err

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from several import FAILURES, SAME, environments, trained
@@ -95,15 +98,48 @@ def test_a_defect_in_one_process_ends_all_and_is_told_by_each(tmp_path):
 
 
 @pytest.mark.slow
-def test_images_and_scores_are_shared_and_are_those_of_one_process_to_the_last_bit(tmp_path):
-    """41 images in batches of 4, in three processes that a launcher started, then in one."""
-    asked = [sys.executable, "-m", "alignbench", "run", "--algo", "best_of_n", "--model", "mixture", "--limit", "41"]
-    asked += ["--batch-size", "4", "--output"]
-    running = [subprocess.Popen([*asked, str(tmp_path / "3")], env=own) for own in environments(3)]
+def test_made_pairs_images_and_scores_are_shared_and_are_those_of_one_process_to_the_last_bit(tmp_path):
+    """7 pairs and 10 images in batches of 4, in three processes that a launcher started, then in one. The learning rate
+    is too small to change a weight, since trained weights are the same but for rounding."""
+    asked = [sys.executable, "-m", "alignbench", "run", "--algo", "diffusion_dpo", "--model", "tiny", "--limit", "10"]
+    asked += [
+        "--batch-size",
+        "4",
+        "--steps",
+        "4",
+        "--pair-count",
+        "7",
+        "--set",
+        "rounds=1",
+        "--set",
+        "updates_per_round=1",
+    ]
+    asked += ["--set", "pairs_per_update=3", "--set", "learning_rate=1e-30", "--output"]
+    running = [
+        subprocess.Popen([*asked, str(tmp_path / "3")], env=own | {"XDG_CACHE_HOME": str(tmp_path / "cache-3")})
+        for own in environments(3)
+    ]
     assert [process.wait(300) for process in running] == [0, 0, 0]
-    subprocess.run([*asked, str(tmp_path / "1")], check=True)
+    own = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache-1"), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*asked, str(tmp_path / "1")], check=True, env=own)
+
     three, one = (results.read(next((tmp_path / name).glob("*.json"))) for name in ("3", "1"))
     assert three.rows == one.rows
     assert three.cost.per_image == one.cost.per_image
+    assert three.cost.alignment == one.cost.alignment
     shares = [path.read_text().count("slots") for path in sorted((tmp_path / "3").glob("*/generated*.jsonl"))]
-    assert sorted(shares) == [3, 4, 4]
+    assert shares == [1, 1, 1]
+    made, same = (pairs_of(tmp_path / f"cache-{name}") for name in ("3", "1"))
+    assert made == same
+    assert sum(name.endswith(".png") for name in made) == 28  # four candidates each
+
+
+def pairs_of(cache: Path) -> dict[str, object]:
+    """The files of the one folder of pairs that was made, without what is measured: seconds; and nothing of others."""
+    (record,) = cache.rglob("made.json")
+    found = {str(path.relative_to(record.parent)): path for path in record.parent.rglob("*") if path.is_file()}
+    assert not [name for name in found if name.startswith("made-")]
+    lines = [json.loads(line) for line in found.pop("made.jsonl").read_text().splitlines()]
+    whole = json.loads(found.pop("made.json").read_text())
+    same = {name: path.read_bytes() for name, path in found.items()}
+    return same | {"rows": [line["pairs"] for line in lines], "cost": whole["cost"]}
