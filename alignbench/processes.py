@@ -86,16 +86,21 @@ class Processes:
         return [own[j] for j in range(longest) for own in received if j < len(own)]
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Replace the gradient of every parameter by the sum over processes; none counts as zero."""
+        """Replace the gradient of every parameter by the sum over processes; none counts as zero. Raises RunError where
+        all have come to the same one: whoever wrote the algorithm forgot to share its losses."""
         if self.size == 1:
             return
         import torch
         import torch.distributed as dist
 
-        self._vote(0)
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
+        digests = {numbers[0] for numbers in self._vote(0, digest_of([flat]))}
+        if len(digests) == 1 and 0 < float(flat.norm()) < float("inf"):
+            raise _common(RunError)(
+                "each process has come to the same gradient, so this algorithm does not share its losses "
+                "(problem.shard): run it in one process."
+            )
         with _connected():
-            flat = torch.cat([grad.reshape(-1) for grad in grads])
             dist.all_reduce(flat)
         start = 0
         for parameter in parameters:

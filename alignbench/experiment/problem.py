@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from alignbench import devices
-from alignbench.errors import AlignbenchError, CannotContinue, Diverged, RunError, described
+from alignbench.errors import AlignbenchError, CannotContinue, Diverged, described
 from alignbench.experiment import start_up
 from alignbench.files import append_line, replace_file, write_text
 from alignbench.interface import Pairs, Pipeline, Policy, Probe, Prompts, Reward, Sampling
@@ -69,7 +69,6 @@ class CellProblem:
     seconds: float = 0.0  # of all processes, spent in finished rounds, over all attempts
     resumed_at: int = 0
     _done: int = field(default=0, init=False)
-    _shares: bool = field(default=False, init=False)  # whether the algorithm has shared anything
     _optimisers: dict[int, str] = field(default_factory=dict, init=False)  # id -> name in the state
     _norms: dict[str, list[float]] = field(default_factory=dict, init=False)  # of the last gradients, by optimiser
 
@@ -125,7 +124,6 @@ class CellProblem:
             self.progress.advance(1, **shown, **probed)
 
     def shard(self, items: Sequence[T]) -> Sequence[T]:
-        self._shares = True
         return self.processes.shard(items)
 
     def gather(self, parts: Sequence[T]) -> list[T]:
@@ -142,8 +140,6 @@ class CellProblem:
     def step(
         self, loss: Tensor | Iterable[Tensor], optimiser: torch.optim.Optimizer, max_norm: float | None = None
     ) -> float:
-        if self.processes.size > 1 and not self._shares:
-            raise RunError("this algorithm shares no work (problem.shard): run it in one process.")
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         optimiser.zero_grad(set_to_none=True)
         for part in [loss] if isinstance(loss, Tensor) else loss:

@@ -104,6 +104,16 @@ def main(folder: Path, toy_name: str, fault: str, names: Sequence[str]) -> None:
                 torch.save(content, folder / f"{name}.pt")
 
 
+class Everything:
+    """What an algorithm asks that does not share a part of its work."""
+
+    def shard(self, items: Sequence[Any]) -> Sequence[Any]:
+        return items
+
+    def gather(self, parts: Sequence[Any]) -> list[Any]:
+        return list(parts)
+
+
 def plant(fault: str, rank: int) -> None:
     """A mistake that a test has to see, in this process."""
     from alignbench.experiment.problem import CellProblem
@@ -129,6 +139,11 @@ def plant(fault: str, rank: int) -> None:
     elif fault == "local permutation":
         permutation = Key.permutation
         Key.permutation = lambda self, n: permutation(self, n)[rank:] + permutation(self, n)[:rank]  # type: ignore[method-assign]
+    elif fault == "losses not shared":
+        from alignbench.algorithms.ddpo import DDPO
+
+        losses = DDPO.losses
+        DDPO.losses = lambda self, problem, *given: losses(self, Everything(), *given)  # type: ignore[method-assign]
     elif fault == "a weight moved" and rank == 1:
 
         def moved(self: Processes, parameters: Sequence[torch.nn.Parameter]) -> None:

@@ -83,6 +83,12 @@ def test_a_weight_that_moves_in_one_process_alone_is_named_within_a_round(tmp_pa
 
 
 @pytest.mark.slow
+def test_an_algorithm_that_shares_its_paths_but_not_its_losses_is_told_so(tmp_path):
+    with pytest.raises(AssertionError, match="the same gradient, so this algorithm does not share its losses"):
+        trained(tmp_path, 2, ["ddpo"], "mixture", "losses not shared")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", [name for name in FAILURES if name != "defect"])
 def test_what_one_process_meets_is_one_decision_of_all(failure, tmp_path):
     """They go back to the last good round, or halve the forward pass, together: as one process that met the same."""
