@@ -302,6 +302,15 @@ def gradient_noise(_: Facts) -> str:
     return markdown("guidance:|A is the reward less|action 4:|5:|6 of 6:", rows)
 
 
+def scaling(_: Facts) -> str:
+    """A line for each algorithm and model: how many times as fast as one GPU, and what most of the rest is."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for row in stored("timings/scaling")["rows"]:
+        line = rows.setdefault((row["algorithm"], row["model"]), [f"`{row['algorithm']}`", row["model"]])
+        line += [f"{row['speed-up']:.0f}", row["most of the rest"]]
+    return markdown("algorithm|model|8 GPUs:|then|64:|then|512:|then", list(rows.values()))
+
+
 def scorer_timings(_: Facts) -> str:
     rows = []
     for name, found in stored("timings/scorers")["scorers"].items():
@@ -370,6 +379,7 @@ TABLES_OF: Mapping[tuple[str, str], Callable[[Facts], str]] = {
     ("results/timings/README.md", "dpo step"): dpo_step,
     ("results/timings/README.md", "gradient noise"): gradient_noise,
     ("results/timings/README.md", "scorers"): scorer_timings,
+    ("results/timings/README.md", "scaling"): scaling,
     ("rewards/README.md", "audit"): audit,
     ("algorithms/README.md", "parity"): parity,
     ("algorithms/README.md", "names"): public_names,

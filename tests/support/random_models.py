@@ -170,6 +170,20 @@ DYNAMIC = STATIC | {
 }
 
 
+TRUE_SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+TRUE_SDXL: dict[str, Any] = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
 TRUE_SD35_MEDIUM: dict[str, Any] = {
     "sample_size": 128,
     "patch_size": 2,
@@ -247,7 +261,7 @@ def true_sd15(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Stable Diffusion 1.5: 860 million weights in the denoiser."""
     parts = {
         "text_encoder": CLIPTextModel(CLIPTextConfig(**TRUE_TEXT)),
-        "unet": UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
+        "unet": UNet2DConditionModel(**TRUE_SD15),
         "vae": AutoencoderKL(**TRUE_VAE),
     }
     return save(folder, "StableDiffusionPipeline", parts, dtype=dtype)
@@ -255,19 +269,7 @@ def true_sd15(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
 
 def true_sdxl(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """SDXL base: 2.6 billion weights in the denoiser."""
-    unet = UNet2DConditionModel(
-        sample_size=128,
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    )
+    unet = UNet2DConditionModel(**TRUE_SDXL)
     parts = {
         "text_encoder": CLIPTextModel(CLIPTextConfig(**TRUE_TEXT)),
         "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**TRUE_TEXT_2)),
