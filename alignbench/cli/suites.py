@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from alignbench.cli.flags import Flag
 from alignbench.cli.output import listing, note, print_json, say, typed
 from alignbench.cli.report import write_report
-from alignbench.errors import AlignbenchError, InputError
+from alignbench.errors import AlignbenchError, InputError, RunError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,6 +80,10 @@ def suite(
     from alignbench.suites.plan import planned
 
     rows = planned(asked, only, shard)
+    if not rows:  # no error: an array of jobs may have more of them than there are cells
+        note(f"--shard {shard}: there are fewer cells than shards, and none for this one.")
+        _show(rows, json, report=False, conclude=False)
+        return 0
     if dry_run:
         return _show_plan(rows, json)
     code = _run(rows, on, jobs, json)
@@ -124,6 +128,9 @@ def _run(rows: Sequence[Row], on: str, jobs: int | None, quiet: bool) -> int:
     except KeyboardInterrupt as error:
         note("alignbench: interrupted; the same command continues where it stopped.")
         return 143 if isinstance(error, Terminated) else 130
+    except RunError as error:  # the engine is gone, and what came of the cells until then is still to be shown
+        note(f"alignbench: {error}")
+        return 1
     return 0 if all(row.state in ("done", "unsupported") for row in rows) else 1
 
 

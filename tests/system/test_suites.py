@@ -98,6 +98,17 @@ def test_wrong_ways_to_run_a_suite_are_one_line(tmp_path, capsys, words, message
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_shard_beyond_the_last_cell_says_that_it_has_nothing_to_do(tmp_path, capsys, more):
+    """An array of jobs may be longer than the suite."""
+    path = write_suite(tmp_path, SMALL)
+    assert run_command_line(["suite", str(path), "--shard", "9/9", "--json", *more]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"cells": []}
+    assert err.splitlines() == ["--shard 9/9: there are fewer cells than shards, and none for this one."]
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_cell_that_this_machine_cannot_hold_is_refused_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("alignbench.children.cards", lambda: ("0",))
     path = write_suite(tmp_path, [{"algo": "base"}, {"algo": "best_of_n", "gpus": 8}])

@@ -294,6 +294,26 @@ def test_what_a_second_comes_to_is_never_measured_by_two_at_a_time(suite):
     assert states(rows) == ["done"] * 5
 
 
+def test_an_engine_that_is_gone_interrupts_what_runs_and_ends_the_suite(suite):
+    rows, engine = suite("ab", at_once=1)
+    looks: list[int] = []
+
+    def ended() -> list[tuple[Job, Ended]]:
+        looks.append(1)
+        if len(looks) == 2:
+            raise RunError("the cluster is gone.")
+        return []
+
+    engine.ended = ended
+    with pytest.raises(RunError, match="the cluster is gone"):
+        run_rows(rows, engine, lambda row: None, lambda: None)
+    assert engine.stopped == 1
+    assert [(row.state, row.reason) for row in rows] == [
+        ("interrupted", "the same command continues it"),
+        ("waiting", None),
+    ]
+
+
 def test_a_cell_that_no_machine_holds_is_refused_before_anything_is_started(suite):
     rows, engine = suite("ab", refuses="a asks for 8 GPUs, and this machine has 0.")
     with pytest.raises(InputError, match="asks for 8 GPUs"):
