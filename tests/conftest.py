@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two threads that spin tak
 
 import checked_shapes  # noqa: F401, from here on the import hook checks shapes alone
 import torch
+import warm
 from parity import recipe
 from places import ROOT, TOY
 from result_files import writer
@@ -32,8 +33,10 @@ from alignbench.testbed.pipeline import MixturePipeline
 from alignbench.testbed.toys import grid
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Garbage collections need not walk all modules and tests again and again."""
+    if any(item.get_closest_marker("slow") for item in session.items):
+        warm.preload_networks()
     gc.collect()
     gc.freeze()
 
