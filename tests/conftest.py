@@ -16,6 +16,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two threads that spin tak
 
 import checked_shapes  # noqa: F401, from here on the import hook checks shapes alone
 import torch
+import warm
+from pages import Facts
 from parity import recipe
 from places import ROOT, TOY
 from result_files import writer
@@ -32,10 +34,14 @@ from alignbench.testbed.pipeline import MixturePipeline
 from alignbench.testbed.toys import grid
 
 
-def pytest_collection_finish() -> None:
-    """Garbage collections need not walk all modules and tests again and again."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Garbage collections need not walk all modules and tests again and again, and may be rare: they take 6 % of the
+    time at Python's thresholds."""
+    if any(item.get_closest_marker("slow") for item in session.items):
+        warm.preload_networks()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +49,12 @@ def reference_cells() -> list[Cell]:
     """The cells of the embedded model's reference results, once for all tests: resolving them takes seconds."""
     specs = read_suite(ROOT / "benchmarks" / "suites" / "tiny.yaml")
     return [resolve(spec.model_copy(update={"output": ROOT / "results"})) for spec in specs]
+
+
+@pytest.fixture(scope="session")
+def facts() -> Facts:
+    """What pages say of the committed results, compared once for all tests: that takes seconds a folder."""
+    return Facts()
 
 
 @pytest.fixture(autouse=True)

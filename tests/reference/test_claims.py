@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from claims import CLAIMING, CLAIMS, sentences
-from pages import Facts, read
+from pages import read
 from places import ROOT
 
 # Sentences that claim nothing of results: they say what a word means, what to type, or how something was made.
@@ -28,11 +28,6 @@ DEFINITIONS = (
     "With one seed nobody", "and another method may", "Each has its own", "win rates by people",
     "A method *looks hacked* where",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def facts() -> Facts:
-    return Facts()
 
 
 @pytest.mark.parametrize("page", CLAIMS)

@@ -19,11 +19,6 @@ from alignbench.asking.presets import build_algorithm
 from alignbench.cli.app import run_command_line
 
 
-@pytest.fixture(scope="module")
-def facts() -> Facts:
-    return Facts()
-
-
 @pytest.mark.parametrize(("page", "name"), TABLES_OF)
 def test_a_table_is_what_its_file_says(page, name, facts):
     """`make pages` writes them anew."""

@@ -8,7 +8,6 @@ import pytest
 import torch
 from places import ROOT
 
-from alignbench.analysis.compare import compare
 from alignbench.analysis.comparison import Group
 from alignbench.analysis.frontier import Standing
 from alignbench.analysis.load import no_garbage_collection
@@ -30,9 +29,9 @@ def files() -> dict[str, results.Result]:
 
 
 @pytest.fixture(scope="module")
-def groups() -> dict[str, Group]:
+def groups(facts) -> dict[str, Group]:
     """Of noise seed 0: the others are repetitions of the test-time methods alone."""
-    found = compare([FOLDER]).groups
+    found = facts.testbed.groups
     return {group.evaluation.prompts: group for group in found if group.evaluation.eval_seed == 0}
 
 

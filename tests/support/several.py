@@ -1,20 +1,17 @@
-"""Algorithms in one and in several processes: `python several.py FOLDER TOY FAULT NAME …`, started once per process.
-
-`trained` starts them and returns what each algorithm came to: weights, curve and cost.
-"""
+"""Algorithms in one and in several processes: `trained` begins them and returns what each algorithm came to: weights,
+curve and cost."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from warm import begin
 
 # Sizes that neither two nor three processes divide, and a last batch that is shorter.
 FEW = {
@@ -55,26 +52,18 @@ def environments(processes: int) -> list[dict[str, str]]:
     return [{**os.environ, **common, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(processes)]
 
 
-def started(folder: Path, processes: int, names: Sequence[str], toy: str, fault: str) -> list[subprocess.Popen[str]]:
-    words = [sys.executable, __file__, str(folder), toy, fault, *names]
-    return [
-        subprocess.Popen(words, env=own, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for own in environments(processes)
-    ]
-
-
 def trained(
     folder: Path, processes: int, names: Sequence[str], toy: str = "mixture", fault: str = "none"
 ) -> dict[str, Came]:
     """Train these algorithms, one after another, in so many processes. Fails with what they printed."""
     folder.mkdir(parents=True, exist_ok=True)
-    running = started(folder, processes, names, toy, fault)
-    said = [process.communicate(timeout=1200)[0] for process in running]
-    assert all(process.returncode == 0 for process in running), "\n".join(said)
+    begun = [begin(train, folder, toy, fault, names, environment=own) for own in environments(processes)]
+    ended = [process.ended(1200) for process in begun]
+    assert all(done.returncode == 0 for done in ended), "\n".join(done.stdout + done.stderr for done in ended)
     return {name: Came(**torch.load(folder / f"{name}.pt", weights_only=True)) for name in names}
 
 
-def main(folder: Path, toy_name: str, fault: str, names: Sequence[str]) -> None:
+def train(folder: Path, toy_name: str, fault: str, names: Sequence[str]) -> None:
     from alignbench import plugins
     from alignbench.asking.presets import build_algorithm
     from alignbench.contracts.toys import pictures, points
@@ -178,6 +167,3 @@ def failures() -> dict[str, dict[int, Exception]]:
 
 
 FAILURES = failures()
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:])

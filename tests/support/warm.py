@@ -11,11 +11,16 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 PRELOADED = ["alignbench.experiment.run", "alignbench.diffusion.loading", "alignbench.cli.app", "warm"]
+PRELOADED += ["torch._dynamo"]  # which every optimiser of torch imports, for longer than a short training takes
+# What commands that open a network import besides, for seconds.
+NETWORKS = ["diffusers.utils.logging", "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders"]
+NETWORKS += ["transformers.utils.logging", "transformers.models.clip.modeling_clip", "peft", "scipy.stats"]
 
 
 class Done(NamedTuple):
@@ -27,7 +32,7 @@ class Done(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """The call at which a command is stopped: of this function in this module, by number from 1; by SIGKILL, or by$
+    """The call at which a command is stopped: of this function in this module, by number from 1; by SIGKILL, or by
     KeyboardInterrupt."""
 
     module: str
@@ -46,46 +51,81 @@ class Kill(NamedTuple):
     count_into: str | None = None
 
 
-def execute(arguments: Sequence[str], stop: Stop | Kill | None = None) -> Done:
-    """Run one command as `python -m alignbench` would, with one thread."""
+class Begun:
+    """A process that was begun, and what it says."""
+
+    def __init__(self, process: BaseProcess, folder: tempfile.TemporaryDirectory[str]) -> None:
+        self.process, self._folder = process, folder
+        self.out, self.err = (Path(folder.name, name) for name in ("out", "err"))
+
+    def ended(self, seconds: float | None = None) -> Done:
+        """How it ended, within so many seconds."""
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, f"it still runs and said: {self.err.read_text(encoding='utf-8')}"
+        return Done(self.process.exitcode, *(path.read_text(encoding="utf-8") for path in (self.out, self.err)))
+
+
+def preload_networks() -> None:
+    """Have what networks need imported before the first process is forked. To be called before that."""
+    PRELOADED.extend(name for name in NETWORKS if name not in PRELOADED)
+
+
+def begin(work: Callable[..., None], *arguments: Any, environment: Mapping[str, str] | None = None) -> Begun:
+    """Let a process of its own do some work, in this folder, with one thread."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("out", "err")]
-        child = context.Process(
-            target=_run, args=(list(arguments), stop, list(map(str, files)), dict(os.environ), os.getcwd())
-        )
-        child.start()
-        child.join()
-        assert child.exitcode is not None
-        return Done(child.exitcode, *(path.read_text(encoding="utf-8") for path in files))
+    folder = tempfile.TemporaryDirectory()
+    surroundings = dict(os.environ if environment is None else environment)
+    process = context.Process(target=_surrounded, args=(work, arguments, folder.name, surroundings, os.getcwd()))
+    begun = Begun(process, folder)
+    for path in (begun.out, begun.err):
+        path.touch()
+    process.start()
+    return begun
 
 
-def _run(
-    arguments: list[str], stop: Stop | Kill | None, files: list[str], environment: dict[str, str], folder: str
+def begin_command(
+    arguments: Sequence[str], stop: Stop | Kill | None = None, environment: Mapping[str, str] | None = None
+) -> Begun:
+    """Begin a command as `python -m alignbench` would."""
+    return begin(_command, list(arguments), stop, environment=environment)
+
+
+def execute(arguments: Sequence[str], stop: Stop | Kill | None = None) -> Done:
+    """Run one command to its end."""
+    return begin_command(arguments, stop).ended()
+
+
+def _surrounded(
+    work: Callable[..., None], arguments: Sequence[Any], folder: str, environment: dict[str, str], place: str
 ) -> None:
     import torch
 
     torch.set_num_threads(1)
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(folder)
-    for target, path in zip((1, 2), files, strict=True):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), target)
+    os.chdir(place)
+    for target, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(Path(folder, name), os.O_WRONLY), target)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
+    work(*arguments)
+
+
+def _command(arguments: list[str], stop: Stop | Kill | None) -> None:
     seen: list[str] = []
     if isinstance(stop, Stop):
         _arm(stop)
     elif stop is not None:
         _watch(stop, seen)
-    from alignbench.cli.app import run_command_line
+    from alignbench.__main__ import main
 
-    code = run_command_line(arguments)
-    sys.stdout.flush()
-    if isinstance(stop, Kill) and stop.count_into is not None:
-        Path(stop.count_into).write_text(str(len(seen)), encoding="ascii")
-    sys.exit(code)
+    sys.argv = ["alignbench", *arguments]
+    try:
+        main()
+    finally:
+        if isinstance(stop, Kill) and stop.count_into is not None:
+            Path(stop.count_into).write_text(str(len(seen)), encoding="ascii")
 
 
 def _arm(stop: Stop) -> None:

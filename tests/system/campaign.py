@@ -39,7 +39,7 @@ sys.path.insert(0, str(HERE.parent / "support"))
 
 import numpy as np  # noqa: E402
 from places import TOY  # noqa: E402
-from warm import Done, Kill, execute  # noqa: E402
+from warm import Done, Kill, execute, preload_networks  # noqa: E402
 
 from alignbench.keys import Key  # noqa: E402
 
@@ -612,6 +612,7 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="of the faults; 1 is all of them")
     parser.add_argument("--output", type=Path, help="a folder for faults.json, whose other parts are kept")
     chosen = parser.parse_args()
+    preload_networks()
     found = campaign(chosen.parts or list(PARTS), chosen.share)
     if chosen.output is not None:
         path = chosen.output / "faults.json"

@@ -15,7 +15,15 @@ from alignbench.contracts.toys import Toy
 TRAINING = [name for name in plugins.own_names("algorithms") if plugins.load("algorithms", name).trains]
 FEW = {"rounds": 1, "updates_per_round": 2, "samples_per_round": 10, "samples_per_update": 10, "pairs_per_update": 10}
 FEW |= {"moves_per_update": 10, "value_updates": 2, "passes": 1, "steps": 2, "margin": "none", "window": 1}
-FEW |= {"action_fraction": 0.5, "skip_first": 0, "skip_last": 0, "tuning": "lora", "first": 0, "skipped": 0}
+FEW |= {
+    "action_fraction": 0.5,
+    "skip_first": 0,
+    "skip_last": 0,
+    "tuning": "lora",
+    "first": 0,
+    "skipped": 0,
+    "levels": 2,
+}
 FEW |= {"learning_rate": 1e-4}  # an image depends on its batch by 1e-5; Adam makes that a share of the rate
 
 

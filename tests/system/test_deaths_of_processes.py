@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from warm import Begun, Done, begin, begin_command, execute
 
+from alignbench import processes as of_a_run
 from alignbench.record import result as results
 
-ASKED = ["run", "--algo", "ddpo", "--model", "mixture", "--limit", "6", "--set", "samples_per_round=14"]
+ASKED = ["run", "--algo", "ddpo", "--model", "mixture", "--steps", "8", "--limit", "6", "--set", "samples_per_round=14"]
 ASKED += ["--set", "updates_per_round=2", "--set", "batch=4", "--output"]
 
 
 def asked(folder: Path, rounds: int) -> list[str]:
-    return [sys.executable, "-m", "alignbench", *ASKED, str(folder), "--set", f"rounds={rounds}"]
+    return [*ASKED, str(folder), "--set", f"rounds={rounds}"]
 
 
 def curve(folder: Path) -> int:
@@ -61,44 +62,41 @@ def until(holds: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
-def begun(folder: Path, processes: int, rounds: int, after: int) -> tuple[subprocess.Popen[str], list[int]]:
+def begun(folder: Path, processes: int, rounds: int, after: int) -> tuple[Begun, list[int]]:
     """A run that has done some rounds, and its processes."""
-    run = subprocess.Popen(
-        [*asked(folder, rounds), "--processes", str(processes)], stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    until(lambda: curve(folder) >= after or run.poll() is not None)
-    assert run.poll() is None
-    return run, workers(run.pid)
+    run = begin_command([*asked(folder, rounds), "--processes", str(processes)])
+    until(lambda: curve(folder) >= after or not run.process.is_alive())
+    assert run.process.is_alive()
+    return run, workers(run.process.pid)
 
 
-def lines(run: subprocess.Popen[str], seconds: float = 60) -> list[str]:
+def lines(done: Done) -> list[str]:
     """What it says of its end."""
-    said = run.communicate(timeout=seconds)[1]
-    assert "torch" not in said
-    assert "Traceback" not in said
-    return [line for line in said.splitlines() if line.startswith("alignbench:")]
+    assert "torch" not in done.stderr
+    assert "Traceback" not in done.stderr
+    return [line for line in done.stderr.splitlines() if line.startswith("alignbench:")]
 
 
 @pytest.mark.slow
 def test_a_killed_process_ends_all_in_one_line_and_another_number_of_them_goes_on(tmp_path):
     rounds = 40
-    subprocess.run(asked(tmp_path / "whole", rounds), check=True, capture_output=True)
+    assert execute(asked(tmp_path / "whole", rounds)).returncode == 0
     killed = tmp_path / "killed"
-    for processes, rank, after in ((2, 1, 6), (3, 0, 14), (3, 2, 22)):
+    for processes, rank, after in ((2, 1, 6), (3, 0, 14)):
         run, pids = begun(killed, processes, rounds, after)
         os.kill(pids[rank], signal.SIGKILL)
-        (line,) = lines(run)
+        done = run.ended(60)
+        (line,) = lines(done)
         assert line == (
             f"alignbench: process {rank} of {processes} was ended by SIGKILL; the same command continues from the last "
             "round."
         )
-        assert run.returncode == 137
+        assert done.returncode == 137
         assert not alive(pids)
-    subprocess.run([*asked(killed, rounds), "--processes", "2"], check=True, capture_output=True)
+    assert execute([*asked(killed, rounds), "--processes", "2"]).returncode == 0
     one, other = (results.read(next((tmp_path / name).glob("*.json"))) for name in ("whole", "killed"))
     assert other.environment["processes"] == 2
-    assert other.attempts == 4
+    assert other.attempts == 3
     assert other.cost.alignment == one.cost.alignment
     for row, same in zip(other.rows, one.rows, strict=True):
         assert row.scores == pytest.approx(same.scores, abs=1e-4)
@@ -107,20 +105,54 @@ def test_a_killed_process_ends_all_in_one_line_and_another_number_of_them_goes_o
 @pytest.mark.slow
 def test_processes_end_with_their_launcher_and_at_a_time_limit(tmp_path):
     run, pids = begun(tmp_path, 2, 100_000, 3)
-    run.kill()
-    run.wait()
+    run.process.kill()
+    run.ended(60)
     until(lambda: not alive(pids), 10)
     run, pids = begun(tmp_path, 2, 100_000, curve(tmp_path) + 3)
-    run.terminate()
-    assert lines(run) == ["alignbench: ended by SIGTERM; the same command continues from the last round."]
-    assert run.returncode == 143
+    run.process.terminate()
+    done = run.ended(60)
+    assert lines(done) == ["alignbench: ended by SIGTERM; the same command continues from the last round."]
+    assert done.returncode == 143
     until(lambda: not alive(pids), 10)
+
+
+SOONER = 8.0  # seconds
+
+
+def impatient(words: list[str]) -> None:
+    """A command whose launcher waits less for a process that was asked to end, and whose processes wait less for one
+    that is silent."""
+    from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+
+    from alignbench import launch
+    from alignbench.__main__ import main
+
+    plain, close = launch.command, SubprocessContext.close
+    waits = f"from alignbench import __main__, processes; processes.BEAT, processes.SILENCE = 1.0, {SOONER}; "
+
+    def command(*asked):
+        python, *flags = plain(*asked)
+        where = flags.index("-m")
+        return [python, *flags[:where], "-c", waits + "__main__.main()", *flags[where + 2 :]]
+
+    launch.command = command
+    SubprocessContext.close = lambda self, signal=None, timeout=30: close(self, signal, SOONER)
+    sys.argv = ["alignbench", *words]
+    main()
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_is_named_within_a_minute(tmp_path):
-    run, pids = begun(tmp_path, 2, 100_000, 3)
+def test_a_process_that_hangs_is_named_and_ended(tmp_path):
+    run = begin(impatient, [*asked(tmp_path, 100_000), "--processes", "2"])
+    until(lambda: curve(tmp_path) >= 3)
+    pids = workers(run.process.pid)
     os.kill(pids[1], signal.SIGSTOP)
-    assert "alignbench: process 1 of 2 does not answer any more; the same command continues." in lines(run, 100)
-    assert run.returncode == 137
-    until(lambda: not alive(pids), 40)
+    done = run.ended(60)
+    assert "alignbench: process 1 of 2 does not answer any more; the same command continues." in lines(done)
+    assert done.returncode == of_a_run.HANGS
+    until(lambda: not alive(pids), 10)
+
+
+def test_a_process_that_hangs_would_be_named_within_a_minute():
+    """Each watches every few seconds, and hears a sign of life no sooner than the other gives it."""
+    assert of_a_run.SILENCE + 2 * of_a_run.BEAT < 60

@@ -83,7 +83,7 @@ def cell(tmp_path, monkeypatch):
             values["steps"] = steps
         if algo in ("demon", "doodl"):
             del values["eta"]
-        if algo in ("diffusion_dpo", "sft"):
+        if getattr(plugins.load("algorithms", algo), "learns_from_pairs", False):
             values["pair_count"] = 4
         return resolve(RunOptions(**{"algo": algo, "model": str(folder), "set": own, **values, **changes}))
 

@@ -92,8 +92,8 @@ def pictures(tmp_path_factory) -> Cells:
         tmp_path_factory.mktemp("pictures"),
         "tiny-shapes-ddpo",
         [
-            "--limit", "12", "--batch-size", "4", "--steps", "6",
-            *fields(rounds=ROUNDS, samples_per_round=16, batch=8, steps=6, updates_per_round=2, passes=1,
+            "--limit", "8", "--batch-size", "4", "--steps", "3",
+            *fields(rounds=ROUNDS, samples_per_round=8, batch=4, steps=3, updates_per_round=2, passes=1,
                     samples_per_prompt=1, action_fraction=1.0, skip_last=0, buffer=4, min_count=2, tuning="lora"),
         ],
     )  # fmt: skip

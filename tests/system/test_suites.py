@@ -164,16 +164,16 @@ def test_the_job_array_runs_its_shard(tmp_path):
     assert len(json.loads(done.stdout)["cells"]) == len(range(2, 12, last))
 
 
-SIX = [{"algo": "base"}, {"algo": "best_of_n", "set": {"n": [2, 4]}}, {"algo": "ddpo", "seed": [1, 2, 3], "set": FEW}]
+FOUR = [{"algo": "base"}, {"algo": "best_of_n", "set": {"n": 2}}, {"algo": "ddpo", "seed": [1, 2], "set": FEW}]
 
 
 @pytest.mark.slow
 def test_shards_are_together_what_a_plain_suite_is_and_two_suites_on_one_folder_share_its_cells(tmp_path):
-    path = write_suite(tmp_path, SIX)
+    path = write_suite(tmp_path, FOUR)
     plain = finished(["suite", str(path), "--output", str(tmp_path / "plain")])
-    assert [cell["state"] for cell in plain["cells"]] == ["done"] * 6
+    assert [cell["state"] for cell in plain["cells"]] == ["done"] * 4
     expected = came_to(tmp_path / "plain")
-    assert len(expected) == 6
+    assert len(expected) == 4
     shards = [started(["suite", str(path), "--output", str(tmp_path / "shards"), "--shard", f"{i}/2"]) for i in (1, 2)]
     assert [shard.wait(600) for shard in shards] == [0, 0]
     assert came_to(tmp_path / "shards") == expected
@@ -182,8 +182,8 @@ def test_shards_are_together_what_a_plain_suite_is_and_two_suites_on_one_folder_
     assert [one.returncode for one in both] == [0, 0]
     assert came_to(tmp_path / "both") == expected
     tried = [[cell["tries"] for cell in own] for own in cells]
-    assert all(sum(own) >= 2 for own in tried)  # each has done some
-    assert sum(map(sum, tried)) <= 8  # and hardly any cell was started by both
+    assert all(sum(own) >= 1 for own in tried)  # each has done some
+    assert sum(map(sum, tried)) <= 5  # and hardly any cell was started by both
 
 
 LONG = [{"algo": "base"}, {"algo": "ddpo", "seed": [1, 2], "set": FEW | {"rounds": 60}}]

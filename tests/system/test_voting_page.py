@@ -177,8 +177,7 @@ def test_an_address_of_a_rater_needs_no_name_and_a_wrong_one_is_told(files, log,
         assert "whole address" in other.inner_text("#wrong")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 360)])  # places go by width, colours by scheme
 def test_everything_is_on_the_screen_named_and_readable(scheme, width, tmp_path, log, window):
     files = cells(tmp_path / "results", prompts=3, size=64)
     with session_of(files, log, PLAIN, questions=("alignment",)) as (_, url):

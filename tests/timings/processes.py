@@ -14,7 +14,6 @@ import argparse
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "system")]
 
 from several import Came, trained  # noqa: E402
+from warm import execute  # noqa: E402
 
 
 def of_curves(one: Came, other: Came) -> float:
@@ -54,7 +54,7 @@ def kills(count: int, rounds: int) -> None:
     chance = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         whole, killed, done, runs = Path(folder) / "whole", Path(folder) / "killed", 0, 0
-        subprocess.run(asked(whole, rounds), check=True, capture_output=True)
+        assert execute(asked(whole, rounds)).returncode == 0
         one = results.read(next(whole.glob("*.json")))
         while done < count:
             runs += 1
@@ -63,15 +63,12 @@ def kills(count: int, rounds: int) -> None:
                 processes = chance.choice((2, 3))
                 run, pids = begun(target, processes, rounds, curve(target) + 1)
                 time.sleep(chance.uniform(0, 1))
-                victims = chance.choice(([chance.choice(pids)], [run.pid], [run.pid, *pids]))
+                victims = chance.choice(([chance.choice(pids)], [run.process.pid], [run.process.pid, *pids]))
                 for pid in victims:
                     os.kill(pid, signal.SIGKILL)
-                run.wait()
-                run.stderr.close()
+                run.ended()
                 done += 1
-            subprocess.run(
-                [*asked(target, rounds), "--processes", str(chance.choice((2, 3)))], check=True, capture_output=True
-            )
+            assert execute([*asked(target, rounds), "--processes", str(chance.choice((2, 3)))]).returncode == 0
             other = results.read(next(target.glob("*.json")))
             pairs = [(a.scores[k], b.scores[k]) for a, b in zip(one.rows, other.rows, strict=True) for k in a.scores]
             same = other.cost.alignment == one.cost.alignment
