@@ -10,6 +10,7 @@ import ast
 import functools
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -302,6 +303,22 @@ def gradient_noise(_: Facts) -> str:
     return markdown("guidance:|A is the reward less|action 4:|5:|6 of 6:", rows)
 
 
+def two_processes(_: Facts) -> str:
+    content = stored("timings/two_processes")
+    rows = [
+        [
+            name if name == "generation" else f"`{name}`",
+            f"{found['one']:.1f}",
+            f"{found['two']:.1f}",
+            f"{statistics.median(found['ratios']):.2f} ({found['ratios'][0]:.2f} to {found['ratios'][-1]:.2f})",
+            f"{100 * found['exchanging']:.0f}",
+        ]
+        for name, found in content.items()
+        if name != "machine"
+    ]
+    return markdown("work|one process, s:|two, s:|times as fast:|exchanging and waiting, %:", rows)
+
+
 def scaling(_: Facts) -> str:
     """A line for each algorithm and model: how many times as fast as one GPU, and what most of the rest is."""
     rows: dict[tuple[str, str], list[str]] = {}
@@ -379,6 +396,7 @@ TABLES_OF: Mapping[tuple[str, str], Callable[[Facts], str]] = {
     ("results/timings/README.md", "dpo step"): dpo_step,
     ("results/timings/README.md", "gradient noise"): gradient_noise,
     ("results/timings/README.md", "scorers"): scorer_timings,
+    ("results/timings/README.md", "two processes"): two_processes,
     ("results/timings/README.md", "scaling"): scaling,
     ("rewards/README.md", "audit"): audit,
     ("algorithms/README.md", "parity"): parity,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from several import FAILURES, SAME, environments, trained
-from warm import begin_command, execute
+from warm import begin_command
 
 from alignbench import plugins
 from alignbench.record import result as results
