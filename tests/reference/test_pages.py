@@ -120,6 +120,10 @@ def of_the_scorers(content: dict[str, Any]) -> Iterator[str]:
     yield f"{min(loaded):.0f} to {max(loaded):.0f} MiB more before they score"
     five = content["five"]["ratio"]
     yield f"{five['median']:.2f} times as fast ({five['least']:.2f} to {five['most']:.2f}) as one after the other"
+    full = content["full"]["scorers"]["clip_l14"]
+    most = [max(full[side]["peak_mib"], full[side]["loading_mib"]) for side in ("ours", "official")]
+    yield f"ours hold at most {most[0]:.0f} MiB and the official code {most[1]:.0f}"
+    yield f"ours had {full['ratio']['median']:.2f} of the official speed"
     (few, small), (many, large) = content["growth"].items()
     yield f"{small:.0f} MiB with {few} pictures and {large:.0f} with {many}"
 
