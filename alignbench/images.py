@@ -30,8 +30,12 @@ def to_bytes(images: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b h w 3"]:
 
 def as_tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:
     """A picture in memory as RGB in [0, 1]. One from a file comes through `read_image`."""
-    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-    return pixels.float().div_(255)
+    return as_floats(np.array(image if image.mode == "RGB" else image.convert("RGB")))
+
+
+def as_floats(pixels: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
+    """8-bit pixels in [0, 1]."""
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div_(255)
 
 
 def read_image(
@@ -39,7 +43,14 @@ def read_image(
 ) -> Float[Tensor, "3 h w"]:
     """A picture from a file or its bytes, in [0, 1], as `pictures.read` has it. What that took is added to `notes`.
     Raises PictureError."""
-    return as_tensor(_noted(read(source, formats), notes, place))
+    return as_floats(read_pixels(source, notes, place, formats))
+
+
+def read_pixels(
+    source: bytes | Path, notes: Notes | None = None, place: str = "", formats: Sequence[str] = FORMATS
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The same as 8-bit pixels."""
+    return np.array(_noted(read(source, formats), notes, place))
 
 
 def _noted(picture: Picture, notes: Notes | None, place: str) -> Image.Image:

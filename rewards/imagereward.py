@@ -23,8 +23,9 @@ from torch import Tensor
 
 from alignbench import Crop, File, Prompt, RewardInfo, hub_file
 from alignbench.scoring.blip import BLIP_LARGE, BlipArchitecture, BlipScorer, blip_scorer
-from alignbench.scoring.features import ahead
-from alignbench.scoring.preprocessing import prepared, unsuitable_shape
+from alignbench.scoring.features import parts_of
+from alignbench.scoring.preprocessing import unsuitable_shape
+from alignbench.scoring.shared import SharedPictures, ahead
 from alignbench.scoring.weights import DType, WeightFile, describe, locate
 
 __all__ = ["ImageReward"]
@@ -42,7 +43,6 @@ WORDS = hub_file(
     size=231_508,
 )
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
-CROP = Crop("half-even")
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,26 @@ class ImageReward:
     architecture: BlipArchitecture = BLIP_LARGE
 
     differentiable: ClassVar[bool] = True
+    fit: ClassVar[Crop] = Crop("half-even")
     files: ClassVar[tuple[File, ...]] = (WEIGHTS, WORDS)
 
-    @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
-        rows = list(range(len(images)))
-        values, done = [], 0
-        for pixels in ahead(lambda places: prepared(images[places], CROP), rows):
-            values.append(self.scorer(pixels, prompts[done : done + len(pixels)]))
-            done += len(pixels)
+        return self.of_pictures(SharedPictures.of(images, self), prompts)
+
+    @torch.no_grad()
+    def of_pictures(self, pictures: SharedPictures, prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
+        parts = parts_of(range(len(pictures)), pictures.device)
+        values = [
+            self.scorer(pixels, [prompts[place] for place in part])
+            for part, pixels in zip(parts, ahead(lambda part: pictures.pixels(self.fit, part), parts), strict=True)
+        ]
         return ((torch.cat(values) - MEAN) / DEVIATION).float()
 
     def with_grad(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
-        return (self.scorer(CROP.smooth(images), prompts) - MEAN) / DEVIATION
+        return (self.scorer(self.fit.smooth(images), prompts) - MEAN) / DEVIATION
 
     def info(self) -> RewardInfo:
-        return describe("imagereward", self.weight_files, CROP, self.dtype, "real, about -2.5 to 2", "transformers")
+        return describe("imagereward", self.weight_files, self.fit, self.dtype, "real, about -2.5 to 2", "transformers")
 
     def unsupported(self, prompts: Sequence[Prompt], image_shape: Sequence[int]) -> str | None:
         return unsuitable_shape(tuple(image_shape))

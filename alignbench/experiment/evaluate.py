@@ -6,12 +6,13 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from alignbench.devices import Fitting, chunked
 from alignbench.errors import RunError
@@ -25,6 +26,7 @@ from alignbench.progress import Progress
 from alignbench.reading import records
 from alignbench.record.pictures import ImageStore, PictureFacts, Slot
 from alignbench.scoring.score_cache import ScoreCache
+from alignbench.scoring.shared import SharedPictures, ahead
 from alignbench.scoring.values import score_images
 from alignbench.sourced import is_hashed
 
@@ -199,25 +201,23 @@ def score(
                 values[scorer][slot] = value
             else:
                 failures[scorer][slot] = reason
-    chunks = processes.shard(chunked(wanted, batch))
-    progress.stage("score", len(scorers) * sum(map(len, chunks)))
-    for name, reward in scorers.items():
-        keeps = kept is not None and is_hashed(reward.info())
-        cache = ScoreCache(kept, reward, progress.say) if kept is not None and keeps else None
-        for chunk in chunks:
-            missing = [slot for slot in chunk if slot not in values[name] and slot not in failures[name]]
-            if missing:
-                texts = [prompts[slot.place] for slot in missing]
-                scored = score_chunk(name, reward, store, missing, texts, cache, device)
-                rows: list[list[Any]] = []
-                for slot, (value, reason) in zip(missing, scored, strict=True):
-                    if reason is None:
-                        values[name][slot] = value
-                    else:
-                        failures[name][slot] = reason
-                    rows.append([slot.place, slot.sample, value if reason is None else None, reason])
-                append_line(log, json.dumps({"scorer": name, "scores": rows}, allow_nan=False))
-            progress.advance(len(chunk))
+    asked = [
+        {name: [s for s in chunk if s not in values[name] and s not in failures[name]] for name in scorers}
+        for chunk in processes.shard(chunked(wanted, batch))
+    ]
+    keeps = {name for name, reward in scorers.items() if kept is not None and is_hashed(reward.info())}
+    caches = {name: ScoreCache(kept, scorers[name], progress.say) for name in keeps if kept is not None}
+    progress.stage("score", sum(len(slots) for own in asked for slots in own.values()))
+    for name, slots, scored in StoredImages(scorers, prompts, store, caches, device).scores(asked):
+        rows: list[list[Any]] = []
+        for slot, (value, reason) in zip(slots, scored, strict=True):
+            if reason is None:
+                values[name][slot] = value
+            else:
+                failures[name][slot] = reason
+            rows.append([slot.place, slot.sample, value if reason is None else None, reason])
+        append_line(log, json.dumps({"scorer": name, "scores": rows}, allow_nan=False))
+        progress.advance(len(slots))
     shares = processes.gather([Scores(values, failures)])
     return Scores(*({name: _merged(share[k][name] for share in shares) for name in scorers} for k in (0, 1)))
 
@@ -235,24 +235,62 @@ def _logged(line: Any) -> tuple[str, list[tuple[Slot, float, str | None]]]:
     return str(line["scorer"]), rows
 
 
-def score_chunk(
-    name: str,
-    reward: Reward,
-    store: ImageStore,
-    chunk: Sequence[Slot],
-    prompts: Sequence[Prompt],
-    cache: ScoreCache | None,
-    device: str,
-) -> list[tuple[float, str | None]]:
-    """A value, or a reason why there is none, per stored image. Where the cache lacks one, all are scored: a batch of
-    the missing ones alone would round differently, and a value would depend on what happened to be scored before."""
-    if cache is None:
-        return score_images(name, reward, store.read(chunk).to(device), prompts)
-    hashes = [sha256_of(store.path(slot, picture=True)) for slot in chunk]
-    known = [cache.get(digest, prompt.text) for digest, prompt in zip(hashes, prompts, strict=True)]
-    if None not in known:
-        return [(float(value), None) for value in known if value is not None]
-    found = score_images(name, reward, store.read(chunk).to(device), prompts)
-    fresh = [place for place, value in enumerate(known) if value is None and found[place][1] is None]
-    cache.put([(hashes[p], prompts[p].text, found[p][0]) for p in fresh])
-    return found
+Found = list[tuple[float, str | None]]  # a value, or a reason why there is none, per image
+
+
+class _Read(NamedTuple):
+    """What was read for a chunk: which images each scorer is to score, and those that no cache knows."""
+
+    asked: Mapping[str, Sequence[Slot]]
+    hashes: Mapping[Slot, str]
+    places: Mapping[Slot, int]  # in what follows
+    images: SharedPictures | Tensor
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Stored images and their scorers. Each is read once for all of them, and the next ones while these are scored."""
+
+    scorers: Mapping[str, Reward]
+    prompts: Sequence[Prompt]  # by place
+    store: ImageStore
+    caches: Mapping[str, ScoreCache]  # of those whose scores are kept
+    device: str
+
+    def scores(self, chunks: Sequence[Mapping[str, Sequence[Slot]]]) -> Iterator[tuple[str, Sequence[Slot], Found]]:
+        """Scorer after scorer, chunk after chunk, of the images that each is to score. Where the cache lacks one, all
+        are scored: a batch of the missing ones alone would round differently, and a value would depend on what happened
+        to be scored before. Raises OSError or ValueError for an image that cannot be read."""
+        for read in ahead(self._read, chunks):
+            for name, slots in read.asked.items():
+                if slots:
+                    yield name, slots, self._known(name, slots, read.hashes) or self._scored(name, slots, read)
+
+    def _read(self, asked: Mapping[str, Sequence[Slot]]) -> _Read:
+        hashed = dict.fromkeys(slot for name in self.caches for slot in asked[name])
+        hashes = {slot: sha256_of(self.store.path(slot, picture=True)) for slot in hashed}
+        needed = {name: slots for name, slots in asked.items() if not self._known(name, slots, hashes)}
+        wanted = list(dict.fromkeys(slot for slots in needed.values() for slot in slots))
+        places = {slot: place for place, slot in enumerate(wanted)}
+        if wanted and not self.store.path(wanted[0], picture=True).exists():
+            return _Read(asked, hashes, places, self.store.read(wanted).to(self.device))
+        pictures = SharedPictures([self.scorers[name] for name in needed], self.device)
+        for slot in wanted:
+            pictures.add(self.store.pixels(slot))
+        return _Read(asked, hashes, places, pictures)
+
+    def _known(self, name: str, slots: Sequence[Slot], hashes: Mapping[Slot, str]) -> Found:
+        """The scores where the cache knows all of them; otherwise nothing."""
+        cache = self.caches.get(name)
+        known = [cache.get(hashes[slot], self.prompts[slot.place].text) for slot in slots] if cache is not None else []
+        return [] if None in known else [(value, None) for value in known if value is not None]
+
+    def _scored(self, name: str, slots: Sequence[Slot], read: _Read) -> Found:
+        prompts, places = [self.prompts[slot.place] for slot in slots], [read.places[slot] for slot in slots]
+        images = read.images[places] if isinstance(read.images, Tensor) else read.images.rows(places)
+        found = score_images(name, self.scorers[name], images, prompts)
+        if (cache := self.caches.get(name)) is not None:
+            keys = [(read.hashes[slot], prompt.text) for slot, prompt in zip(slots, prompts, strict=True)]
+            scored = zip(keys, found, strict=True)
+            cache.put([(*key, x) for key, (x, reason) in scored if reason is None and cache.get(*key) is None])
+        return found

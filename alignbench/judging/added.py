@@ -18,7 +18,7 @@ from alignbench.asking import prompts as prompt_sets
 from alignbench.caches import Caches
 from alignbench.devices import BATCH, chunked, device_of
 from alignbench.errors import AlignbenchError, InputError, RunError, warn
-from alignbench.experiment.evaluate import score_chunk
+from alignbench.experiment.evaluate import StoredImages
 from alignbench.interface import Prompt, Reward, Truncates
 from alignbench.judging import score as scoring
 from alignbench.judging.options import ScoreOptions
@@ -192,48 +192,34 @@ def _scored(cell: _Cell, batch: int | None, device: str, kept: Path, progress: P
     rows = [
         Scored(Item(cell.store.path(slot, pictures), cell.prompts[slot.place], slot.sample)) for slot in cell.wanted
     ]
-    truncated = {}
-    for name, reward in cell.scorers.items():
-        cache = ScoreCache(kept, reward) if pictures and is_hashed(reward.info()) else None
-        progress.stage(name, len(rows))
-        for places in chunked(range(len(rows)), size):
-            slots = [cell.wanted[place] for place in places]
-            texts = [cell.prompts[slot.place] for slot in slots]
-            found = _score_chunk(cell, name, reward, slots, texts, cache, device)
-            for place, (value, reason) in zip(places, found, strict=True):
-                rows[place].scores[name] = value if reason is None else None
+    places = {slot: place for place, slot in enumerate(cell.wanted)}
+    keeps = [name for name, reward in cell.scorers.items() if pictures and is_hashed(reward.info())]
+    caches = {name: ScoreCache(kept, cell.scorers[name]) for name in keeps}
+    stored = StoredImages(cell.scorers, cell.prompts, cell.store, caches, device)
+    parts = [part for slots in chunked(cell.wanted, size) for part in _alike(cell, slots)]
+    progress.stage("score", len(rows) * len(cell.scorers))
+    try:
+        for name, slots, found in stored.scores([dict.fromkeys(cell.scorers, part) for part in parts]):
+            for slot, (value, reason) in zip(slots, found, strict=True):
+                row = rows[places[slot]]
+                row.scores[name] = value if reason is None else None
                 if reason is not None:
-                    rows[place].failures[name] = reason
-            progress.advance(len(places))
-        if isinstance(reward, Truncates):
-            truncated[name] = sum(reward.truncated([row.item.prompt for row in rows]))
-    return Report(rows, {name: reward.info() for name, reward in cell.scorers.items()}, truncated)
+                    row.failures[name] = reason
+            progress.advance(len(slots))
+    except (OSError, ValueError) as error:
+        raise InputError(f"a picture of {cell.path} cannot be read ({error}).") from None
+    scorers = cell.scorers.items()
+    texts = [row.item.prompt for row in rows]
+    truncated = {name: sum(r.truncated(texts)) for name, r in scorers if isinstance(r, Truncates)}
+    return Report(rows, {name: reward.info() for name, reward in scorers}, truncated)
 
 
-def _score_chunk(
-    cell: _Cell,
-    name: str,
-    reward: Reward,
-    slots: Sequence[Slot],
-    texts: Sequence[Prompt],
-    cache: ScoreCache | None,
-    device: str,
-) -> list[tuple[float, str | None]]:
-    """Values, or reasons why there are none; pictures of one size are scored together. Raises InputError for one that
-    cannot be read."""
-    sizes = _sizes(cell, slots)
-    found: dict[int, tuple[float, str | None]] = {}
-    for size in dict.fromkeys(sizes):
-        own = [k for k, other in enumerate(sizes) if other == size]
-        try:
-            values = score_chunk(
-                name, reward, cell.store, [slots[k] for k in own], [texts[k] for k in own], cache, device
-            )
-        except (OSError, ValueError) as error:
-            first = cell.store.path(slots[own[0]], picture=len(cell.shape) != 1)
-            raise InputError(f"a picture of {cell.path}, from {first} on, cannot be read ({error}).") from None
-        found |= zip(own, values, strict=True)
-    return [found[k] for k in range(len(slots))]
+def _alike(cell: _Cell, slots: Sequence[Slot]) -> list[list[Slot]]:
+    """The slots, those whose pictures have one size together."""
+    groups: dict[tuple[int, ...], list[Slot]] = {}
+    for slot, size in zip(slots, _sizes(cell, slots), strict=True):
+        groups.setdefault(size, []).append(slot)
+    return list(groups.values())
 
 
 def _sizes(cell: _Cell, slots: Sequence[Slot]) -> list[tuple[int, ...]]:

@@ -5,33 +5,31 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import Any, NamedTuple
 
 from alignbench import plugins
 from alignbench.analysis.formats import Table, plain, remarks
 from alignbench.asking import prompts as prompt_sets
 from alignbench.caches import Caches
 from alignbench.devices import chunked, device_of
-from alignbench.errors import InputError, RunError
-from alignbench.images import read_image
+from alignbench.errors import InputError
+from alignbench.images import read_pixels
 from alignbench.interface import Prompt, Reward, RewardInfo, Truncates
 from alignbench.judging import picture_folders
 from alignbench.judging.options import ScoreOptions
 from alignbench.judging.picture_folders import Found, Item
 from alignbench.judging.picture_names import refuse_first
-from alignbench.pictures import READING, Notes, PictureError, content_of, counted, read
+from alignbench.pictures import READING, Notes, PictureError, content_of, counted
 from alignbench.printed import WHOLE, Screen
 from alignbench.progress import Progress
 from alignbench.record import result as results
 from alignbench.record.digests import changed
 from alignbench.record.pictures import ImageStore, Slot
 from alignbench.scoring.score_cache import ScoreCache
+from alignbench.scoring.shared import SharedPictures, ahead
 from alignbench.scoring.values import score_images
 from alignbench.sourced import identity_of
 
@@ -112,71 +110,88 @@ def score_items(
 
     Raises InputError where none can be read, and for a scorer that cannot score these prompts.
     """
-    infos, truncated = {}, {}
+    infos = {}
     for name, reward in scorers.items():
         if reason := reward.unsupported([item.prompt for item in items], ()):
             raise InputError(f"scorer {name!r} cannot score these prompts: {reason}")
         infos[name] = reward.info()  # finds its files before anything is scored
     rows, notes = [Scored(item) for item in items], Notes()
-    digests = _looked_at(rows, list(scorers), notes, progress)
-    for name, reward in scorers.items():
-        cache = ScoreCache(kept, reward, progress.say)
-        progress.stage(name, len(items))
-        for chunk in chunked(range(len(items)), batch):
-            fresh = []
-            for place in chunk:
-                value = cache.get(digests[place], items[place].prompt.text) if place in digests else None
-                if value is not None:
-                    rows[place].scores[name] = value
-                elif place in digests:
-                    fresh.append(place)
-            for places, images in _alike(items, fresh):
-                scored = score_images(name, reward, images.to(device), [items[place].prompt for place in places])
-                for place, (value, reason) in zip(places, scored, strict=True):
-                    rows[place].scores[name] = value if reason is None else None
-                    if reason is not None:
-                        rows[place].failures[name] = reason
-            found = [(digests[p], items[p].prompt.text, rows[p].scores[name]) for p in fresh]
-            cache.put([(digest, text, value) for digest, text, value in found if value is not None])
-            progress.advance(len(chunk))
-        if isinstance(reward, Truncates):
-            truncated[name] = sum(reward.truncated([item.prompt for item in items]))
+    caches = {name: ScoreCache(kept, reward, progress.say) for name, reward in scorers.items()}
+    broken: dict[Path, PictureError] = {}
+    progress.stage("score", len(items))
+    for read in ahead(_Reader(items, scorers, caches, notes, device), chunked(range(len(items)), batch)):
+        for place, error in read.broken.items():
+            broken[items[place].path] = error
+            rows[place].scores |= dict.fromkeys(scorers)
+            rows[place].failures |= dict.fromkeys(scorers, f"it cannot be read: {error}")
+        for name, reward in scorers.items():
+            _score(name, reward, caches[name], rows, read)
+        progress.advance(len(read.digests) + len(read.broken))
+    if rows and len(broken) == len({item.path for item in items}):
+        path, why = next(iter(broken.items()))
+        raise InputError(f"not one of {len(rows)} pictures can be read; the first, {path}: {why}.")
+    prompts = [item.prompt for item in items]
+    truncated = {name: sum(r.truncated(prompts)) for name, r in scorers.items() if isinstance(r, Truncates)}
     return Report(rows, infos, truncated, pictures=notes.counts)
 
 
-def _looked_at(rows: Sequence[Scored], names: Sequence[str], notes: Notes, progress: Progress) -> dict[int, str]:
-    """What identifies each picture to the cache, by its place. One that cannot be read has none, and fails in all
-    columns. Raises InputError where that is so for all of them."""
-    digests: dict[int, str] = {}
-    broken: dict[Path, PictureError] = {}
-    progress.stage("read", len(rows))
-    for place, row in enumerate(rows):
-        try:
-            content = content_of(row.item.path)
-            notes.add(read(content).notes, str(row.item.path))
-            digests[place] = f"{READING}:{hashlib.sha256(content).hexdigest()}"
-        except PictureError as error:
-            broken[row.item.path] = error
-            row.scores |= dict.fromkeys(names)
-            row.failures |= dict.fromkeys(names, f"it cannot be read: {error}")
-        progress.advance()
-    if rows and not digests:
-        path, why = next(iter(broken.items()))
-        raise InputError(f"not one of {len(rows)} pictures can be read; the first, {path}: {why}.")
-    return digests
+class _Read(NamedTuple):
+    """What was read for a chunk: what identifies each picture to the caches, by its place, or why it cannot be read;
+    and the pictures that lack a score, those of one size together."""
+
+    digests: dict[int, str]
+    broken: dict[int, PictureError]
+    groups: list[tuple[list[int], SharedPictures]]
 
 
-def _alike(items: Sequence[Item], places: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
-    """The pictures of the places, those of one size together."""
-    groups: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
-    for place in places:
-        try:
-            tensor = read_image(items[place].path)
-        except PictureError as error:  # it could be read a moment ago
-            raise RunError(f"{items[place].path} can no longer be read ({error}); type the same again.") from None
-        groups.setdefault(tuple(tensor.shape), []).append((place, tensor))
-    for group in groups.values():
-        yield [place for place, _ in group], torch.stack([tensor for _, tensor in group])
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the pictures of a chunk, each once for all scorers."""
+
+    items: Sequence[Item]
+    scorers: Mapping[str, Reward]
+    caches: Mapping[str, ScoreCache]
+    notes: Notes
+    device: str
+
+    def __call__(self, places: Sequence[int]) -> _Read:
+        digests: dict[int, str] = {}
+        broken: dict[int, PictureError] = {}
+        groups: dict[tuple[int, ...], tuple[list[int], SharedPictures]] = {}
+        for place in places:
+            item = self.items[place]
+            try:
+                content = content_of(item.path)
+                pixels = read_pixels(content, self.notes, str(item.path))
+            except PictureError as error:
+                broken[place] = error
+                continue
+            digests[place] = digest = f"{READING}:{hashlib.sha256(content).hexdigest()}"
+            if any(cache.get(digest, item.prompt.text) is None for cache in self.caches.values()):
+                alike = groups.setdefault(pixels.shape, ([], SharedPictures(self.scorers.values(), self.device)))
+                alike[0].append(place)
+                alike[1].add(pixels)
+        return _Read(digests, broken, list(groups.values()))
+
+
+def _score(name: str, reward: Reward, cache: ScoreCache, rows: Sequence[Scored], read: _Read) -> None:
+    """One scorer's scores of a chunk: those that the cache knows, and those that it will know."""
+    prompts = {place: rows[place].item.prompt for place in read.digests}
+    known = {place: cache.get(digest, prompts[place].text) for place, digest in read.digests.items()}
+    for place, value in known.items():
+        rows[place].scores[name] = value
+    for places, pictures in read.groups:
+        own = [k for k, place in enumerate(places) if known[place] is None]
+        if not own:
+            continue
+        texts = [prompts[places[k]] for k in own]
+        for k, (value, reason) in zip(own, score_images(name, reward, pictures.rows(own), texts), strict=True):
+            row = rows[places[k]]
+            row.scores[name] = value if reason is None else None
+            if reason is not None:
+                row.failures[name] = reason
+    fresh = [(place, rows[place].scores[name]) for place, value in known.items() if value is None]
+    cache.put([(read.digests[p], prompts[p].text, value) for p, value in fresh if value is not None])
 
 
 def summary(report: Report) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from alignbench.files import replace_file, sha256_of_files
-from alignbench.images import read_image, to_bytes
+from alignbench.images import read_image, read_pixels, to_bytes
 from alignbench.pictures import PictureError, is_whole, pixels_sha256
 from alignbench.printed import visible
 from alignbench.record import picture_statistics
@@ -75,6 +75,14 @@ class ImageStore:
                 else:
                     with open(temporary, "wb") as handle:
                         np.save(handle, image.cpu().numpy(), allow_pickle=False)
+
+    def pixels(self, slot: Slot) -> UInt8[np.ndarray, "h w 3"]:
+        """A stored picture as 8-bit pixels. Raises PictureError where it is missing or damaged."""
+        path = self.path(slot, picture=True)
+        try:
+            return read_pixels(path, formats=("PNG",))
+        except PictureError as error:
+            raise PictureError(f"{path}: {error}") from None
 
     def read(self, chunk: Sequence[Slot]) -> Float[Tensor, b * image]:
         """The stored images, in [0, 1]. Raises OSError or ValueError where one is missing or damaged."""

@@ -21,9 +21,8 @@ from alignbench.scoring.clip import VIT_L_14, ClipArchitecture, open_clip_featur
 from alignbench.scoring.features import Features
 from alignbench.scoring.heads import applied, read_head
 from alignbench.scoring.preprocessing import Crop, unsuitable_shape
+from alignbench.scoring.shared import SharedPictures
 from alignbench.scoring.weights import DType, WeightFile, describe, locate
-
-CROP = Crop("half-even")  # as torchvision crops
 
 
 @dataclass(frozen=True)
@@ -36,20 +35,24 @@ class AestheticScorer:
     architecture: ClipArchitecture = VIT_L_14
 
     differentiable: ClassVar[bool] = True
+    fit: ClassVar[Crop] = Crop("half-even")  # as torchvision crops
     id: ClassVar[str]  # in a result file, with its version
     range: ClassVar[str]
     files: ClassVar[tuple[File, File]]  # the published weights of the tower and of the head
     layers: ClassVar[type[nn.Module]]  # of the head: LinearMap or LinearChain
 
-    @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
-        return applied(self.head, self.features.images(images, CROP)).float()
+        return self.of_pictures(SharedPictures.of(images, self), prompts)
+
+    @torch.no_grad()
+    def of_pictures(self, pictures: SharedPictures, prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
+        return applied(self.head, self.features.images(pictures, self.fit)).float()
 
     def with_grad(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
-        return applied(self.head, self.features.images_with_grad(images, CROP))
+        return applied(self.head, self.features.images_with_grad(images, self.fit))
 
     def info(self) -> RewardInfo:
-        return describe(self.id, self.weight_files, CROP, self.dtype, self.range, "open_clip_torch")
+        return describe(self.id, self.weight_files, self.fit, self.dtype, self.range, "open_clip_torch")
 
     def unsupported(self, prompts: Sequence[Prompt], image_shape: Sequence[int]) -> str | None:
         return unsuitable_shape(tuple(image_shape))

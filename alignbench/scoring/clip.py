@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import gzip
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -190,13 +192,16 @@ def number_positions(network: nn.Module) -> None:
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """CLIP's byte pairs as transformers wants them: words with their numbers, and merges in order. They are those of
-    the file that open_clip carries; only the two special tokens have other names there."""
-    from open_clip.tokenizer import default_bpe
-
-    with gzip.open(default_bpe(), "rt", encoding="utf-8") as handle:
+    the file that open_clip carries, which is read without importing open_clip: that takes a hundred megabytes."""
+    package = importlib.util.find_spec("open_clip")
+    if package is None or package.origin is None:
+        raise RunError("the file of CLIP's words is not there; install open_clip_torch.")
+    with gzip.open(Path(package.origin).parent / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as handle:
         lines = handle.read().split("\n")[1 : VOCABULARY - 2 * 256 - 2 + 1]
     merges = [(first, second) for first, second in (line.split() for line in lines)]
-    words = [word for word in _open_clip_tokenizer().encoder if not word.endswith("_of_text>")]
+    # One letter for each byte: what can be printed is itself, the others follow in order.
+    letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *(first + second for first, second in merges)]
     if len(words) != VOCABULARY - 2:
         raise RunError(f"open_clip's vocabulary has {len(words)} words, expected {VOCABULARY - 2}; reinstall it.")
     return {word: number for number, word in enumerate([*words, START, END])}, merges

@@ -21,6 +21,7 @@ from alignbench.interface import Prompt, RewardInfo
 from alignbench.scoring.clip import ClipArchitecture, hugging_face_features, open_clip_features
 from alignbench.scoring.features import Features, cosine
 from alignbench.scoring.preprocessing import Crop, Pad, Preprocessing, unsuitable_shape
+from alignbench.scoring.shared import SharedPictures
 from alignbench.scoring.weights import DType, WeightFile, describe, locate
 
 READERS = {"open_clip_torch": open_clip_features, "transformers": hugging_face_features}
@@ -43,10 +44,13 @@ class ContrastiveScorer:
     crop: ClassVar[Crop]
     scaled: ClassVar[bool] = False  # by exp(τ), the learned logit scale
 
-    @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
-        texts = self.features.texts(prompts, images.device)
-        return self.scale * cosine(self.features.images(images, self.fit), texts).float()
+        return self.of_pictures(SharedPictures.of(images, self), prompts)
+
+    @torch.no_grad()
+    def of_pictures(self, pictures: SharedPictures, prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
+        texts = self.features.texts(prompts, pictures.device)
+        return self.scale * cosine(self.features.images(pictures, self.fit), texts).float()
 
     def with_grad(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[Prompt]) -> Float[Tensor, " b"]:
         texts = self.features.texts(prompts, images.device)

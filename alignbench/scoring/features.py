@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from alignbench.images import to_bytes
+from alignbench.devices import chunked
 from alignbench.interface import Prompt
 from alignbench.scoring.preprocessing import Preprocessing
+from alignbench.scoring.shared import SharedPictures, ahead
 
 K = TypeVar("K")
 
-KEPT = 65_536  # features of a kind that a process remembers, a few hundred megabytes
-BATCH = 32  # images encoded at once
+IMAGES, TEXTS = 4096, 65_536  # features that a process remembers: scorers meet the same image soon, or never
+BATCH = 32  # images or texts encoded at once
+ON_CPU = 8  # images, where a larger batch needs more memory and is no faster
 
 
 @runtime_checkable
@@ -50,24 +50,19 @@ class Features:
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        self._images: Recent[tuple[Preprocessing, tuple[int, ...], bytes]] = Recent(KEPT)
-        self._texts: Recent[str] = Recent(KEPT)
+        self._images: Recent[tuple[Preprocessing, bytes]] = Recent(IMAGES)
+        self._texts: Recent[str] = Recent(TEXTS)
 
     @torch.no_grad()
-    def images(self, images: Float[Tensor, "b 3 h w"], fit: Preprocessing) -> Float[Tensor, "b d"]:
+    def images(self, pictures: SharedPictures, fit: Preprocessing) -> Float[Tensor, "b d"]:
         """The reporting path: the 8-bit picture, preprocessed as the official code does."""
-        self.encoder.network.to(images.device)
-        size = tuple(images.shape[2:])
-        pictures = to_bytes(images).numpy()
-        keys = [(fit, size, hashlib.sha256(picture).digest()) for picture in pictures]
+        self.encoder.network.to(pictures.device)
 
         def compute(places: list[int]) -> Tensor:
-            def prepare(rows: list[int]) -> Tensor:
-                return torch.stack([fit.exact(pictures[row]) for row in rows]).to(images.device)
+            parts = ahead(lambda part: pictures.pixels(fit, part), parts_of(places, pictures.device))
+            return torch.cat([unit(self.encoder.encode_images(pixels)) for pixels in parts])
 
-            return torch.cat([unit(self.encoder.encode_images(pixels)) for pixels in ahead(prepare, places)])
-
-        return self._images.get(keys, compute).to(images.device)
+        return self._images.get([(fit, digest) for digest in pictures.digests], compute).to(pictures.device)
 
     def images_with_grad(self, images: Float[Tensor, "b 3 h w"], fit: Preprocessing) -> Float[Tensor, "b d"]:
         """The differentiable path, computed anew each time."""
@@ -81,8 +76,8 @@ class Features:
         self.encoder.network.to(device)
 
         def compute(places: list[int]) -> Tensor:
-            chunks = [places[i : i + BATCH] for i in range(0, len(places), BATCH)]
-            return torch.cat([unit(self.encoder.encode_texts([texts[i] for i in chunk])) for chunk in chunks])
+            parts = chunked(places, BATCH)
+            return torch.cat([unit(self.encoder.encode_texts([texts[i] for i in part])) for part in parts])
 
         return self._texts.get(texts, compute).to(device)
 
@@ -113,16 +108,9 @@ class Recent(Generic[K]):
         return torch.stack([known[key] for key in keys])
 
 
-def ahead(prepare: Callable[[list[int]], Tensor], places: list[int]) -> Iterator[Tensor]:
-    """Prepared batches in order; while one is encoded, the next is prepared in another thread."""
-    chunks = [places[i : i + BATCH] for i in range(0, len(places), BATCH)]
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = pool.submit(prepare, chunks[0])
-        for following in [*chunks[1:], None]:
-            pixels = waiting.result()
-            if following is not None:
-                waiting = pool.submit(prepare, following)
-            yield pixels
+def parts_of(places: Sequence[int], device: torch.device) -> list[Sequence[int]]:
+    """The places of images, as many as are encoded at once."""
+    return chunked(places, min(BATCH, ON_CPU) if device.type == "cpu" else BATCH)
 
 
 def unit(features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:

@@ -1,6 +1,6 @@
 """From a picture to what a vision transformer reads: 224 x 224 pixels, normalised as CLIP's training pictures were.
 
-Each way of fitting has two paths. `exact` takes the 8-bit pixels of one picture and does what the official code does,
+Each way of fitting has two paths. `square` takes the 8-bit pixels of one picture and does what the official code does,
 with Pillow where that does; it is for reporting. `smooth` takes float images in [0, 1] and has gradients everywhere; it
 differs from the other by up to 0.06 in normalised units (an 8-bit rounding at each of two passes), so that scores of
 the two never stand in one table.
@@ -13,10 +13,10 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
-from alignbench.images import to_bytes
+from alignbench.images import as_floats
 
 SIDE = 224
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -31,7 +31,11 @@ class Preprocessing(Protocol):
     def libraries(self) -> tuple[str, ...]:
         """What the exact path depends on beside torch: a result names their versions."""
 
-    def exact(self, picture: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 s s"]: ...
+    def on(self, height: int, width: int) -> Preprocessing:
+        """The one of those that do the same to pictures of this size which stands for all of them."""
+
+    def square(self, picture: UInt8[np.ndarray, "h w 3"]) -> Shaped[Tensor, "3 s s"]:
+        """The picture before it is normalised: of 8 bits, or in [0, 1] where nothing is rounded."""
 
     def smooth(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]: ...
 
@@ -49,14 +53,18 @@ class Crop:
 
     libraries: ClassVar[tuple[str, ...]] = ("pillow",)
 
-    def exact(self, picture: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 s s"]:
+    def on(self, height: int, width: int) -> Crop:
+        even = all((side - SIDE) % 2 == 0 for side in self._resized(height, width))
+        return Crop("down") if even else self
+
+    def square(self, picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 s s"]:
         from PIL import Image
 
         height, width = self._resized(*picture.shape[:2])
         top, left = self._start(height), self._start(width)
         image = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
-        pixels = np.asarray(image.crop((left, top, left + SIDE, top + SIDE)))
-        return normalised(torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255)
+        pixels = np.array(image.crop((left, top, left + SIDE, top + SIDE)))
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def smooth(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
         height, width = self._resized(*images.shape[2:])
@@ -88,17 +96,23 @@ class Pad:
 
     libraries: ClassVar[tuple[str, ...]] = ()
 
-    def exact(self, picture: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 s s"]:
-        return self.smooth(torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255)[0]
+    def on(self, height: int, width: int) -> Pad:
+        return self
+
+    def square(self, picture: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 s s"]:
+        return self._padded(as_floats(picture)[None])[0]
 
     def smooth(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+        return normalised(self._padded(images))
+
+    def _padded(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
         scale = SIDE / max(images.shape[2:])
         height, width = (round(side * scale) for side in images.shape[2:])
         if scale != 1:
             images = _bicubic(images, height, width, self.antialias)
         top, left = (SIDE - height) // 2, (SIDE - width) // 2
         bars = (left, SIDE - width - left, top, SIDE - height - top)
-        return normalised(torch.nn.functional.pad(images, bars))
+        return torch.nn.functional.pad(images, bars)
 
     def describe(self) -> str:
         how = "antialiased" if self.antialias else "not antialiased"
@@ -107,13 +121,21 @@ class Pad:
 
 def normalised(pixels: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
     """Pixels in [0, 1] with CLIP's mean and standard deviation taken out."""
-    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+    mean, std = _mean_and_deviation(pixels)
     return (pixels - mean) / std
 
 
-def prepared(images: Float[Tensor, "b 3 h w"], fit: Preprocessing) -> Float[Tensor, "b 3 s s"]:
-    """Pixels of the reporting path: what the file of an image would give, where the images are."""
-    return torch.stack([fit.exact(picture) for picture in to_bytes(images).numpy()]).to(images.device)
+def exact(squares: Shaped[Tensor, "*b 3 s s"]) -> Float[Tensor, "*b 3 s s"]:
+    """What a network reads of `square` on the reporting path."""
+    if squares.dtype != torch.uint8:
+        return normalised(squares)
+    pixels = squares.float()
+    mean, std = _mean_and_deviation(pixels)
+    return pixels.div_(255).sub_(mean).div_(std)  # the same, without copies of a batch
+
+
+def _mean_and_deviation(pixels: Tensor) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
+    return pixels.new_tensor(MEAN)[:, None, None], pixels.new_tensor(STD)[:, None, None]
 
 
 def unsuitable_shape(image_shape: tuple[int, ...]) -> str | None:

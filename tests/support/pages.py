@@ -329,19 +329,16 @@ def scaling(_: Facts) -> str:
 
 
 def scorer_timings(_: Facts) -> str:
+    content = stored("timings/scorers")
     rows = []
-    for name, found in stored("timings/scorers")["scorers"].items():
-        ours, official = found["ours"], found["official"]
-        rows.append(
-            [
-                f"`{name}`",
-                f"{256 / ours['processor_seconds']:.0f}",
-                f"{256 / official['processor_seconds']:.0f}",
-                f"{ours['peak_mib']:.0f}",
-                f"{official['peak_mib']:.0f}",
-            ]
-        )
-    header = "scorer|pictures a processor second:|the official code's:|peak MiB:|the official code's:"
+    for name, found in content["scorers"].items():
+        sides, ratio = (found["ours"], found["official"]), found["ratio"]
+        speeds = [f"{content['images'] / statistics.median(side['processor_seconds']):.0f}" for side in sides]
+        spread = f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
+        memory = [f"{side['peak_mib']:.0f}" for side in sides]
+        added = [f"{side['peak_mib'] - side['loaded_mib']:.0f}" for side in sides]
+        rows.append([f"`{name}`", *speeds, spread, *memory, *added])
+    header = "scorer|pictures a processor second:|official:|ratio:|peak MiB:|official:|of it in scoring:|official:"
     return markdown(header, rows)
 
 

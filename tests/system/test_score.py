@@ -9,11 +9,12 @@ from parity import recipe
 from pictured import pictured
 from PIL import Image
 
-from alignbench import RewardInfo, plugins
+from alignbench import RewardInfo, images, plugins
 from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError
 from alignbench.images import as_tensor
 from alignbench.judging.score import items_of, score_items, summary
+from alignbench.pictures import read
 from alignbench.progress import Progress
 
 MODES = ("RGB", "RGBA", "L", "P")
@@ -64,6 +65,21 @@ def test_a_summary_names_the_scorer_and_counts_what_was_cut_off(folder, scorer_f
     out = capsys.readouterr().out
     assert out.splitlines()[0] == "4 pictures of prompts 1 to 4 of 4; numbered from 0"
     assert out.splitlines()[3].split()[:4] == ["jpeg_compressibility", "4", "0", "-"]
+
+
+def test_a_picture_is_decoded_once_for_all_scorers_whose_scores_are_those_of_each_alone(
+    folder, scorer_files, tmp_path, monkeypatch
+):
+    items = items_of(folder, str(folder.parent / "prompts.txt")).items
+    scorers = {name: recipe.scorer(name) for name in ("pickscore", "hpsv2_1", "aesthetic_v2", "imagereward")}
+    scorers["jpeg_compressibility"] = plugins.load("rewards", "jpeg_compressibility")()
+    alone = [scored(items, reward, tmp_path / name).rows for name, reward in scorers.items()]
+    decoded = []
+    monkeypatch.setattr(images, "read", lambda *given: decoded.append(given) or read(*given))
+    together = score_items(items, scorers, 2, "cpu", tmp_path / "kept", Progress(quiet=True)).rows
+    assert len(decoded) == len(items)
+    for name, rows in zip(scorers, alone, strict=True):
+        assert [row.scores[name] for row in together] == [row.scores["it"] for row in rows]
 
 
 class Counting:

@@ -1,54 +1,75 @@
-"""Prints images per second and memory of five scorers beside the official code, on the same random weights.
+"""Prints speed and memory of five scorers beside the official code, on the same random weights, and of all together.
 
-    python tests/timings/scorers.py --oracle FOLDER [--output FILE.json]
+    python tests/timings/scorers.py --oracle FOLDER [--full] [--scorers NAME ...] [--output FILE.json]
 
-FOLDER is the isolated environment of tests/support/parity/live.py, built where it is not there. 256 PNG files of 512 x
+FOLDER is the isolated environment of tests/support/parity/live.py, built where it is not there. 64 PNG files of 512 x
 512 pixels, four of a prompt, go from disk to scores; networks are small (a CPU), so that most of the time is reading
-and preprocessing. The official code is called as its README says: PickScore and CLIP with transformers, the pictures of
-a prompt together; hpsv2's `score`, which reads its weights each time; `ImageReward.score` and LAION's script one by
-one.
-Each is timed in a process of its own, one thread for its networks, after its weights were read and a prompt was scored.
+and preprocessing. With --full they have the published sizes, and four pictures are scored.
+
+Ours are scored as `alignbench score` does it, without what it kept before. The official code is called as its README
+says: PickScore and CLIP with transformers, the pictures of a prompt together; hpsv2's `score`, which reads its weights
+each time; `ImageReward.score` and LAION's script one by one. Each side is a process of its own with one thread for its
+networks. They take turns, and a ratio is of two turns that follow each other, in seconds of a processor. The first turn
+is not counted: scores have to be equal in it, and memory is looked at in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 NAMES = ("pickscore", "hpsv2_1", "clip_l14", "aesthetic_v2", "imagereward")
-IMAGES, PER_PROMPT, SIDE = 256, 4, 512
-BATCH = 32  # of ours
+FULL = ("pickscore", "hpsv2_1", "clip_l14", "imagereward")
+IMAGES, PER_PROMPT, SIDE = 64, 4, 512
+TIMES = 4  # as many pictures, to see whether memory grows with them
+LARGEST = 1e-4  # difference of two scores that count as equal
 
 Score = Callable[[Sequence[Path], Sequence[str]], list[float]]
 
 
-def ours(name: str, work: Path) -> Score:
-    """As `alignbench score` does it."""
-    import torch
-    from parity import recipe
-    from PIL import Image
-
-    from alignbench import Prompt
-    from alignbench.images import as_tensor
+def ours(names: Sequence[str], work: Path, apart: bool) -> Score:
+    """As `alignbench score` does it: all scorers in one command, or each in one of its own."""
+    from alignbench import Prompt, plugins
+    from alignbench.judging.picture_folders import Item
+    from alignbench.judging.score import score_items
+    from alignbench.progress import Progress
+    from alignbench.scoring.blip import BlipArchitecture
+    from alignbench.scoring.clip import ClipArchitecture
 
     os.environ["ALIGNBENCH_DATA"] = str(work)
-    reward = recipe.scorer(name)
+    rewards: dict[str, Any] = {}
+    for name in names:
+        sizes = json.loads((work / "architectures.json").read_text())[name]
+        architecture = (BlipArchitecture if name == "imagereward" else ClipArchitecture)(**sizes)
+        rewards[name] = plugins.load("rewards", name)(allow_unverified=True, architecture=architecture)
+
+    def forget() -> None:
+        for reward in rewards.values():
+            if hasattr(reward, "features"):
+                reward.features.__init__(reward.features.encoder)
 
     def score(paths: Sequence[Path], texts: Sequence[str]) -> list[float]:
-        values: list[float] = []
-        for i in range(0, len(paths), BATCH):
-            images = torch.stack([as_tensor(Image.open(path)) for path in paths[i : i + BATCH]])
-            values += reward(images, [Prompt(str(k), text) for k, text in enumerate(texts[i : i + BATCH])]).tolist()
+        items = [Item(path, Prompt(str(i), text), 0) for i, (path, text) in enumerate(zip(paths, texts, strict=True))]
+        values = []
+        for command in [[name] for name in rewards] if apart else [list(rewards)]:
+            forget()
+            with tempfile.TemporaryDirectory() as kept:
+                own = {name: rewards[name] for name in command}
+                report = score_items(items, own, 32, "cpu", Path(kept), Progress(quiet=True))
+            values += [row.scores[name] for name in command for row in report.rows]
         return values
 
     return score
@@ -118,26 +139,31 @@ def official(name: str, work: Path) -> Score:
     return grouped(scored)
 
 
-def measure(side: str, name: str, work: Path) -> None:
-    """In a process of its own: seconds, memory and scores of one pass."""
+def work_on(side: str, names: Sequence[str], work: Path) -> None:
+    """In a process of its own: a pass over the pictures for each line that comes in, and what it took as a line."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
     import torch
 
     torch.set_num_threads(1)
-    texts = json.loads((work / "texts.json").read_text())
-    paths = [work / f"{i:04d}.png" for i in range(len(texts))]
-    score = {"ours": ours, "official": official}[side](name, work)
+    score = official(names[0], work) if side == "official" else ours(names, work, side == "apart")
     score([work / "warm.png"] * PER_PROMPT, ["a square"] * PER_PROMPT)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of importing the libraries
-    loaded, started, used = resident("VmRSS"), time.perf_counter(), time.process_time()
-    scores = score(paths, texts)
-    found = {
-        "seconds": time.perf_counter() - started,
-        "processor_seconds": time.process_time() - used,
-        "peak_mib": resident("VmHWM"),
-        "loaded_mib": loaded,
-        "scores": scores,
-    }
-    (work / "measured.json").write_text(json.dumps(found))
+    for line in sys.stdin:
+        times = int(line)
+        texts = json.loads((work / "texts.json").read_text()) * times
+        paths = [work / f"{i:04d}.png" for i in range(len(texts))]
+        before = resident("VmHWM")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of loading
+        loaded, started, used = resident("VmRSS"), time.perf_counter(), time.process_time()
+        scores = score(paths, texts)
+        found = {
+            "processor_seconds": time.process_time() - used,
+            "seconds": time.perf_counter() - started,
+            "loading_mib": before,
+            "loaded_mib": loaded,
+            "peak_mib": resident("VmHWM"),
+            "scores": scores,
+        }
+        print(json.dumps(found), file=answers, flush=True)
 
 
 def resident(name: str) -> float:
@@ -146,8 +172,8 @@ def resident(name: str) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
-def prepare(work: Path) -> None:
-    """Checkpoints, pictures, texts, and what the official side needs to know."""
+def prepare(work: Path, full: bool, asked: Sequence[str]) -> Sequence[str]:
+    """Checkpoints, pictures, texts, and what each side needs to know. The scorers that there are."""
     sys.path[:0] = [str(SUPPORT), str(SUPPORT / "parity")]
     import live
     import numpy as np
@@ -156,63 +182,133 @@ def prepare(work: Path) -> None:
 
     from alignbench import Key, plugins
 
-    jobs = live.plan(work, {name: recipe.ARCHITECTURES[name] for name in NAMES}, recipe.pictures())
-    tower = plugins.load("rewards", "clip_l14").files[0].place
-    tensors = recipe.drawn(recipe.KEY(tower), recipe.hugging_face_shapes(recipe.TINY_OPENAI))
-    recipe.write_hugging_face_folder(recipe.TINY_OPENAI, tensors, work / "aesthetic_v2")
-    head = plugins.load("rewards", "aesthetic_v2").files[1].place
-    jobs["aesthetic_v2"] = {"folder": "aesthetic_v2", "head": head}
-    for name in ("pickscore", "clip_l14"):
+    known = recipe.FULL if full else recipe.ARCHITECTURES
+    names, images = [name for name in asked if name in (FULL if full else NAMES)], PER_PROMPT if full else IMAGES
+    sizes = {name: known[name] for name in names}
+    jobs = live.plan(work, sizes, recipe.pictures())
+    if "aesthetic_v2" in names:
+        tower, head = (file.place for file in plugins.load("rewards", "aesthetic_v2").files)
+        tensors = recipe.drawn(recipe.KEY(tower), recipe.hugging_face_shapes(recipe.TINY_OPENAI))
+        recipe.write_hugging_face_folder(recipe.TINY_OPENAI, tensors, work / "aesthetic_v2")
+        jobs["aesthetic_v2"] = {"folder": "aesthetic_v2", "head": head}
+    for name in {"pickscore", "clip_l14"}.intersection(names):
         jobs[name]["folder"] = name
     (work / "plan.json").write_text(json.dumps(jobs))
-    for i in range(-1, IMAGES):
+    (work / "architectures.json").write_text(json.dumps({n: dataclasses.asdict(a) for n, a in sizes.items()}))
+    for i in range(-1, images):
         coarse = (Key("bench", i).uniform(24, 24, 3).numpy() * 255).round().astype(np.uint8)
         image = Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         image.save(work / ("warm.png" if i < 0 else f"{i:04d}.png"))
-    (work / "texts.json").write_text(json.dumps([f"a picture of star {i // PER_PROMPT}" for i in range(IMAGES)]))
+    for i in range(images, TIMES * images):
+        (work / f"{i:04d}.png").symlink_to(f"{i % images:04d}.png")
+    (work / "texts.json").write_text(json.dumps([f"a picture of star {i // PER_PROMPT}" for i in range(images)]))
+    return names
+
+
+class Worker:
+    """A process that scores the pictures when it is asked to."""
+
+    def __init__(self, python: Path | str, side: str, names: Sequence[str], work: Path) -> None:
+        own = {"PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])}
+        own |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        command = [str(python), __file__, "--work", side, ",".join(names), str(work)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, env=os.environ | own, text=True, **pipes)
+
+    def __call__(self, times: int = 1) -> dict[str, Any]:
+        """A pass over so many times the pictures."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{times}\n")
+        self.process.stdin.flush()
+        found: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return found
+
+
+@contextlib.contextmanager
+def workers(sides: Mapping[str, Path | str], names: Sequence[str], work: Path) -> Iterator[dict[str, Worker]]:
+    found = {side: Worker(python, side, names, work) for side, python in sides.items()}
+    try:
+        yield found
+    finally:
+        for worker in found.values():
+            worker.process.kill()
+            worker.process.wait()
+
+
+def taking_turns(own: Mapping[str, Worker], repetitions: int) -> dict[str, Any]:
+    """Speed and memory of two workers, the first over the second. Raises AssertionError where scores differ."""
+    found = {side: worker() for side, worker in own.items()}
+    (one, a), (other, b) = found.items()
+    difference = max(abs(x - y) for x, y in zip(a.pop("scores"), b.pop("scores"), strict=True))
+    assert difference < LARGEST, f"the scores differ by {difference}"
+    seconds: dict[str, list[float]] = {side: [] for side in own}
+    for _ in range(repetitions):
+        for side, worker in own.items():
+            seconds[side].append(worker()["processor_seconds"])
+    ratios = [y / x for x, y in zip(seconds[one], seconds[other], strict=True)]
+    memory = {side: {key: round(row[key], 1) for key in row if key.endswith("_mib")} for side, row in found.items()}
+    sides = {side: {"processor_seconds": [round(x, 4) for x in seconds[side]]} | memory[side] for side in own}
+    spread = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+    return sides | {"ratio": {k: round(x, 3) for k, x in spread.items()}, "largest_difference": difference}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--oracle", type=Path, required=True)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--scorers", nargs="+", default=NAMES)
+    parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    rows = {}
+    content: dict[str, Any] = {"scorers": {}}
     with tempfile.TemporaryDirectory(prefix="scorers-") as folder:
         work = Path(folder)
-        prepare(work)
+        names = prepare(work, options.full, options.scorers)
         import live
 
-        pythons = {"ours": sys.executable, "official": live.build(options.oracle.absolute())}
-        environment = os.environ | {"PYTHONPATH": str(SUPPORT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        print(f"{IMAGES} pictures of {SIDE} x {SIDE}, small networks, one thread, {processor()}")
-        print(f"{'':14}{'images/s':>20}{'per s of a processor':>24}{'peak MiB':>18}{'over loading':>18}{'differ':>9}")
-        for name in NAMES:
-            found = {}
-            for side, python in pythons.items():
-                command = [python, __file__, "--measure", side, name, work]
-                subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL)
-                found[side] = json.loads((work / "measured.json").read_text())
-            a, b = found["ours"], found["official"]
-            difference = max(abs(x - y) for x, y in zip(a.pop("scores"), b.pop("scores"), strict=True))
-            assert difference < 1e-4, f"{name}: the scores differ by {difference}"
-            rows[name] = found | {"largest_difference": difference}
-            line = f"{name:14}"
-            for key, width in (("seconds", 20), ("processor_seconds", 24)):
-                line += f"{IMAGES / a[key]:.1f} / {IMAGES / b[key]:.1f} = {b[key] / a[key]:.2f}".rjust(width)
-            line += f"{a['peak_mib']:.0f} / {b['peak_mib']:.0f}".rjust(18)
-            line += f"{a['peak_mib'] - a['loaded_mib']:.0f} / {b['peak_mib'] - b['loaded_mib']:.0f}".rjust(18)
-            print(f"{line}{difference:9.0e}", flush=True)
+        here, there = sys.executable, live.build(options.oracle.absolute())
+        images = PER_PROMPT if options.full else IMAGES
+        print(f"{images} pictures of {SIDE} x {SIDE}, one thread, {processor()}")
+        for name in names:
+            with workers({"ours": here, "official": there}, [name], work) as own:
+                content["scorers"][name] = say(name, images, taking_turns(own, options.repetitions))
+        if list(names) == list(NAMES):
+            with workers({"together": here, "apart": here}, names, work) as own:
+                content["five"] = say("five", images, taking_turns(own, options.repetitions))
+                peaks = {count * images: own["together"](count)["peak_mib"] for count in (1, TIMES)}
+            content["growth"] = {str(count): round(peak, 1) for count, peak in peaks.items()}
+            print(f"peak MiB by number of pictures: {content['growth']}")
     if options.output:
-        from alignbench.files import write_text
-        from alignbench.record.environment import environment as own_environment
+        keep(options.output, content, images, options)
 
-        content = {
-            "schema": 1, "images": IMAGES, "per_prompt": PER_PROMPT, "side": SIDE, "threads": 1,
-            "machine": f"{processor()}, {os.cpu_count()} cores, shared with other work", "scorers": rows,
-            "environment": own_environment(),
-        }  # fmt: skip
-        write_text(options.output, json.dumps(content, indent=1) + "\n")
+
+def say(name: str, images: int, found: dict[str, Any]) -> dict[str, Any]:
+    """Print a row, and give it back."""
+    (one, a), (other, b) = list(found.items())[:2]
+    speed = " / ".join(f"{images / statistics.median(row['processor_seconds']):.3g}" for row in (a, b))
+    ratio = "{median:.2f} ({least:.2f} to {most:.2f})".format(**found["ratio"])
+    peaks, loading = (" / ".join(f"{row[key]:.0f}" for row in (a, b)) for key in ("peak_mib", "loading_mib"))
+    over = " / ".join(f"{row['peak_mib'] - row['loaded_mib']:.0f}" for row in (a, b))
+    print(f"{name}: {one} / {other}: {speed} pictures a processor second = {ratio}; ", end="")
+    print(f"MiB: peak {peaks}, over what was loaded {over}, in loading {loading}; ", end="")
+    print(f"scores differ by {found['largest_difference']:.0e}", flush=True)
+    return found
+
+
+def keep(path: Path, content: dict[str, Any], images: int, options: argparse.Namespace) -> None:
+    """Write what was found: of --full beside the rest of the file."""
+    from alignbench.files import write_text
+    from alignbench.record.environment import environment
+
+    content |= {
+        "images": images, "per_prompt": PER_PROMPT, "side": SIDE, "threads": 1, "repetitions": options.repetitions,
+        "machine": f"{processor()}, {os.cpu_count()} cores, shared with other work", "environment": environment(),
+    }  # fmt: skip
+    known = json.loads(path.read_text()) if path.exists() else {}
+    full = content if options.full else known.get("full")
+    rest = known if options.full else content
+    write_text(path, json.dumps({"schema": 2} | rest | ({"full": full} if full else {}), indent=1) + "\n")
 
 
 def processor() -> str:
@@ -221,7 +317,7 @@ def processor() -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        measure(sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+    if sys.argv[1:2] == ["--work"]:
+        work_on(sys.argv[2], sys.argv[3].split(","), Path(sys.argv[4]))
     else:
         main()

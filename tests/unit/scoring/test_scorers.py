@@ -12,9 +12,9 @@ from parity import recipe
 
 from alignbench import Key, Prompt
 from alignbench.asking import prompts as prompt_sets
-from alignbench.scoring import aesthetic, blip, clip, features
+from alignbench.scoring import blip, clip, features
 from alignbench.scoring.heads import LinearChain, LinearMap, applied, read_head
-from alignbench.scoring.preprocessing import prepared
+from alignbench.scoring.shared import SharedPictures
 
 KEY = Key("test", "scorers")
 NAMES = tuple(recipe.ARCHITECTURES)
@@ -41,7 +41,7 @@ def pictures(n: int, height: int = 40, width: int = 52) -> torch.Tensor:
 
 def test_pickscore_is_the_cosine_times_the_exponential_of_the_logit_scale():
     reward, images, prompts = recipe.scorer("pickscore"), pictures(4), said(*TEXTS)
-    image = reward.features.images(images, reward.fit)
+    image = reward.features.images(SharedPictures.of(images, reward), reward.fit)
     text = reward.features.texts(prompts, images.device)
     cosine = (image * text).sum(1)
     assert reward.features.encoder.scale == pytest.approx(math.exp(recipe.LOGIT_SCALE))
@@ -368,7 +368,7 @@ def test_the_aesthetic_scores_are_the_heads_on_the_towers_unit_features():
     images, prompts = pictures(3), said(*TEXTS[:3])
     for name in ("aesthetic_v1", "aesthetic_v2"):
         reward = recipe.scorer(name)
-        pixels = prepared(images, aesthetic.CROP)
+        pixels = SharedPictures.of(images, reward).pixels(reward.fit, range(3))
         with torch.no_grad():
             raw = reward.features.encoder.encode_images(pixels)
             expected = reward.head(raw / raw.norm(dim=1, keepdim=True))
