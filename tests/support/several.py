@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from on_tiny import pictures_with_pairs
 from warm import begin
 
 # Sizes that neither two nor three processes divide, and a last batch that is shorter.
@@ -66,7 +67,7 @@ def trained(
 def train(folder: Path, toy_name: str, fault: str, names: Sequence[str]) -> None:
     from alignbench import plugins
     from alignbench.asking.presets import build_algorithm
-    from alignbench.contracts.toys import pictures, points
+    from alignbench.contracts.toys import points
     from alignbench.experiment.align import align
     from alignbench.meter import Cost
     from alignbench.processes import joined
@@ -74,7 +75,7 @@ def train(folder: Path, toy_name: str, fault: str, names: Sequence[str]) -> None
     torch.set_num_threads(1)
     few = FEWER if fault == "fewer" else FEW
     with joined("cpu") as processes, processes.together():
-        toy = pictures() if toy_name == "tiny" else points(flow=toy_name == "mixture_flow")
+        toy = pictures_with_pairs(steps=6) if toy_name == "tiny" else points(flow=toy_name == "mixture_flow")
         for name in names:
             plant(fault, processes.rank)
             kind = plugins.load("algorithms", name)

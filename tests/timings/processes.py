@@ -1,11 +1,11 @@
 """Prints how far training in two and three processes ends from training in one, for every algorithm.
 
-    python tests/timings/processes.py
+    python tests/timings/processes.py [--toy tiny]
     python tests/timings/processes.py --kills 40
 
-Weights, curve and cost of each algorithm on the exact testbed, with sizes that do not divide. With `--kills`, a run of
-two or three processes is killed at random moments (a process, the launcher, or all at once), continued with another
-number of them, and compared with one that nobody killed.
+Weights, curve and cost of each algorithm on the exact testbed, or on the embedded model, with sizes that do not
+divide. With `--kills`, a run of two or three processes is killed at random moments (a process, the launcher, or all
+at once), continued with another number of them, and compared with one that nobody killed.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def of_curves(one: Came, other: Came) -> float:
     return max(abs(a[name] - b[name]) for a, b in lines for name in a if isinstance(a[name], float))
 
 
-def table() -> None:
+def table(toy: str) -> None:
     from alignbench import plugins
 
     names = [name for name in plugins.own_names("algorithms") if plugins.load("algorithms", name).trains]
     with tempfile.TemporaryDirectory() as folder:
-        found = {n: trained(Path(folder) / str(n), n, names) for n in (1, 2, 3)}
+        found = {n: trained(Path(folder) / str(n), n, names, toy) for n in (1, 2, 3)}
     print(f"{'algorithm':28}{'weights: 2':>12}{'3':>10}{'curve: 2':>12}{'3':>10}  cost")
     for name in names:
         one, others = found[1][name], [found[n][name] for n in (2, 3)]
@@ -83,5 +83,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, metavar="N", help="how many kills, instead of the table")
     parser.add_argument("--rounds", type=int, default=60, help="of the run that is killed")
+    parser.add_argument("--toy", choices=("mixture", "mixture_flow", "tiny"), default="mixture", help="of the table")
     options = parser.parse_args()
-    kills(options.kills, options.rounds) if options.kills else table()
+    kills(options.kills, options.rounds) if options.kills else table(options.toy)
