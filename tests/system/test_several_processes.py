@@ -43,7 +43,6 @@ def alone(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("alone"), 1, SOME)
 
 
-@pytest.mark.slow
 def test_two_processes_come_to_what_one_does(alone, tmp_path):
     check_same(alone, trained(tmp_path, 2, SOME), "mixture")
 
