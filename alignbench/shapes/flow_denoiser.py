@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,18 @@ WIDTHS = (96, 64)  # of the two text encoders; their states stand side by side, 
 TEXT = sum(WIDTHS)
 LAYERS = (3, 2)  # of which the last gives the pooled vector alone: the sequence is read one layer earlier
 HEADS, HEAD = 4, 40
-PATCH = 2
-SPACING = 8.0  # between the coordinates of neighbouring patches, see `set_positions`
+SPACING = 4.0  # between the coordinates of neighbouring latents, see `set_positions`
 NULLS = 256  # the largest number of null tokens; the published pipeline's default
-LOW_NOISE = -0.5  # mean of logit σ in one half of a batch, see `noise_levels`
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Which pictures, captions, noise and σ the steps of a training stage draw."""
+
+    first: int = 0  # the number of its first step: stages that share none draw independently
+    mean: float = 0.0  # of the logit of σ
+    deviation: float = 1.0
+    batch: int = 64
 
 
 class NullAttention:
@@ -72,9 +81,10 @@ class NullAttention:
 
 
 class FlowDenoiser(nn.Module):
-    """The trained part of the pipeline: two text encoders (0.37 M parameters) and the transformer (3.57 M)."""
+    """The trained part of the pipeline: two text encoders (0.37 M parameters) and the transformer (3.57 M), which sees
+    the latents as tokens of `patch` x `patch`."""
 
-    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, patch: int = 1) -> None:
         super().__init__()
         self.text_encoder, self.text_encoder_2 = (
             CLIPTextModelWithProjection(text_config(tokenizer, width, layers))
@@ -82,7 +92,7 @@ class FlowDenoiser(nn.Module):
         )
         self.transformer = SD3Transformer2DModel(
             sample_size=SIDE // 4,
-            patch_size=PATCH,
+            patch_size=patch,
             in_channels=LATENT_CHANNELS,
             out_channels=LATENT_CHANNELS,
             num_layers=4,
@@ -123,41 +133,46 @@ class FlowDenoiser(nn.Module):
         return velocity
 
 
-def with_new_text_encoders(denoiser: FlowDenoiser, tokenizer: CLIPTokenizer) -> FlowDenoiser:
-    """The same transformer beside text encoders that start from their first weights."""
-    renewed = FlowDenoiser(tokenizer)
-    renewed.transformer.load_state_dict(denoiser.transformer.state_dict())
-    return renewed
-
-
 @torch.no_grad()
 def set_positions(transformer: SD3Transformer2DModel) -> None:
-    """Write the table of positions anew, with coordinates SPACING apart.
+    """Write the table of positions anew, with the coordinates of latents SPACING apart.
 
-    diffusers scales coordinates by the published model's size. Four patches a side would stand at 1, 1.5, 2 and 2.5 and
-    hardly differ; eight apart they span about what the published model's do. The table is saved with the weights.
+    diffusers scales coordinates by the published model's size. Eight latents a side would stand at 1, 1.25, 1.5 … and
+    hardly differ; four apart they span about what the published model's do. The table is saved with the weights.
     """
     table: Any = transformer.pos_embed.pos_embed
     side, quarter = math.isqrt(table.shape[1]), table.shape[2] // 4
     frequencies = 10_000.0 ** (-torch.arange(quarter) / quarter)
-    angles = SPACING * torch.arange(side)[:, None] * frequencies
+    angles = SPACING * transformer.config.patch_size * torch.arange(side)[:, None] * frequencies
     waves = torch.cat([angles.sin(), angles.cos()], 1)
     across, down = waves[None].expand(side, -1, -1), waves[:, None].expand(-1, side, -1)
     table.copy_(torch.cat([across, down], -1).reshape(table.shape))
 
 
-def noise_levels(rng: np.random.Generator, batch: int) -> Float[Tensor, " b"]:
-    """σ for each picture of a batch, in (0, 1): one half uniform, the other half logit-normal with mean LOW_NOISE.
+@torch.no_grad()
+def refined(coarse: FlowDenoiser, tokenizer: CLIPTokenizer) -> FlowDenoiser:
+    """The denoiser with a token for every latent, begun from one whose tokens are patches: a latent is read as a patch
+    of four equal ones would be, and predicted as the mean of a patch. All between is taken over."""
+    fine = FlowDenoiser(tokenizer, patch=1)
+    kept = {name: value for name, value in coarse.state_dict().items() if "pos_embed.pos_embed" not in name}
+    patch = coarse.transformer.config.patch_size
+    kept["transformer.pos_embed.proj.weight"] = kept["transformer.pos_embed.proj.weight"].sum((2, 3), keepdim=True)
+    for name in ("transformer.proj_out.weight", "transformer.proj_out.bias"):
+        kept[name] = kept[name].unflatten(0, (patch * patch, LATENT_CHANNELS)).mean(0)
+    fine.load_state_dict({**fine.state_dict(), **kept})
+    return fine
 
-    Stable Diffusion 3 draws logit-normal σ with mean 0. Of our 64 latent pixels the same σ hides more than of its 4,096
-    or more, so that ours lean to low noise. The uniform half keeps both ends. Both halves are stratified: one draw in
-    each of as many equally likely intervals, which lowers the noise of the gradient (Kingma et al. 2021,
-    https://arxiv.org/abs/2107.00630).
+
+def noise_levels(
+    rng: np.random.Generator, batch: int, mean: float = 0.0, deviation: float = 1.0
+) -> Float[Tensor, " b"]:
+    """σ for each picture of a batch: logit-normal in (0, 1), by default as Stable Diffusion 3's.
+
+    Stratified: one draw in each of `batch` equally likely intervals, which lowers the noise of the gradient (Kingma et
+    al. 2021, https://arxiv.org/abs/2107.00630).
     """
-    half = batch // 2
-    uniform = (np.arange(half) + rng.random(half)) / half
-    normal = ndtri((np.arange(batch - half) + rng.random(batch - half)) / (batch - half))
-    return torch.from_numpy(np.concatenate([uniform, 1 / (1 + np.exp(-LOW_NOISE - normal))])).float()
+    normal = ndtri((np.arange(batch) + rng.random(batch)) / batch)
+    return torch.from_numpy(1 / (1 + np.exp(-(deviation * normal + mean)))).float()
 
 
 def loss(
@@ -178,16 +193,18 @@ def step_loss(
     tokenizer: CLIPTokenizer,
     latents: Float[Tensor, "n c h w"],
     captions: Sequence[str],
-    batch: int,
+    stage: Stage,
 ) -> Callable[[int], Tensor]:
     """The loss of step i as a function of i, for `fit`: all its draws depend on i alone."""
+    batch = stage.batch
     tokens, empty = tokenise(tokenizer, captions), tokenise(tokenizer, [""])
     key = Key("shapes", "flow_denoiser", "train")
 
     def at(step: int) -> Tensor:
+        step += stage.first
         rng = key("batch", step).generator()
         chosen = torch.from_numpy(rng.integers(len(latents), size=batch))
-        sigma = noise_levels(rng, batch)
+        sigma = noise_levels(rng, batch, stage.mean, stage.deviation)
         unconditional = torch.from_numpy(rng.random(batch) < EMPTY_CAPTIONS)
         denoiser.nulls.count = round(NULLS ** rng.random())
         said = torch.where(unconditional[:, None], empty, tokens[chosen])

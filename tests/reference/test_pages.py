@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from places import TOY
 import alignbench
 from alignbench import Key, Prompt, plugins
 from alignbench.asking.presets import build_algorithm
+from alignbench.asking.prompts import take
 from alignbench.cli.app import run_command_line
+from alignbench.shapes.scene import parse
 
 
 @pytest.mark.parametrize(("page", "name"), TABLES_OF)
@@ -152,11 +155,30 @@ def of_the_audit(_: Facts) -> Iterator[str]:
     yield "Saving as JPEG turns more decisions than one step of noise in every pixel, except for the scorer that"
 
 
+def of_the_model_card(_: Facts) -> Iterator[str]:
+    """How many of the test captions are drawn wholly right, which the judge grades 1."""
+    captions = {prompt.id: parse(prompt.text) for prompt in take("shapes", "test")}
+    whole = {}
+    for name in ("tiny-shapes-base", "flow/tiny_flow-shapes-base"):
+        right: dict[str, list[bool]] = {}
+        for row in stored(name)["rows"]:
+            right.setdefault(captions[row["prompt"]].kind, []).append(row["scores"]["shapes_truth"] == 1)
+        whole[name] = statistics.mean(x for kind in right.values() for x in kind)
+        parts = {kind: f"{100 * statistics.mean(x):.0f} % of {len(x)}" for kind, x in right.items()}
+        yield (
+            f"single things {parts['single']}, pairs {parts['pair']}, counts {parts['count']}, relations "
+            f"{parts['relation']}"
+        )
+    yield f"Of the 200 held-out test captions {100 * whole['tiny-shapes-base']:.1f} % are drawn wholly right"
+    yield f"Of the 200 held-out test captions {100 * whole['flow/tiny_flow-shapes-base']:.1f} % are drawn wholly right"
+
+
 SAYS: dict[str, Callable[[Facts], Iterator[str]]] = {
     "results/testbed/README.md": of_the_testbed,
     "results/testbed_flow/README.md": of_the_flow_testbed,
     "results/timings/README.md": of_the_timings,
     "rewards/README.md": of_the_audit,
+    "alignbench/shapes/weights/MODEL_CARD.md": of_the_model_card,
 }
 
 

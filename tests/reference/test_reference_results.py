@@ -13,6 +13,7 @@ from places import ROOT, TESTS
 from alignbench.analysis.compare import compare
 from alignbench.asking.options import RunOptions
 from alignbench.asking.resolve import resolve
+from alignbench.asking.suite import read_suite
 from alignbench.experiment.run import run_cell
 from alignbench.record import result as results
 from alignbench.record.environment import environment
@@ -47,6 +48,21 @@ def test_every_cell_of_the_suite_is_there_and_complete(files):
         assert len(result.rows) == 200, name
         assert not any(row.failures for row in result.rows), name
         assert len({r.evaluation.fingerprint for r in files.values()}) == 1
+
+
+def test_every_cell_of_the_flow_suite_is_there_within_its_time_and_of_the_code_as_it_stands():
+    folder, wanted = ROOT / "results" / "flow", set()
+    for spec in read_suite(ROOT / "benchmarks" / "suites" / "flow.yaml"):
+        cell = resolve(spec.model_copy(update={"output": folder}))
+        wanted.add(cell.path.name)
+        stored = results.read(folder / cell.path.name)
+        assert (stored.status, len(stored.rows)) == ("complete", 200), cell.path.name
+        assert stored.configuration.differences(cell.configuration) == []
+        assert stored.evaluation.prompts_sha256 == cell.prompts_sha256
+        if stored.cost.alignment_seconds:
+            trained = stored.cost.alignment_seconds - stored.cost.pairs_seconds
+            assert trained <= 180, cell.path.name
+    assert {path.name for path in folder.glob("*.json")} == wanted
 
 
 def test_the_results_are_of_the_code_as_it_stands(files, reference_cells):
@@ -147,11 +163,12 @@ def scores(result: results.Result) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_a_rerun_of_base_gives_the_committed_rows(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "model"), [("tiny-shapes-base", "tiny"), ("flow/tiny_flow-shapes-base", "tiny_flow")])
+def test_a_rerun_of_base_gives_the_committed_rows(tmp_path, monkeypatch, name, model):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # scores kept from other batches round differently
-    stored = results.read(ROOT / "results" / "tiny-shapes-base.json")
+    stored = results.read(ROOT / "results" / f"{name}.json")
     torch.set_num_threads(stored.environment["threads"])
-    again = run_cell(resolve(RunOptions(algo="base", output=tmp_path)), quiet=True).result
+    again = run_cell(resolve(RunOptions(algo="base", model=model, output=tmp_path)), quiet=True).result
     if same_machine(stored):
         assert scored(again) == scored(stored)
     difference = np.abs(scores(again) - scores(stored))

@@ -31,7 +31,7 @@ from alignbench.analysis.tables import render
 PAGES = (
     "README.md", "CONTRIBUTING.md", "alignbench/README.md", "algorithms/README.md", "rewards/README.md",
     "benchmarks/README.md", "results/README.md", "results/statistics/README.md", "results/testbed/README.md",
-    "results/testbed_flow/README.md", "results/timings/README.md", "tests/README.md",
+    "results/testbed_flow/README.md", "results/flow/README.md", "results/timings/README.md", "tests/README.md",
 )  # fmt: skip
 
 # The rows of README's table: a method as `compare` names it, and what it does.
@@ -77,6 +77,14 @@ class Facts:
     @functools.cached_property
     def testbed_flow(self) -> Comparison:
         return compare([ROOT / "results" / "testbed_flow"])
+
+    @functools.cached_property
+    def flow(self) -> dict[str, Group]:
+        """Of the embedded flow model and of the embedded UNet, by the model's name."""
+        names = ("base", "best_of_n-7f3a1b", "diffusion_dpo-seed*", "refl-seed*")
+        unet = [path for name in names for path in sorted((ROOT / "results").glob(f"tiny-shapes-{name}.json"))]
+        groups = compare([ROOT / "results" / "flow", *unet]).groups
+        return {str(group.evaluation.model["name"]): group for group in groups}
 
     @property
     def reference(self) -> Group:
@@ -227,6 +235,22 @@ def testbed_tables(comparison: Comparison, model: str) -> str:
             next(t for t in tables if t.startswith(f"{scorer}: distance from the optimum")),
         ]
     return fenced("\n\n".join(shown))
+
+
+def flow_world(facts: Facts) -> str:
+    """Win rates of every method on both models, and what they cost: a training's evaluations over the 200 pictures."""
+    rows = []
+    for model, group in sorted(facts.flow.items(), reverse=True):
+        rates = {(row.method, row.scorer): row for row in group.versus}
+        for cost in group.costs:
+            if cost.method == "base":
+                continue
+            own = [interval(rates[cost.method, scorer]) for scorer in (REWARD, TRUTH, "shapes_style")]
+            trained = duration(cost.alignment_seconds) if cost.alignment_seconds else ""
+            evaluations = f"{cost.image_denoiser + cost.alignment_denoiser / 200:.0f}"
+            rows.append([f"`{model}`", f"`{cost.method}`", *own, trained, evaluations])
+    header = "model|method|wins on the learned reward, %:|on the truth, %:|on style, %:|training:|evaluations:"
+    return markdown(header, rows)
 
 
 def real_models(_: Facts) -> str:
@@ -385,6 +409,7 @@ TABLES_OF: Mapping[tuple[str, str], Callable[[Facts], str]] = {
     ("results/README.md", "compare"): reference_tables,
     ("results/testbed/README.md", "testbed"): lambda facts: testbed_tables(facts.testbed, "mixture"),
     ("results/testbed_flow/README.md", "testbed"): lambda facts: testbed_tables(facts.testbed_flow, "mixture_flow"),
+    ("results/flow/README.md", "flow world"): flow_world,
     ("results/statistics/README.md", "summary"): lambda _: summary_table(),
     ("results/statistics/README.md", "exceptions"): lambda _: exceptions_table(),
     ("results/statistics/README.md", "marks"): marks_before_and_after,

@@ -12,6 +12,7 @@ from transformers import CLIPTokenizer
 
 from alignbench import Key
 from alignbench.shapes import flow_denoiser as flow
+from alignbench.shapes import train_flow
 from alignbench.shapes.denoiser import tokenise
 from alignbench.shapes.fit import Fit, fit
 from alignbench.shapes.train_flow import TINY
@@ -81,51 +82,66 @@ def test_the_flow_denoiser_starts_from_its_key_whatever_was_drawn_before(tokeniz
     assert [name for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])] == []
 
 
-def test_new_text_encoders_start_afresh_beside_the_trained_transformer(moved, tokenizer):
-    fresh, renewed = flow.FlowDenoiser(tokenizer).state_dict(), flow.with_new_text_encoders(moved, tokenizer)
-    trained = moved.state_dict()
-    for name, tensor in renewed.state_dict().items():
-        assert torch.equal(tensor, (trained if name.startswith("transformer.") else fresh)[name]), name
-    assert next(renewed.transformer.parameters()) is not next(moved.transformer.parameters())
-    assert all(parameter.requires_grad for parameter in renewed.parameters())
+def test_the_fine_denoiser_reads_equal_latents_as_the_coarse_one_does_and_predicts_a_patchs_mean(tokenizer):
+    """Where every patch holds four equal latents, the four tokens that take its place hold what it held; what the
+    coarse one predicts for a patch is averaged. Positions and attention over four times the tokens are left out."""
+    coarse = flow.FlowDenoiser(tokenizer, patch=2).requires_grad_(False)
+    coarse.transformer.proj_out.weight.copy_(KEY("out").normal(16, 160))
+    fine = flow.refined(coarse, tokenizer)
+    flat = KEY("flat").normal(1, 4, 4, 4)
+    latents = flat.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    read = [denoiser.transformer.pos_embed.proj(latents) for denoiser in (coarse, fine)]
+    torch.testing.assert_close(read[1], read[0].repeat_interleave(2, -1).repeat_interleave(2, -2), atol=1e-5, rtol=0)
+    states = KEY("states").normal(7, 160)
+    said = coarse.transformer.proj_out(states).reshape(7, 2, 2, 4).mean((1, 2))
+    torch.testing.assert_close(fine.transformer.proj_out(states), said, atol=1e-5, rtol=0)
+    same = {name for name, value in coarse.state_dict().items() if "proj_out" not in name and "pos_embed" not in name}
+    assert len(same) > 100
+    for name in same:
+        assert torch.equal(fine.state_dict()[name], coarse.state_dict()[name]), name
+    assert all(parameter.requires_grad for parameter in fine.parameters())
 
 
 def test_positions_by_hand(tokenizer):
-    """Patch (row 2, column 3) of the table's 8 x 8: angles 24 f and 16 f at the 40 frequencies 10,000^(-k / 40)."""
+    """Latent (row 2, column 3) of the 8 x 8: angles 12 f and 8 f at the 40 frequencies 10,000^(-k / 40)."""
     table = flow.FlowDenoiser(tokenizer).transformer.pos_embed.pos_embed.reshape(8, 8, 4, 40)
     frequencies = 10_000.0 ** (-torch.arange(40) / 40)
     by_hand = torch.stack(
-        [(24 * frequencies).sin(), (24 * frequencies).cos(), (16 * frequencies).sin(), (16 * frequencies).cos()]
+        [(12 * frequencies).sin(), (12 * frequencies).cos(), (8 * frequencies).sin(), (8 * frequencies).cos()]
     )
     torch.testing.assert_close(table[2, 3], by_hand, atol=1e-5, rtol=0)
 
 
-def test_neighbouring_patches_differ_more_than_in_diffusers_table(tokenizer):
-    """Patches of our latents are cropped from the table's middle. Waves have length √80 each."""
-    positions = flow.FlowDenoiser(tokenizer).transformer.pos_embed
-    ours = positions.cropped_pos_embed(8, 8).reshape(4, 4, 160)
-    theirs = type(positions)(8, 8, 2, 4, 160, pos_embed_max_size=8).cropped_pos_embed(8, 8).reshape(4, 4, 160)
-    torch.testing.assert_close(ours.norm(dim=-1), torch.full((4, 4), 80**0.5))
+@pytest.mark.parametrize(("patch", "side"), [(1, 8), (2, 4)])
+def test_neighbouring_tokens_differ_more_than_in_diffusers_table(tokenizer, patch, side):
+    """Those of our latents are cropped from the table's middle. Waves have length √80 each."""
+    positions = flow.FlowDenoiser(tokenizer, patch).transformer.pos_embed
+    ours = positions.cropped_pos_embed(8, 8).reshape(side, side, 160)
+    table = type(positions)(8, 8, patch, 4, 160, pos_embed_max_size=8)
+    theirs = table.cropped_pos_embed(8, 8).reshape(side, side, 160)
+    torch.testing.assert_close(ours.norm(dim=-1), torch.full((side, side), 80**0.5))
     for axis in (0, 1):
         assert ours.diff(dim=axis).norm(dim=-1).min() > 2 * theirs.diff(dim=axis).norm(dim=-1).max()
 
 
-def test_a_batch_has_one_noise_level_in_each_stratum():
-    """Of 64 draws 32 are uniform, one between k/32 and (k + 1)/32; 32 have a normal logit of mean -0.5."""
-    sigma = flow.noise_levels(KEY("levels").generator(), 64).double()
-    assert (sigma[:32] * 32).floor().tolist() == list(range(32))
-    quantiles = torch.special.ndtr(sigma[32:].logit() + 0.5)
-    assert (quantiles * 32).floor().tolist() == list(range(32))
+@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (-0.5, 1.2)])
+def test_a_batch_has_one_noise_level_in_each_stratum(mean, deviation):
+    """Of 64 draws one between the k/64 and the (k + 1)/64 quantile of a normal logit."""
+    sigma = flow.noise_levels(KEY("levels").generator(), 64, mean, deviation).double()
+    quantiles = torch.special.ndtr((sigma.logit() - mean) / deviation)
+    assert (quantiles * 64).floor().tolist() == list(range(64))
     assert 0 < sigma.min() < sigma.max() < 1
 
 
-def test_noise_levels_favour_low_noise_and_keep_both_ends():
-    """Half uniform and half logit-normal: P(σ < 0.5) = 0.25 + 0.5 Φ(0.5) = 0.596, P(σ > 0.9) = 0.052."""
-    rng = KEY("many").generator()
-    sigma = torch.cat([flow.noise_levels(rng, 64) for _ in range(100)])
-    assert (sigma < 0.5).double().mean() == pytest.approx(0.596, abs=0.01)
-    assert (sigma > 0.9).double().mean() == pytest.approx(0.052, abs=0.005)
-    assert (sigma < 0.1).double().mean() == pytest.approx(0.05 + 0.5 * 0.0448, abs=0.01)
+def test_noise_levels_of_the_fine_stage_favour_low_noise():
+    """P(σ < 0.5) = Φ(0.5 / 1.2) = 0.662, P(σ < 0.1) = Φ((log(1/9) + 0.5) / 1.2) = 0.079; of the coarse one 0.5 and
+    Φ(log(1/9)) = 0.014."""
+    found = []
+    for stage in (train_flow.FINE, train_flow.COARSE):
+        rng = KEY("many").generator()
+        sigma = torch.cat([flow.noise_levels(rng, 64, stage.mean, stage.deviation) for _ in range(100)]).double()
+        found += [float((sigma < bound).double().mean()) for bound in (0.5, 0.1)]
+    assert found == pytest.approx([0.662, 0.079, 0.5, 0.014], abs=0.004)
 
 
 class Stub(nn.Module):
@@ -153,7 +169,7 @@ class Stopped(Exception):
 def trained(tokenizer, folder: Path, stop_at: int | None = None) -> torch.Tensor:
     """Weights after three steps of four latents each, with a checkpoint after two."""
     denoiser = flow.FlowDenoiser(tokenizer)
-    loss = flow.step_loss(denoiser, tokenizer, KEY("data").normal(9, 4, 8, 8), TEXTS * 3, 4)
+    loss = flow.step_loss(denoiser, tokenizer, KEY("data").normal(9, 4, 8, 8), TEXTS * 3, flow.Stage(batch=4))
 
     def until(step: int) -> torch.Tensor:
         if step == stop_at:
@@ -173,9 +189,11 @@ def test_a_training_that_was_stopped_and_continued_ends_with_the_same_weights(to
     assert not torch.equal(whole, start)
 
 
-def test_the_loss_of_a_step_depends_on_the_step_alone(tokenizer):
+def test_the_loss_of_a_step_depends_on_the_step_and_the_stages_first_step_alone(tokenizer):
     denoiser = flow.FlowDenoiser(tokenizer).requires_grad_(False)
-    loss = flow.step_loss(denoiser, tokenizer, KEY("data").normal(9, 4, 8, 8), TEXTS * 3, 4)
+    loss = flow.step_loss(denoiser, tokenizer, KEY("data").normal(9, 4, 8, 8), TEXTS * 3, flow.Stage(batch=4))
     values = [loss(step).item() for step in (0, 1, 2, 1, 0)]
     assert values[:2] == values[:2:-1]
     assert len(set(values)) == 3
+    later = flow.step_loss(denoiser, tokenizer, KEY("data").normal(9, 4, 8, 8), TEXTS * 3, flow.Stage(2, batch=4))
+    assert later(0).item() == values[2]
