@@ -10,6 +10,7 @@ import contextlib
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -46,8 +47,10 @@ class Cluster:
         self._running: dict[Any, Job] = {}  # by Ray's reference
         self._logs: dict[int, int] = {}  # by the job's id: how long its log was before
         self._looked, self._nodes, self._had_gpus = 0.0, list[dict[str, Any]](), False
+        self._reached, self._gone = 0.0, False
         self._ray = _ray()
         self._connect()
+        self._head = str(self._ray.get_runtime_context().gcs_address)
         self._tokens: dict[Path, str] = {}
         self._made_of = node.made_of()
         try:
@@ -96,13 +99,17 @@ class Cluster:
     def ended(self) -> list[tuple[Job, Ended]]:
         if not self._running:
             return []
+        self._reach_head()
         try:
             found, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
         except (self._ray.exceptions.RaySystemError, ConnectionError) as error:
-            raise RunError(f"the Ray cluster is gone ({said(error)[:100]}); the same command continues.") from error
+            raise self._lost(said(error)[:100]) from error
         return [(self._running.pop(reference), self._outcome(reference)) for reference in found]
 
     def stop(self) -> None:
+        if self._gone:
+            self._forget()
+            return
         try:
             for reference in self._running:
                 self._ray.cancel(reference)
@@ -129,8 +136,24 @@ class Cluster:
         finally:
             signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process where it stands
 
+    def _reach_head(self) -> None:
+        """Raise RunError where the head no longer answers: Ray waits for it and then ends the process itself."""
+        if time.monotonic() - self._reached < LOOKED:
+            return
+        self._reached = time.monotonic()
+        host, _, port = self._head.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+        except OSError as error:
+            raise self._lost(said(error)[:100]) from error
+
+    def _lost(self, reason: str) -> RunError:
+        self._gone = True
+        return RunError(f"the Ray cluster is gone ({reason}); the same command continues.")
+
     def _look(self) -> None:
         """See which nodes there are."""
+        self._reach_head()
         self._looked = time.monotonic()
         self._nodes = [found for found in self._ray.nodes() if found["Alive"]]
         self._had_gpus |= any(bool(found.get("GPU", 0)) for found in self._resources)
@@ -187,10 +210,14 @@ class Cluster:
         return max(1, children.cores() // self._at_once) if self._at_once and self._address is None else 1
 
     def _close(self) -> None:
+        self._forget()
+        self._ray.shutdown()
+
+    def _forget(self) -> None:
+        """Take the tokens away."""
         for path in self._tokens:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-        self._ray.shutdown()
 
 
 def _ray() -> Any:

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from pages import TABLES_OF, Facts, between, read, stored
+from pages import REWARD, TABLES_OF, TRUTH, Facts, between, read, stored
 from places import TOY
 
 import alignbench
 from alignbench import Key, Prompt, plugins
+from alignbench.analysis.compare import Versus
 from alignbench.asking.presets import build_algorithm
 from alignbench.asking.prompts import take
 from alignbench.cli.app import run_command_line
@@ -155,6 +156,37 @@ def of_the_audit(_: Facts) -> Iterator[str]:
     yield "Saving as JPEG turns more decisions than one step of noise in every pixel, except for the scorer that"
 
 
+def of_the_flow_world(facts: Facts) -> Iterator[str]:
+    def row(model: str, method: str, scorer: str) -> Versus:
+        (found,) = [r for r in facts.flow[model].versus if (r.method, r.scorer) == (method, scorer)]
+        return found
+
+    def rate(model: str, method: str, scorer: str = REWARD) -> float:
+        return 100 * row(model, method, scorer).rate.rate
+
+    four = ("diffusion_dpo", "diffusion_nft", "flow_grpo", "refl")
+    assert all(row("tiny_flow", method, REWARD).rate_test.mark == "better" for method in four)
+    rates = [rate("tiny_flow", method) for method in four]
+    (best,) = [
+        r.method for r in facts.flow["tiny_flow"].versus if r.method.startswith("best_of_n") and r.scorer == REWARD
+    ]
+    yield (
+        f"win on the learned reward ({min(rates):.0f} to {max(rates):.0f} %), and none of them comes near the best of "
+        f"six pictures ({rate('tiny_flow', best):.0f} %)"
+    )
+    assert all(rate("tiny_flow", method, "shapes_style") > rate("tiny_flow", method, TRUTH) for method in four)
+    assert [row("tiny_flow", method, TRUTH).rate_test.mark for method in four] == [None, None, None, "worse"]
+    assert all(abs(rate("tiny_flow", method, TRUTH) - 50) < 1 for method in four[:2])
+    yield f"`refl` pays with it ({rate('tiny_flow', 'refl', TRUTH):.0f} %, a difference that stands)"
+    base = [r["scores"][TRUTH] for r in stored("flow/tiny_flow-shapes-base")["rows"]]
+    seeds = []
+    for seed in (1, 2, 3):
+        own = [r["scores"][TRUTH] for r in stored(f"flow/tiny_flow-shapes-flow_grpo-seed{seed}")["rows"]]
+        seeds.append(100 * statistics.mean((a > b) + 0.5 * (a == b) for a, b in zip(own, base, strict=True)))
+    yield f"all three seeds of `flow_grpo` ({min(seeds):.0f} to {max(seeds):.0f} %)"
+    yield f"on `tiny` ({rate('tiny', 'flow_grpo'):.0f} and {rate('tiny', 'diffusion_nft'):.0f} %)"
+
+
 def of_the_model_card(_: Facts) -> Iterator[str]:
     """How many of the test captions are drawn wholly right, which the judge grades 1."""
     captions = {prompt.id: parse(prompt.text) for prompt in take("shapes", "test")}
@@ -176,6 +208,7 @@ def of_the_model_card(_: Facts) -> Iterator[str]:
 SAYS: dict[str, Callable[[Facts], Iterator[str]]] = {
     "results/testbed/README.md": of_the_testbed,
     "results/testbed_flow/README.md": of_the_flow_testbed,
+    "results/flow/README.md": of_the_flow_world,
     "results/timings/README.md": of_the_timings,
     "rewards/README.md": of_the_audit,
     "alignbench/shapes/weights/MODEL_CARD.md": of_the_model_card,

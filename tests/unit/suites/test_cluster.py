@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 
 from alignbench.asking.options import RunOptions
 from alignbench.asking.suite import Resources
-from alignbench.errors import InputError
+from alignbench.errors import InputError, RunError
 from alignbench.record.resumable import Resumable
 from alignbench.suites import cluster
 from alignbench.suites.child import Ended
@@ -61,6 +62,8 @@ class ToyRay:
         self.tasks: list[tuple[dict[str, Any], tuple[Any, ...]]] = []  # options and arguments of cells
         self.cancelled: list[Any] = []
         self.is_open = False
+        self.listening = socket.create_server(("127.0.0.1", 0))  # where its head answers
+        self.head = f"127.0.0.1:{self.listening.getsockname()[1]}"
 
     def init(self, **options: Any) -> None:
         self.is_open = True
@@ -68,6 +71,9 @@ class ToyRay:
 
     def shutdown(self) -> None:
         self.is_open = False
+
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(gcs_address=self.head)
 
     def nodes(self) -> list[dict[str, Any]]:
         found = [
@@ -223,6 +229,19 @@ def test_a_cell_runs_once_its_log_has_grown(connect, tmp_path):
     assert not engine.is_running(one)
     log.write_text("== of an earlier try\n== and of this one\n")
     assert engine.is_running(one)
+
+
+def test_a_head_that_answers_no_more_ends_the_suite_and_nothing_more_is_asked_of_ray(connect, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "LOOKED", 0.0)
+    ray = ToyRay({"CPU": 2.0})
+    engine, one = connect(ray), job(tmp_path)
+    engine.start(one, 1)
+    ray.listening.close()
+    with pytest.raises(RunError, match=r"the Ray cluster is gone \(.*refused\); the same command continues"):
+        engine.ended()
+    engine.stop()
+    assert ray.cancelled == []
+    assert not list((tmp_path / "results").iterdir())
 
 
 def test_a_stop_cancels_what_runs_and_takes_the_token_away(connect, tmp_path):
