@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from alignbench.cli.flags import Flag
 from alignbench.cli.output import listing, note, print_json, say, typed
 from alignbench.cli.report import write_report
-from alignbench.errors import AlignbenchError, InputError, RunError
+from alignbench.errors import AlignbenchError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,6 +116,7 @@ def _digest(path: Path) -> str | None:
 def _run(rows: Sequence[Row], on: str, jobs: int | None, quiet: bool) -> int:
     """Run the rows; the exit code."""
     from alignbench.suites.board import Board, counts
+    from alignbench.suites.child import Gone
     from alignbench.suites.run import Terminated, run_rows, terminating
 
     try:
@@ -128,7 +129,7 @@ def _run(rows: Sequence[Row], on: str, jobs: int | None, quiet: bool) -> int:
     except KeyboardInterrupt as error:
         note("alignbench: interrupted; the same command continues where it stopped.")
         return 143 if isinstance(error, Terminated) else 130
-    except RunError as error:  # the engine is gone, and what came of the cells until then is still to be shown
+    except Gone as error:  # what came of the cells until then is still to be shown
         note(f"alignbench: {error}")
         return 1
     return 0 if all(row.state in ("done", "unsupported") for row in rows) else 1

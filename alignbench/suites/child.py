@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alignbench import children
+from alignbench.errors import RunError
 from alignbench.files import explained, make_folder
 from alignbench.locks import claim, in_use
 from alignbench.printed import one_line
@@ -56,6 +57,10 @@ class Ended:
     def is_death(self) -> bool:
         """Whether the process was ended, and did not end: another try goes on from where it was."""
         return self.held_by is None and (self.code is None or self.code not in (0, 1, 2))
+
+
+class Gone(RunError):
+    """The engine that runs the cells is no longer there."""
 
 
 class Held(Exception):

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from alignbench import children
-from alignbench.errors import InputError, RunError, said
+from alignbench.errors import InputError, said
 from alignbench.files import write_text
 from alignbench.suites import node
-from alignbench.suites.child import GRACE, Ended
+from alignbench.suites.child import GRACE, Ended, Gone
 from alignbench.suites.orders import Orders
 from alignbench.suites.plan import Job
 
@@ -85,6 +85,7 @@ class Cluster:
         return len(self._running) < (self._at_once or cpus + AHEAD)
 
     def start(self, job: Job, attempt: int) -> None:
+        self._reach_head(at_once=True)
         cpus, gpus = self._cpus(job), job.gpus(self._has_gpus)
         # Ray shows a task with GPUs just those, and one without all of them.
         order = self._orders.of(job, attempt, cpus, None if gpus else ())
@@ -104,7 +105,10 @@ class Cluster:
             found, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
         except (self._ray.exceptions.RaySystemError, ConnectionError) as error:
             raise self._lost(said(error)[:100]) from error
-        return [(self._running.pop(reference), self._outcome(reference)) for reference in found]
+        ends = [(self._running.pop(reference), self._outcome(reference)) for reference in found]
+        if any(ended.is_death for _, ended in ends):
+            self._reach_head(at_once=True)
+        return ends
 
     def stop(self) -> None:
         if self._gone:
@@ -136,9 +140,9 @@ class Cluster:
         finally:
             signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process where it stands
 
-    def _reach_head(self) -> None:
-        """Raise RunError where the head no longer answers: Ray waits for it and then ends the process itself."""
-        if time.monotonic() - self._reached < LOOKED:
+    def _reach_head(self, at_once: bool = False) -> None:
+        """Raise Gone where the head no longer answers: Ray waits for it and then ends the process itself."""
+        if time.monotonic() - self._reached < LOOKED and not at_once:
             return
         self._reached = time.monotonic()
         host, _, port = self._head.rpartition(":")
@@ -147,13 +151,13 @@ class Cluster:
         except OSError as error:
             raise self._lost(said(error)[:100]) from error
 
-    def _lost(self, reason: str) -> RunError:
+    def _lost(self, reason: str) -> Gone:
         self._gone = True
-        return RunError(f"the Ray cluster is gone ({reason}); the same command continues.")
+        return Gone(f"the Ray cluster is gone ({reason}); the same command continues.")
 
     def _look(self) -> None:
         """See which nodes there are."""
-        self._reach_head()
+        self._reach_head(at_once=True)
         self._looked = time.monotonic()
         self._nodes = [found for found in self._ray.nodes() if found["Alive"]]
         self._had_gpus |= any(bool(found.get("GPU", 0)) for found in self._resources)

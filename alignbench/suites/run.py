@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from alignbench.asking.suite import explained
-from alignbench.errors import AlignbenchError, InputError, RunError
+from alignbench.errors import AlignbenchError, InputError
 from alignbench.locks import in_use
-from alignbench.suites.child import Ended, Held, why
+from alignbench.suites.child import Ended, Gone, Held, why
 from alignbench.suites.local import Engine
 from alignbench.suites.plan import Job, Row, State
 
@@ -46,8 +46,8 @@ def terminating() -> Iterator[None]:
 
 def run_rows(rows: Sequence[Row], engine: Engine, told: Told, looked: Callable[[], None]) -> None:
     """Run every row that waits. `told` hears of a row whenever its state is new, `looked` is called between. Raises
-    InputError, before anything is started, for a row that no machine can hold, RunError where the engine is gone; that,
-    or an interrupt, ends what runs."""
+    InputError, before anything is started, for a row that no machine can hold, and Gone; that, or an interrupt, ends
+    what runs."""
     running = _Running(rows, engine, told)
     try:
         engine.check([row.job for row in running.waiting if row.job is not None])
@@ -55,7 +55,7 @@ def run_rows(rows: Sequence[Row], engine: Engine, told: Told, looked: Callable[[
             running.look()
             looked()
             time.sleep(PAUSE)
-    except (KeyboardInterrupt, RunError):
+    except (KeyboardInterrupt, Gone):
         running.interrupted()
         raise
     finally:
@@ -110,6 +110,8 @@ class _Running:
         else:
             try:
                 self.engine.start(job, row.tries + 1)
+            except Gone:
+                raise
             except Held as error:
                 self.leave(row, str(error))
                 return

@@ -187,15 +187,3 @@ def _refused(words: list[str]) -> str:
     assert process.returncode == 2, err + out
     assert out == ""
     return err.strip().splitlines()[-1]
-
-
-def test_a_head_that_is_lost_ends_the_suite_in_a_line_and_the_table_is_shown(nodes, tmp_path):
-    path = write_suite(tmp_path, twelve(rounds=400))
-    suite = started(["suite", str(path), "--on", f"ray:{nodes.address}", "--json"])
-    wait_for(lambda: cells_with(f"{nodes.folder}-0"), 300)
-    nodes.lose(0)
-    out, err = suite.communicate(timeout=300)
-    assert suite.returncode == 1, err
-    assert "Traceback" not in err
-    assert err.splitlines()[-1].startswith("alignbench: the Ray cluster is gone (")
-    assert {cell["state"] for cell in json.loads(out)["cells"]} <= {"done", "interrupted", "waiting"}

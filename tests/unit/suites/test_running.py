@@ -18,7 +18,7 @@ from alignbench.errors import InputError, ResultFileError, RunError
 from alignbench.locks import exclusive
 from alignbench.record.resumable import Resumable
 from alignbench.suites import run as running
-from alignbench.suites.child import Ended, Held
+from alignbench.suites.child import Ended, Gone, Held
 from alignbench.suites.plan import Job, Row
 from alignbench.suites.run import run_rows
 
@@ -301,11 +301,11 @@ def test_an_engine_that_is_gone_interrupts_what_runs_and_ends_the_suite(suite):
     def ended() -> list[tuple[Job, Ended]]:
         looks.append(1)
         if len(looks) == 2:
-            raise RunError("the cluster is gone.")
+            raise Gone("the cluster is gone.")
         return []
 
     engine.ended = ended
-    with pytest.raises(RunError, match="the cluster is gone"):
+    with pytest.raises(Gone, match="the cluster is gone"):
         run_rows(rows, engine, lambda row: None, lambda: None)
     assert engine.stopped == 1
     assert [(row.state, row.reason) for row in rows] == [
