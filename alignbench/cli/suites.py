@@ -80,17 +80,20 @@ def suite(
     from alignbench.suites.plan import planned
 
     rows = planned(asked, only, shard)
-    if not rows:  # no error: an array of jobs may have more of them than there are cells
-        note(f"--shard {shard}: there are fewer cells than shards, and none for this one.")
-        _show(rows, json, report=False, conclude=False)
-        return 0
-    if dry_run:
-        return _show_plan(rows, json)
+    if dry_run or not rows:
+        return _show_plan(rows, json) if rows else _show_nothing(shard, json)
     code = _run(rows, on, jobs, json)
     if _digest(path) != before:
         note(f"{path} has changed since its cells were read; type the same command for what is new.")
     _show(rows, json, report and code < INTERRUPTED, conclude=code < INTERRUPTED)
     return code
+
+
+def _show_nothing(shard: str | None, json: bool) -> int:
+    """No error: an array of jobs may have more of them than there are cells."""
+    note(f"--shard {shard}: there are fewer cells than shards, and none for this one.")
+    _show((), json, report=False, conclude=False)
+    return 0
 
 
 def _check(on: str, jobs: int | None, shard: str | None) -> None:

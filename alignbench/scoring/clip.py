@@ -198,7 +198,7 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
         raise RunError("the file of CLIP's words is not there; install open_clip_torch.")
     with gzip.open(Path(package.origin).parent / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as handle:
         lines = handle.read().split("\n")[1 : VOCABULARY - 2 * 256 - 2 + 1]
-    merges = [(first, second) for first, second in (line.split() for line in lines)]
+    merges = [(first, second) for first, second in (line.split() for line in lines if line)]
     # One letter for each byte: what can be printed is itself, the others follow in order.
     letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
     words = [*letters, *(f"{letter}</w>" for letter in letters), *(first + second for first, second in merges)]

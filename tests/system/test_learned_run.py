@@ -172,15 +172,15 @@ def test_a_result_of_before_these_counts_is_still_read(make_result):
 def test_a_cell_killed_while_it_is_scored_goes_on_where_it_was(small, monkeypatch):
     calls = []
     scorer = plugins.load("rewards", "hpsv2_1").func
-    whole = scorer.__call__
+    whole = scorer.of_pictures
 
-    def dying(self, images, prompts):
-        calls.append(len(images))
+    def dying(self, pictures, prompts):
+        calls.append(len(pictures))
         if calls == [2, 1]:
             raise KeyboardInterrupt
-        return whole(self, images, prompts)
+        return whole(self, pictures, prompts)
 
-    monkeypatch.setattr(scorer, "__call__", dying)
+    monkeypatch.setattr(scorer, "of_pictures", dying)
     asked = command(small, "--batch-size", "2")
     assert run_command_line(asked) == 130
     assert run_command_line(asked) == 0

@@ -130,7 +130,7 @@ def test_vocabularies_that_lack_words_are_refused(checkpoints, tmp_path, monkeyp
     weights = WeightFile("", checkpoints / own.files[0].place, "", False)
     with pytest.raises(RunError, match=r"words.txt has no word \[SEP\]; expected BERT's vocabulary, one word a line"):
         blip_scorer(known, weights, WeightFile("", words, "", False), "float32")
-    monkeypatch.setattr(clip, "VOCABULARY", clip.VOCABULARY + 1)
+    monkeypatch.setattr(clip, "VOCABULARY", 10**6)
     with pytest.raises(RunError, match=r"open_clip's vocabulary has \d+ words, expected \d+; reinstall it"):
         clip.vocabulary()
 
