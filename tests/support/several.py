@@ -22,9 +22,16 @@ FEW = {
 }  # fmt: skip
 FEWER = {**FEW, "samples_per_round": 2, "samples_per_update": 1, "pairs_per_update": 2, "updates_per_round": 1}
 FEWER |= {"moves_per_update": 1, "value_batch": 1, "samples_per_prompt": 2}
+# As little as two processes share unevenly: for networks.
+LEAST = {**FEW, "rounds": 1, "samples_per_round": 6, "samples_per_update": 3, "pairs_per_update": 3, "batch": 2}
+LEAST |= {"updates_per_round": 1, "moves_per_update": 5, "value_batch": 5, "passes": 1, "samples_per_prompt": 2}
+SIZES = {"fewer": FEWER, "least": LEAST}  # of faults that are none
 OWN = {"refl": {"steps": 8, "prior_weight": 0.5}, "dpok": {"future_kl": True, "lookahead": True}}
 OWN |= {"d3po": {"samples_per_round": 14}, "reward_weighted_regression": {"samples_per_prompt": 1}}
 SAME = {"mixture": 1e-6, "tiny": 1e-5}  # weights, by toy
+# The share of weights that may differ by more. Where a gradient is nothing but rounding, Adam's first step divides it
+# by itself: a few weights of a network move by as much as the others, in either direction.
+STRAY = {"mixture": 0.0, "tiny": 2e-4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +45,11 @@ class Came:
     def distance(self, other: Came) -> float:
         """The largest difference of a weight."""
         return max(float((a - b).abs().max()) for a, b in zip(self.weights, other.weights, strict=True))
+
+    def beyond(self, other: Came, bound: float) -> float:
+        """The share of weights that differ by more than a bound."""
+        beyond = sum(int(((a - b).abs() > bound).sum()) for a, b in zip(self.weights, other.weights, strict=True))
+        return beyond / sum(weight.numel() for weight in self.weights)
 
 
 def free_port() -> int:
@@ -73,7 +85,7 @@ def train(folder: Path, toy_name: str, fault: str, names: Sequence[str]) -> None
     from alignbench.processes import joined
 
     torch.set_num_threads(1)
-    few = FEWER if fault == "fewer" else FEW
+    few = SIZES.get(fault, FEW)
     with joined("cpu") as processes, processes.together():
         toy = pictures_with_pairs(steps=6) if toy_name == "tiny" else points(flow=toy_name == "mixture_flow")
         for name in names:
@@ -81,7 +93,7 @@ def train(folder: Path, toy_name: str, fault: str, names: Sequence[str]) -> None
             kind = plugins.load("algorithms", name)
             known = {field.name for field in dataclasses.fields(kind)}
             fields = {field: value for field, value in {**few, **OWN.get(name, {})}.items() if field in known}
-            if fault == "fewer":
+            if fault in SIZES:
                 fields |= {field: value for field, value in few.items() if field in known}
             problem = toy.problem(folder / f"{name}-{processes.rank}")
             problem.processes = processes
