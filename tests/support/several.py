@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,28 @@ def failures() -> dict[str, dict[int, Exception]]:
 
 
 FAILURES = failures()
+
+
+SOONER = 8.0  # seconds that an `impatient` command waits
+
+
+def impatient(words: list[str]) -> None:
+    """A command whose launcher waits less for a process that was asked to end, and whose processes wait less for one
+    that is silent."""
+    from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+
+    from alignbench import launch
+    from alignbench.__main__ import main
+
+    plain, close = launch.command, SubprocessContext.close
+    waits = f"from alignbench import __main__, processes; processes.BEAT, processes.SILENCE = 1.0, {SOONER}; "
+
+    def command(*asked):
+        python, *flags = plain(*asked)
+        where = flags.index("-m")
+        return [python, *flags[:where], "-c", waits + "__main__.main()", *flags[where + 2 :]]
+
+    launch.command = command
+    SubprocessContext.close = lambda self, signal=None, timeout=30: close(self, signal, SOONER)
+    sys.argv = ["alignbench", *words]
+    main()

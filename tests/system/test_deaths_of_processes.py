@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from several import impatient
 from warm import Begun, Done, begin, begin_command, execute
 
 from alignbench import processes as of_a_run
@@ -116,35 +116,11 @@ def test_processes_end_with_their_launcher_and_at_a_time_limit(tmp_path):
     until(lambda: not alive(pids), 10)
 
 
-SOONER = 8.0  # seconds
-
-
-def impatient(words: list[str]) -> None:
-    """A command whose launcher waits less for a process that was asked to end, and whose processes wait less for one
-    that is silent."""
-    from torch.distributed.elastic.multiprocessing.api import SubprocessContext
-
-    from alignbench import launch
-    from alignbench.__main__ import main
-
-    plain, close = launch.command, SubprocessContext.close
-    waits = f"from alignbench import __main__, processes; processes.BEAT, processes.SILENCE = 1.0, {SOONER}; "
-
-    def command(*asked):
-        python, *flags = plain(*asked)
-        where = flags.index("-m")
-        return [python, *flags[:where], "-c", waits + "__main__.main()", *flags[where + 2 :]]
-
-    launch.command = command
-    SubprocessContext.close = lambda self, signal=None, timeout=30: close(self, signal, SOONER)
-    sys.argv = ["alignbench", *words]
-    main()
-
-
 @pytest.mark.slow
 def test_a_process_that_hangs_is_named_and_ended(tmp_path):
     run = begin(impatient, [*asked(tmp_path, 100_000), "--processes", "2"])
-    until(lambda: curve(tmp_path) >= 3)
+    until(lambda: curve(tmp_path) >= 3 or not run.process.is_alive())
+    assert run.process.is_alive(), run.err.read_text(encoding="utf-8")
     pids = workers(run.process.pid)
     os.kill(pids[1], signal.SIGSTOP)
     done = run.ended(60)
