@@ -269,7 +269,7 @@ class StoredImages:
     def _read(self, asked: Mapping[str, Sequence[Slot]]) -> _Read:
         hashed = dict.fromkeys(slot for name in self.caches for slot in asked[name])
         hashes = {slot: sha256_of(self.store.path(slot, picture=True)) for slot in hashed}
-        needed = {name: slots for name, slots in asked.items() if not self._known(name, slots, hashes)}
+        needed = {name: slots for name, slots in asked.items() if slots and not self._known(name, slots, hashes)}
         wanted = list(dict.fromkeys(slot for slots in needed.values() for slot in slots))
         places = {slot: place for place, slot in enumerate(wanted)}
         if wanted and not self.store.path(wanted[0], picture=True).exists():

@@ -110,7 +110,7 @@ class Recent(Generic[K]):
 
 def parts_of(places: Sequence[int], device: torch.device) -> list[Sequence[int]]:
     """The places of images, as many as are encoded at once."""
-    return chunked(places, min(BATCH, ON_CPU) if device.type == "cpu" else BATCH)
+    return chunked(places, ON_CPU if device.type == "cpu" else BATCH)
 
 
 def unit(features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:

@@ -91,8 +91,10 @@ class SharedPictures:
 
 
 def ahead(make: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """What is made of each item, in order; while one is in use, the next is made in another thread."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    """What is made of each item, in order; while one is in use, the next is made in another thread, on the same GPU: a
+    thread begins with the first one, and each of several processes has its own."""
+    card = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+    with ThreadPoolExecutor(1) if card is None else ThreadPoolExecutor(1, "", torch.cuda.set_device, (card,)) as pool:
         waiting: Future[R] | None = None
         for item in items:
             following = pool.submit(make, item)

@@ -128,3 +128,15 @@ def test_what_cannot_be_made_is_raised_when_its_turn_comes():
     assert next(made) == 1
     with pytest.raises(ZeroDivisionError):
         next(made)
+
+
+def test_what_is_made_ahead_is_made_on_the_gpu_of_the_thread_that_asks(monkeypatch):
+    """A new thread begins with the first GPU, and each of several processes has its own."""
+    chosen: list[tuple[int, int]] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda card: chosen.append((card, threading.get_ident())))
+    made = list(ahead(lambda item: (item, threading.get_ident()), [1, 2]))
+    assert [item for item, _ in made] == [1, 2]
+    assert chosen == [(3, made[0][1])]
+    assert made[0][1] == made[1][1] != threading.get_ident()
