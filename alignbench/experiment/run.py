@@ -188,6 +188,9 @@ def _prepare(
     cut = cut_off.counted(cut_off.reader_of(pipeline), used) or {}
     if cut:
         progress.say(cut_off.sentence(cell.model.name, cut, used))
+    images = len(cell.evaluated) * cell.options.images_per_prompt
+    if processes.size > images:
+        progress.say(f"{processes.size} processes share {images} images: {processes.size - images} will make none")
     batch = cell.options.batch_size or BATCH[3 if len(pipeline.info()["image_shape"]) == 3 else 1]
     problem = problem_of(cell, pipeline, meter, batch, progress, processes)
     own = cell.folder / "cache"

@@ -34,6 +34,7 @@ ASKED = 120.0  # and within which a node says what it has: its first worker has 
 LOOKED = 5.0  # seconds between two looks at which nodes there are
 AHEAD = 8  # jobs that may wait in Ray
 TOKEN = ".suite-"  # how the name of a file begins that says whether a folder is shared
+START_ONE = "start one with `ray start --head`"
 WHOSE_TOKEN = "share the file ~/.ray/auth_token of the head node, or set RAY_AUTH_TOKEN_PATH"
 
 
@@ -236,7 +237,8 @@ def _ray() -> Any:
 
 def _check_answers(address: str) -> None:
     """Raise InputError where no Ray answers, which Ray itself would wait for without an end."""
-    if not re.fullmatch(r"[\w.-]+:\d{1,5}|\[[0-9a-fA-F:.]+\]:\d{1,5}", address):
+    form = re.fullmatch(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", address)
+    if form is None or not 0 < int(form[1]) < 2**16:
         raise InputError(f"--on ray:{address}: expected HOST:PORT of a head node, such as ray:10.0.0.1:6379.")
     code = "from ray.scripts.scripts import main; main()"
     try:
@@ -245,14 +247,17 @@ def _check_answers(address: str) -> None:
             capture_output=True, text=True, timeout=ANSWER, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise InputError(
-            f"--on ray:{address}: no Ray answers there within {ANSWER:.0f} s; start one with `ray start --head`."
-        ) from None
+        raise InputError(f"--on ray:{address}: no Ray answers there within {ANSWER:.0f} s; {START_ONE}.") from None
     if "AuthenticationError" in done.stderr:
         raise InputError(f"--on ray:{address}: the cluster refuses the token of this machine; {WHOSE_TOKEN}.")
     if done.returncode:
-        last = (done.stderr.strip() or "no reason given").splitlines()[-1]
-        raise InputError(f"--on ray:{address}: no Ray answers there ({last[:200]}).")
+        raise InputError(f"--on ray:{address}: no Ray answers there{_reason(done.stderr)}; {START_ONE}.")
+
+
+def _reason(said: str) -> str:
+    """What Ray gave as the reason, in brackets, if that is among its stack traces and log lines."""
+    errors = re.findall(r"^[\w.]*(?:Error|Exception): (.+)$", said, re.MULTILINE)
+    return f" ({errors[-1].strip().rstrip('.')[:200]})" if errors else ""
 
 
 def _size(path: Path) -> int:

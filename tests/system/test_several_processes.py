@@ -98,6 +98,16 @@ def test_what_one_process_meets_is_one_decision_of_all(failure, tmp_path):
 
 
 @pytest.mark.slow
+def test_more_processes_than_images_are_told_and_the_result_is_that_of_one(tmp_path):
+    asked = ["run", "--algo", "base", "--model", "tiny", "--limit", "2", "--steps", "2"]
+    three = begin_command([*asked, "--processes", "3", "--output", str(tmp_path / "3")]).ended(300)
+    assert "3 processes share 2 images: 1 will make none" in three.stderr
+    assert begin_command([*asked, "--output", str(tmp_path / "1")]).ended(300).returncode == three.returncode == 0
+    rows = [results.read(next((tmp_path / name).glob("*.json"))).rows for name in ("3", "1")]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.slow
 def test_a_defect_in_one_process_ends_all_and_is_told_by_each(tmp_path):
     with pytest.raises(AssertionError) as raised:
         trained(tmp_path, 2, ["ddpo"], "mixture", "defect")

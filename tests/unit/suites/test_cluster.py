@@ -271,3 +271,17 @@ def test_without_ray_a_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(cluster.children, "set_defaults", lambda values: None)
     with pytest.raises(InputError, match=r"^--on ray needs Ray: pip install 'alignbench\[ray\]'"):
         cluster._ray()
+
+
+@pytest.mark.parametrize(
+    "address", ["head", "head:", "head:0", "head:65536", "head:99999", ":6379", "a b:6379", "[::1]"]
+)
+def test_an_address_that_cannot_be_one_is_refused_before_anything_is_asked(address):
+    with pytest.raises(InputError, match="expected HOST:PORT of a head node"):
+        cluster._check_answers(address)
+
+
+def test_of_rays_stack_traces_only_the_reason_is_told():
+    said = "[2026 W] Failed to connect\n  File x\nray.exceptions.RpcError: Timed out.\n/usr/bin/python(_start+0x21)\n"
+    assert cluster._reason(said) == " (Timed out)"
+    assert cluster._reason("/usr/bin/python(_start+0x21)\n") == ""
