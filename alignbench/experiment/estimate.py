@@ -1,7 +1,7 @@
 """What a cell would cost, counted by running its algorithm against a stand-in that computes nothing.
 
-The stand-in has the model's shapes and schedule and counts like the real pipeline; one round of training is run and
-multiplied. Seconds are only given where the model is at hand: one batch of the real denoiser is timed.
+The stand-in has the model's schedule and latents of its kind, but tiny ones, and counts like the real pipeline; one
+round of training is run and multiplied. Seconds are only given where the model is at hand: one batch of the real denoiser is timed.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from alignbench.quantities import Condition, Prediction, Steps
 T = TypeVar("T")
 
 IMAGES = 2  # sampled to count the cost per image
+SIDE = 2  # of the stand-in's latents: what is counted does not depend on it, and a FLUX's own would take gigabytes
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,8 @@ def estimate(cell: Cell) -> Estimate | None:
     if shape is None:
         return None
     meter = Meter()
-    stand_in = StandIn(cell.family.typical_schedule(cell.model), shape, meter, cell.sampling)
+    small = (*shape[:-2], *(min(side, SIDE) for side in shape[-2:])) if len(shape) > 2 else shape
+    stand_in = StandIn(cell.family.typical_schedule(cell.model), small, meter, cell.sampling)
     problem = _OneRound(
         stand_in, MeteredReward("stand-in", _MeanReward(), meter), cell.training, cell.sampling, meter, Key("estimate")
     )

@@ -15,6 +15,7 @@ from said import one_line
 
 from alignbench.cli.app import run_command_line
 from alignbench.errors import UnknownName
+from alignbench.experiment.estimate import StandIn
 from alignbench.record import result as results
 
 REWARD = f"{TOY}:FirstCoordinate"
@@ -123,6 +124,24 @@ def test_the_dry_runs_cost_is_the_runs_cost(here, capsys):
     cost = json.loads(capsys.readouterr().out)["cost"]
     assert f"alignment    {cost['alignment']['denoiser_forward']} denoiser evaluations forward, " in promised
     assert f"{cost['alignment']['denoiser_backward']} backward, 32 reward evaluations" in promised
+
+
+@pytest.mark.parametrize("model", ["flux_dev", "sdxl"])
+def test_what_a_large_model_would_cost_is_counted_without_latents_of_its_size(here, capsys, monkeypatch, model):
+    """2048 pairs of FLUX's latents an update, in passes of four, would take gigabytes and minutes."""
+    seen = []
+    noisy = StandIn.add_noise
+
+    def watched(self, x0, noise, t):
+        seen.append(x0[0].numel())
+        return noisy(self, x0, noise, t)
+
+    monkeypatch.setattr(StandIn, "add_noise", watched)
+    arguments = ["run", "--algo", "diffusion_dpo", "--model", model, "--prompts", "shapes", "--set", "rounds=2"]
+    arguments += ["--set", "pairs_per_update=8", "--set", "updates_per_round=1", "--reward", "jpeg_compressibility"]
+    assert run_command_line([*arguments, "--dry-run"]) == 0
+    assert max(seen) <= 64
+    assert "forward, 32 backward, " in capsys.readouterr().out  # two images of eight pairs in two updates
 
 
 def test_a_config_file_gives_options_and_the_command_line_wins(here, capsys):
