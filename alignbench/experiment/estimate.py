@@ -1,7 +1,8 @@
 """What a cell would cost, counted by running its algorithm against a stand-in that computes nothing.
 
 The stand-in has the model's schedule and latents of its kind, but tiny ones, and counts like the real pipeline; one
-round of training is run and multiplied. Seconds are only given where the model is at hand: one batch of the real denoiser is timed.
+round of training is run and multiplied. Seconds are only given where the model is at hand: one batch of the real
+denoiser is timed.
 """
 
 from __future__ import annotations
