@@ -24,10 +24,10 @@ BUGS = {  # what says so, where it does not only change what training comes to
 }
 
 
-def check_same(one, several, toy: str) -> None:
+def check_same(one, several, toy: str, stray: float = 0.0) -> None:
     for name, came in one.items():
         other = several[name]
-        assert other.beyond(came, SAME[toy]) <= STRAY[toy], name
+        assert other.beyond(came, SAME[toy]) <= stray, name
         assert other.cost == came.cost, name
         assert len(other.curve) == len(came.curve)
         for line, same in zip(other.curve, came.curve, strict=True):
@@ -56,13 +56,15 @@ def test_every_algorithm_comes_to_the_same_in_any_number_of_processes(toy, fault
     """Sizes that do not divide, and fewer items than processes."""
     one = trained(tmp_path / "1", 1, TRAINING, toy, fault)
     for processes in numbers:
-        check_same(one, trained(tmp_path / str(processes), processes, TRAINING, toy, fault), toy.partition("_")[0])
+        check_same(one, trained(tmp_path / str(processes), processes, TRAINING, toy, fault), toy)
 
 
 @pytest.mark.slow
-def test_every_algorithm_comes_to_the_same_on_pictures_in_two_processes(tmp_path):
-    one = trained(tmp_path / "1", 1, TRAINING, "tiny", "least")
-    check_same(one, trained(tmp_path / "2", 2, TRAINING, "tiny", "least"), "tiny")
+@pytest.mark.parametrize(("fault", "stray"), [("single", 0.0), ("least", STRAY)])
+def test_every_algorithm_comes_to_the_same_on_pictures_in_two_processes(fault, stray, tmp_path):
+    """With one picture in a forward pass both round alike; of several, a pass of one process has another number."""
+    one = trained(tmp_path / "1", 1, TRAINING, "tiny", fault)
+    check_same(one, trained(tmp_path / "2", 2, TRAINING, "tiny", fault), "tiny", stray)
 
 
 @pytest.mark.slow

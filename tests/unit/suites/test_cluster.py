@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-import threading
 from collections.abc import Callable, Sequence
-from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,7 +43,8 @@ class RaySystemError(RayError):
 
 
 class ToyRay:
-    """Has nodes of these resources. A task ends with what `ends` says, with None not at all; what a node says of itself is `there`."""
+    """Has nodes of these resources. A task ends with what `ends` says, with None not at all; what a node says of itself
+    is `there`."""
 
     exceptions = SimpleNamespace(
         RayError=RayError,
@@ -321,27 +320,73 @@ def test_a_driver_that_ray_has_ended_says_why(connect, tmp_path):
         engine.fits(job(tmp_path))
 
 
-def test_a_driver_does_what_it_hears_until_the_line_ends(monkeypatch, tmp_path):
-    ray = ToyRay({"CPU": 2.0})
-    monkeypatch.setattr(driver, "library", lambda: ray)
+class Spoken:
+    """The driver's end of a line: what it will hear, and what it has said. The line ends once a task has ended."""
+
+    def __init__(self, *words: tuple[str, Any]) -> None:
+        self.words, self.said = list(words), []
+
+    def poll(self, seconds: float) -> bool:
+        return bool(self.words) or any(word == "ended" for word, _ in self.said)
+
+    def recv(self) -> tuple[str, Any]:
+        if not self.words:
+            raise EOFError
+        return self.words.pop(0)
+
+    def send(self, words: tuple[str, Any]) -> None:
+        self.said.append(words)
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    """The library that a driver imports."""
+    found = ToyRay({"CPU": 2.0})
+    monkeypatch.setattr(driver, "library", lambda: found)
     monkeypatch.setattr(driver, "LOOKED", 0.0)
-    ours, theirs = Pipe()
-    serving = threading.Thread(target=driver.serve, args=(theirs,))
-    serving.start()
-    ours.send(("join", driver.Asked(None, tmp_path, {}, made_of())))
-    word, (head, nodes) = ours.recv()
-    assert (word, head, len(nodes)) == ("joined", ray.head, 1)
+    return found
+
+
+def asked(folder: Path) -> tuple[str, Any]:
+    return "join", driver.Asked(None, folder, {}, made_of())
+
+
+def test_a_driver_does_what_it_hears_until_the_line_ends(ray, tmp_path):
     order = Orders(tmp_path, True).of(job(tmp_path), 1, 1, ())
-    ours.send(("run", driver.Task(7, order, 1, 0)))
-    heard = [ours.recv()]
-    while heard[-1][0] != "ended":
-        heard.append(ours.recv())
-    assert heard[-1] == ("ended", (7, Ended(0)))
-    assert all(word == "nodes" for word, _ in heard[:-1])
-    ours.close()
-    serving.join(10)
-    assert not serving.is_alive()
+    line = Spoken(asked(tmp_path), ("run", driver.Task(7, order, 1, 0)))
+    driver.serve(line)
+    (word, (head, nodes)), *others = line.said
+    assert (word, head, len(nodes)) == ("joined", ray.head, 1)
+    assert ("ended", (7, Ended(0))) in others
+    assert {word for word, _ in others} == {"ended", "nodes"}
     assert not ray.is_open
+
+
+def test_a_driver_leaves_no_cell_behind_when_it_is_told_to_stop(ray, tmp_path):
+    order = Orders(tmp_path, True).of(job(tmp_path), 1, 1, ())
+    ray.ends = None
+    driver.serve(Spoken(asked(tmp_path), ("run", driver.Task(7, order, 1, 0)), ("stop", None)))
+    assert ray.cancelled == ["cell 1"]
+    assert not ray.is_open
+
+
+def test_a_driver_says_that_its_cluster_is_gone_and_why_it_has_not_joined_one(ray, tmp_path, monkeypatch):
+    line = Spoken(asked(tmp_path))
+    seen = iter([ray.nodes(), ray.nodes(), RaySystemError("no head")])  # asked what they have, and told
+
+    def nodes() -> Any:
+        found = next(seen)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(ray, "nodes", nodes)
+    driver.serve(line)
+    assert line.said[-1] == ("gone", "no head")
+    ray.there, ray.nodes = (made_of(), "has no folder"), ToyRay({"CPU": 2.0}).nodes
+    line = Spoken(asked(tmp_path))
+    driver.serve(line)
+    assert line.said == [("refused", "node n0 (10.0.0.0) has no folder.")]
 
 
 def test_a_stop_cancels_what_runs_and_takes_the_token_away(connect, tmp_path):
