@@ -22,7 +22,16 @@ ON_DEATH = 1  # PR_SET_PDEATHSIG of Linux
 def command(words: Sequence[str], safe_path: bool) -> list[str]:
     """`alignbench` with these words, as a command. With `safe_path` the current folder does not come first where
     modules are looked for."""
-    return [sys.executable, *(["-P"] if safe_path else []), "-m", "alignbench", *words]
+    return [*_python(safe_path), "-m", "alignbench", *words]
+
+
+def calling(module: str, safe_path: bool) -> list[str]:
+    """The function `main` of a module of ours, as a command, to which words may be added."""
+    return [*_python(safe_path), "-c", f"from {module} import main; main()"]
+
+
+def _python(safe_path: bool) -> list[str]:
+    return [sys.executable, *(["-P"] if safe_path else [])]
 
 
 def has_safe_path() -> bool:

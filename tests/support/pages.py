@@ -331,11 +331,11 @@ def two_processes(_: Facts) -> str:
     content = stored("timings/two_processes")
     rows = [
         [
-            name if name == "generation" else f"`{name}`",
+            f"`{name}`" if name.isidentifier() and name != "generation" else name,
             f"{found['one']:.1f}",
             f"{found['two']:.1f}",
             f"{statistics.median(found['ratios']):.2f} ({found['ratios'][0]:.2f} to {found['ratios'][-1]:.2f})",
-            f"{100 * found['exchanging']:.0f}",
+            "–" if found["exchanging"] is None else f"{100 * found['exchanging']:.0f}",
         ]
         for name, found in content.items()
         if name != "machine"

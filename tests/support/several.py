@@ -26,13 +26,15 @@ FEWER |= {"moves_per_update": 1, "value_batch": 1, "samples_per_prompt": 2}
 # As little as two processes share unevenly: for networks.
 LEAST = {**FEW, "rounds": 1, "samples_per_round": 6, "samples_per_update": 3, "pairs_per_update": 3, "batch": 2}
 LEAST |= {"updates_per_round": 1, "moves_per_update": 5, "value_batch": 5, "passes": 1, "samples_per_prompt": 2}
-SIZES = {"fewer": FEWER, "least": LEAST}  # of faults that are none
+SINGLE = {**LEAST, "batch": 1, "value_batch": 1}
+SIZES = {"fewer": FEWER, "least": LEAST, "single": SINGLE}  # of faults that are none
 OWN = {"refl": {"steps": 8, "prior_weight": 0.5}, "dpok": {"future_kl": True, "lookahead": True}}
 OWN |= {"d3po": {"samples_per_round": 14}, "reward_weighted_regression": {"samples_per_prompt": 1}}
-SAME = {"mixture": 1e-6, "tiny": 1e-5}  # weights, by toy
-# The share of weights that may differ by more. Where a gradient is nothing but rounding, Adam's first step divides it
-# by itself: a few weights of a network move by as much as the others, in either direction.
-STRAY = {"mixture": 0.0, "tiny": 2e-4}
+SAME = {"mixture": 1e-6, "mixture_flow": 1e-6, "tiny": 1e-5}  # weights, by toy
+# On pictures, the share of weights that may differ by more where a forward pass of one process has another number of
+# them: its sums round otherwise, and Adam's first step divides a gradient that is nothing but rounding by itself, so
+# that a few weights move by as much as the others, in either direction. With one picture a pass ("single") none does.
+STRAY = 2e-4
 
 
 @dataclasses.dataclass(frozen=True)

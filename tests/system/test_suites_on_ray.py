@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -124,6 +125,40 @@ def test_workers_and_a_node_are_killed_and_all_cells_are_what_a_plain_suite_give
     assert len(expected) == 12
     assert came_to(tmp_path / "results") == expected
     assert not list((tmp_path / "results").glob(".suite-*"))
+
+
+@pytest.mark.parametrize("lost", ["the head's server", "the head's node"])
+def test_a_head_that_dies_ends_the_suite_in_a_line_within_a_minute_and_the_same_command_continues(
+    lost, nodes, tmp_path
+):
+    nodes.add()
+    path = write_suite(tmp_path, twelve(rounds=30)[2:])
+    suite = started(["suite", str(path), "--on", f"ray:{nodes.address}"])
+    wait_for(lambda: len(cells_with(str(nodes.folder))) == 4, 300)
+    if lost == "the head's node":
+        nodes.lose(0)
+    else:
+        kill(next(p for p, command in processes_with(f"{nodes.folder}-0").items() if "/gcs_server " in command))
+    out, err = suite.communicate(timeout=60)
+    assert suite.returncode == 1
+    line = rf"alignbench: the head of the Ray cluster at {nodes.address} is gone \(.+\); the same command continues\."
+    assert re.fullmatch(line, err.strip().splitlines()[-1])
+    assert len(out.strip().splitlines()) == 8
+    assert out.count(" interrupted (the same command continues it)") == 4
+    assert not list((tmp_path / "results").glob(".suite-*"))
+    wait_for(lambda: not cells_with(str(nodes.folder)), 90)  # other nodes wait a minute for their head
+    finished(["suite", str(path), "--jobs", "2"])
+
+
+def test_a_cluster_of_this_machine_that_dies_ends_the_suite_and_leaves_no_process(token, tmp_path):
+    path = write_suite(tmp_path, twelve(rounds=30)[2:4])
+    suite = started(["suite", str(path), "--on", "ray"], SUITE_UNDER_TEST=str(tmp_path))
+    wait_for(lambda: cells_with(str(tmp_path)), 300)
+    kill(next(p for p, command in processes_with(str(tmp_path)).items() if "/gcs_server " in command))
+    _, err = suite.communicate(timeout=60)
+    assert suite.returncode == 1
+    assert "alignbench: the head of the Ray cluster of this machine is gone (" in err
+    wait_for(lambda: not processes_with(str(tmp_path)), 30)
 
 
 def test_an_interrupted_suite_leaves_nothing_on_the_cluster_and_the_same_command_continues(nodes, tmp_path):

@@ -1,16 +1,19 @@
 """Prints how far training in two and three processes ends from training in one, for every algorithm.
 
-    python tests/timings/processes.py [--toy tiny]
+    python tests/timings/processes.py [--output results/timings/processes.json]
+    python tests/timings/processes.py --toy tiny
     python tests/timings/processes.py --kills 40
 
-Weights, curve and cost of each algorithm on the exact testbed, or on the embedded model, with sizes that do not
-divide. With `--kills`, a run of two or three processes is killed at random moments (a process, the launcher, or all
-at once), continued with another number of them, and compared with one that nobody killed.
+The largest difference of a weight and of a number of the curve, and whether the cost is the same: on the exact
+testbeds, and on the embedded model with one picture in a forward pass, with sizes that do not divide. With `--kills`,
+a run of two or three processes is killed at random moments (a process, the launcher, or all at once), continued with
+another number of them, and compared with one that nobody killed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -18,12 +21,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "system")]
 
 from several import Came, trained  # noqa: E402
 from warm import execute  # noqa: E402
+
+CASES = {"mixture": ("none", (2, 3)), "mixture_flow": ("none", (2, 3)), "tiny": ("single", (2,))}  # sizes, processes
 
 
 def of_curves(one: Came, other: Came) -> float:
@@ -32,18 +38,26 @@ def of_curves(one: Came, other: Came) -> float:
     return max(abs(a[name] - b[name]) for a, b in lines for name in a if isinstance(a[name], float))
 
 
-def table(toy: str) -> None:
+def differences(toy: str) -> dict[str, dict[str, Any]]:
+    """By algorithm: the differences of weights and curves, by the number of processes, and whether costs are equal."""
     from alignbench import plugins
 
     names = [name for name in plugins.own_names("algorithms") if plugins.load("algorithms", name).trains]
+    fault, numbers = CASES[toy]
     with tempfile.TemporaryDirectory() as folder:
-        found = {n: trained(Path(folder) / str(n), n, names, toy) for n in (1, 2, 3)}
-    print(f"{'algorithm':28}{'weights: 2':>12}{'3':>10}{'curve: 2':>12}{'3':>10}  cost")
+        found = {n: trained(Path(folder) / str(n), n, names, toy, fault) for n in (1, *numbers)}
+    print(f"{toy}\n{'algorithm':28}{'processes':>10}{'weights':>10}{'curve':>10}  cost")
+    rows: dict[str, dict[str, Any]] = {}
     for name in names:
-        one, others = found[1][name], [found[n][name] for n in (2, 3)]
-        weights = "".join(f"{other.distance(one):>{w}.0e}" for other, w in zip(others, (12, 10), strict=True))
-        curves = "".join(f"{of_curves(one, other):>{w}.0e}" for other, w in zip(others, (12, 10), strict=True))
-        print(f"{name:28}{weights}{curves}  {'the same' if all(o.cost == one.cost for o in others) else 'differs'}")
+        one = found[1][name]
+        rows[name] = {"cost": all(found[n][name].cost == one.cost for n in numbers)}
+        for n in numbers:
+            other = found[n][name]
+            rows[name][str(n)] = {"weights": other.distance(one), "curve": of_curves(one, other)}
+            weights, curve = rows[name][str(n)].values()
+            cost = "the same" if other.cost == one.cost else "differs"
+            print(f"{name:28}{n:10}{weights:10.0e}{curve:10.0e}  {cost}", flush=True)
+    return rows
 
 
 def kills(count: int, rounds: int) -> None:
@@ -83,6 +97,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, metavar="N", help="how many kills, instead of the table")
     parser.add_argument("--rounds", type=int, default=60, help="of the run that is killed")
-    parser.add_argument("--toy", choices=("mixture", "mixture_flow", "tiny"), default="mixture", help="of the table")
+    parser.add_argument("--toy", choices=CASES, help="the only one to train on")
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    kills(options.kills, options.rounds) if options.kills else table(options.toy)
+    if options.kills:
+        kills(options.kills, options.rounds)
+    else:
+        content = {toy: differences(toy) for toy in ([options.toy] if options.toy else CASES)}
+        if options.output:
+            options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

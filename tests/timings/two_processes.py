@@ -2,7 +2,9 @@
 
 Generation, DDPO and Diffusion-DPO on the embedded model, one thread for each process, one and two processes by turns.
 Seconds are those from when all processes are ready until the last one is done; the share of communication is what the
-first process spends in exchanges, and in waiting for them. Give it a machine with two idle cores.
+first process spends in exchanges, and in waiting for them. Then a suite of eight cells of DDPO on the exact testbed,
+one after another and two at once (`--jobs 2`), from the command's start to its end; what both write must be equal. Give
+it a machine with two idle cores.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests" / "support")]
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "system")]
 
 FIELDS: dict[str, dict[str, Any]] = {
     "ddpo": {"rounds": 2, "samples_per_round": 64, "updates_per_round": 2, "batch": 8},
     "diffusion_dpo": {"rounds": 2, "updates_per_round": 4, "pairs_per_update": 64, "batch": 8},
 }
 IMAGES, BATCH = 128, 8
+SUITE, CELLS = "a suite of eight cells", 8
 
 
 def of_one_process(folder: Path) -> None:
@@ -107,26 +110,52 @@ def measured_with(processes: int) -> dict[str, dict[str, float]]:
     return found
 
 
+def suite_with(jobs: int, rounds: int) -> tuple[float, dict[str, Any]]:
+    """Seconds of a suite with so many cells at once, and its results."""
+    from suites import FEW, came_to, finished, write_suite
+
+    with tempfile.TemporaryDirectory() as folder:
+        cells = [{"algo": "ddpo", "seed": list(range(1, CELLS + 1)), "set": FEW | {"rounds": rounds}}]
+        path = write_suite(Path(folder), cells)
+        started = time.monotonic()
+        finished(["suite", str(path), "--jobs", str(jobs)])
+        return time.monotonic() - started, came_to(Path(folder, "results"))
+
+
+def turn(rounds: int) -> dict[int, dict[str, dict[str, float]]]:
+    """Each work with one process and with two."""
+    found = {n: measured_with(n) for n in (1, 2)}
+    results = []
+    for jobs in (1, 2):
+        seconds, came = suite_with(jobs, rounds)
+        found[jobs][SUITE] = {"seconds": seconds}
+        results.append(came)
+    assert results[0] == results[1]
+    assert len(results[0]) == CELLS
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=100, help="of each cell of the suite")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--process", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.process:
         of_one_process(asked.process)
         return
-    runs = [{n: measured_with(n) for n in (1, 2)} for _ in range(asked.repeats)]
+    runs = [turn(asked.rounds) for _ in range(asked.repeats)]
     content: dict[str, Any] = {"machine": {"processor": platform.machine(), "cores": os.cpu_count()}}
-    for name in ("generation", *FIELDS):
+    for name in ("generation", *FIELDS, SUITE):
         ratios = sorted(run[1][name]["seconds"] / run[2][name]["seconds"] for run in runs)
         one, two = (statistics.median(run[n][name]["seconds"] for run in runs) for n in (1, 2))
-        share = statistics.median(run[2][name]["exchanging"] for run in runs)
-        content[name] = {"one": one, "two": two, "ratios": ratios, "exchanging": share}
-        print(
-            f"{name:14} one {one:6.2f} s  two {two:6.2f} s  ratio {statistics.median(ratios):.2f} "
-            f"({ratios[0]:.2f} to {ratios[-1]:.2f})  exchanging and waiting {100 * share:.0f} %"
-        )
+        content[name] = {"one": one, "two": two, "ratios": ratios, "exchanging": None}
+        shown = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        if name != SUITE:
+            share = statistics.median(run[2][name]["exchanging"] for run in runs)
+            content[name]["exchanging"], shown = share, f"{shown}  exchanging and waiting {100 * share:.0f} %"
+        print(f"{name:22} one {one:6.2f} s  two {two:6.2f} s  ratio {shown}")
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     if asked.output:
         asked.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +13,12 @@ import pytest
 
 from alignbench.asking.options import RunOptions
 from alignbench.asking.suite import Resources
-from alignbench.errors import InputError, RunError
+from alignbench.errors import InputError
 from alignbench.record.resumable import Resumable
-from alignbench.suites import cluster
-from alignbench.suites.child import Ended
+from alignbench.suites import cluster, driver, node
+from alignbench.suites.child import Ended, Gone
 from alignbench.suites.cluster import Cluster
+from alignbench.suites.driver import Driver
 from alignbench.suites.node import made_of
 from alignbench.suites.orders import Orders
 from alignbench.suites.plan import Job
@@ -43,7 +43,8 @@ class RaySystemError(RayError):
 
 
 class ToyRay:
-    """Has nodes of these resources. A task ends with what `ends` says; what a node says of itself is `there`."""
+    """Has nodes of these resources. A task ends with what `ends` says, with None not at all; what a node says of itself
+    is `there`."""
 
     exceptions = SimpleNamespace(
         RayError=RayError,
@@ -67,7 +68,6 @@ class ToyRay:
 
     def init(self, **options: Any) -> None:
         self.is_open = True
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as the real one puts its own handler there
 
     def shutdown(self) -> None:
         self.is_open = False
@@ -86,7 +86,7 @@ class ToyRay:
     def remote(self, work: Callable[..., Any]) -> Any:
         def options(**given: Any) -> Any:
             def task(*arguments: Any) -> Any:
-                if work is cluster.node.seen_from:
+                if work is node.seen_from:
                     return "there"
                 self.tasks.append((given, arguments))
                 return f"cell {len(self.tasks)}"
@@ -102,20 +102,55 @@ class ToyRay:
         return found
 
     def wait(self, references: Sequence[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
-        return list(references), []
+        return ([], list(references)) if self.ends is None else (list(references), [])
 
     def cancel(self, reference: Any) -> None:
         self.cancelled.append(reference)
 
 
+class ToyLine:
+    """A line to a driver in this process, which works when somebody listens."""
+
+    def __init__(self, ray: ToyRay) -> None:
+        self.ray, self.driver = ray, None
+        self.words: list[tuple[str, Any]] = []
+        self.hangs = self.is_cut = False
+
+    def tell(self, word: str, what: Any = None) -> None:
+        if word == "run":
+            self.driver.run(what)
+        elif word == "stop":
+            if self.driver is not None and not self.hangs:
+                self.driver.stop()
+        else:
+            try:
+                self.driver = Driver(self.ray, what)
+                self.words.append(("joined", (self.driver.head, self.driver.nodes())))
+            except InputError as error:
+                self.words.append(("refused", str(error)))
+
+    def heard(self, seconds: float = 0.0) -> tuple[str, Any] | None:
+        if self.is_cut:
+            raise EOFError
+        if self.driver is not None and not self.hangs:
+            self.words += [("ended", ended) for ended in self.driver.ended()]
+        return self.words.pop(0) if self.words else None
+
+    def last_words(self) -> str:
+        return "Failed to connect to GCS"
+
+    def end(self, seconds: float) -> None:
+        self.ended_within = seconds
+
+
 @pytest.fixture
 def connect(monkeypatch, tmp_path):
     """A function that connects to a cluster of some nodes, as if it were at an address or here."""
-    monkeypatch.setattr(cluster, "_check_answers", lambda address: None)
+    monkeypatch.setattr(driver, "check_answers", lambda address: None)
     monkeypatch.setattr(cluster.children, "cores", lambda: 8)
 
     def connected(ray: ToyRay, address: str | None = "head:6379", at_once: int | None = None) -> Cluster:
-        monkeypatch.setattr(cluster, "_ray", lambda: ray)
+        monkeypatch.setattr(cluster, "Line", lambda safe_path: ToyLine(ray))
         return Cluster(Orders(tmp_path, True), address, at_once, [job(tmp_path)])
 
     return connected
@@ -163,6 +198,7 @@ def test_where_no_node_has_a_gpu_a_cell_runs_on_a_processor_and_a_timed_one_on_a
 def test_on_a_cluster_of_this_machine_cells_at_once_divide_its_cores(connect, tmp_path):
     ray = ToyRay({"CPU": 8.0})
     engine = connect(ray, address=None, at_once=2)
+    ray.ends = None
     assert taken(ray, engine, job(tmp_path)) == (4, 0, ())
     assert engine.fits(job(tmp_path))
     engine.start(job(tmp_path), 1)
@@ -172,6 +208,7 @@ def test_on_a_cluster_of_this_machine_cells_at_once_divide_its_cores(connect, tm
 def test_ray_gets_as_many_cells_as_it_has_processors_and_a_few_that_wait(connect, tmp_path):
     ray = ToyRay({"CPU": 2.0}, {"CPU": 1.0})
     engine = connect(ray)
+    ray.ends = None
     while engine.fits(job(tmp_path)):
         engine.start(job(tmp_path), 1)
     assert len(ray.tasks) == 3 + cluster.AHEAD
@@ -231,26 +268,133 @@ def test_a_cell_runs_once_its_log_has_grown(connect, tmp_path):
     assert engine.is_running(one)
 
 
-def test_a_head_that_answers_no_more_ends_the_suite_and_nothing_more_is_asked_of_ray(connect, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "LOOKED", 0.0)
+def test_a_head_where_nobody_listens_ends_the_suite_once_its_cell_dies_and_nothing_more_is_asked(connect, tmp_path):
     ray = ToyRay({"CPU": 2.0})
     engine, one = connect(ray), job(tmp_path)
     engine.start(one, 1)
+    ray.ends = WorkerCrashedError("gone")
     ray.listening.close()
-    with pytest.raises(RunError, match=r"the Ray cluster is gone \(.*refused\); the same command continues"):
+    said = r"^the head of the Ray cluster at head:6379 is gone \(.*refused\); the same command continues\.$"
+    with pytest.raises(Gone, match=said):
         engine.ended()
     engine.stop()
-    assert ray.cancelled == []
+    assert engine._line.ended_within == 0
     assert not list((tmp_path / "results").iterdir())
+
+
+def test_a_driver_that_says_nothing_is_not_waited_for(connect, tmp_path, monkeypatch):
+    """The head is called after a while; where it listens and still nothing is heard, it hangs."""
+    ray, now = ToyRay({"CPU": 2.0}), [0.0]
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: now[0])
+    engine = connect(ray)
+    engine._line.hangs = True
+    for _ in range(int(cluster.SILENCE)):
+        now[0] += 1
+        assert engine.ended() == []
+        assert engine.fits(job(tmp_path)) is (engine._silent < cluster.QUIET)
+    now[0] += 3600.0  # this process was stopped itself, which counts as a second
+    with pytest.raises(Gone, match="is gone \\(it does not answer\\)"):
+        engine.ended()
+
+
+def test_a_driver_that_says_nothing_and_a_head_where_nobody_listens_are_a_cluster_that_is_gone(
+    connect, tmp_path, monkeypatch
+):
+    ray, now = ToyRay({"CPU": 2.0}), [0.0]
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: now[0])
+    engine = connect(ray)
+    engine._line.hangs = True
+    ray.listening.close()
+    for _ in range(int(cluster.QUIET)):
+        now[0] += 1
+        assert engine.ended() == []
+    now[0] += 1
+    with pytest.raises(Gone, match="refused"):
+        engine.ended()
+
+
+def test_a_driver_that_ray_has_ended_says_why(connect, tmp_path):
+    engine = connect(ToyRay({"CPU": 2.0}))
+    engine._line.is_cut = True
+    with pytest.raises(Gone, match=r"is gone \(Failed to connect to GCS\); the same command continues"):
+        engine.fits(job(tmp_path))
+
+
+class Spoken:
+    """The driver's end of a line: what it will hear, and what it has said. The line ends once a task has ended."""
+
+    def __init__(self, *words: tuple[str, Any]) -> None:
+        self.words, self.said = list(words), []
+
+    def poll(self, seconds: float) -> bool:
+        return bool(self.words) or any(word == "ended" for word, _ in self.said)
+
+    def recv(self) -> tuple[str, Any]:
+        if not self.words:
+            raise EOFError
+        return self.words.pop(0)
+
+    def send(self, words: tuple[str, Any]) -> None:
+        self.said.append(words)
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    """The library that a driver imports."""
+    found = ToyRay({"CPU": 2.0})
+    monkeypatch.setattr(driver, "library", lambda: found)
+    monkeypatch.setattr(driver, "LOOKED", 0.0)
+    return found
+
+
+def asked(folder: Path) -> tuple[str, Any]:
+    return "join", driver.Asked(None, folder, {}, made_of())
+
+
+def test_a_driver_does_what_it_hears_until_the_line_ends(ray, tmp_path):
+    order = Orders(tmp_path, True).of(job(tmp_path), 1, 1, ())
+    line = Spoken(asked(tmp_path), ("run", driver.Task(7, order, 1, 0)))
+    driver.serve(line)
+    (word, (head, nodes)), *others = line.said
+    assert (word, head, len(nodes)) == ("joined", ray.head, 1)
+    assert ("ended", (7, Ended(0))) in others
+    assert {word for word, _ in others} == {"ended", "nodes"}
+    assert not ray.is_open
+
+
+def test_a_driver_leaves_no_cell_behind_when_it_is_told_to_stop(ray, tmp_path):
+    order = Orders(tmp_path, True).of(job(tmp_path), 1, 1, ())
+    ray.ends = None
+    driver.serve(Spoken(asked(tmp_path), ("run", driver.Task(7, order, 1, 0)), ("stop", None)))
+    assert ray.cancelled == ["cell 1"]
+    assert not ray.is_open
+
+
+def test_a_driver_says_that_its_cluster_is_gone_and_why_it_has_not_joined_one(ray, tmp_path, monkeypatch):
+    line = Spoken(asked(tmp_path))
+    seen = iter([ray.nodes(), ray.nodes(), RaySystemError("no head")])  # asked what they have, and told
+
+    def nodes() -> Any:
+        found = next(seen)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(ray, "nodes", nodes)
+    driver.serve(line)
+    assert line.said[-1] == ("gone", "no head")
+    ray.there, ray.nodes = (made_of(), "has no folder"), ToyRay({"CPU": 2.0}).nodes
+    line = Spoken(asked(tmp_path))
+    driver.serve(line)
+    assert line.said == [("refused", "node n0 (10.0.0.0) has no folder.")]
 
 
 def test_a_stop_cancels_what_runs_and_takes_the_token_away(connect, tmp_path):
     ray = ToyRay({"CPU": 2.0})
-    handler = signal.getsignal(signal.SIGTERM)
     engine = connect(ray)
-    assert signal.getsignal(signal.SIGTERM) is handler
     (token,) = (tmp_path / "results").iterdir()
     assert token.name.startswith(".suite-")
+    ray.ends = None
     engine.start(job(tmp_path), 1)
     engine.stop()
     assert ray.cancelled == ["cell 1"]
@@ -259,29 +403,22 @@ def test_a_stop_cancels_what_runs_and_takes_the_token_away(connect, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "address", ["head", "auto", "ray://head:10001", "head:", ":6379", "head:port", "a b:1", "h:1;x"]
+    "address",
+    ["head", "auto", "ray://head:10001", "head:", ":6379", "head:port", "a b:1", "h:1;x", "h:0", "h:65536", "[::1]"],
 )
 def test_an_address_is_a_host_and_a_port(address):
     with pytest.raises(InputError, match=f"^--on ray:{re.escape(address)}: expected HOST:PORT of a head node"):
-        cluster._check_answers(address)
+        driver.check_answers(address)
 
 
 def test_without_ray_a_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    monkeypatch.setattr(cluster.children, "set_defaults", lambda values: None)
+    monkeypatch.setattr(driver.children, "set_defaults", lambda values: None)
     with pytest.raises(InputError, match=r"^--on ray needs Ray: pip install 'alignbench\[ray\]'"):
-        cluster._ray()
-
-
-@pytest.mark.parametrize(
-    "address", ["head", "head:", "head:0", "head:65536", "head:99999", ":6379", "a b:6379", "[::1]"]
-)
-def test_an_address_that_cannot_be_one_is_refused_before_anything_is_asked(address):
-    with pytest.raises(InputError, match="expected HOST:PORT of a head node"):
-        cluster._check_answers(address)
+        driver.library()
 
 
 def test_of_rays_stack_traces_only_the_reason_is_told():
-    said = "[2026 W] Failed to connect\n  File x\nray.exceptions.RpcError: Timed out.\n/usr/bin/python(_start+0x21)\n"
-    assert cluster._reason(said) == " (Timed out)"
-    assert cluster._reason("/usr/bin/python(_start+0x21)\n") == ""
+    told = "[2026 W] Failed to connect\n  File x\nray.exceptions.RpcError: Timed out.\n/usr/bin/python(_start+0x21)\n"
+    assert driver._reason(told) == " (Timed out)"
+    assert driver._reason("/usr/bin/python(_start+0x21)\n") == ""
