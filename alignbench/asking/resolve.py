@@ -154,7 +154,7 @@ def resolve(options: RunOptions) -> Cell:
     )
 
 
-def _flow_choices(options: RunOptions) -> dict[str, str | int]:
+def _flow_choices(options: RunOptions) -> dict[str, str | int | float | bool | None]:
     """What was chosen of a flow model's sampling besides; nothing of what is the model's own."""
     chosen = {"sigmas": options.sigmas, "text_length": options.text_length}
     return {name: value for name, value in chosen.items() if value is not None}
