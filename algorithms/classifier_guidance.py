@@ -141,11 +141,13 @@ class ClassifierGuidance:
         )
 
     def for_budget(self, budget: Mapping[str, float], problem: Problem) -> ClassifierGuidance:
-        """As many steps as the budget pays for, of those that divide the training timesteps: others end elsewhere."""
+        """As many steps as the budget pays for, of those that divide the training timesteps: with others a chain begins
+        lower. A schedule that begins without signal does so with any number of steps."""
         total = problem.pipeline.train_timesteps
-        even = [n for n in range(1, total // 2 + 1) if total % n == 0]
+        from_noise = float(problem.pipeline.timesteps(2).alpha_bar[0]) == 0
+        counts = [n for n in range(1, total // 2 + 1) if from_noise or total % n == 0]
         return largest(
-            lambda k: replace(self, steps=even[min(k, len(even)) - 1]), lambda a: a.cost(problem), budget, "steps"
+            lambda k: replace(self, steps=counts[min(k, len(counts)) - 1]), lambda a: a.cost(problem), budget, "steps"
         )
 
     def unsupported(self, problem: Problem) -> str | None:

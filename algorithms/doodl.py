@@ -172,7 +172,7 @@ class DOODL:
     def unsupported(self, problem: Problem) -> str | None:
         reason = without_gradient(problem, "doodl") or without_ddim_steps(problem, "doodl")
         if reason is None and self.chain == "edict":
-            reason = without_signal(problem, "doodl with chain='edict'", "set chain=recompute")
+            reason = without_signal(problem, "doodl with chain='edict'", "pass --set chain=recompute, plain DDIM")
         return reason
 
 

@@ -12,8 +12,8 @@ Units       "official": log ρ is averaged over the D elements of a latent (CPS:
             the true ones, so that ε bounds the true ratio and β is advantage per nat.
 Departures  Images without advantage stay, and keep their KL: the authors drop them on each GPU, so that a sample's
             weight depends on their number; nor does noise depend on it (their device-specific seeds). Guidance is the
-            evaluation's, trained through both branches; they detach the empty prompt's. An update is trained on in the
-            batches it was sampled in, so that ρ = 1 at the first to the last bit. No moving average is evaluated.
+            evaluation's, trained through both branches (older code of theirs detaches one). An update is trained on in
+            the batches it was sampled in, so that ρ = 1 at the first to the last bit. No moving average is evaluated.
 Optimum     Aimed at in nats: β KL_t is DPOK's, so p* ∝ p_ref exp(A/β), at temperature β s of the reward, and β with
             spread "none". In official units early steps pay less than late ones, which makes another distribution.
 Symbols     σ level of a flow model, dt = σ' − σ; on diffusion models σ = √(1 − ᾱ) / (√ᾱ + √(1 − ᾱ)).

@@ -34,6 +34,9 @@ def flow_scale(alpha_bar: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     return 1 / (alpha_bar.sqrt() + (1 - alpha_bar).sqrt())
 
 
+UNGUIDED = 1.0  # the scale of losses and images without guidance; what a denoiser that is told its scale is told there
+
+
 def guided(guidance: float) -> bool:
     """Whether a scale of classifier-free guidance takes a second evaluation; at most 1 is none, as in diffusers."""
     return guidance > 1

@@ -83,6 +83,7 @@ def _guidance(value: float) -> float:
 
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]  # of things that are kept in memory, all of them
+Tokens = Annotated[int, Field(ge=1, le=512)]  # of T5's text; diffusers' pipelines take no more either
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Finite, Field(gt=0)]
@@ -197,6 +198,11 @@ class SamplingOptions(Options):
         None,
         description="Grid of a flow model's noise levels: linspace, or scheduler, which diffusers' scheduler makes by "
         "itself, shifted twice; by default its pipeline's. The same model makes other pictures on the other.",
+    )
+    text_length: Annotated[Tokens | None, Option(EVALUATION, HASHED)] = Field(
+        None,
+        description="Tokens of T5's text, padded or cut to that, such as 128; by default the model's own (256 or 512). "
+        "It changes pictures. For SD3 (of which T5 may be left out: zeros are in their place) and FLUX.",
     )
 
 

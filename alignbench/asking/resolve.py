@@ -24,6 +24,7 @@ from alignbench.diffusion.registry import Family, Hold, Model
 from alignbench.errors import InputError
 from alignbench.interface import (
     Algorithm,
+    PairAlgorithm,
     Prompt,
     Prompts,
     Reward,
@@ -32,7 +33,7 @@ from alignbench.interface import (
 )
 from alignbench.plugins import label, reward_of
 from alignbench.preferences.choosing import Chosen
-from alignbench.quantities import guided
+from alignbench.quantities import UNGUIDED, guided
 from alignbench.record.result import Configuration
 from alignbench.sourced import Sourced
 
@@ -65,7 +66,9 @@ class Cell:
     def hold(self, device: str) -> Hold:
         """How the model is to be held on a device."""
         o = self.options
-        return Hold(device, o.dtype, o.resolution, o.checkpointing, o.vae_slicing, o.vae_tiling, o.vae, o.sigmas)
+        return Hold(
+            device, o.dtype, o.resolution, o.checkpointing, o.vae_slicing, o.vae_tiling, o.vae, o.sigmas, o.text_length
+        )
 
     @property
     def folder(self) -> Path:
@@ -78,6 +81,10 @@ class Cell:
         c = self.configuration
         notes = prompt_sets.notes_on(c.prompts, used=(IMAGE,) if self.sources else ())
         notes += prompt_sets.notes_on(c.train_prompts) if c.train_prompts and c.train_prompts != c.prompts else []
+        learns_from_pairs = isinstance(self.algorithm, PairAlgorithm) and self.algorithm.learns_from_pairs
+        if learns_from_pairs and self.sampling.embedded_guidance:
+            told = f"{self.sampling.guidance:g} where images are drawn and {UNGUIDED:g} in the loss on pairs"
+            notes.append(f"guidance: the denoiser is told its scale, {told}")
         return notes + ([f"images: {'; '.join(self.sources.notes)}"] if self.sources and self.sources.notes else [])
 
 
@@ -111,7 +118,7 @@ def resolve(options: RunOptions) -> Cell:
         train_prompts=train_name,
         pairs=pairs,
         scorers=[label(name) for name in scorers],
-        sampling={**sampling.as_dict(), **({"sigmas": options.sigmas} if options.sigmas is not None else {})},
+        sampling=sampling.as_dict() | _flow_choices(options),
         dtype=options.dtype,
         eval_seed=options.eval_seed,
         seed=options.seed if algorithm.trains else None,
@@ -145,6 +152,12 @@ def resolve(options: RunOptions) -> Cell:
         adapter=adapter,
         path=_path(options, model, defaults, asked.evaluated, configuration),
     )
+
+
+def _flow_choices(options: RunOptions) -> dict[str, str | int | float | bool | None]:
+    """What was chosen of a flow model's sampling besides; nothing of what is the model's own."""
+    chosen = {"sigmas": options.sigmas, "text_length": options.text_length}
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def _adapter(options: RunOptions, family: Family) -> tuple[Path | None, str | None]:
@@ -188,6 +201,10 @@ def sampling_of(model: Model, options: SamplingOptions) -> Sampling:
         raise InputError("--kernel exact draws from p(x_s | x_t) itself; --eta has no place in it.")
     if options.sigmas is not None and model.sigmas is None:
         raise InputError(f"--sigmas {options.sigmas}: model {model.name!r} is no flow model with grids; leave it out.")
+    if options.text_length is not None and model.tokens is None:
+        raise InputError(
+            f"--text-length {options.text_length}: model {model.name!r} has no text of T5 of that length; leave it out."
+        )
     if model.guiding == "none" and options.guidance is not None and guided(options.guidance):
         raise InputError(
             f"--guidance {options.guidance:g}: this model has no guidance ({model.name!r} was distilled without it); "

@@ -3,7 +3,7 @@
 Steps, guidance and resolution are those of the model cards; where a folder or another repository is named, those that
 diffusers' pipelines have as defaults. The grid is what the pipelines ask their scheduler for: SD3's nothing, FLUX's
 linspace. Flow-GRPO and DiffusionNFT evaluate SD3.5 medium with 40 steps at 512 pixels, with guidance 4.5 and 1, and a
-text of 128 tokens (`--resolution 512`).
+text of 128 tokens (`--resolution 512 --text-length 128`), and so do their released weights by default (released.py).
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class FlowSchedule:
         """Timesteps to train at, float64, from uniform numbers in [0, 1): of a logit-normal or uniform u, shifted.
 
         A uniform number closer to 0 or 1 than half a training level is moved there: the levels at both ends, where the
-        error says nothing, are never drawn.
+        error says nothing, are never drawn. This moves one draw in T and leaves all others what they are.
         """
         u = uniform.double().clamp(0.5 / self.timesteps, 1 - 0.5 / self.timesteps)
         if self.density == "logit_normal":

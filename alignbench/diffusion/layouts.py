@@ -128,6 +128,11 @@ def layout_of(folder: Path, source: str) -> Layout:
     name = index.get("_class_name")
     if name == REFINER:
         raise InputError(f"{source} refines images and draws none; --model sdxl_refiner is SDXL with its refiner.")
+    if isinstance(name, str) and name.startswith("Flux2"):
+        raise InputError(
+            f"{source} is a {name}: FLUX.2, [klein] among it, is not supported; of FLUX.1, --model flux_dev and "
+            "flux_schnell are."
+        )
     if not isinstance(name, str) or name not in LAYOUTS:
         raise InputError(
             f"{source}: pipelines of class {name!r} are not supported; "

@@ -13,7 +13,7 @@ from alignbench.devices import chunked
 from alignbench.errors import RunError
 from alignbench.interface import PairBatch, Pairs, Pipeline
 from alignbench.keys import Key, normal
-from alignbench.quantities import Condition
+from alignbench.quantities import UNGUIDED, Condition
 
 
 class Noising(NamedTuple):
@@ -46,10 +46,15 @@ def denoising_error(
     noise: Float[Tensor, b * latent],
     t: Real[Tensor, " b"],
     condition: Condition,
-    guidance: float = 1.0,
+    guidance: float = UNGUIDED,
 ) -> Float[Tensor, " b"]:
     """‖ε − ε̂(x_t, t, c)‖² averaged over the elements of a latent, of a flow model ‖(ε − x_0) − v̂(x_t, t, c)‖²; see
-    `Prediction.error`."""
+    `Prediction.error`.
+
+    A denoiser that is told its scale (FLUX.1 [dev]) is told 1 unless the loss has one of its own, whatever it is
+    sampled with. So SimpleTuner and x-flux train it, for a scale to mean what it did; diffusers' and kohya's scripts
+    have 3.5 as their default.
+    """
     return pipeline.predict(pipeline.add_noise(x0, noise, t), t, condition, guidance).error(x0, noise)
 
 

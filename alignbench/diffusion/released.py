@@ -31,6 +31,7 @@ class Released:
     steps: int | None = None  # this and what follows: as the authors sample; None: as the base model
     guidance: float | None = None
     resolution: int | None = None
+    tokens: int | None = None  # of T5's text
 
     def model(self, base: Model) -> Model:
         kind = "a LoRA" if self.lora else "a denoiser"
@@ -43,6 +44,7 @@ class Released:
             steps=base.steps if self.steps is None else self.steps,
             guidance=base.guidance if self.guidance is None else self.guidance,
             resolution=self.resolution or base.resolution,
+            tokens=self.tokens or base.tokens,
             licence=self.licence,
             note=f"{self.method}: the released weights, {kind} of {base.name}; evaluation only",
         )
@@ -141,6 +143,7 @@ RELEASED = (
         steps=40,
         guidance=4.5,
         resolution=512,
+        tokens=128,
     ),
     Released(
         "sd35_flow_grpo_text",
@@ -153,6 +156,7 @@ RELEASED = (
         steps=40,
         guidance=4.5,
         resolution=512,
+        tokens=128,
     ),
     Released(
         "sd35_flow_grpo_pickscore",
@@ -165,6 +169,7 @@ RELEASED = (
         steps=40,
         guidance=4.5,
         resolution=512,
+        tokens=128,
     ),
     Released(
         "sd35_diffusion_nft",
@@ -177,6 +182,7 @@ RELEASED = (
         steps=40,
         guidance=1.0,
         resolution=512,
+        tokens=128,
     ),
     Released(
         "flux_srpo",

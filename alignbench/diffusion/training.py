@@ -19,6 +19,7 @@ from alignbench.errors import Unsupported
 from alignbench.fields import at_least_one, not_negative, positive
 from alignbench.interface import Pairs, Policy, Problem, Sampling
 from alignbench.keys import Key, epochs
+from alignbench.quantities import UNGUIDED
 
 T = TypeVar("T")
 
@@ -129,9 +130,9 @@ class PairTraining(Training):
 
 
 def scale_of(sampling: Sampling, guided: bool) -> float:
-    """The guidance to sample or train under: the evaluation's, or none. A model that is told its scale has no
-    prediction without one, and keeps it."""
-    return sampling.guidance if guided or sampling.embedded_guidance else 1.0
+    """The guidance to sample own images or train on them under: the evaluation's, or none. A model that is told its
+    scale has no prediction without one, and keeps it, as Flow-GRPO's and DanceGRPO's runs on FLUX.1 [dev] do."""
+    return sampling.guidance if guided or sampling.embedded_guidance else UNGUIDED
 
 
 def shuffled_parts(items: Sequence[T], key: Key, count: int) -> list[Sequence[T]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from alignbench.asking.resolve import Cell
@@ -21,7 +22,9 @@ def reader_before_loading(cell: Cell) -> Reader:
     family = cell.family
     if not isinstance(family, TellsTruncated):
         return lambda prompts: [False] * len(prompts)
-    return lambda prompts: family.truncated(cell.model, prompts)
+    tokens = cell.options.text_length or cell.model.tokens
+    model = dataclasses.replace(cell.model, tokens=tokens)
+    return lambda prompts: family.truncated(model, prompts)
 
 
 def prompts_of(cell: Cell) -> dict[str, list[Prompt]]:

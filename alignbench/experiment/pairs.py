@@ -116,9 +116,10 @@ def make_for(options: PairsOptions, force: bool = False) -> tuple[str, Made]:
     if reason := reward.unsupported(prompts, ()):
         raise InputError(f"reward {reward_name!r} cannot score these prompts: {reason}")
     meter = Meter()
-    pipeline = family.load(
-        model, meter, Hold(family.device(options.device), options.dtype, sigmas=options.sigmas), prompts
-    )
+    device = family.device(options.device)
+    hold = Hold(device, options.dtype, sigmas=options.sigmas, tokens=options.text_length)
+    sampling = sampling_of(model, options)
+    pipeline = family.load(model, meter, hold, prompts)
     if reason := reward.unsupported(prompts, pipeline.info()["image_shape"]):
         raise InputError(f"reward {reward_name!r} cannot score images of {model.name!r}: {reason}")
     feedback = Feedback(
@@ -127,7 +128,7 @@ def make_for(options: PairsOptions, force: bool = False) -> tuple[str, Made]:
         reward=reward,
         reward_name=reward_name,
         prompts=prompts,
-        sampling=sampling_of(model, options),
+        sampling=sampling,
         key=Key("pairs", options.seed),
         count=options.count,
         candidates=options.candidates,

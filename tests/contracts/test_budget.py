@@ -18,9 +18,12 @@ from alignbench.asking.presets import build_algorithm
 from alignbench.asking.resolve import resolve
 from alignbench.diffusion import registry as models
 from alignbench.diffusion.affordable import spent
+from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.errors import InputError, Unsupported
 from alignbench.experiment.run import run_cell
 from alignbench.meter import Cost, Meter
+from alignbench.testbed import toys
+from alignbench.testbed.pipeline import MixturePipeline
 
 SETTINGS = {
     "best_of_n": [{"n": 3}],
@@ -102,6 +105,25 @@ def test_a_method_spends_as_much_of_its_budget_as_its_free_parameter_allows(name
             more += 1
         cost = dataclasses.replace(chosen, **{FREE[name]: more}).cost(problem)
         assert any(spent(cost, kind, budget) > limit for kind, limit in budget.items()), (chosen, used)
+
+
+@pytest.mark.parametrize("grid", ["linspace", "scheduler"])
+def test_guidance_on_a_flow_model_may_have_any_number_of_steps_as_all_begin_in_noise(make_problem, grid):
+    """Two evaluations a step, one of them backward: 23 steps for 47, and 20 of a diffusion model's 1,000."""
+    flow = MixturePipeline(toys.grid().mixture, FlowSchedule(shift=3.0, sigmas=grid), Meter())
+    problems = [make_problem(Bowl(), pipeline, Sampling(8, 1.0, 1.0)) for pipeline in (flow, None)]
+    chosen = [built("classifier_guidance", {}).for_budget({"nfe": 47.0}, problem) for problem in problems]
+    assert [algorithm.steps for algorithm in chosen] == [23, 20]
+
+
+def test_edict_on_a_flow_model_is_refused_in_a_line_that_names_the_other_chain(make_problem):
+    flow = MixturePipeline(toys.grid().mixture, FlowSchedule(), Meter())
+    problem = make_problem(Bowl(), flow, Sampling(8, 1.0, 1.0))
+    said = built("doodl", {}).unsupported(problem)
+    assert said is not None
+    assert said.startswith("doodl with chain='edict' divides by the signal that is left at the first step")
+    assert said.endswith("(a flow model, or zero terminal SNR); pass --set chain=recompute, plain DDIM.")
+    assert built("doodl", {"chain": "recompute"}).unsupported(problem) is None
 
 
 def test_a_budget_below_the_least_is_refused_with_what_it_takes(make_problem):

@@ -254,14 +254,15 @@ def flow_world(facts: Facts) -> str:
 
 
 def real_models(_: Facts) -> str:
+    names = {"sd15": "SD1.5", "sdxl": "SDXL", "sd35": "SD3.5 medium"}
     measured = {
         name: {row["algorithm"]: row for row in stored(f"timings/{name}")["rows"] if not row["option"]}
-        for name in ("sd15", "sdxl")
+        for name in names
     }
     rows = []
     for algorithm in sorted(measured["sd15"]):
         line = [f"`{algorithm}`"]
-        for name in ("sd15", "sdxl"):
+        for name in names:
             row = measured[name].get(algorithm)
             line += (
                 [f"{row['alignment_seconds']:.0f}", f"{row['image_seconds']:.0f}", f"{row['peak_mib'] / 1024:.1f}"]
@@ -269,7 +270,7 @@ def real_models(_: Facts) -> str:
                 else [""] * 3
             )
         rows.append(line)
-    header = "algorithm|SD1.5: alignment s:|s/image:|peak GiB:|SDXL: alignment s:|s/image:|peak GiB:"
+    header = "|".join(["algorithm", *(f"{title}: alignment s:|s/image:|peak GiB:" for title in names.values())])
     return markdown(header, rows)
 
 

@@ -1,6 +1,6 @@
 """Checkpoints of random weights in the published layouts: small ones for tests, and ones of the true architectures.
 
-`python tests/support/random_models.py sd15|sdxl FOLDER [--dtype bfloat16]` writes a true one, which
+`python tests/support/random_models.py sd15|sdxl|sd35 FOLDER [--dtype bfloat16]` writes a true one, which
 `--model FOLDER` opens.
 """
 
@@ -153,13 +153,14 @@ def small_sd(folder: Path, prediction: str = "epsilon") -> Path:
     return save(folder, "StableDiffusionPipeline", parts, prediction=prediction)
 
 
-FLOW_VAE: dict[str, Any] = SMALL_VAE | {
+OF_SD3: dict[str, Any] = {
     "scaling_factor": 1.5305,
     "shift_factor": 0.0609,
     "use_quant_conv": False,
     "use_post_quant_conv": False,
     "force_upcast": True,
 }
+FLOW_VAE: dict[str, Any] = SMALL_VAE | OF_SD3
 STATIC = {"num_train_timesteps": 1000, "shift": 3.0}  # as SD3's files have it
 DYNAMIC = STATIC | {
     "use_dynamic_shifting": True,
@@ -279,6 +280,22 @@ def true_sdxl(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     return save(folder, "StableDiffusionXLPipeline", parts, {"force_zeros_for_empty_prompt": True}, dtype=dtype)
 
 
+def true_sd35(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Stable Diffusion 3.5 medium without T5: 2.2 billion weights in the denoiser. They are drawn in the precision that
+    they are kept in, for memory."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    parts = {
+        "text_encoder": CLIPTextModelWithProjection(CLIPTextConfig(**TRUE_TEXT)),
+        "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**TRUE_TEXT_2)),
+        "transformer": SD3Transformer2DModel(**TRUE_SD35_MEDIUM),
+        "vae": AutoencoderKL(**TRUE_VAE | OF_SD3 | {"latent_channels": 16, "sample_size": 1024}),
+    }
+    torch.set_default_dtype(usual)
+    absent = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    return save(folder, "StableDiffusion3Pipeline", parts, absent, dtype=dtype, flow=STATIC)
+
+
 def save(
     folder: Path,
     kind: str,
@@ -365,10 +382,10 @@ def write(path: Path, **content: Any) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("family", choices=["sd15", "sdxl"])
+    parser.add_argument("family", choices=["sd15", "sdxl", "sd35"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     asked = parser.parse_args()
     torch.manual_seed(0)
-    build = true_sd15 if asked.family == "sd15" else true_sdxl
-    print(build(asked.folder, getattr(torch, asked.dtype)))
+    builders = {"sd15": true_sd15, "sdxl": true_sdxl, "sd35": true_sd35}
+    print(builders[asked.family](asked.folder, getattr(torch, asked.dtype)))

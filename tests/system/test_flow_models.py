@@ -15,7 +15,7 @@ import random_models
 import torch
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
 
-from alignbench import BiasFineTune, FullFineTune, Key, LoRA, Prompt, Sampling
+from alignbench import BiasFineTune, FullFineTune, Key, LoRA, Prompt, Sampling, denoising_error, scale_of
 from alignbench.diffusion import registry as models
 from alignbench.diffusion.adapters import open_policy
 from alignbench.diffusion.registry import Hold
@@ -165,6 +165,38 @@ def test_embedded_guidance_costs_one_evaluation_and_changes_the_picture(folders)
         sampling = Sampling(3, guidance, embedded_guidance=True)
         drawn.append(PipelineSampler(pipeline, sampling)(PROMPTS, KEYS).images)
         assert pipeline.components.meter.total.denoiser_forward - before == 2 * 3 * sampling.evaluations == 6
+    assert (drawn[0] - drawn[1]).abs().max() > 1e-4
+
+
+def test_the_scale_that_the_denoiser_is_told_is_one_in_losses_and_the_evaluations_in_images(folders):
+    """Losses on given images tell it 1 whatever it is sampled with; own images and what is learned from them keep the
+    evaluation's, guided or not."""
+    pipeline, told = load(folders["flux_dev"]), []
+    hook = pipeline.denoiser.register_forward_pre_hook(
+        lambda network, given, named: told.append(named["guidance"].unique().tolist()), with_kwargs=True
+    )
+    sampling, x0 = Sampling(2, 3.5, embedded_guidance=True), pipeline.initial_noise(KEYS)
+    with torch.no_grad():
+        condition = pipeline.condition(PROMPTS)
+        denoising_error(pipeline, x0, x0, torch.tensor([300.0, 700.0]), condition)
+        assert told == [[1.0]]
+        denoising_error(pipeline, x0, x0, torch.tensor([300.0, 700.0]), condition, scale_of(sampling, guided=False))
+        PipelineSampler(pipeline, sampling)(PROMPTS, KEYS)
+    hook.remove()
+    assert told == [[1.0], [3.5], [3.5], [3.5]]
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd3_without_t5", "flux_dev"])
+def test_a_length_of_t5s_text_makes_the_pictures_that_diffusers_makes_of_it(folders, name):
+    """Or of as many zeros. In SD3 the 20 tokens of both CLIPs stand before them."""
+    drawn, sampling = [], Sampling(3, 3.0)
+    for tokens in (5, 9):
+        pipeline = fresh(folders[name], sigmas="linspace", tokens=tokens)
+        told = pipeline.condition(PROMPTS).tensors["text"].shape[1]
+        assert (pipeline.info()["text_tokens"], told) == (tokens, tokens + (0 if name == "flux_dev" else 20))
+        drawn.append(PipelineSampler(pipeline, sampling)(PROMPTS, KEYS).images)
+        theirs = plain_diffusers(folders[name])(TEXTS, **as_asked(pipeline, sampling, "linspace")).images
+        torch.testing.assert_close(drawn[-1], theirs, atol=1e-4, rtol=0)
     assert (drawn[0] - drawn[1]).abs().max() > 1e-4
 
 

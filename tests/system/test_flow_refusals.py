@@ -21,6 +21,7 @@ from alignbench.diffusion import loading
 from alignbench.diffusion import registry as models
 from alignbench.diffusion.adapters import open_policy
 from alignbench.errors import InputError, RunError
+from alignbench.experiment import cut_off
 from alignbench.experiment.estimate import estimate
 from alignbench.keys import Key
 from alignbench.meter import Meter
@@ -107,6 +108,9 @@ def test_a_field_that_does_not_belong_to_the_family_is_named(
         ("sd3", ["--resolution", "64"], "has positions for 48; choose a smaller --resolution."),
         ("flux_schnell", ["--guidance", "3"], "--guidance 3: this model has no guidance ('flux_schnell' was distilled"),
         ("sd", ["--sigmas", "linspace"], "--sigmas linspace: model 'sd' is no flow model with grids; leave it out."),
+        ("sd", ["--text-length", "64"], "--text-length 64: model 'sd' has no text of T5 of that length; leave it out."),
+        ("flux_dev", ["--text-length", "513"], "--text-length 513: expected at most 512."),
+        ("sd3", ["--text-length", "0"], "--text-length 0: expected at least 1."),
         ("sd3", ["--kernel", "exact"], "--kernel exact: the reverse kernel of model 'sd3' is not known"),
         ("sd3", ["--sigmas", "karras"], 'Invalid value "karras" for --sigmas. Choose from: "linspace", "scheduler".'),
     ],
@@ -122,6 +126,13 @@ def test_odd_sides_of_a_model_that_is_not_here_are_refused_too(name):
     with pytest.raises(InputError, match="--resolution 520x512: expected multiples of 16 pixels"):
         models.family_of(model).refuse(model, RunOptions(algo="base", resolution="520x512"), "base", trains=False)
     assert models.latent_shape(model) == (16, 128, 128)
+
+
+@pytest.mark.parametrize("kind", ["Flux2KleinPipeline", "Flux2Pipeline"])
+def test_flux_2_is_refused_by_its_name(folders, asked, capsys, tmp_path, kind):
+    other = copied(folders["flux_dev"], tmp_path, "model_index.json", _class_name=kind)
+    assert asked(other, "--resolution", "16") == 2
+    assert f"is a {kind}: FLUX.2, [klein] among it, is not supported; of FLUX.1, --model flux_dev" in one_line(capsys)
 
 
 def test_flux_without_t5_is_refused_whatever_is_left_of_it(folders, asked, capsys, tmp_path):
@@ -207,6 +218,29 @@ def test_the_grid_is_a_part_of_a_cells_identity(folders, tmp_path, grid: Sigmas)
     usual, other = cell(folders["sd3"], tmp_path), cell(folders["sd3"], tmp_path, sigmas=grid)
     assert usual.path != other.path
     assert other.hold("cpu").sigmas == grid
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux_dev"])
+def test_the_length_of_the_text_is_a_part_of_a_cells_identity_and_says_what_is_cut_off(folders, tmp_path, name):
+    """Both CLIPs read all of both prompts. For T5 the first has 5 tokens, the second 4."""
+    usual, other = cell(folders[name], tmp_path), cell(folders[name], tmp_path, text_length=4)
+    assert usual.path != other.path
+    assert (usual.hold("cpu").tokens, other.hold("cpu").tokens) == (None, 4)
+    assert other.configuration.sampling["text_length"] == 4
+    assert [cut_off.counted(cut_off.reader_before_loading(c), cut_off.prompts_of(c)) for c in (usual, other)] == [
+        {},
+        {"evaluated": 1},
+    ]
+
+
+def test_a_dry_run_says_which_scale_the_loss_on_pairs_tells_the_denoiser(folders, tmp_path):
+    def notes(name: str, algo: str, **changes: object) -> list[str]:
+        (tmp_path / "train.txt").write_text("a blue circle\na square\n")
+        return cell(folders[name], tmp_path, algo=algo, train_prompts=str(tmp_path / "train.txt"), **changes).notes
+
+    told = "guidance: the denoiser is told its scale, 3.5 where images are drawn and 1 in the loss on pairs"
+    assert notes("flux_dev", "diffusion_dpo", guidance=3.5) == [told]
+    assert notes("flux_dev", "awm", guidance=3.5) == notes("sd3", "diffusion_dpo", guidance=3.5) == []
 
 
 def test_presets_are_sampled_as_their_cards_say():

@@ -3,6 +3,7 @@ with them."""
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -162,7 +163,7 @@ def test_a_released_lora_is_switched_on_from_the_start(folders, cached, tmp_path
     if weights.inside:  # one file under a name of its own
         (tmp_path / "weights" / "pytorch_lora_weights.safetensors").rename(tmp_path / "weights" / weights.inside)
     cached(weights, tmp_path / "weights")
-    plain = models.load(base, Meter(), SIZE)
+    plain = models.load(base, Meter(), dataclasses.replace(SIZE, tokens=model.tokens))
     before = predicted(plain)
     opened = family_of(base).open_policy(plain, tmp_path / "weights" / weights.inside)
     pipeline = models.load(model, Meter(), SIZE)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from official import at_test_time as test_time
-from official import training
+from official import flow, training
 from official.models import GOLDEN, tensor
 
 Run = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -29,6 +29,12 @@ OURS: dict[str, Run] = {
     "sft/loss": training.sft_loss,
     "diffusion_kto/loss": training.kto_loss,
     "mapo/loss": training.mapo_loss,
+    "flow_grpo/step": flow.step,
+    "flow_grpo/loss": flow.grpo,
+    "flow_grpo/advantages": flow.advantages,
+    "diffusion_nft/loss": flow.nft,
+    "diffusion_nft/decay": flow.decay,
+    "awm/loss": flow.awm_loss,
     "alignprop": training.last_steps,
     "refl/estimate_and_loss": training.one_step,
     "reward_weighted_regression/weights": training.weights,
@@ -58,6 +64,7 @@ UNDONE: dict[str, Run] = {
     "d3po/loss/tie": training.d3po_with_ties,
     "diffusion_dpo/warmup": training.later_warmup,
     "diffusion_dpo/research_script/v_prediction": training.dpo_of_v,
+    "flow_grpo/loss/without_advantage": flow.grpo_dropped,
     "demon/mixture/tanh/adaptive": test_time.mixture_of_the_sample,
     "steering/max/negative": test_time.floored_particles,
     "steering/sum/cut": test_time.cut_particles,
@@ -100,16 +107,17 @@ class Entry:
     def difference(self, run: Run | None = None) -> float:
         """The largest |ours − official| / max |official| over the outputs, of our code or of another run."""
         made = (run or self.ours)(self.content["inputs"])
-        return max(_difference(made[name], value) for name, value in self.content["outputs"].items())
+        return max(difference(made[name], value) for name, value in self.content["outputs"].items())
 
 
 def entries() -> list[Entry]:
     return [Entry(content) for content in GOLDEN["entries"]]
 
 
-def _difference(ours: Any, official: Any) -> float:
+def difference(ours: Any, official: Any) -> float:
+    """The largest |ours − official| / max |official|, of numbers or of a mapping's."""
     if isinstance(official, Mapping):
-        return max(_difference(ours[name], value) for name, value in official.items())
-    theirs, own = tensor(official), torch.as_tensor(ours).detach().double()
+        return max(difference(ours[name], value) for name, value in official.items())
+    theirs, own = tensor(official), ours.detach().double() if isinstance(ours, torch.Tensor) else tensor(ours)
     assert own.shape == theirs.shape, f"of shape {tuple(own.shape)}, officially {tuple(theirs.shape)}"
     return float((own - theirs).abs().max() / theirs.abs().max())

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from alignbench import Condition, Key, Prediction, Prompt, Prompts, RewardInfo, Sampling, Steps
 from alignbench.diffusion import rollout
+from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.schedule import Schedule
 from alignbench.experiment.problem import CellProblem
 from alignbench.meter import Meter
@@ -41,9 +42,10 @@ def schedule(inputs: Mapping[str, Any]) -> Schedule:
 
 @dataclass
 class Linear:
-    """A pipeline and policy with the denoiser A x + (t / 1000) b + c; `outputs` keeps what it said."""
+    """A pipeline and policy with the denoiser A x + (t / 1000) b + c, of x in the model's own coordinates; `outputs`
+    keeps what it said."""
 
-    schedule: Schedule
+    schedule: Schedule | FlowSchedule
     a: Tensor
     b: Tensor
     start: Tensor | None = None  # x_T, by the last part of a key
@@ -76,7 +78,7 @@ class Linear:
 
     def predict(self, latents: Tensor, t: float | Tensor, condition: Condition, guidance: float = 1.0) -> Prediction:
         rows = torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1) / 1000
-        flat = latents.flatten(1) @ self.a.T + rows * self.b
+        flat = self.schedule.scaled(latents, t).flatten(1) @ self.a.T + rows * self.b
         told, untold = (flat + part["text"] for part in (condition.tensors, condition.null_tensors))
         output = (told if guidance == 1 else untold + guidance * (told - untold)).reshape(latents.shape)
         self.outputs.append(output)
@@ -100,7 +102,7 @@ class Linear:
     recomputations = None
 
 
-def denoiser(name: str, levels: Schedule, start: Tensor | None = None) -> Linear:
+def denoiser(name: str, levels: Schedule | FlowSchedule, start: Tensor | None = None) -> Linear:
     """`reference` or `policy`, whose weights carry a gradient."""
     weights = GOLDEN["denoiser"][name]
     a, b = (tensor(weights[part]).requires_grad_(name == "policy") for part in ("a", "b"))

@@ -29,7 +29,7 @@ def _row(name: str, group: Sequence[Entry]) -> list[str]:
         apart += f", {_shown(group[0].difference(UNDONE[name]))} without the departure"
         verdict = f"departs: {group[0].content['remark']}"
     by_hand = " (copied by hand)" if group[0].content["run"] == "transcribed" else ""
-    links = ", ".join(map(_link, group[0].content["source"]))
+    links = ", ".join(dict.fromkeys(_link(source) for entry in group for source in entry.content["source"]))
     return [f"`{algorithm}`", shown, f"{links}{by_hand}", str(len(group)), apart, verdict]
 
 

@@ -164,7 +164,7 @@ NAMED = {  # departures that a reader of the authors' code would look for
     "awm": ["once for each GPU's batch", "SA-solver"],
     "diffusion_dpo": ["one update ahead", "v-prediction"],
     "diffusion_nft": ["cuts to whole numbers", "starts θ and old from the average", "not their average"],
-    "flow_grpo": ["drop them on each GPU", "device-specific seeds", "detach the empty prompt's"],
+    "flow_grpo": ["drop them on each GPU", "device-specific seeds", "older code of theirs detaches one"],
     "sft": ["one update ahead"],
     "doodl": ["not clamped", "980 … 0"],
     "dpok": ["mean of the token states"],

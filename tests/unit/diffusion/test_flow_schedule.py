@@ -136,6 +136,20 @@ def test_training_draws_a_shifted_logit_normal_level():
     assert torch.allclose(uniform, 1000 * u.double(), atol=0.6)
 
 
+@pytest.mark.parametrize("density", ["uniform", "logit_normal"])
+def test_one_draw_in_as_many_as_there_are_levels_is_moved_from_the_ends_and_no_other(density):
+    """Of 100 levels those below 0.005 and above 0.995; the others are σ = u, or the logistic of the normal quantile."""
+    schedule, u = (
+        FlowSchedule(density=density, timesteps=100),
+        (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000,
+    )
+    exact = u if density == "uniform" else torch.special.ndtri(u).sigmoid()
+    moved = (schedule.draw(u) / 100 - exact).abs() > 1e-9
+    assert moved.double().mean() == 1 / 100
+    assert torch.equal(moved, (u < 0.005) | (u > 0.995))
+    assert torch.equal(schedule.draw(u[:1]), schedule.draw(torch.tensor([0.005])))
+
+
 def test_training_never_draws_a_level_without_noise_or_without_signal():
     ends = torch.tensor([0.0, 1 - 2**-24])
     for density in ("uniform", "logit_normal"):
