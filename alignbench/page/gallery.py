@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from alignbench.analysis.comparison import Group
 from alignbench.analysis.load import Method, Run
+from alignbench.analysis.votes import Counts, VoteColumn
 from alignbench.errors import InputError
 from alignbench.files import sha256_of_files
 from alignbench.keys import Key
@@ -31,11 +32,12 @@ NAMED = 3  # pictures that a note names; others are counted
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture: its place in the gallery, its data URI, its scores."""
+    """One picture: its place in the gallery, its data URI, its scores and votes."""
 
     method: int
     source: str
     scores: list[float | None]
+    votes: list[Counts | None]  # by question to people; None where nobody chose about it
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Gallery:
     baseline: int | None
     scorers: list[str]
     short: list[str]  # names of scorers without what all of them begin with
+    votes: list[VoteColumn] = field(default_factory=list)
     cards: list[Card] = field(default_factory=list)
     bytes: int = 0
     folders: list[str | None] = field(default_factory=list)  # of full pictures, seen from the page
@@ -86,7 +89,7 @@ def gallery(group: Group, methods: Sequence[Method], output: Path, images: int |
     """The pictures of one evaluation, of `images` prompts or of as many as fit in so many bytes. Without pictures it
     has no cards, and its notes say why."""
     base = group.methods.index(group.baseline) if group.baseline else None
-    found = Gallery(group.methods, _first_shown(group), base, group.scorers, short_names(group.scorers))
+    found = Gallery(group.methods, _first_shown(group), base, group.scorers, short_names(group.scorers), group.votes)
     unchecked: list[str] = []
     sources: dict[int, _Source] = {}
     for place, method in enumerate(methods):
@@ -195,7 +198,8 @@ def _shots(
         content = _thumbnail(file, found)
         size += len(content)
         uri = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
-        shots.append(Shot(place, uri, [row.scores.get(name) for name in found.scorers]))
+        votes = [column.pictures.get((source.path, prompt, row.sample)) for column in found.votes]
+        shots.append(Shot(place, uri, [row.scores.get(name) for name in found.scorers], votes))
     return shots, size
 
 
