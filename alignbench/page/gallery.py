@@ -86,7 +86,7 @@ def gallery(group: Group, methods: Sequence[Method], output: Path, images: int |
             sources[place] = source
     if not sources:
         found.notes.append(
-            "No folder of pictures lies beside these results, nor a sprite of them, so that there is nothing to look at."
+            "No folder of pictures lies beside these results, nor a sprite of them, so there is nothing to look at."
         )
         return found
     if unchecked:

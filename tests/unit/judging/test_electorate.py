@@ -278,3 +278,15 @@ def test_every_question_has_its_column_and_json_and_frames_have_them_too(files, 
     assert set(frame.loc[frame.scorer == "votes: appearance", "method"]) == {"refl", "draft"}
     for form in ("json", "csv", "markdown", "latex", "table"):
         assert "votes" in render(comparison, form)
+
+
+def test_one_picture_of_an_older_and_a_newer_result_is_a_tie_too(tmp_path, log):
+    """The older one's digests are of files, the newer one's of what pictures show."""
+    old = cells(tmp_path / "old", ("base", "refl"), prompts=10, same=(1, 5), rows=False)
+    new = cells(tmp_path / "new", ("base", "refl"), prompts=10, same=(1, 5))
+    files = [old[0], new[1]]
+    found = hold(files, log, {"anna": 0.0}, Rules(same=0, other_prompt=0, repeat=0, overlap=0))
+    assert {line.prompt for line in found.identical} == {"p1", "p5"}
+    assert len(found.votes) == 8
+    _, column = column_of(files, log)
+    assert column.versus[0].identical == 2
