@@ -10,6 +10,7 @@ from alignbench.analysis.calibration import said
 from alignbench.analysis.comparison import Duel, Group, Versus
 from alignbench.analysis.formats import Mark, Table, number, p_value, percent, signed
 from alignbench.analysis.picture_tables import how
+from alignbench.analysis.ranks import Ranks
 from alignbench.choices import Family
 
 Cell = Callable[[Versus], str]
@@ -128,12 +129,17 @@ def _ahead(duel: Duel) -> tuple[Duel, float, float, float]:
     return replace(duel, method=duel.against, against=duel.method), 1 - r.rate, 1 - r.high, 1 - r.low
 
 
+def _all_ranks(group: Group) -> dict[str, Ranks | None]:
+    """By scorer, and by question that people voted on."""
+    return {**{name: group.ranks[name] for name in group.scorers}, **{c.name: c.ranks for c in group.votes}}
+
+
 def ranks_table(group: Group) -> Table:
-    rows = []
+    """Places and strengths, two columns for each scorer and each question that people voted on."""
+    every, rows = _all_ranks(group), []
     for i, method in enumerate(group.methods):
         row = [method]
-        for scorer in group.scorers:
-            found = group.ranks[scorer]
+        for found in every.values():
             if found is None:
                 row += ["not identifiable", ""]
             elif math.isnan(found.strength[i]):
@@ -145,8 +151,8 @@ def ranks_table(group: Group) -> Table:
         rows.append(row)
     title = f"Strength in this pool (Bradley-Terry, log odds over {group.methods[0]}; 95 % intervals)"
     header = ["method"]
-    for scorer in group.scorers:
-        header += [f"{scorer}: place", "strength"]
+    for name in every:
+        header += [f"{name}: place", "strength"]
     return Table(title, header, rows)
 
 
@@ -176,7 +182,7 @@ def reading(group: Group) -> list[str]:
         lines.append("–: the interval of a difference is not to be told from so few prompts that do not tie.")
     for scorer in group.scorers:
         lines += _controlled(group, scorer)
-        ranks = group.ranks[scorer]
+    for scorer, ranks in _all_ranks(group).items():
         if ranks is not None and ranks.fit.pairs > 1:
             first, second = (group.methods[i] for i in ranks.fit.worst)
             lines.append(
@@ -184,7 +190,7 @@ def reading(group: Group) -> list[str]:
                 f"two standard errors; worst {first} against {second}, {percent(ranks.fit.implied)} % told and "
                 f"{percent(ranks.fit.seen)} % seen."
             )
-    if any(math.isinf(x) for r in group.ranks.values() if r for x in (*r.low, *r.high)):
+    if any(math.isinf(x) for r in _all_ranks(group).values() if r for x in (*r.low, *r.high)):
         lines.append("∞: no chain of wins or ties leads back, so nothing bounds the strength on that side.")
     return lines
 

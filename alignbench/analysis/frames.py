@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from alignbench.analysis.costs import cost_of_run
 from alignbench.analysis.load import Run, load, methods_of
-from alignbench.analysis.picture_shifts import picture_means
+from alignbench.analysis.picture_shifts import DIVERSITY, OF_A_PICTURE, picture_means
 from alignbench.record.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+ABOUT = ("evaluation", "method", "algorithm", "seed")  # what every table begins with
+OF_A_PROMPT = ("prompt", "text", "category", "challenge", "sample")
+OF_A_RUN = ("model", "prompts", "reward", "images", "file")
+TAKEN = frozenset((*ABOUT, *OF_A_PROMPT, *OF_A_RUN, *OF_A_PICTURE, *DIVERSITY))
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,9 @@ class _Named:
 
 
 class Results:
-    """Complete results, as tables. Each is a DataFrame that begins with evaluation, method, algorithm and seed."""
+    """Complete results, as tables. Each is a DataFrame that begins with evaluation, method, algorithm and seed. A
+    scorer's column has its name; one that is called like another column, such as `saturation`, is
+    `scorer.saturation`."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         groups: dict[str, list[Run]] = {}
@@ -118,7 +126,7 @@ class Results:
                     "category": prompt.category,
                     "challenge": prompt.challenge,
                     "sample": row.sample,
-                    **row.scores,
+                    **{_column(name): score for name, score in row.scores.items()},
                     **{str(name): value for name, value in row.picture.items()},
                 }
 
@@ -131,7 +139,12 @@ def load_results(paths: Sequence[Path], skip_bad: bool = False) -> Results:
 def _means(result: Result) -> dict[str, float]:
     columns = {name: [row.scores.get(name) for row in result.rows] for name in result.scorers}
     known = {name: [value for value in values if value is not None] for name, values in columns.items()}
-    return {name: sum(values) / len(values) if values else float("nan") for name, values in known.items()}
+    return {_column(name): sum(values) / len(values) if values else float("nan") for name, values in known.items()}
+
+
+def _column(scorer: str) -> str:
+    """The column of a scorer, which is no other column's."""
+    return f"scorer.{scorer}" if scorer in TAKEN else scorer
 
 
 def _flat(line: dict[str, Any], above: str = "") -> dict[str, Any]:

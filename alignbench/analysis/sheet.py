@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from alignbench.analysis.load import Method, Run, load, methods_of
 from alignbench.errors import InputError, UnknownName
-from alignbench.pictures import PictureError, read
+from alignbench.files import replace_file
 from alignbench.printed import one_line
+from alignbench.record.digests import AGAIN
+from alignbench.record.first_pictures import FirstPictures, first_pictures, packed, sprite_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,40 +38,64 @@ def draw(paths: Sequence[Path], prompts: int = 6, methods: Sequence[str] = ()) -
             raise UnknownName("method in these files", name, known)
     chosen = [found[known.index(name)] for name in methods] if methods else found
     pictures = {method.label: _pictures(method) for method in chosen}
-    shared = [prompt for prompt in _order(runs[0]) if all(prompt in own for own in pictures.values())][:prompts]
+    shared = [prompt for prompt in _order(runs[0]) if all(prompt in own.prompts for own in pictures.values())][:prompts]
     if not shared:
         raise InputError("these methods have no picture of the same prompt; give results of the same prompts.")
     texts = {prompt.id: one_line(prompt.text) for run in runs for prompt in run.result.prompts}
     return _sheet(
-        {one_line(label): [own[p] for p in shared] for label, own in pictures.items()}, [texts[p] for p in shared]
+        {one_line(label): [_picture(own, p) for p in shared] for label, own in pictures.items()},
+        [texts[p] for p in shared],
     )
+
+
+def write_sprites(paths: Sequence[Path], prompts: int | None) -> list[Path]:
+    """Keep the first pictures of each result, of so many prompts or of all, as one small file beside it; the files.
+    Raises InputError where a picture is not the result's, and nothing is written then."""
+    runs = [run for group in load(paths).groups.values() for run in group]
+    made = {}
+    for run in runs:
+        found = first_pictures(run.path, run.result)
+        if found is None or not found.files:
+            raise InputError(_lacking(run.path))
+        made[sprite_of(run.path)] = packed(found, prompts)
+    for file, content in made.items():
+        with replace_file(file) as temporary:
+            temporary.write_bytes(content)
+    return list(made)
 
 
 def _order(run: Run) -> list[str]:
     return list(dict.fromkeys(row.prompt for row in run.result.rows))
 
 
-def _pictures(method: Method) -> dict[str, Path]:
-    """The file of each prompt's first picture. Raises InputError where there is none."""
+def _pictures(method: Method) -> FirstPictures:
+    """Each prompt's first picture. Raises InputError where there is none, or where they are not the result's."""
     run = method.runs[0]
-    place = {prompt.id: i for i, prompt in enumerate(run.result.prompts)}
-    folder = run.path.with_suffix("") / "images"
-    files = {
-        row.prompt: folder / f"{place[row.prompt]:05d}-{row.sample}.png" for row in run.result.rows if not row.sample
-    }
-    here = {prompt: path for prompt, path in files.items() if path.is_file()}
-    if not here:
-        raise InputError(
-            f"{run.path} has no pictures in {folder}; keep the folder beside the result, or run the cell again."
-        )
-    return here
+    found = first_pictures(run.path, run.result)
+    if found is None:
+        raise InputError(_lacking(run.path))
+    if found.wrong:
+        raise InputError(f"{run.path}: {found.wrong}; {AGAIN}.")
+    return found
 
 
-def _sheet(rows: dict[str, list[Path]], texts: Sequence[str]) -> Image:
+def _lacking(path: Path) -> str:
+    folder = path.with_suffix("") / "images"
+    return f"{path} has no pictures in {folder}; keep the folder beside the result, or run the cell again."
+
+
+def _picture(found: FirstPictures, prompt: str) -> Image:
+    """A prompt's picture, checked. Raises InputError for one that is not the result's."""
+    if wrong := found.changed(prompt):
+        raise InputError(wrong)
+    return found.picture(prompt)
+
+
+def _sheet(rows: dict[str, list[Image]], texts: Sequence[str]) -> Image:
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(size=FONT)
-    first = _read(next(iter(rows.values()))[0])
+    first = next(iter(rows.values()))[0]
     scale = max(1, -(-CELL // max(first.size)))
     width, height = first.width * scale, first.height * scale
     left = 2 * GAP + max(int(font.getlength(label)) for label in rows)
@@ -80,20 +106,13 @@ def _sheet(rows: dict[str, list[Path]], texts: Sequence[str]) -> Image:
     pen = ImageDraw.Draw(sheet)
     for column, lines in enumerate(captions):
         pen.text((left + column * (width + GAP), GAP), "\n".join(lines), fill="black", font=font)
-    for row, (label, files) in enumerate(rows.items()):
+    for row, (label, pictures) in enumerate(rows.items()):
         y = top + row * (height + GAP)
         pen.text((GAP, y + height // 2 - LINE // 2), label, fill="black", font=font)
-        for column, path in enumerate(files):
-            enlarged = _read(path).resize((width, height), Image.Resampling.NEAREST)
+        for column, picture in enumerate(pictures):
+            enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (left + column * (width + GAP), y))
     return sheet
-
-
-def _read(path: Path) -> Image:
-    try:
-        return read(path, formats=("PNG",)).image
-    except PictureError as error:
-        raise InputError(f"{path} cannot be read as a picture ({error}); run the cell again.") from None
 
 
 def _wrapped(text: str, width: int, font: FreeTypeFont | ImageFont) -> list[str]:

@@ -115,7 +115,7 @@ def vote_reading(group: Group) -> list[str]:
     lines.append(
         "Votes: ties count half, repeats and checks for nobody, one picture of two methods is a tie, skipped pairs are "
         f"missing. The interval of people has raters random as well as prompts; below {FEWEST_RATERS} raters it is "
-        "not to be told, and what is claimed is about these raters alone, without a mark."
+        "not to be told, and what is claimed is about these raters alone, without a mark. So are strengths."
     )
     for column in group.votes:
         worth = column.worth

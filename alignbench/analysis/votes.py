@@ -7,7 +7,7 @@ methods is a tie.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +18,11 @@ from alignbench.analysis.comparison import SIGNIFICANT, Test
 from alignbench.analysis.formats import Mark
 from alignbench.analysis.load import Run
 from alignbench.analysis.pairing import Placed
+from alignbench.analysis.ranks import Ranks
 from alignbench.analysis.significance import adjusted, parts_of, win_p
 from alignbench.analysis.statistics import WinRate
 from alignbench.analysis.vote_entries import Entry, Votes, check_pictures, counted
+from alignbench.analysis.vote_ranks import vote_ranks
 from alignbench.analysis.vote_raters import Raters, worth_of
 from alignbench.analysis.vote_statistics import (
     FEWEST_RATERS,
@@ -31,6 +33,7 @@ from alignbench.analysis.vote_statistics import (
 )
 from alignbench.choices import Family
 from alignbench.errors import InputError
+from alignbench.keys import Key
 from alignbench.record.votes import (
     Log,
     cell_id,
@@ -45,6 +48,14 @@ class Majority(NamedTuple):
 
     won: int
     tied: int  # as many for one as for the other, or most for neither
+    lost: int
+
+
+class Counts(NamedTuple):
+    """How raters chose between one picture and those of other methods."""
+
+    won: int
+    tied: int
     lost: int
 
 
@@ -83,6 +94,8 @@ class VoteColumn:
     versus: Sequence[VoteVersus]  # against the baseline
     duels: Sequence[VoteVersus]  # every two methods that met
     worth: Raters
+    ranks: Ranks | None  # strengths over the first method, of these raters
+    pictures: Mapping[tuple[Path, str, int], Counts]  # by result, prompt and number of the image
 
 
 def vote_columns(
@@ -121,12 +134,24 @@ def vote_columns(
                 _tested(against, entries, failed, family, title),
                 _tested(pairs, entries, failed, family, title),
                 worth_of(own_logs, name, entries),
+                vote_ranks(entries, placed, Key("ranks", "votes", name)),
+                _counts(entries, runs),
             )
         )
     for (path, log), own in zip(logs, rows, strict=True):
         if own and (absent := [cell.result for c, cell in enumerate(log.header.cells) if c not in own]):
             notes.append(f"{path}: its votes on {', '.join(absent)} are left out; that is not compared here.")
     return columns, notes
+
+
+def _counts(entries: Sequence[Entry], runs: Sequence[Run]) -> dict[tuple[Path, str, int], Counts]:
+    """Of every picture that somebody chose about."""
+    found: dict[tuple[Path, str, int], list[float]] = {}
+    for e in entries:
+        if e.rater and not np.isnan(e.won):
+            for row, won in ((e.one, e.won), (e.other, 1 - e.won)):
+                found.setdefault((runs[row].path, e.prompt, e.sample), []).append(won)
+    return {place: Counts(*(won.count(x) for x in (1.0, 0.5, 0.0))) for place, won in found.items()}
 
 
 def _between(one: Placed, other: Placed, entries: Sequence[Entry]) -> list[Entry]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignbench.choices import Family
-from alignbench.cli.flags import Flag, Names
+from alignbench.cli.flags import Flag, Names, Paths
 from alignbench.cli.output import check_ending, megabytes, note, say, say_written
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def report(
     family: Family = "scorer",
     margin: Names = None,
     control: str | None = None,
+    votes: Paths = None,
 ) -> int:
     """Write one page to look at: verdict, win rates, tables, costs, training, pictures. It opens without a network.
 
@@ -51,11 +52,13 @@ def report(
         SCORER=AMOUNT: a difference that does not matter. Says which methods are equal within it, or not worse.
     control: str
         A scorer, such as one of style: also show the win rate at its equal value.
+    votes: Path
+        Logs of `alignbench vote`: adds win rates by people, what their votes are worth, and votes under pictures.
     """
     from alignbench.page.build import Wanted
 
     check_ending("--output", output, ENDINGS)
-    wanted = Wanted(baseline, scorer or (), images, skip_bad, family, margin or (), control)
+    wanted = Wanted(baseline, scorer or (), images, skip_bad, family, margin or (), control, votes or ())
     write_report(files or (Path("results"),), output, wanted)
     if open:
         import webbrowser

@@ -146,7 +146,13 @@ def ls(folder: Path = Path("results"), *, json: Flag = False) -> int:
     return 0
 
 
-def sheet(*files: Path, prompts: int = 6, method: Names = None, output: Path = Path("sheet.png")) -> int:
+def sheet(
+    *files: Path,
+    prompts: int | None = None,
+    method: Names = None,
+    output: Path = Path("sheet.png"),
+    sprite: Flag = False,
+) -> int:
     """Draw pictures of several methods side by side: a row a method, a column a prompt, all from the same noise.
 
     Parameters
@@ -154,19 +160,29 @@ def sheet(*files: Path, prompts: int = 6, method: Names = None, output: Path = P
     files: Path
         Result files whose folders of pictures lie beside them, or folders of them (default: results).
     prompts: int
-        How many prompts.
+        How many prompts (default: 6; of a sprite all).
     method: str
         Only these methods, in this order.
     output: Path
         Picture to write, .png.
+    sprite: bool
+        Instead keep each result's small pictures as one file beside it, which `report` and `sheet` read where the
+        folder is gone.
     """
     from alignbench.analysis.sheet import draw as draw_sheet
+    from alignbench.analysis.sheet import write_sprites
     from alignbench.files import replace_file
 
     check_ending("--output", output, (".png",))
-    if prompts < 1:
+    if prompts is not None and prompts < 1:
         raise InputError(f"--prompts {prompts}: expected at least 1.")
-    drawn = draw_sheet(files or (Path("results"),), prompts, method or ())
+    if sprite and method:
+        raise InputError("--method: a sprite is of one result; name the files instead.")
+    if sprite:
+        for made in write_sprites(files or (Path("results"),), prompts):
+            say_written(made)
+        return 0
+    drawn = draw_sheet(files or (Path("results"),), prompts or 6, method or ())
     with replace_file(output) as temporary:
         drawn.save(temporary, format="PNG", optimize=True)
     say_written(output)

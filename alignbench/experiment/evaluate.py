@@ -17,14 +17,14 @@ from torch import Tensor
 from alignbench.devices import Fitting, chunked
 from alignbench.errors import RunError
 from alignbench.experiment.diversity import holds_latents, keep_latents
-from alignbench.files import append_line, sha256_of
+from alignbench.files import append_line
 from alignbench.interface import Prompt, Reward, Sampler, Start
 from alignbench.keys import Key
 from alignbench.meter import Cost, Meter
 from alignbench.processes import ALONE, Processes, logs
 from alignbench.progress import Progress
 from alignbench.reading import records
-from alignbench.record.pictures import ImageStore, PictureFacts, Slot
+from alignbench.record.pictures import ImageStore, PictureFacts, Slot, pixels_digest
 from alignbench.scoring.score_cache import ScoreCache
 from alignbench.scoring.shared import SharedPictures, ahead
 from alignbench.scoring.values import score_images
@@ -187,16 +187,21 @@ def score(
     device: str = "cpu",
     kept: Path | None = None,
     processes: Processes = ALONE,
+    pictures: Mapping[Slot, PictureFacts] | None = None,
 ) -> Scores:
     """The scores of every image. Processes share them, and all get all of them.
 
     With `kept`, scores of scorers that name their weights are looked for there and kept there (see `ScoreCache`).
+    `pictures` says which pictures they are: a score that was logged of another one, made before it, does not count.
     """
+    digests = {slot: one.sha256 for slot, one in (pictures or {}).items()}
     store, log = ImageStore(folder / "images"), processes.log(folder, SCORED)
     values: dict[str, dict[Slot, float]] = {name: {} for name in scorers}
     failures: dict[str, dict[Slot, str]] = {name: {} for name in scorers}
     for scorer, logged in [line for found in logs(folder, SCORED) for line in records(found, _logged, progress.say)]:
-        for slot, value, reason in logged if scorer in scorers else []:
+        for slot, value, reason, sha256 in logged if scorer in scorers else []:
+            if slot in digests and sha256 != digests[slot]:
+                continue
             if reason is None:
                 values[scorer][slot] = value
             else:
@@ -208,14 +213,14 @@ def score(
     keeps = {name for name, reward in scorers.items() if kept is not None and is_hashed(reward.info())}
     caches = {name: ScoreCache(kept, scorers[name], progress.say) for name in keeps if kept is not None}
     progress.stage("score", sum(len(slots) for own in asked for slots in own.values()))
-    for name, slots, scored in StoredImages(scorers, prompts, store, caches, device).scores(asked):
+    for name, slots, scored in StoredImages(scorers, prompts, store, caches, device, digests).scores(asked):
         rows: list[list[Any]] = []
         for slot, (value, reason) in zip(slots, scored, strict=True):
             if reason is None:
                 values[name][slot] = value
             else:
                 failures[name][slot] = reason
-            rows.append([slot.place, slot.sample, value if reason is None else None, reason])
+            rows.append([slot.place, slot.sample, value if reason is None else None, reason, digests.get(slot)])
         append_line(log, json.dumps({"scorer": name, "scores": rows}, allow_nan=False))
         progress.advance(len(slots))
     shares = processes.gather([Scores(values, failures)])
@@ -226,11 +231,17 @@ def _merged(parts: Iterable[Mapping[Slot, Any]]) -> dict[Slot, Any]:
     return {slot: value for part in parts for slot, value in part.items()}
 
 
-def _logged(line: Any) -> tuple[str, list[tuple[Slot, float, str | None]]]:
-    """What a line of the log says of one scorer: images, values, and why there is none."""
+def _logged(line: Any) -> tuple[str, list[tuple[Slot, float, str | None, str | None]]]:
+    """What a line of the log says of one scorer: images, values, why there is none, and of which picture; older
+    versions did not say that."""
     rows = [
-        (Slot(int(place), int(sample)), math.nan if reason is not None else float(value), reason and str(reason))
-        for place, sample, value, reason in line["scores"]
+        (
+            Slot(int(place), int(sample)),
+            math.nan if reason is not None else float(value),
+            reason and str(reason),
+            str(of[0]) if of else None,
+        )
+        for place, sample, value, reason, *of in line["scores"]
     ]
     return str(line["scorer"]), rows
 
@@ -256,6 +267,7 @@ class StoredImages:
     store: ImageStore
     caches: Mapping[str, ScoreCache]  # of those whose scores are kept
     device: str
+    digests: Mapping[Slot, str]  # SHA-256 of pixels, where it is known; of others it is taken
 
     def scores(self, chunks: Sequence[Mapping[str, Sequence[Slot]]]) -> Iterator[tuple[str, Sequence[Slot], Found]]:
         """Scorer after scorer, chunk after chunk, of the images that each is to score. Where the cache lacks one, all
@@ -268,7 +280,8 @@ class StoredImages:
 
     def _read(self, asked: Mapping[str, Sequence[Slot]]) -> _Read:
         hashed = dict.fromkeys(slot for name in self.caches for slot in asked[name])
-        hashes = {slot: sha256_of(self.store.path(slot, picture=True)) for slot in hashed}
+        pixels = {slot: self.store.pixels(slot) for slot in hashed if slot not in self.digests}
+        hashes = {slot: self.digests[slot] if slot in self.digests else pixels_digest(pixels[slot]) for slot in hashed}
         needed = {name: slots for name, slots in asked.items() if slots and not self._known(name, slots, hashes)}
         wanted = list(dict.fromkeys(slot for slots in needed.values() for slot in slots))
         places = {slot: place for place, slot in enumerate(wanted)}
@@ -276,7 +289,7 @@ class StoredImages:
             return _Read(asked, hashes, places, self.store.read(wanted).to(self.device))
         pictures = SharedPictures([self.scorers[name] for name in needed], self.device)
         for slot in wanted:
-            pictures.add(self.store.pixels(slot))
+            pictures.add(pixels[slot] if slot in pixels else self.store.pixels(slot))
         return _Read(asked, hashes, places, pictures)
 
     def _known(self, name: str, slots: Sequence[Slot], hashes: Mapping[Slot, str]) -> Found:

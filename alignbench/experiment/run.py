@@ -38,7 +38,7 @@ from alignbench.processes import Processes, joined
 from alignbench.progress import Progress
 from alignbench.record import result as results
 from alignbench.record.listing import STATE, WEIGHTS
-from alignbench.record.pictures import ImageStore, Slot, slots
+from alignbench.record.pictures import ImageStore, PictureFacts, Slot, slots
 from alignbench.record.result import (
     Configuration,
     Costs,
@@ -119,8 +119,7 @@ def _follow(cell: Cell, trained: Trained | None, processes: Processes) -> None:
         with Progress(quiet=True) as progress, contextlib.suppress(Diverged, Unsupported, CannotContinue):
             device = cell.family.device(cell.options.device)
             run = _prepare(cell, attempt, device, progress, trained, processes)
-            run.make(run.align()[0])
-            run.score(run.wanted)
+            run.score(run.wanted, run.make(run.align()[0]).pictures)
 
 
 def work_of(cell: Cell) -> Resumable:
@@ -228,7 +227,7 @@ class _Run:
         with explained(cell.folder / WEIGHTS):
             sampler.save(cell.folder / WEIGHTS)
         generated, wanted = self.make(sampler), self.wanted
-        scores = self.score(wanted)
+        scores = self.score(wanted, generated.pictures)
         images = ImageStore(cell.folder / "images")
         metrics = optimality.metrics(cell, self.pipeline, sampler, images, wanted)
         costs = Costs(
@@ -316,7 +315,7 @@ class _Run:
             self.problem.processes,
         )
 
-    def score(self, wanted: Sequence[Slot]) -> Scores:
+    def score(self, wanted: Sequence[Slot], pictures: Mapping[Slot, PictureFacts]) -> Scores:
         cell = self.cell
         kept = self.caches.scores if len(self.pipeline.info()["image_shape"]) == 3 else None
         return evaluate.score(
@@ -329,6 +328,7 @@ class _Run:
             self.device,
             kept,
             self.problem.processes,
+            pictures,
         )
 
     def ended(self, error: Diverged | Unsupported) -> Outcome:

@@ -195,7 +195,9 @@ def _scored(cell: _Cell, batch: int | None, device: str, kept: Path, progress: P
     places = {slot: place for place, slot in enumerate(cell.wanted)}
     keeps = [name for name, reward in cell.scorers.items() if pictures and is_hashed(reward.info())]
     caches = {name: ScoreCache(kept, cell.scorers[name]) for name in keeps}
-    stored = StoredImages(cell.scorers, cell.prompts, cell.store, caches, device)
+    known = zip(cell.wanted, cell.result.rows, strict=True)
+    digests = {slot: row.sha256 for slot, row in known if row.sha256 is not None}
+    stored = StoredImages(cell.scorers, cell.prompts, cell.store, caches, device, digests)
     parts = [part for slots in chunked(cell.wanted, size) for part in _alike(cell, slots)]
     progress.stage("score", len(rows) * len(cell.scorers))
     try:

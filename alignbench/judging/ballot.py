@@ -18,7 +18,8 @@ from alignbench.analysis.load import Run, load, methods_of
 from alignbench.analysis.statistics import score_interval
 from alignbench.errors import InputError
 from alignbench.keys import Key
-from alignbench.record.digests import by_pixels, digest_of, digests
+from alignbench.pictures import PictureError
+from alignbench.record.digests import AGAIN, by_pixels, digest, digest_of, digests, picture_of
 from alignbench.record.votes import Check, Rules, Shown, VotedCell, cell_id
 
 APART = 8  # items before a pair may come again
@@ -55,6 +56,7 @@ class Cell:
     places: Mapping[str, int]  # of prompts by id
     pictures: Mapping[tuple[int, int], str]  # SHA-256 by place and sample
     by_pixels: bool  # of what they show; else of their files
+    looks: Mapping[tuple[int, int], str]  # what tells pictures of all cells apart: as above, or of what they show
 
     def shown(self, number: int, prompt: str, sample: int) -> Shown | None:
         """A picture of this cell, whose place among the cells is `number`."""
@@ -71,6 +73,12 @@ class Ground:
     cells: Sequence[Cell]
     methods: Sequence[Sequence[int]]  # the cells of each, one per training seed
     texts: Mapping[str, str]  # of prompts by id
+
+    def alike(self, one: Shown, other: Shown) -> bool:
+        """Whether two pictures are one: of results that keep digests of files beside some that keep those of pixels,
+        digests do not tell it."""
+        first, second = (self.cells[x.cell].looks[x.place, x.sample] for x in (one, other))
+        return first == second
 
     @functools.cached_property
     def duels(self) -> list[tuple[int, int]]:
@@ -89,21 +97,33 @@ def ground_of(paths: Sequence[Path]) -> Ground:
         raise InputError("these files hold one method; votes are between two or more.")
     if len(next(iter(runs)).result.evaluation.model.get("image_shape", ())) != 3:
         raise InputError("these cells are of points; votes are about pictures.")
+    mixed = len({by_pixels(run.result) for run in runs}) > 1
     cells: list[Cell] = []
     places: list[list[int]] = []
     texts: dict[str, str] = {}
     for method in methods:
         places.append(list(range(len(cells), len(cells) + len(method.runs))))
-        cells += [_cell(run, method.label) for run in method.runs]
+        cells += [_cell(run, method.label, mixed) for run in method.runs]
         texts |= {prompt.id: prompt.text for run in method.runs for prompt in run.result.prompts}
     return Ground(evaluation, cells, places, texts)
 
 
-def _cell(run: Run, label: str) -> Cell:
+def _cell(run: Run, label: str, mixed: bool) -> Cell:
     pictures = digests(run.path, run.result)
     voted = VotedCell(id=cell_id(run.result), result=run.path.name, method=label, pictures=digest_of(pictures))
     places = {prompt.id: i for i, prompt in enumerate(run.result.prompts)}
-    return Cell(run.path, voted, places, pictures, by_pixels(run.result))
+    pixels = by_pixels(run.result)
+    looks = pictures
+    if mixed and not pixels:
+        looks = {slot: _look(picture_of(run.path, *slot)) for slot in pictures}
+    return Cell(run.path, voted, places, pictures, pixels, looks)
+
+
+def _look(file: Path) -> str:
+    try:
+        return digest(file, pixels=True)
+    except PictureError as error:
+        raise InputError(f"{file} cannot be read as a picture ({error}); {AGAIN}.") from None
 
 
 @dataclass
@@ -158,7 +178,7 @@ class Chooser:
             for unit in order:
                 cells = [self.ground.methods[method][0] for method in self.ground.duels[unit.duel]]
                 one, other = (self.ground.cells[i].shown(i, unit.prompt, unit.sample) for i in cells)
-                found += one is not None and other is not None and one.sha256 != other.sha256
+                found += one is not None and other is not None and not self.ground.alike(one, other)
         return found
 
     def shown(self, item: Item, rater: str) -> None:

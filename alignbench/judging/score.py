@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -22,12 +21,12 @@ from alignbench.judging import picture_folders
 from alignbench.judging.options import ScoreOptions
 from alignbench.judging.picture_folders import Found, Item
 from alignbench.judging.picture_names import refuse_first
-from alignbench.pictures import READING, Notes, PictureError, content_of, counted
+from alignbench.pictures import READING, Notes, PictureError, counted
 from alignbench.printed import WHOLE, Screen
 from alignbench.progress import Progress
 from alignbench.record import result as results
 from alignbench.record.digests import changed
-from alignbench.record.pictures import ImageStore, Slot
+from alignbench.record.pictures import ImageStore, Slot, pixels_digest
 from alignbench.scoring.score_cache import ScoreCache
 from alignbench.scoring.shared import SharedPictures, ahead
 from alignbench.scoring.values import score_images
@@ -161,12 +160,11 @@ class _Reader:
         for place in places:
             item = self.items[place]
             try:
-                content = content_of(item.path)
-                pixels = read_pixels(content, self.notes, str(item.path))
+                pixels = read_pixels(item.path, self.notes, str(item.path))
             except PictureError as error:
                 broken[place] = error
                 continue
-            digests[place] = digest = f"{READING}:{hashlib.sha256(content).hexdigest()}"
+            digests[place] = digest = f"{READING}:{pixels_digest(pixels)}"
             if any(cache.get(digest, item.prompt.text) is None for cache in self.caches.values()):
                 alike = groups.setdefault(pixels.shape, ([], SharedPictures(self.scorers.values(), self.device)))
                 alike[0].append(place)

@@ -169,7 +169,7 @@ class Session:
             return None
         while (item := self._chooser.next(rater)) is not None:
             number = len(self._items)
-            if item.check or item.left.sha256 != item.right.sha256:
+            if item.check or not self.ground.alike(item.left, item.right):
                 return self._written(rater, item, number, 0)
             self._append(Identical(item=number, prompt=item.prompt, left=item.left, right=item.right, at=now()))
             self._remember(number, item, "")

@@ -24,10 +24,13 @@ from alignbench.analysis.formats import Mark, Table, number
 from alignbench.analysis.load import Loaded, Method, Run, load, methods_of, no_garbage_collection
 from alignbench.analysis.picture_tables import picture_reading, pictures_table
 from alignbench.analysis.tables import costs_table
+from alignbench.analysis.vote_tables import vote_reading, vote_tables
 from alignbench.choices import Family
 from alignbench.errors import InputError
+from alignbench.files import sha256_of
 from alignbench.page import charts, embedded
 from alignbench.page.gallery import BUDGET, Gallery, gallery
+from alignbench.page.people import of_votes
 from alignbench.page.statements import statements
 from alignbench.plugins import label
 from alignbench.printed import visible
@@ -50,6 +53,7 @@ class Wanted:
     family: Family = "scorer"
     margin: Sequence[str] = ()
     control: str | None = None
+    votes: Sequence[Path] = ()  # logs of what people chose
 
 
 @dataclass
@@ -77,6 +81,7 @@ def build(paths: Sequence[Path], output: Path, wanted: Wanted | None = None) -> 
         family=wanted.family,
         margin=wanted.margin,
         control=wanted.control,
+        votes=wanted.votes,
     )
     groups = sorted(comparison.groups, key=lambda group: -len(group.methods))
     runs = [run for group in groups for run in loaded.groups[group.evaluation.fingerprint]]
@@ -96,7 +101,7 @@ def build(paths: Sequence[Path], output: Path, wanted: Wanted | None = None) -> 
     page = _rendered(
         sections=sections,
         files=files,
-        notes=[*comparison.notes, *_left_out(loaded)],
+        notes=[*comparison.notes, *_left_out(loaded), *_counted_logs(wanted.votes)],
         data={"sections": data, "files": embedded.as_values(files)},
         runs=runs,
     )
@@ -109,6 +114,11 @@ def _left_out(loaded: Loaded) -> list[str]:
         f"left out: {item.path}: {item.status}{f' ({item.reason})' if item.reason else ''}"
         for item in [*loaded.unfinished, *loaded.skipped]
     ]
+
+
+def _counted_logs(votes: Sequence[Path]) -> list[str]:
+    """Which logs of votes were counted. They name raters, so that the page carries none of them."""
+    return [f"votes are those of {path.name}, SHA-256 {sha256_of(path)}" for path in votes]
 
 
 def _section(group: Group, methods: Sequence[Method], pictures: Gallery) -> dict[str, Any]:
@@ -125,7 +135,12 @@ def _section(group: Group, methods: Sequence[Method], pictures: Gallery) -> dict
         "images": sum(len(run.result.rows) for method in methods for run in method.runs),
         "runs": sum(len(method.runs) for method in methods),
         "scorers": group.scorers,
-        "verdict": statements(group, aims),
+        "verdict": [*of_votes(group), *statements(group, aims)],
+        "columns": [*group.scorers, *(column.name for column in group.votes)],
+        "short": [*pictures.short, *(column.name for column in group.votes)],
+        "votes": [_cells(table, leading=()) for table in vote_tables(group)],
+        "asked": [(column.name, column.question) for column in group.votes],
+        "vote_reading": vote_reading(group),
         "forest": charts.forest(group),
         "tables": {name: _cells(versus_table(group, name)) for name in group.scorers if group.versus},
         "means": _cells(_means(group)),
@@ -159,8 +174,8 @@ class Shown:
     rows: list[list[Cell]]
 
 
-def _cells(table: Table) -> Shown:
-    first = [table.header.index(name) for name in FIRST_COLUMNS if name in table.header]
+def _cells(table: Table, leading: Sequence[str] = FIRST_COLUMNS) -> Shown:
+    first = [table.header.index(name) for name in leading if name in table.header]
     order = [*first, *(j for j in range(len(table.header)) if j not in first)]
     rows = [[Cell(row[j], table.marks.get((i, j))) for j in order] for i, row in enumerate(table.rows)]
     return Shown(table.title, [table.header[j] for j in order], rows)
@@ -200,7 +215,7 @@ def _data(group: Group, methods: Sequence[Method], pictures: Gallery, places: Ma
             "category": card.category,
             "file": card.file,
             "shots": [
-                [s.method, None if id(card) in first and s.method in pictures.shown else s.source, s.scores]
+                [s.method, None if id(card) in first and s.method in pictures.shown else s.source, s.scores, s.votes]
                 for s in card.shots
             ],
         }
@@ -212,6 +227,7 @@ def _data(group: Group, methods: Sequence[Method], pictures: Gallery, places: Ma
             {"name": name, "short": short, "sign": 1 if s.higher_is_better else -1, "ties": s.tie_epsilon}
             for (name, s), short in zip(holder.items(), pictures.short, strict=True)
         ],
+        "votes": [column.name for column in pictures.votes],
         "methods": group.methods,
         "runs": [[places[run.path] for run in method.runs] for method in methods],
         "baseline": pictures.baseline,

@@ -13,6 +13,8 @@ from alignbench.analysis.formats import Mark, number, percent
 from alignbench.analysis.labels import Box, place
 from alignbench.analysis.load import Method
 from alignbench.analysis.plots import Curve, curves_of
+from alignbench.analysis.statistics import WinRate
+from alignbench.analysis.votes import VoteVersus
 from alignbench.plugins import label
 
 Height = Callable[[float], float]  # where a value stands
@@ -33,12 +35,12 @@ class Strip:
     end: float
     mark: Mark | None
     difference: str
-    this_run: bool
+    alone: str  # what the claim is about and nothing else; '' where it is about more
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method in the chart of win rates: a strip per scorer, None where it has none."""
+    """A method in the chart of win rates: a strip per scorer and per question to people, None where it has none."""
 
     method: str
     strips: list[Strip | None]
@@ -50,18 +52,36 @@ def forest(group: Group) -> list[Row]:
     first = group.scorers[0] if group.scorers else ""
     methods = [name for name in group.methods if name != group.baseline]
     methods.sort(key=lambda name: -by[name, first].rate.rate if (name, first) in by else 1.0)
-    return [Row(name, [_strip(by.get((name, scorer))) for scorer in group.scorers]) for name in methods]
+    votes = [{item.method: item for item in column.versus} for column in group.votes]
+    return [
+        Row(
+            name,
+            [
+                *(_strip(by.get((name, scorer))) for scorer in group.scorers),
+                *(_strip_of_votes(column.get(name)) for column in votes),
+            ],
+        )
+        for name in methods
+    ]
 
 
 def _strip(item: Versus | None) -> Strip | None:
     if item is None:
         return None
-    r = item.rate
+    return _drawn(item.rate, item.rate_test.mark, f"{item.difference:+.3g}", "this run" if item.this_run else "")
+
+
+def _strip_of_votes(item: VoteVersus | None) -> Strip | None:
+    """With the interval of people where it is known, else of these raters."""
+    if item is None:
+        return None
+    alone = [*(["these raters"] if item.people is None else []), *(["this run"] if item.this_run else [])]
+    return _drawn(item.shown, item.test.mark, "", ", ".join(alone))
+
+
+def _drawn(r: WinRate, mark: Mark | None, change: str, alone: str) -> Strip:
     at, start, end = (round(100 * x, 2) for x in (r.rate, r.low, r.high))
-    change = f"{item.difference:+.3g}"
-    return Strip(
-        percent(r.rate), percent(r.low), percent(r.high), at, start, end, item.rate_test.mark, change, item.this_run
-    )
+    return Strip(percent(r.rate), percent(r.low), percent(r.high), at, start, end, mark, change, alone)
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,18 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from alignbench.analysis.comparison import Group
 from alignbench.analysis.load import Method, Run
-from alignbench.errors import InputError
-from alignbench.files import sha256_of_files
+from alignbench.analysis.votes import Counts, VoteColumn
 from alignbench.keys import Key
-from alignbench.pictures import PictureError, read
 from alignbench.printed import visible
-from alignbench.record.digests import by_pixels, changed
-from alignbench.record.result import Row
+from alignbench.record.first_pictures import FirstPictures, first_pictures
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PIXELLED = 64  # pixels of the longer side up to which a picture is kept as it is
 SIDE = 256  # to which larger ones are made smaller
@@ -31,11 +32,12 @@ NAMED = 3  # pictures that a note names; others are counted
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture: its place in the gallery, its data URI, its scores."""
+    """One picture: its place in the gallery, its data URI, its scores and votes."""
 
     method: int
     source: str
     scores: list[float | None]
+    votes: list[Counts | None]  # by question to people; None where nobody chose about it
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Gallery:
     baseline: int | None
     scorers: list[str]
     short: list[str]  # names of scorers without what all of them begin with
+    votes: list[VoteColumn] = field(default_factory=list)
     cards: list[Card] = field(default_factory=list)
     bytes: int = 0
     folders: list[str | None] = field(default_factory=list)  # of full pictures, seen from the page
@@ -71,29 +74,20 @@ class Gallery:
         return self.cards[:FIRST]
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where a method's pictures are: those of its first seed, the first of each prompt."""
-
-    label: str
-    path: Path  # of its result
-    folder: Path
-    files: dict[str, str]  # prompt -> name
-    rows: dict[str, Row]  # by prompt
-
-
 def gallery(group: Group, methods: Sequence[Method], output: Path, images: int | None, room: int) -> Gallery:
     """The pictures of one evaluation, of `images` prompts or of as many as fit in so many bytes. Without pictures it
     has no cards, and its notes say why."""
     base = group.methods.index(group.baseline) if group.baseline else None
-    found = Gallery(group.methods, _first_shown(group), base, group.scorers, short_names(group.scorers))
+    found = Gallery(group.methods, _first_shown(group), base, group.scorers, short_names(group.scorers), group.votes)
     unchecked: list[str] = []
-    sources: dict[int, _Source] = {}
+    sources: dict[int, FirstPictures] = {}
     for place, method in enumerate(methods):
         if (source := _source(method.label, method.runs[0], found.notes, unchecked)) is not None:
             sources[place] = source
     if not sources:
-        found.notes.append("No folder of pictures lies beside these results, so that there is nothing to look at.")
+        found.notes.append(
+            "No folder of pictures lies beside these results, nor a sprite of them, so there is nothing to look at."
+        )
         return found
     if unchecked:
         who = "all" if len(unchecked) == len(sources) else ", ".join(unchecked)
@@ -103,18 +97,19 @@ def gallery(group: Group, methods: Sequence[Method], output: Path, images: int |
     found.shown = [place for place in found.shown if place in sources] or list(sources)[:SHOWN]
     found.folders = [_link(sources.get(place), output) for place in range(len(methods))]
     about = {row.id: row for method in methods for row in method.first.prompts}
-    common = dict.fromkeys(prompt for source in sources.values() for prompt in source.files)
+    common = dict.fromkeys(prompt for source in sources.values() for prompt in source.prompts)
+    found.notes += _few(sources, methods, len(common))
     order = Key("report", "gallery").permutation(len(common))
     names = list(common)
     cards: dict[int, Card] = {}
     altered: dict[str, list[Path]] = {}
     for place in order if images is None else order[:images]:
         row = about[names[place]]
-        shots, size = _shots(sources, row.id, found, altered)
+        shots, size = _shots(sources, methods, row.id, found, altered)
         if images is None and found.bytes + size > room:
             break
         found.bytes += size
-        file = next(source.files[row.id] for source in sources.values() if row.id in source.files)
+        file = next((source.files[row.id].name for source in sources.values() if row.id in source.files), "")
         cards[place] = Card(row.id, visible(row.text), visible(row.category), file, shots)
     found.cards = [cards[place] for place in sorted(cards)]
     found.draw = Key("report", "order").permutation(len(cards))
@@ -145,68 +140,63 @@ def short_names(names: Sequence[str]) -> list[str]:
     return [name.partition("_")[2] or name for name in names] if len(names) > 1 and len(words) == 1 else list(names)
 
 
-def _source(label: str, run: Run, notes: list[str], unchecked: list[str]) -> _Source | None:
+def _source(label: str, run: Run, notes: list[str], unchecked: list[str]) -> FirstPictures | None:
     """A run's pictures; None where there are none, or where they are not those that the result is of."""
-    result, folder = run.result, run.path.with_suffix("") / "images"
-    if not folder.is_dir():
+    found = first_pictures(run.path, run.result)
+    if found is not None and found.wrong:
+        notes.append(f"{label}: {found.wrong}; they are left out.")
         return None
-    place = {prompt.id: i for i, prompt in enumerate(result.prompts)}
-    rows = {row.prompt: row for row in result.rows if not row.sample}
-    files = {row.prompt: f"{place[row.prompt]:05d}-{row.sample}.png" for row in result.rows if not row.sample}
-    here = {prompt: name for prompt, name in files.items() if (folder / name).is_file()}
-    if not here:
-        return None
-    if by_pixels(result):  # each is checked when it is shown
-        return _Source(label, run.path, folder, here, rows)
-    every = sorted((row.sample, place[row.prompt]) for row in result.rows)
-    try:
-        found = sha256_of_files(folder / f"{i:05d}-{sample}.png" for sample, i in every)
-    except OSError:
-        found = None
-    if result.kept is None or found is None:
+    if found is not None and not found.checked:
         unchecked.append(label)
-    elif found != result.kept.pictures:
-        notes.append(f"{label}: the pictures in {folder} are not those its scores are of; they are left out.")
-        return None
-    return _Source(label, run.path, folder, here, rows)
+    return found
 
 
 def _altered(label: str, files: Sequence[Path]) -> str:
     """Which pictures of a method are no longer those of its result."""
-    more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+    named = sorted(set(files))  # those of a sprite are in one file
+    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
     return (
         f"{label}: changed after the run, so not the pictures its scores are of, and left out: "
-        f"{', '.join(map(str, sorted(files)[:NAMED]))}{more}."
+        f"{', '.join(map(str, named[:NAMED]))}{more}."
     )
 
 
+def _few(sources: Mapping[int, FirstPictures], methods: Sequence[Method], common: int) -> list[str]:
+    """Whose pictures are of some prompts alone, in a line."""
+    few = [f"{methods[place].label} ({len(s.prompts)})" for place, s in sources.items() if len(s.prompts) < common]
+    rows = max(len(source.rows) for source in sources.values())
+    lines = [f"Of {rows} prompts, {common} have pictures beside these results."] if common < rows else []
+    return [*lines, f"Pictures of fewer prompts than others have: {', '.join(few)}."] if few else lines
+
+
 def _shots(
-    sources: Mapping[int, _Source], prompt: str, found: Gallery, altered: dict[str, list[Path]]
+    sources: Mapping[int, FirstPictures],
+    methods: Sequence[Method],
+    prompt: str,
+    found: Gallery,
+    altered: dict[str, list[Path]],
 ) -> tuple[list[Shot], int]:
     """The pictures of one prompt, and their bytes. One that was changed after its run is among `altered` instead."""
     shots, size = [], 0
     for place, source in sources.items():
-        if prompt not in source.files:
+        if prompt not in source.prompts:
             continue
-        row, file = source.rows[prompt], source.folder / source.files[prompt]
-        if changed(source.path, row, file):
-            altered.setdefault(source.label, []).append(file)
+        row = source.rows[prompt]
+        if source.changed(prompt):
+            altered.setdefault(methods[place].label, []).append(source.place(prompt))
             continue
-        content = _thumbnail(file, found)
+        content = _thumbnail(source.picture(prompt), found)
         size += len(content)
         uri = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
-        shots.append(Shot(place, uri, [row.scores.get(name) for name in found.scorers]))
+        votes = [column.pictures.get((source.path, prompt, row.sample)) for column in found.votes]
+        shots.append(Shot(place, uri, [row.scores.get(name) for name in found.scorers], votes))
     return shots, size
 
 
-def _thumbnail(path: Path, found: Gallery) -> bytes:
+def _thumbnail(picture: Image, found: Gallery) -> bytes:
     """A picture as WebP: small ones as they are, larger ones made smaller."""
     from PIL import Image
 
-    try:
-        picture = read(path, formats=("PNG",)).image
-    except PictureError as error:
-        raise InputError(f"{path} cannot be read as a picture ({error}); run the cell again.") from None
     buffer = io.BytesIO()
     if max(picture.size) <= PIXELLED:
         found.pixelled = True
@@ -218,10 +208,11 @@ def _thumbnail(path: Path, found: Gallery) -> bytes:
     return buffer.getvalue()
 
 
-def _link(source: _Source | None, output: Path) -> str | None:
+def _link(source: FirstPictures | None, output: Path) -> str | None:
     """The folder of full pictures as the page links it: only where it lies below the page's own folder, so that both
     are moved together."""
-    if source is None:
+    if source is None or not source.files:
         return None
-    relative = os.path.relpath(source.folder.resolve(), output.resolve().parent)
+    folder = next(iter(source.files.values())).parent
+    relative = os.path.relpath(folder.resolve(), output.resolve().parent)
     return None if relative.startswith("..") else quote(Path(relative).as_posix())

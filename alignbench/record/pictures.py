@@ -46,7 +46,7 @@ class PictureFacts:
     def of(image: Float[Tensor, "3 h w"]) -> PictureFacts:
         """Of a picture in [0, 1], as it is stored."""
         pixels = to_bytes(image[None])[0].numpy()
-        return PictureFacts(pixels_sha256(_picture(pixels)), picture_statistics.of_picture(pixels))
+        return PictureFacts(pixels_digest(pixels), picture_statistics.of_picture(pixels))
 
 
 class ImageStore:
@@ -121,6 +121,11 @@ class ImageStore:
         except (OSError, ValueError, EOFError):
             return False
         return True
+
+
+def pixels_digest(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
+    """SHA-256 of what a picture shows, as `pixels_sha256` takes it."""
+    return pixels_sha256(_picture(pixels))
 
 
 def _picture(pixels: UInt8[np.ndarray, "h w 3"]) -> Image.Image:

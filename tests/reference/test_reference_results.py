@@ -10,13 +10,16 @@ import torch
 from pages import reference_files
 from places import ROOT, TESTS
 
+from alignbench import Prompt, plugins
 from alignbench.analysis.compare import compare
 from alignbench.asking.options import RunOptions
 from alignbench.asking.resolve import resolve
 from alignbench.asking.suite import read_suite
 from alignbench.experiment.run import run_cell
+from alignbench.images import as_tensor
 from alignbench.record import result as results
 from alignbench.record.environment import environment
+from alignbench.record.first_pictures import first_pictures
 
 SHORT = TESTS / "reference" / "golden" / "tiny-shapes-ddpo-short-seed0.json"
 # A cell that trains, in seconds: what the committed SHORT was made with.
@@ -74,6 +77,31 @@ def test_the_results_are_of_the_code_as_it_stands(files, reference_cells):
         for name, scorer in cell.scorers.items():
             assert stored.scorers[name].id == scorer.info().id
             assert stored.scorers[name].files == dict(scorer.info().files)
+
+
+SPRITES = sorted((ROOT / "results").glob("*.webp"))
+
+
+def test_sprites_of_the_reference_results_are_committed():
+    """So that the report of the committed results has a gallery."""
+    assert {"tiny-shapes-base.webp", "tiny-shapes-best_of_n.webp"} <= {path.name for path in SPRITES}
+    assert sum(path.stat().st_size for path in SPRITES) < 5_000_000
+
+
+@pytest.mark.parametrize("sprite", SPRITES, ids=lambda path: path.stem)
+def test_a_sprite_holds_the_pictures_that_the_scores_are_of(sprite):
+    """These results are older than digests of single pictures, but three scores of each picture are known."""
+    path = sprite.with_suffix(".json")
+    result = results.read(path)
+    found = first_pictures(path, result)
+    names = list(found.prompts)
+    assert len(names) == 40
+    texts = {prompt.id: prompt.text for prompt in result.prompts}
+    images = torch.stack([as_tensor(found.picture(name)) for name in names])
+    for name in result.scorers:
+        reward = plugins.load("rewards", name)()
+        scores = reward(images, [Prompt(prompt, texts[prompt]) for prompt in names]).tolist()
+        assert scores == pytest.approx([found.rows[prompt].scores[name] for prompt in names], abs=2e-5), name
 
 
 def test_no_cell_took_more_than_three_minutes(files):

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from parity import recipe
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from alignbench import Prompt, Unsupported, plugins
 from alignbench.cli.app import run_command_line
 from alignbench.experiment.evaluate import score
-from alignbench.images import as_tensor
+from alignbench.images import as_tensor, read_image
 from alignbench.progress import Progress
 from alignbench.record import result as results
-from alignbench.record.pictures import Slot
+from alignbench.record.pictures import PictureFacts, Slot
 from alignbench.remote.client import RemoteScorer
 from alignbench.scoring.score_cache import ScoreCache
 
@@ -154,6 +155,35 @@ def test_a_score_does_not_depend_on_which_of_its_batch_were_scored_before(tmp_pa
         score({"it": reward}, prompts, asked, 2, tmp_path, Progress(True), kept=tmp_path / "kept")
         assert log.exists()
         assert reward.seen == seen
+
+
+def test_a_picture_that_was_made_again_is_scored_again(tmp_path):
+    """A log of before, which does not say of which picture a score is, is not believed either."""
+    prompts, slot = [Prompt("a", "a")], Slot(0, 0)
+    (tmp_path / "images").mkdir()
+    file, reward = tmp_path / "images" / "00000-0.png", Counting({})
+    for red, seen in ((3, 1), (3, 1), (6, 2)):
+        Image.new("RGB", (4, 4), (red, 0, 0)).save(file)
+        facts = {slot: PictureFacts.of(read_image(file))}
+        found = score({"it": reward}, prompts, [slot], 2, tmp_path, Progress(True), pictures=facts)
+        assert found.values["it"][slot] == pytest.approx(red / 255 / 3)
+        assert reward.seen == seen
+    (tmp_path / "scored.jsonl").write_text('{"scorer": "it", "scores": [[0, 0, 0.5, null]]}\n')
+    assert score({"it": reward}, prompts, [slot], 2, tmp_path, Progress(True)).values["it"][slot] == 0.5
+    found = score({"it": reward}, prompts, [slot], 2, tmp_path, Progress(True), pictures=facts)
+    assert found.values["it"][slot] == pytest.approx(6 / 255 / 3)
+
+
+def test_a_score_is_known_by_what_a_picture_shows_whatever_else_its_file_says(tmp_path):
+    prompts, slot = [Prompt("a", "a")], Slot(0, 0)
+    reward = Counting({"weights": "f" * 64})
+    for cell, text in (("one", "refl"), ("two", "base")):
+        (tmp_path / cell / "images").mkdir(parents=True)
+        about = PngInfo()
+        about.add_itxt("method", text)
+        Image.new("RGB", (4, 4), (9, 0, 0)).save(tmp_path / cell / "images" / "00000-0.png", pnginfo=about)
+        score({"it": reward}, prompts, [slot], 2, tmp_path / cell, Progress(True), kept=tmp_path / "kept")
+    assert reward.seen == 1
 
 
 def test_what_a_server_says_of_itself_is_not_taken_for_the_scorer(tmp_path, monkeypatch):

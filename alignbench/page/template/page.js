@@ -1,4 +1,3 @@
-
 "use strict";
 // Everything is made with createElement and textContent: the page's policy refuses markup from strings.
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -161,6 +160,22 @@ class Gallery {
     return Math.min(Math.max(...gains), Math.max(...gains.map((g) => -g)));
   }
 
+  /** What raters chose of a picture, by question: [won, tied, lost], or null. */
+  chosen(card, method) {
+    return card.shots.find((shot) => shot[0] === method)?.[3] ?? [];
+  }
+
+  /** The number of votes on a card's pictures that are shown. */
+  voted(card) {
+    return card.shots.filter((shot) => this.visible.has(shot[0])).flatMap((shot) => shot[3]).flatMap((counts) => counts ?? []).reduce((a, b) => a + b, 0);
+  }
+
+  /** How far a scorer is for a picture that people are against, or against one that they are for. */
+  against(card) {
+    const [gain, counts] = [this.gain(card, this.asked.method, this.asked.scorer), this.chosen(card, this.asked.method)[0]];
+    return gain === null || !counts ? 0 : -gain * (counts[0] - counts[2]);
+  }
+
   controls() {
     const box = this.part.querySelector(".controls");
     box.hidden = false;
@@ -173,7 +188,9 @@ class Gallery {
     if (this.baseline !== null && this.methods.length > 1) {
       orders.push(["gain", "biggest gain"], ["loss", "biggest loss"]);
       if (this.scorers.length > 1) orders.push(["disagree", "scorers that disagree"]);
+      if (this.votes.length) orders.push(["people", "people and scorer disagree"]);
     }
+    if (this.votes.length) orders.push(["voted", "most votes"]);
     const others = this.methods.map((name, place) => [place, name]).filter(([place]) => place !== this.baseline);
     const categories = [...new Set(this.cards.map((card) => card.category))].sort();
     const parts = [choice("Show", orders, set("order"))[0]];
@@ -225,8 +242,9 @@ class Gallery {
       const by = new Map(cards.map((card) => [card, this.gain(card, method, scorer)]));
       return cards.filter((card) => by.get(card) !== null && sign * by.get(card) > 0).sort((a, b) => sign * (by.get(b) - by.get(a)));
     }
-    if (order === "disagree") {
-      const by = new Map(cards.map((card) => [card, this.disagreement(card)]));
+    const measure = { disagree: "disagreement", people: "against", voted: "voted" }[order];
+    if (measure) {
+      const by = new Map(cards.map((card) => [card, this[measure](card)]));
       return cards.filter((card) => by.get(card) > 0).sort((a, b) => by.get(b) - by.get(a));
     }
     return cards;
@@ -270,6 +288,11 @@ class Gallery {
       if (change) value.append(make("span", { className: `mark ${change > 0 ? "up" : "down"}`, textContent: change > 0 ? "▲" : "▼" }), make("span", { className: "unseen", textContent: change > 0 ? " better" : " worse" }));
       list.append(make("div", {}, make("dt", { textContent: this.scorers[place].short, title: this.scorers[place].name }), value));
     });
+    this.chosen(card, method).forEach((counts, place) => {
+      const [won, tied, lost] = counts ?? [];
+      const value = make("dd", { title: counts ? `${won} won, ${tied} tied, ${lost} lost` : "" }, counts?.join("–") ?? "–");
+      list.append(make("div", {}, make("dt", { textContent: this.votes[place] }), value));
+    });
     return list;
   }
 
@@ -298,6 +321,7 @@ const large = {
     box.querySelector(".view").replaceChildren(image);
     box.querySelector(".caption").replaceChildren(make("span", { textContent: `${gallery.methods[method]}: ` }), make("bdi", { textContent: card.text }));
     const texts = scores.map((score, place) => `${gallery.scorers[place].name} ${shown(score)}${[" ▼", "", " ▲"][gallery.change(card, method, place) + 1]}`);
+    gallery.chosen(card, method).forEach((counts, place) => counts && texts.push(`${gallery.votes[place]} ${counts.join("–")} (won–tied–lost)`));
     box.querySelector(".scores").textContent = texts.join(" · ");
     const link = box.querySelector(".full");
     link.hidden = !gallery.folders[method];

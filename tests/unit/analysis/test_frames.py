@@ -35,6 +35,17 @@ def folder(tmp_path, make_result):
     return tmp_path
 
 
+def test_a_scorer_that_is_called_like_another_column_has_a_column_of_its_own(tmp_path, make_result):
+    scores = {"saturation": [1.0, 2.0], "text": [5.0, 7.0]}
+    make_result("base", scores, pictures={"saturation": [0.1, 0.3]})
+    results = alignbench.load(tmp_path)
+    assert results.rows["saturation"].tolist() == [0.1, 0.3]
+    assert results.rows["scorer.saturation"].tolist() == [1.0, 2.0]
+    assert results.rows["text"].tolist() == ["prompt p0", "prompt p1"]
+    assert results.runs["scorer.text"].tolist() == [6.0]
+    assert results.runs["saturation"].tolist() == [pytest.approx(0.2)]
+
+
 def test_a_row_is_an_image_with_its_prompt_and_a_column_per_scorer(folder):
     rows = alignbench.load(folder).rows
     assert list(rows.columns) == [

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from electorate import BETTER, hold
 from PIL import Image
 from result_files import writer
 from voted import cells
@@ -20,48 +21,11 @@ from alignbench.judging.voting import begin
 from alignbench.judging.voting_asked import Asked
 from alignbench.record.votes import Rules, checks_of, read_log, suspects
 
-BETTER = {"base": 0.0, "refl": 1.0, "draft": -0.5}  # in logits
-
 
 @pytest.fixture(autouse=True)
 def _no_disk(monkeypatch):
     """Thousands of syncs take minutes; that votes survive is tested elsewhere."""
     monkeypatch.setattr(voting_log.os, "fsync", lambda descriptor: None)
-
-
-def hold(files, log, people, rules=None, each=60, tie=0.15, sure=1.0, **asked):
-    """Everybody votes. `people` says of each rater how far the left side draws (in logits), or "careless"."""
-    session = begin(files, Asked(log, each=each, rules=rules or Rules(), **asked))
-    rng = Key("electorate", len(people)).generator()
-    taste = {name: 0.3 * float(rng.standard_normal()) for name in people}
-    prompt = {text: 0.5 * float(rng.standard_normal()) for text in session.ground.texts}
-    methods = [cell.voted.method for cell in session.ground.cells]
-    while people:
-        done = 0
-        for name, kind in people.items():
-            seen = session.next(name, "", [])["pair"]
-            if seen is None:
-                done += 1
-                continue
-            pair = session.log.served[seen["nonce"]]
-            if kind == "careless":
-                choice = ("left", "right")[int(rng.random() < 0.5)]
-            elif pair.check == "same":
-                choice = "tie"
-            elif pair.wrong:
-                choice = "right" if pair.wrong == "left" else "left"
-            else:
-                one, other = (methods[p.cell] for p in (pair.left, pair.right))
-                gain = (BETTER[one] - BETTER[other]) * (1 + taste[name]) + kind
-                gain = sure * gain + prompt[pair.prompt] * (1 if one < other else -1)
-                choice = (
-                    "tie" if rng.random() < tie else ("left" if rng.random() < 1 / (1 + math.exp(-gain)) else "right")
-                )
-            session.vote(name, "", seen["nonce"], choice, 1500)
-        if done == len(people):
-            break
-    session.close()
-    return read_log(log)
 
 
 def column_of(files, log, **asked):
@@ -314,3 +278,15 @@ def test_every_question_has_its_column_and_json_and_frames_have_them_too(files, 
     assert set(frame.loc[frame.scorer == "votes: appearance", "method"]) == {"refl", "draft"}
     for form in ("json", "csv", "markdown", "latex", "table"):
         assert "votes" in render(comparison, form)
+
+
+def test_one_picture_of_an_older_and_a_newer_result_is_a_tie_too(tmp_path, log):
+    """The older one's digests are of files, the newer one's of what pictures show."""
+    old = cells(tmp_path / "old", ("base", "refl"), prompts=10, same=(1, 5), rows=False)
+    new = cells(tmp_path / "new", ("base", "refl"), prompts=10, same=(1, 5))
+    files = [old[0], new[1]]
+    found = hold(files, log, {"anna": 0.0}, Rules(same=0, other_prompt=0, repeat=0, overlap=0))
+    assert {line.prompt for line in found.identical} == {"p1", "p5"}
+    assert len(found.votes) == 8
+    _, column = column_of(files, log)
+    assert column.versus[0].identical == 2

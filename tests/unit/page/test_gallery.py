@@ -141,3 +141,19 @@ def test_names_lose_what_all_of_them_begin_with():
     assert short_names(["shapes_truth", "shapes_style"]) == ["truth", "style"]
     assert short_names(["hpsv2", "shapes_style"]) == ["hpsv2", "shapes_style"]
     assert short_names(["shapes_truth"]) == ["shapes_truth"]
+
+
+def test_whose_pictures_are_missing_is_said(tmp_path, of):
+    draw = pictured(tmp_path)
+    draw("base", [0.0] * 6, rows=True)
+    draw("one", [1.0] * 6, "best_of_n", rows=True)
+    draw("none", [1.0] * 6, "sft", rows=True)
+    (tmp_path / "one" / "images" / "00001-0.png").unlink()
+    for file in (tmp_path / "none" / "images").iterdir():
+        file.unlink()
+    found = of()
+    assert found.notes == [
+        "Without pictures beside the result: sft.",
+        "Pictures of fewer prompts than others have: best_of_n (5).",
+    ]
+    assert len(found.cards[1].shots) == 1

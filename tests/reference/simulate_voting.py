@@ -1,0 +1,150 @@
+"""Votes of a made-up electorate on pictures of the embedded model, and what Diffusion-DPO learns from them.
+
+    python tests/reference/simulate_voting.py --output results/statistics/voting.json
+
+The electorate is the shapes world's simulated human with noise: a rater prefers picture x to y of caption c with
+
+    P(x ≻ y) = 1 / (1 + exp(−w (u(x, c) − u(y, c)) − b)),                                                     (1)
+
+u the human's utility (alignbench/shapes/style.py), w a rater's own weight around 1, b a draw to the left; who is
+careless answers at random. They vote through the session of `alignbench vote`, on pictures that the embedded model and
+best-of-n made of training prompts. Of their votes `alignbench pairs --from-votes` makes preference pairs, `audit` and
+`train-reward` read these, and Diffusion-DPO learns from them and nothing else. Its pictures of the test prompts are
+compared with the unaligned model's on u itself, which no method ever saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from places import TESTS
+
+import alignbench
+from alignbench import Key
+from alignbench.analysis.load import load
+from alignbench.analysis.statistics import WinRate
+from alignbench.files import write_text
+from alignbench.judging.audit import audit
+from alignbench.judging.options import AuditOptions
+from alignbench.judging.vote_pairs import pairs_from_votes
+from alignbench.judging.voting import begin
+from alignbench.judging.voting_asked import Asked
+from alignbench.record.votes import Log, read_log, suspects
+
+HUMAN = f"{TESTS}/support/plugins/human.py:Human"
+RATERS, EACH = 10, 20  # 200 votes, checks and repeats among them
+LEFT, CARELESS = 0.5, 9  # the draw to the left of rater 8; the number of who answers at random
+TIE = 0.5  # difference in utility below which a rater says that neither is better
+CANDIDATES = 4  # of best-of-n
+SETTINGS = {"rounds": 3, "updates_per_round": 20}
+VOTED, TESTED, SEEDS = 200, 200, (1, 2, 3)
+
+
+def electorate(files: Sequence[Path], path: Path) -> Log:
+    """Everybody votes to the end, one after the other."""
+    session = begin(files, Asked(path, each=EACH))
+    liked = {
+        run.path.name: {(row.prompt, row.sample): row.scores["Human"] for row in run.result.rows}
+        for runs in load(files).groups.values()
+        for run in runs
+    }
+    cells = session.ground.cells
+    prompts = [{place: prompt for prompt, place in cell.places.items()} for cell in cells]
+    for number in range(RATERS):
+        rng = Key("electorate", number).generator()
+        weight, rater = float(np.exp(0.3 * rng.standard_normal())), f"rater {number}"
+        while (seen := session.next(rater, "", [])["pair"]) is not None:
+            pair = session.log.served[seen["nonce"]]
+            left, right = (
+                float(liked[cells[one.cell].path.name][prompts[one.cell][one.place], one.sample] or 0)
+                for one in (pair.left, pair.right)
+            )
+            gain = weight * (left - right) + (LEFT if number == RATERS - 2 else 0.0)
+            chance = 0.5 if number == CARELESS else 1 / (1 + math.exp(-gain))
+            choice = "left" if rng.random() < chance else "right"
+            if number != CARELESS:
+                same = pair.check == "same" or abs(left - right) < TIE
+                choice = {"left": "right", "right": "left"}.get(pair.wrong, "tie" if same else choice)
+            session.vote(rater, "", seen["nonce"], choice, 1500)
+    session.close()
+    return read_log(path)
+
+
+def measured(folder: Path, seeds: Sequence[int], voted: int, tested: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """All figures. `folder` keeps cells, votes and pairs, so that a call that was killed continues."""
+    asked = {"model": "tiny", "scorers": [HUMAN], "quiet": True}
+    on_training = {**asked, "split": "train", "limit": voted, "output": folder / "voted"}
+    files = [
+        alignbench.run(algo="base", **on_training).path,
+        alignbench.run(algo="best_of_n", set={"n": CANDIDATES}, **on_training).path,
+    ]
+    log = folder / "votes.jsonl"
+    votes = read_log(log) if log.exists() else electorate(files, log)
+    made = pairs_from_votes(log, files, folder / "pairs")
+    on_test = {**asked, "limit": tested, "output": folder / "tested"}
+    started = time.process_time()
+    cells = [alignbench.run(algo="base", **on_test).path]
+    for seed in seeds:
+        learned = alignbench.run(
+            algo="diffusion_dpo", pairs=folder / "pairs", set=settings, seed=seed, name=f"voted{seed}", **on_test
+        )
+        cells.append(learned.path)
+    (group,) = alignbench.compare(cells).groups
+    (human,) = [item for item in group.versus if item.scorer == "Human"]
+    column = alignbench.compare(files, votes=[log]).groups[0].votes[0]
+    (preferred,) = column.versus
+    heard = audit(
+        AuditOptions.parse({"pairs": folder / "pairs", "scorers": ["shapes_style", "shapes_truth", HUMAN]}), True
+    )
+    return {
+        "settings": {
+            "raters": RATERS, "each": EACH, "voted prompts": voted, "test prompts": tested, "best of": CANDIDATES,
+            "fields": settings, "seeds": list(seeds),
+        },
+        "votes": {
+            "cast": len(votes.votes), "on new pairs": column.worth.votes, "agreement": column.worth.alpha.raw,
+            "alpha": column.worth.alpha.alpha, "failed checks": sorted(suspects(votes)),
+            "best of n preferred": [preferred.rate.rate, preferred.shown.low, preferred.shown.high],
+        },
+        "pairs": {"pairs": made.pairs, "ties": made.ties},
+        "agree with the labels": {name: _rates(one.accuracy.rates) for name, one in heard.scorers.items()},
+        "human": {
+            "win rate": human.rate.rate, "low": human.rate.low, "high": human.rate.high,
+            "adjusted p": human.rate_test.adjusted, "difference": human.difference,
+            "seeds": [rate for _, rate in human.seeds],
+        },
+        "processor seconds": round(time.process_time() - started, 1),
+    }  # fmt: skip
+
+
+def _rates(rates: Mapping[str, WinRate | None]) -> dict[str, float | None]:
+    """How often a scorer agrees with the labels, by definition."""
+    return {name: None if rate is None else rate.rate for name, rate in rates.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="the figures, .json")
+    parser.add_argument("--folder", type=Path, help="where cells and votes are kept; a temporary one if left out")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--voted", type=int, default=VOTED, help="training prompts that are voted on")
+    parser.add_argument("--tested", type=int, default=TESTED, help="test prompts")
+    parser.add_argument("--rounds", type=int, default=SETTINGS["rounds"])
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        settings = {**SETTINGS, "rounds": given.rounds}
+        found = measured(given.folder or Path(temporary), given.seeds, given.voted, given.tested, settings)
+    write_text(given.output, json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
