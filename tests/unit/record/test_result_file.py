@@ -114,10 +114,10 @@ def test_other_files_are_refused(tmp_path):
 
 
 def test_a_newer_schema_says_so(path):
-    edited(path, lambda content: content.update(schema=3))
-    refused(path, "schema 3, this version reads 1 and 2: it was written by a newer alignbench; upgrade")
+    edited(path, lambda content: content.update(schema=4))
+    refused(path, "schema 4, this version reads 1, 2 and 3: it was written by a newer alignbench; upgrade")
     edited(path, lambda content: content.update(schema=True))
-    refused(path, "schema True, this version reads 1 and 2")
+    refused(path, "schema True, this version reads 1, 2 and 3")
 
 
 LIKE = {"edge_density": 0.25, "colour_entropy": 3.5, "saturation": 0.5, "darkness": 0.125}
