@@ -4,69 +4,71 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
+from voted import cells
 
 import alignbench
+from alignbench.asking.options import RunOptions
+from alignbench.asking.resolve import resolve
 from alignbench.cli.app import run_command_line
+from alignbench.experiment.run import run_cell
 from alignbench.judging.voting import begin
 from alignbench.judging.voting_asked import Asked
 from alignbench.record import apart
 from alignbench.record import result as results
 
-TINY = ("--model", "tiny", "--limit", 3, "--steps", 2, "--images-per-prompt", 2, "--scorers", "shapes_truth")
+NEW = "jpeg_compressibility"
+
+
+@pytest.fixture(autouse=True)
+def _large(tmp_path, monkeypatch):
+    """Every result is."""
+    monkeypatch.setattr(apart, "LARGEST_INLINE", 100)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def command(*words) -> int:
     return run_command_line([str(word) for word in words])
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    """Two finished cells, each of which is large."""
-    monkeypatch.setattr(apart, "LARGEST_INLINE", 100)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    place = tmp_path / "results"
-    for more in (("--algo", "base"), ("--algo", "best_of_n", "--set", "n=2", "--reward", "shapes_style")):
-        assert command("run", *more, *TINY, "--output", place) == 0
-    return place
+def test_a_cell_is_run_known_again_and_evaluated_with_its_rows_apart(toy_cell, tmp_path, capsys):
+    options = toy_cell("base")
+    done = run_cell(resolve(RunOptions.parse(options)), quiet=True)
+    assert json.loads(done.path.read_text())["schema"] == 3
+    assert results.read(done.path) == done.result
+    assert run_cell(resolve(RunOptions.parse(options)), quiet=True).was_complete
+    assert run_cell(resolve(RunOptions.parse(options)), force=True, quiet=True).result.rows == done.result.rows
+    assert len(apart.files_of(done.path)) == 1
+    assert command("evaluate", done.path, "--limit", 4, "--output", tmp_path / "more") == 0
+    (more,) = (tmp_path / "more").glob("*.json")
+    assert [row.scores for row in results.read(more).rows] == [row.scores for row in done.result.rows[:4]]
 
 
-def test_every_command_works_with_rows_apart(folder, tmp_path, capsys, monkeypatch):
-    base, best = sorted(folder.glob("*.json"))
+def test_what_reads_results_reads_those_with_rows_apart(tmp_path, capsys):
+    folder = tmp_path / "results"
+    base, refl = cells(folder, size=32)
+    assert command("score", base, refl, "--scorers", NEW, "--save") == 0
+    assert list(results.read(refl).rows[0].scores) == ["r", NEW]
     assert len(list(folder.glob("*.rows-*.jsonl.gz"))) == 2
-    assert json.loads(base.read_text())["schema"] == 3
-    before = results.read(base)
-
-    assert command("run", "--algo", "base", *TINY, "--output", folder) == 0
-    assert results.read(base) == before  # it was there already
-
-    assert command("score", base, best, "--scorers", "jpeg_compressibility", "--save") == 0
-    assert list(results.read(best).rows[0].scores) == ["shapes_style", "shapes_truth", "jpeg_compressibility"]
-    assert len(list(folder.glob("*.rows-*.jsonl.gz"))) == 2
-
-    assert command("evaluate", best, "--limit", 4, "--output", folder / "more") == 0
-    assert len(results.read(next((folder / "more").glob("*.json"))).rows) == 8
-    capsys.readouterr()
-
-    for words in (("compare", folder), ("plan", folder), ("show", best), ("ls", folder)):
+    for words in (("compare", folder), ("plan", folder), ("show", refl), ("ls", folder)):
         assert command(*words) == 0, words
-        assert "best_of_n" in capsys.readouterr().out
+        assert "refl" in capsys.readouterr().out
     assert command("sheet", folder, "--prompts", 2, "--output", tmp_path / "sheet.png") == 0
     assert command("report", folder, "--output", tmp_path / "report.html") == 0
-    assert "best_of_n" in (tmp_path / "report.html").read_text()
-    assert len(alignbench.load(folder).rows) == 12
-    session = begin((base, best), Asked(tmp_path / "votes.jsonl"))
-    key = session.enter("anna", "")["key"]
-    assert session.next("anna", key, ())
+    assert "refl" in (tmp_path / "report.html").read_text()
+    assert len(alignbench.load(folder).rows) == 24
+    session = begin((base, refl), Asked(tmp_path / "votes.jsonl"))
+    assert session.next("anna", session.enter("anna", "")["key"], ())
     session.close()
-    capsys.readouterr()
 
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    shutil.copy(best, alone)
-    assert command("compare", alone) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "which is not beside it; bring that file there too" in said
+
+def test_a_result_without_its_rows_is_one_line(tmp_path, capsys):
+    (base,) = cells(tmp_path / "results", ["base"])
+    (tmp_path / "alone").mkdir()
+    shutil.copy(base, tmp_path / "alone")
+    for words in (("compare", tmp_path / "alone"), ("show", tmp_path / "alone" / "base.json")):
+        assert command(*words) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "which is not beside it; bring that file there too" in said
