@@ -8,24 +8,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from alignbench.errors import InputError, ResultFileError, shown
+from alignbench.errors import ResultFileError, shown
 from alignbench.files import canonical_json, write_text
-from alignbench.reading import json_of, read_bytes
+from alignbench.reading import json_of
 from alignbench.record import apart
+from alignbench.record.contents import SCHEMA, SCHEMA_APART, content_of, digest_of
 
 if TYPE_CHECKING:
     from alignbench.interface import RewardInfo
-
-SCHEMA: Final = 2  # before, nothing was kept of single pictures; such a file is written again under its number
-SCHEMA_APART: Final = 3  # of a file whose long lists lie beside it: see `alignbench.record.apart`
-READ: Final = (1, SCHEMA, SCHEMA_APART)
 
 SPARSE: Final = frozenset({"category", "challenge", "failures", "sha256", "picture"})  # left out where they are empty
 
@@ -291,28 +288,6 @@ _ITEMS: Final[Mapping[str, TypeAdapter[Any]]] = {
 }
 
 
-def _digest(content: dict[str, Any], lists: Mapping[str, Sequence[bytes]] | None = None) -> str:
-    """SHA-256 of the content in canonical JSON, without the digest and where lists lie. `lists` have the canonical JSON
-    of each item, in the place of what the content has under their names."""
-    found, lists = hashlib.sha256(), lists or {}
-    for place, name in enumerate(sorted({*content, *lists} - {"digest", "apart"})):
-        found.update(f"{',' if place else '{'}{canonical_json(name)}:".encode())
-        if name in lists:
-            _hash_list(found, lists[name])
-        else:
-            found.update(canonical_json(content[name]).encode())
-    found.update(b"}")
-    return found.hexdigest()
-
-
-def _hash_list(found: hashlib._Hash, lines: Iterable[bytes]) -> None:
-    before = b"["
-    for line in lines:
-        found.update(before + line)
-        before = b","
-    found.update(b"]" if before == b"," else b"[]")
-
-
 def _items(result: Result, name: str) -> Iterator[dict[str, Any]]:
     """One of the long lists as it is written."""
     for item in getattr(result, name):
@@ -328,7 +303,7 @@ def write(path: Path, result: Result) -> None:
         del content["model_truncated"]
     lists = {name: [canonical_json(item).encode() for item in _items(result, name)] for name in apart.LISTS}
     there = {name: lines for name, lines in lists.items() if lines or name != "diversity"}
-    digest, file = _digest(content, there), None
+    digest, file = digest_of(content, there), None
     if sum(len(line) for lines in lists.values() for line in lines) > apart.LARGEST_INLINE:
         file = apart.name_of(path.stem, digest)
         lengths = {name: len(lines) for name, lines in lists.items()}
@@ -363,13 +338,13 @@ def read(path: Path) -> Result:
 
 
 def _read(path: Path) -> Result:
-    content = _content(path)
+    content = content_of(path)
     lists: dict[str, list[Any]] = {}
     try:
         if "apart" in content:
             genuine, lists = _lists(path, content)
         else:
-            genuine = content.get("digest") == _digest(content)
+            genuine = content.get("digest") == digest_of(content)
     except ValidationError as error:
         raise ResultFileError(_problem(path, error)) from None
     except ResultFileError:
@@ -386,28 +361,6 @@ def _read(path: Path) -> Result:
         raise ResultFileError(_problem(path, error)) from None
 
 
-def _content(path: Path) -> dict[str, Any]:
-    """What the file itself holds, of a schema that is known."""
-    try:
-        content = json_of(read_bytes(path))
-    except InputError as error:
-        raise ResultFileError(str(error)) from None
-    except UnicodeDecodeError as error:
-        raise ResultFileError(f"{path}: cannot be read as text ({error}).") from None
-    except ValueError as error:
-        raise ResultFileError(f"{path}: not valid JSON ({error}); truncated, or not a result file.") from None
-    if not isinstance(content, dict) or "schema" not in content:
-        raise ResultFileError(f"{path}: not an alignbench result (no 'schema').")
-    if type(content["schema"]) is not int or content["schema"] not in READ:
-        newer = isinstance(content["schema"], int) and content["schema"] > max(READ)
-        advice = "it was written by a newer alignbench; upgrade to read it" if newer else "the file is damaged"
-        known = f"{', '.join(map(str, READ[:-1]))} and {READ[-1]}"
-        raise ResultFileError(f"{path}: schema {shown(content['schema'])}, this version reads {known}: {advice}.")
-    if ("apart" in content) != (content["schema"] == SCHEMA_APART):
-        raise ResultFileError(f"{path}: schema {content['schema']} with or without apart: no alignbench wrote it.")
-    return content
-
-
 def _lists(path: Path, content: dict[str, Any]) -> tuple[bool, dict[str, list[Any]]]:
     """Whether the digest matches, and the lists that lie apart, in one pass over them; the content gets the schema of
     one that holds them itself. Raises ValueError where their file is damaged."""
@@ -417,7 +370,7 @@ def _lists(path: Path, content: dict[str, Any]) -> tuple[bool, dict[str, list[An
     with said.opened(path) as taken:
         lines = {name: _parsed(name, taken[name], found) for name in apart.LISTS}
         there = {name: own for name, own in lines.items() if said.lengths[name] or name != "diversity"}
-        return content.get("digest") == _digest(content, there), found
+        return content.get("digest") == digest_of(content, there), found
 
 
 def _parsed(name: str, lines: Iterable[bytes], found: dict[str, list[Any]]) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ import pytest
 
 from alignbench.errors import ResultFileError
 from alignbench.record import result as results
+from alignbench.record.contents import digest_of
 from alignbench.record.result import Configuration, Costs, Diversity, Evaluation, PromptRow, Result, Row, Scorer
 
 
@@ -177,7 +178,7 @@ def test_nan_is_refused_when_read_and_when_written(path, tmp_path):
 def test_unknown_keys_are_refused_even_with_a_fitting_digest(path):
     def change(content):
         content["surprise"] = 1
-        content["digest"] = results._digest(content)
+        content["digest"] = digest_of(content)
 
     edited(path, change)
     refused(path, "surprise")
