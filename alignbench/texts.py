@@ -14,6 +14,7 @@ from alignbench.errors import InputError, shown
 from alignbench.reading import read_bytes
 
 MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # what files of another encoding begin with
+LONGEST = 2**24  # bytes of a line that is read by itself
 LARGEST = 2**31  # bytes; HPDv2's largest file has a third of it
 
 
@@ -39,6 +40,30 @@ def text_of(path: Path) -> str:
 def lines_of(path: Path) -> list[str]:
     """The lines of a file; only line ends of the three systems end one. Raises InputError."""
     return text_of(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def streamed(path: Path) -> Iterator[tuple[int, int, str]]:
+    """The lines of a UTF-8 file one after another: where each begins in bytes, its number from 1, and its text without
+    its end. Raises InputError by line, as `text_of`, and for a line that is longer than any should be."""
+    begins = 0
+    with open(path, "rb") as handle:
+        for number, line in enumerate(iter(lambda: handle.readline(LONGEST), b""), start=1):
+            where = f"{path}, line {number}"
+            if number == 1 and (kind := MARKS.get(line[:2])):
+                raise InputError(f"{path} is {kind}; save the file as UTF-8.")
+            if len(line) == LONGEST:
+                raise InputError(f"{where}: has more than {LONGEST:,} bytes, which is no line of this kind.")
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                seen = line[error.start : error.start + 1].decode("cp1252", "replace")
+                raise InputError(
+                    f"{where}: not UTF-8 (as Windows-1252 it would be {seen!r}); save the file as UTF-8."
+                ) from None
+            if "\0" in text:
+                raise InputError(f"{where}: a null character, which no text has; save the file as UTF-8.")
+            yield begins, number, text.rstrip("\n")
+            begins += len(line)
 
 
 def table_rows(path: Path, tabs: bool = False) -> Iterator[tuple[str, dict[str, str]]]:

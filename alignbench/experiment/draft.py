@@ -14,7 +14,7 @@ from alignbench.asking.resolve import Cell
 from alignbench.experiment.evaluate import Scores
 from alignbench.interface import Pipeline, Sampling
 from alignbench.quantities import flow_sigma
-from alignbench.record import result as results
+from alignbench.record.contents import SCHEMA
 from alignbench.record.environment import environment
 from alignbench.record.pictures import PictureFacts, Slot
 from alignbench.record.result import (
@@ -88,7 +88,7 @@ class Draft:
     def result(self, status: Status, reason: str | None, found: Found | None = None) -> Result:
         cell = self.cell
         return Result(
-            schema=results.SCHEMA,
+            schema=SCHEMA,
             status=status,
             reason=reason,
             trains=cell.algorithm.trains,

@@ -37,7 +37,7 @@ from alignbench.keys import Key
 from alignbench.meter import Cost, Meter
 from alignbench.plugins import reward_of
 from alignbench.preferences.choosing import preference
-from alignbench.preferences.picture_files import FOLDER_FILE
+from alignbench.preferences.lines import FOLDER_FILE
 from alignbench.processes import ALONE, Processes, logs
 from alignbench.progress import Progress
 from alignbench.reading import json_of, read_bytes, records

@@ -18,7 +18,7 @@ from alignbench.analysis.vote_entries import Entry, entries_of
 from alignbench.errors import InputError, UnknownName
 from alignbench.files import make_folder, replace_file, sha256_of, write_text
 from alignbench.pictures import PictureError, content_of
-from alignbench.preferences.picture_files import FOLDER_FILE
+from alignbench.preferences.lines import FOLDER_FILE
 from alignbench.reading import json_of, read_bytes
 from alignbench.record.digests import picture_of
 from alignbench.record.votes import read_log, suspects

@@ -30,6 +30,9 @@ def embedded(paths: Sequence[Path]) -> list[Embedded]:
     for path in paths:
         content = json_of(read_bytes(path))
         digest = content.pop("digest")
+        if room < 0 or "apart" in content:  # the latter have more than fits
+            found.append(Embedded(path.name, digest, None))
+            continue
         packed = gzip.compress(canonical_json(content).encode(), compresslevel=9, mtime=0)
         room -= len(packed)
         found.append(Embedded(path.name, digest, base64.b64encode(packed).decode() if room >= 0 else None))

@@ -65,17 +65,16 @@ def choose(source: PairSource, ties: Ties, models: str | None, exclude: Collecti
     counts = dict.fromkeys(("total", "used", *WORDS), 0)
     counts["total"], counts["unlabelled"] = len(source) + source.unlabelled, source.unlabelled
     numbers, named = array("q"), False
-    for i in range(len(source)):
-        pair = source.pair(i)
-        named = named or pair.models is not None
-        if models is not None and not _both(pair.models, models.lower()):
+    for i, (text, label, made_by) in enumerate(source.rows()):
+        named = named or made_by is not None
+        if models is not None and not _both(made_by, models.lower()):
             counts["other_models"] += 1
-        elif excluded and _plain(pair.prompt.text) in excluded:
+        elif excluded and _plain(text) in excluded:
             counts["evaluated"] += 1
-        elif pair.label == 0.5 and ties == "drop":
+        elif label == 0.5 and ties == "drop":
             counts["ties_dropped"] += 1
         else:
-            counts["ties_kept"] += pair.label == 0.5
+            counts["ties_kept"] += label == 0.5
             numbers.append(i)
     if models is not None and not named:
         raise InputError(f"pairs of models {models!r} were asked for, but the file does not say which model made what.")

@@ -46,6 +46,9 @@ class PairSource(Protocol):
 
     def __len__(self) -> int: ...
 
+    def rows(self) -> Iterator[tuple[str, float, Models]]:
+        """Text, label and models of every pair in order."""
+
     def pair(self, i: int) -> Pair:
         """Pair number i, without touching its images."""
 
@@ -60,7 +63,7 @@ class Columns:
         self.labels = array("d")
         self.prompts: list[Prompt] = []
         self.models: list[Models] = []
-        self._prompts: dict[tuple[str, str | None], Prompt] = {}
+        self._prompts: dict[tuple[str, object], Prompt] = {}
         self._models: dict[Models, Models] = {None: None}
 
     def __len__(self) -> int:
@@ -68,19 +71,12 @@ class Columns:
 
     def append(self, text: object, label: object, models: Models, where: str, identifier: object = None) -> None:
         """Add a pair. Raises InputError saying what is wrong with it."""
-        if isinstance(label, bool) or not isinstance(label, int | float) or label not in (0, 0.5, 1):
-            raise InputError(f"{where}: the label is {shown(label)}; expected 1, 0 or 0.5 (P(first preferred)).")
-        if not isinstance(text, str):
-            raise InputError(f"{where}: the prompt is {shown(text)}; expected text.")
-        if identifier is not None and not isinstance(identifier, str):
-            raise InputError(f"{where}: the id is {shown(identifier)}; expected text.")
+        check_light(text, label, where, identifier)
+        assert isinstance(text, str)
+        assert isinstance(label, int | float)
         prompt = self._prompts.get((text, identifier))
         if prompt is None:
-            try:
-                hashed = hashlib.sha256(text.encode()).hexdigest()[:16]
-            except UnicodeEncodeError:  # JSON can hold halves of characters
-                raise InputError(f"{where}: the prompt is {shown(text)}; expected text.") from None
-            prompt = self._prompts[text, identifier] = Prompt(hashed if identifier is None else identifier, text)
+            prompt = self._prompts[text, identifier] = prompt_of(text, identifier)
         self.prompts.append(prompt)
         self.labels.append(label)
         self.models.append(self._models.setdefault(models, models))
@@ -91,6 +87,25 @@ class Columns:
     def rows(self) -> Iterator[tuple[str, float, Models]]:
         for prompt, label, models in zip(self.prompts, self.labels, self.models, strict=True):
             yield prompt.text, label, models
+
+
+def check_light(text: object, label: object, where: str, identifier: object = None) -> None:
+    """Raise InputError saying what is wrong with a pair's text, label or id."""
+    if isinstance(label, bool) or not isinstance(label, int | float) or label not in (0, 0.5, 1):
+        raise InputError(f"{where}: the label is {shown(label)}; expected 1, 0 or 0.5 (P(first preferred)).")
+    if not isinstance(text, str):
+        raise InputError(f"{where}: the prompt is {shown(text)}; expected text.")
+    if identifier is not None and not isinstance(identifier, str):
+        raise InputError(f"{where}: the id is {shown(identifier)}; expected text.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can hold halves of characters
+        raise InputError(f"{where}: the prompt is {shown(text)}; expected text.") from None
+
+
+def prompt_of(text: str, identifier: object) -> Prompt:
+    """The prompt of a pair: one without an id has that of its text."""
+    return Prompt(hashlib.sha256(text.encode()).hexdigest()[:16] if identifier is None else str(identifier), text)
 
 
 NO_IMAGE = (None, "", "none", "tie")  # what names no image as the best
@@ -123,10 +138,19 @@ def check_some(columns: Columns, path: Path, unlabelled: int = 0) -> None:
         raise InputError(f"{path} holds no pairs{f' with a label ({unlabelled} without)' if unlabelled else ''}.")
 
 
+TOGETHER = 4096  # rows that a digest is fed with at once
+
+
 def digest_of(*parts: Iterable[Any]) -> str:
+    """SHA-256 of rows that JSON can hold, part after part."""
+    return digested(*parts).hexdigest()
+
+
+def digested(*parts: Iterable[Any]) -> hashlib._Hash:
+    """The same, to go on with: each part is the JSON of its rows, so many at once, and a line's end."""
     digest = hashlib.sha256()
     for part in map(iter, parts):
-        while rows := list(islice(part, 4096)):
+        while rows := list(islice(part, TOGETHER)):
             digest.update(json.dumps(rows).encode())
         digest.update(b"\n")
-    return digest.hexdigest()
+    return digest

@@ -48,6 +48,9 @@ class ParquetPairs:
     def __len__(self) -> int:
         return len(self._columns)
 
+    def rows(self) -> Iterator[tuple[str, float, Models]]:
+        return self._columns.rows()
+
     def pair(self, i: int) -> Pair:
         return self._columns.pair(i, f"{self.paths[self._files[i]].name}, row {self._rows[i]}")
 

@@ -1,4 +1,4 @@
-"""Preference pairs whose pictures are files of their own: a folder with pairs.jsonl, and HPDv2's JSON."""
+"""Preference pairs in HPDv2's JSON, whose pictures are files of their own."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from typing import Any
 
 from alignbench.errors import InputError, shown
 from alignbench.files import Folder
-from alignbench.preferences.columns import Columns, Encoded, Pair, check_agreement, check_some, digest_of
+from alignbench.preferences.columns import Columns, Encoded, Pair, check_some, digest_of
 from alignbench.texts import json_of, text_of
-
-FOLDER_FILE = "pairs.jsonl"
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,9 @@ class FilePairs:
 
     def __len__(self) -> int:
         return len(self.columns)
+
+    def rows(self) -> Iterator[tuple[str, float, Models]]:
+        return self.columns.rows()
 
     def pair(self, i: int) -> Pair:
         return self.columns.pair(i, self.places[i])
@@ -47,36 +48,6 @@ class FilePairs:
         for i in dict.fromkeys(indices):
             first, second = self.images_of[i]
             yield i, (self.folder.read(first, self.places[i]), self.folder.read(second, self.places[i]))
-
-
-def read_folder(path: Path) -> FilePairs:
-    """Our own layout: a line {"prompt": …, "images": [path, path], "label": …}, perhaps with "models" and "id"."""
-    source = path / FOLDER_FILE
-    columns, folder = Columns(), Folder(path)
-    images, places = [], []
-    for number, line in enumerate(text_of(source).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{source}, line {number}"
-        row = json_of(line, where)
-        if not isinstance(row, dict):
-            raise InputError(
-                f'{where}: expected an object such as {{"prompt": …, "images": [path, path], "label": 1}}.'
-            )
-        if missing := [name for name in ("prompt", "images", "label") if name not in row]:
-            raise InputError(f"{where}: no {' and no '.join(missing)}; expected prompt, images and label.")
-        models = row.get("models")
-        if models is not None and not (_is_list(models, 2) and all(isinstance(name, str) for name in models)):
-            raise InputError(f"{where}: models is {shown(models)}; expected two names.")
-        if not _is_list(row["images"], 2):
-            raise InputError(f"{where}: images is {shown(row['images'])}; expected two paths.")
-        columns.append(row["prompt"], row["label"], models and (models[0], models[1]), where, row.get("id"))
-        check_agreement(row["label"], row, where)
-        first, second = (folder.find(name, where) for name in row["images"])
-        images.append((first, second))
-        places.append(f"{FOLDER_FILE}, line {number}")
-    check_some(columns, source)
-    return FilePairs(columns, folder, images, places)
 
 
 def read_hpd(path: Path) -> FilePairs:

@@ -9,6 +9,7 @@ from pathlib import Path
 from alignbench.errors import InputError, ResultFileError
 from alignbench.locks import in_use
 from alignbench.reading import json_of, read_bytes
+from alignbench.record import apart
 from alignbench.record.result import Result, read
 
 STATE = "cell.json"  # in the folder of a cell
@@ -79,7 +80,7 @@ def _cells(folder: Path) -> Iterator[Listed]:
             state, detail = _begun(own)
             yield Listed(name, state, detail, size, state == "started")
         else:
-            size += _size(results[name])
+            size += sum(map(_size, (results[name], *apart.files_of(results[name]))))
             try:
                 result = read(results[name])
             except ResultFileError as error:

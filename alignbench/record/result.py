@@ -6,22 +6,23 @@ Written atomically as JSON without NaN; read back with unknown keys refused and 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from alignbench.errors import InputError, ResultFileError, shown
+from alignbench.errors import ResultFileError, shown
 from alignbench.files import canonical_json, write_text
-from alignbench.reading import json_of, read_bytes
+from alignbench.reading import json_of
+from alignbench.record import apart
+from alignbench.record.contents import SCHEMA, SCHEMA_APART, content_of, digest_of
 
 if TYPE_CHECKING:
     from alignbench.interface import RewardInfo
-
-SCHEMA: Final = 2
-READ: Final = (1, 2)  # before 2, nothing was kept of single pictures; such a file is written again under its number
 
 SPARSE: Final = frozenset({"category", "challenge", "failures", "sha256", "picture"})  # left out where they are empty
 
@@ -30,6 +31,7 @@ PictureStatistic = Literal["edge_density", "colour_entropy", "saturation", "dark
 Scalar = str | int | float | bool | None
 RESOURCES: Final = tuple(f"{of}_{way}" for of in ("denoiser", "decode", "reward") for way in ("forward", "backward"))
 LARGEST_COUNT = 2**63 - 1  # what arrays hold
+CHUNK = 2000  # rows that are parsed at once
 DEEPEST = 20  # of values that nothing else is said about, nested in one another
 
 
@@ -279,61 +281,122 @@ class Result(_Record):
         return self
 
 
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical_json({k: v for k, v in content.items() if k != "digest"}).encode()).hexdigest()
+_ITEMS: Final[Mapping[str, TypeAdapter[Any]]] = {
+    "diversity": TypeAdapter(list[Diversity]),
+    "prompts": TypeAdapter(list[PromptRow]),
+    "rows": TypeAdapter(list[Row]),
+}
+
+
+def _items(result: Result, name: str) -> Iterator[dict[str, Any]]:
+    """One of the long lists as it is written."""
+    for item in getattr(result, name):
+        plain = item.model_dump(mode="json")
+        yield {k: v for k, v in plain.items() if k not in SPARSE or v} if name != "diversity" else plain
 
 
 def write(path: Path, result: Result) -> None:
-    """Write a result atomically, one row a line so that files can be compared by eye."""
-    content = result.model_dump(mode="json", by_alias=True)
-    for name in ("model_truncated", "diversity"):  # as in files older than these
-        if not content[name]:
-            del content[name]
-    for name in ("prompts", "rows"):
-        content[name] = [{k: v for k, v in item.items() if k not in SPARSE or v} for item in content[name]]
-    content["digest"] = _digest(content)
-    long = {"prompts", "rows", "diversity", "curve"}
+    """Write a result atomically, one row a line so that files can be compared by eye. Lists that would make it too
+    large lie in a file beside it, which is written first: see `alignbench.record.apart`."""
+    content = result.model_dump(mode="json", by_alias=True, exclude=set(apart.LISTS))
+    if not content["model_truncated"]:  # as in files older than these
+        del content["model_truncated"]
+    lists = {name: [canonical_json(item).encode() for item in _items(result, name)] for name in apart.LISTS}
+    there = {name: lines for name, lines in lists.items() if lines or name != "diversity"}
+    digest, file = digest_of(content, there), None
+    if sum(len(line) for lines in lists.values() for line in lines) > apart.LARGEST_INLINE:
+        file = apart.name_of(path.stem, digest)
+        lengths = {name: len(lines) for name, lines in lists.items()}
+        content["apart"] = apart.Apart(file, content["schema"], lengths).values()
+        content["schema"] = SCHEMA_APART
+        apart.write(path, file, lists)
+    del lists
     parts = []
-    for name, value in content.items():
-        if name in long and value:
-            body = ",\n".join(f"  {json.dumps(item, ensure_ascii=False, allow_nan=False)}" for item in value)
-            parts.append(f"{json.dumps(name)}: [\n{body}\n ]")
-        else:
-            parts.append(f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}")
+    for name in [*(field.alias or key for key, field in Result.model_fields.items()), "apart"]:
+        if name in there and file is None:
+            parts.append(f"{json.dumps(name)}: {_lines(_items(result, name))}")
+        elif name in content:
+            written = json.dumps(content[name], ensure_ascii=False, allow_nan=False)
+            parts.append(f"{json.dumps(name)}: {_lines(content[name]) if name == 'curve' else written}")
+    parts.append(f'"digest": "{digest}"')
     write_text(path, "{\n " + ",\n ".join(parts) + "\n}\n")
+    apart.remove_others(path, file)
+
+
+def _lines(items: Iterable[Any]) -> str:
+    """A list, an item a line."""
+    body = ",\n".join(f"  {json.dumps(item, ensure_ascii=False, allow_nan=False)}" for item in items)
+    return f"[\n{body}\n ]" if body else "[]"
 
 
 def read(path: Path) -> Result:
     """Read a result file. Raises ResultFileError naming the file, what is wrong with it and what to do."""
     try:
-        content = json_of(read_bytes(path))
-    except InputError as error:
-        raise ResultFileError(str(error)) from None
-    except UnicodeDecodeError as error:
-        raise ResultFileError(f"{path}: cannot be read as text ({error}).") from None
-    except ValueError as error:
-        raise ResultFileError(f"{path}: not valid JSON ({error}); truncated, or not a result file.") from None
-    if not isinstance(content, dict) or "schema" not in content:
-        raise ResultFileError(f"{path}: not an alignbench result (no 'schema').")
-    if type(content["schema"]) is not int or content["schema"] not in READ:
-        newer = isinstance(content["schema"], int) and content["schema"] > SCHEMA
-        advice = "it was written by a newer alignbench; upgrade to read it" if newer else "the file is damaged"
-        known = " and ".join(map(str, READ))
-        raise ResultFileError(f"{path}: schema {shown(content['schema'])}, this version reads {known}: {advice}.")
+        return _read(path)
+    except apart.Absent:  # it may have been written anew between its two files
+        return _read(path)
+
+
+def _read(path: Path) -> Result:
+    content = content_of(path)
+    lists: dict[str, list[Any]] = {}
     try:
-        genuine = content.get("digest") == _digest(content)
+        if "apart" in content:
+            genuine, lists = _lists(path, content)
+        else:
+            genuine = content.get("digest") == digest_of(content)
+    except ValidationError as error:
+        raise ResultFileError(_problem(path, error)) from None
+    except ResultFileError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ResultFileError(f"{path}: the digest cannot be taken ({error}): no alignbench wrote it.") from None
     if not genuine:
         raise ResultFileError(f"{path}: the digest does not match: the file was edited or damaged; run the cell again.")
-    del content["digest"]
+    for name in ("digest", "apart"):
+        content.pop(name, None)
     try:
-        return Result.model_validate(content)
+        return Result.model_validate(content | lists)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "result"
-        problem = first["msg"].removeprefix("Value error, ")
-        raise ResultFileError(f"{path}: {where}: {problem} ({error.error_count()} problems in all).") from None
+        raise ResultFileError(_problem(path, error)) from None
+
+
+def _lists(path: Path, content: dict[str, Any]) -> tuple[bool, dict[str, list[Any]]]:
+    """Whether the digest matches, and the lists that lie apart, in one pass over them; the content gets the schema of
+    one that holds them itself. Raises ValueError where their file is damaged."""
+    said = apart.Apart.of(content["apart"], path)
+    content["schema"] = said.schema
+    found: dict[str, list[Any]] = {name: [] for name in apart.LISTS}
+    with said.opened(path) as taken:
+        lines = {name: _parsed(name, taken[name], found) for name in apart.LISTS}
+        there = {name: own for name, own in lines.items() if said.lengths[name] or name != "diversity"}
+        return content.get("digest") == digest_of(content, there), found
+
+
+def _parsed(name: str, lines: Iterable[bytes], found: dict[str, list[Any]]) -> Iterator[bytes]:
+    """The lines of a list as they are; what they say is added to what was found."""
+    known = {prompt.id: prompt.id for prompt in found["prompts"]}  # one text for all of a prompt's rows
+    chunk: list[bytes] = []
+    for line in itertools.chain(lines, [None]):
+        if chunk and (line is None or len(chunk) == CHUNK):
+            items = json_of(b"[" + b",".join(chunk) + b"]")  # together they share the names of their entries
+            if len(items) != len(chunk):
+                raise ValueError(f"a line of its {name} is no single item")
+            for item in items if name == "rows" else ():
+                if isinstance(item, dict) and isinstance(item.get("prompt"), str):
+                    item["prompt"] = known.get(item["prompt"], item["prompt"])
+            found[name] += _ITEMS[name].validate_python(items)
+            chunk = []
+        if line is not None:
+            chunk.append(line)
+            yield line
+
+
+def _problem(path: Path, error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "result"
+    problem = first["msg"].removeprefix("Value error, ")
+    return f"{path}: {where}: {problem} ({error.error_count()} problems in all)."
 
 
 def identity(info: RewardInfo) -> Scorer:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from alignbench.record import result as results
+from alignbench.record.contents import SCHEMA
 
 
 def writer(folder: Path) -> Callable[..., Path]:
@@ -54,7 +55,7 @@ def writer(folder: Path) -> Callable[..., Path]:
         own = changes.pop("scorers", {})
         cost = changes.pop("cost", {})
         content = {
-            "schema": results.SCHEMA, "status": "complete", "trains": seed is not None, "preset": None,
+            "schema": SCHEMA, "status": "complete", "trains": seed is not None, "preset": None,
             "differs_from_paper": {},
             "configuration": asked | changes.pop("configuration", {}),
             "evaluation": protocol | changes.pop("evaluation", {}),

@@ -322,10 +322,8 @@ def mutate_json(text: str, key: Key) -> bytes:
         with contextlib.suppress(KeyError, IndexError):
             holder[name] = json.loads(json.dumps(other_holder[other_name]))
     if isinstance(content, dict) and drawn.integers(2):  # half of them with a digest that is right
-        from alignbench.record import result as results
-
         with contextlib.suppress(ValueError):
-            content["digest"] = results._digest(content)
+            content["digest"] = digest_of(content)
     return json.dumps(content).encode()
 
 

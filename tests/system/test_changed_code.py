@@ -19,6 +19,7 @@ from alignbench.experiment.run import run_cell
 from alignbench.judging.serving import server_of
 from alignbench.plugins import reward_of
 from alignbench.record import result as results
+from alignbench.record.contents import digest_of
 from alignbench.record.resumable import Resumable
 
 BRIGHTNESS = """
@@ -200,7 +201,7 @@ def test_a_result_from_before_sources_were_kept_is_read_and_not_paired_with_a_ne
     del content["configuration"]["code"]
     for scorer in content["scorers"].values():
         del scorer["source"]
-    content["digest"] = results._digest(content)
+    content["digest"] = digest_of(content)
     old.write_text(json.dumps(content))
     assert results.read(old).scorers["Brightness"].source is None
     (group,) = compare([tmp_path / "results"]).groups

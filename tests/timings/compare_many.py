@@ -53,12 +53,12 @@ def methods() -> Iterator[Method]:
             yield Method(algorithm, {"learning_rate": rate, "clip": 0.1, "rounds": 200}, reward, (0, 1, 2))
 
 
-def one(method: Method, seed: int | None) -> Result:
+def one(method: Method, seed: int | None, prompts: int = PROMPTS, images: int = IMAGES) -> Result:
     """A result whose scores have an effect of the prompt, a gain of the method, and noise of their own."""
     name = f"{method.algorithm} {method.fields} {method.reward}"
-    prompt_effect = Key("prompts").generator().normal(size=(PROMPTS, 1, len(SCORERS)))
+    prompt_effect = Key("prompts").generator().normal(size=(prompts, 1, len(SCORERS)))
     gain = 0.3 * Key("gain", name).generator().normal(size=len(SCORERS)) * (method.algorithm != "base")
-    noise = Key("noise", name, seed or 0).generator().normal(size=(PROMPTS, IMAGES, len(SCORERS)))
+    noise = Key("noise", name, seed or 0).generator().normal(size=(prompts, images, len(SCORERS)))
     scores = np.round(prompt_effect + gain + noise, 6).tolist()
     counts = {f"{r}_{d}": 1000 for r in ("denoiser", "decode", "reward") for d in ("forward", "backward")}
     curve = [
@@ -74,7 +74,7 @@ def one(method: Method, seed: int | None) -> Result:
         schema=1, status="complete", trains=seed is not None,
         configuration=Configuration(
             algorithm=method.algorithm, fields=method.fields, model="tiny", prompts="shapes", split="test", limit=None,
-            images_per_prompt=IMAGES, reward=method.reward, train_prompts="shapes", scorers=list(SCORERS),
+            images_per_prompt=images, reward=method.reward, train_prompts="shapes", scorers=list(SCORERS),
             sampling={"steps": 20, "guidance": 3.0, "eta": 1.0}, dtype="float32", eval_seed=0, seed=seed,
         ),
         preset="tiny", differs_from_paper={}, evaluation=EVALUATION,
@@ -82,12 +82,12 @@ def one(method: Method, seed: int | None) -> Result:
         scorers=dict.fromkeys(SCORERS, identity),
         prompts=[
             PromptRow(id=f"shapes-{i:05}", text=f"prompt number {i} with some words", category=CATEGORIES[i % 4])
-            for i in range(PROMPTS)
+            for i in range(prompts)
         ],
         rows=[
             Row(prompt=f"shapes-{i:05}", sample=j, scores=dict(zip(SCORERS, scores[i][j], strict=True)))
-            for i in range(PROMPTS)
-            for j in range(IMAGES)
+            for i in range(prompts)
+            for j in range(images)
         ],
         metrics={}, curve=curve, budget=None,
         cost=Costs(

@@ -8,6 +8,7 @@ import pytest
 
 from alignbench.errors import ResultFileError
 from alignbench.record import result as results
+from alignbench.record.contents import digest_of
 from alignbench.record.result import Configuration, Costs, Diversity, Evaluation, PromptRow, Result, Row, Scorer
 
 
@@ -114,10 +115,10 @@ def test_other_files_are_refused(tmp_path):
 
 
 def test_a_newer_schema_says_so(path):
-    edited(path, lambda content: content.update(schema=3))
-    refused(path, "schema 3, this version reads 1 and 2: it was written by a newer alignbench; upgrade")
+    edited(path, lambda content: content.update(schema=4))
+    refused(path, "schema 4, this version reads 1, 2 and 3: it was written by a newer alignbench; upgrade")
     edited(path, lambda content: content.update(schema=True))
-    refused(path, "schema True, this version reads 1 and 2")
+    refused(path, "schema True, this version reads 1, 2 and 3")
 
 
 LIKE = {"edge_density": 0.25, "colour_entropy": 3.5, "saturation": 0.5, "darkness": 0.125}
@@ -177,7 +178,7 @@ def test_nan_is_refused_when_read_and_when_written(path, tmp_path):
 def test_unknown_keys_are_refused_even_with_a_fitting_digest(path):
     def change(content):
         content["surprise"] = 1
-        content["digest"] = results._digest(content)
+        content["digest"] = digest_of(content)
 
     edited(path, change)
     refused(path, "surprise")
