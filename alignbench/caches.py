@@ -20,6 +20,7 @@ WHAT: dict[KeptKind, str] = {
     "scores": "scores of learned scorers, by picture and prompt",
     "pairs": "preference pairs that runs made for themselves",
     "tensors": "latents and text embeddings of preference pairs",
+    "compiled": "denoisers that --compile has compiled",
     "files": "downloaded weights of scorers and files of prompts",
 }
 
@@ -94,7 +95,7 @@ def _places(kind: KeptKind) -> Iterator[Path]:
     own_places = Caches(cache_folder())
     for path in sorted(own_places.folder.iterdir()) if own_places.folder.is_dir() else ():
         own: KeptKind = "tensors" if path.name.startswith(own_places.tensors.name) else "files"
-        if path in (own_places.scores, own_places.pairs):
-            own = "scores" if path == own_places.scores else "pairs"
+        for known in ("scores", "pairs", "compiled"):
+            own = known if path == own_places.folder / known else own
         if own == kind:
             yield path

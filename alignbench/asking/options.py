@@ -17,7 +17,19 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from alignbench import plugins
-from alignbench.choices import NO_REWARD, BudgetKind, Crop, DType, Kernel, ScorerDType, Sigmas, Ties, TrackerName
+from alignbench.choices import (
+    NO_REWARD,
+    Attending,
+    BudgetKind,
+    Compiling,
+    Crop,
+    DType,
+    Kernel,
+    ScorerDType,
+    Sigmas,
+    Ties,
+    TrackerName,
+)  # fmt: skip
 from alignbench.errors import InputError, UnknownName, shown
 
 Asked = TypeVar("Asked", bound="Options")
@@ -317,11 +329,19 @@ class RunOptions(ScoringOptions, PairChoice, SamplingOptions, DeviceOptions):
         None, description="Share of the steps that an edit runs, in (0, 1]."
     )
 
-    vae_slicing: Annotated[bool, Option(MEMORY, RUNTIME)] = Field(
-        False, description="Decode one image after another: less memory."
-    )
+    vae_slicing: Annotated[bool, Option(MEMORY, RUNTIME)] = Field(False, description="Decode one image at a time.")
     vae_tiling: Annotated[bool, Option(MEMORY, HASHED)] = Field(
         False, description="Decode large images in tiles: less memory, other pixels near the seams."
+    )
+
+    compile: Annotated[Compiling | None, Option(MEMORY, RUNTIME)] = Field(
+        None, description="Compile the denoiser, which is kept; reduce-overhead: as CUDA graphs, for small models."
+    )
+    channels_last: Annotated[bool, Option(MEMORY, RUNTIME)] = Field(
+        False, description="Keep weights of convolutions in the layout channels-last, which may be faster."
+    )
+    attention: Annotated[Attending, Option(MEMORY, RUNTIME)] = Field(
+        "auto", description="Kernel of the denoiser's attention; by default torch chooses."
     )
 
     output: Annotated[Path, Option(FILES, PLACE)] = Field(

@@ -67,7 +67,18 @@ class Cell:
         """How the model is to be held on a device."""
         o = self.options
         return Hold(
-            device, o.dtype, o.resolution, o.checkpointing, o.vae_slicing, o.vae_tiling, o.vae, o.sigmas, o.text_length
+            device=device,
+            dtype=o.dtype,
+            resolution=o.resolution,
+            checkpointing=o.checkpointing,
+            slicing=o.vae_slicing,
+            tiling=o.vae_tiling,
+            autoencoder=o.vae,
+            sigmas=o.sigmas,
+            text_length=o.text_length,
+            compiling=o.compile,
+            channels_last=o.channels_last,
+            attention=o.attention,
         )
 
     @property

@@ -110,7 +110,7 @@ def cache(*, clear: KeptKind | None = None) -> int:
     Parameters
     ----------
     clear: str
-        Delete one kind: scores, pairs, tensors, or files that were downloaded.
+        Delete one kind: scores, pairs, tensors, compiled, or files that were downloaded.
     """
     from alignbench import caches
     from alignbench.downloads import cache_folder

@@ -31,6 +31,7 @@ from alignbench.diffusion.policy_files import lora_config, save_denoiser, save_l
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
 from alignbench.diffusion.text import TextEncoder, truncated
+from alignbench.diffusion.ways import Ways
 from alignbench.errors import Unsupported
 from alignbench.interface import FullFineTune, LoRA, Prompt, Tuning
 from alignbench.keys import Key
@@ -60,6 +61,7 @@ class Components:
     meter: Meter
     layout: Layout
     checkpointing: bool = False  # policies compute activations again in the backward pass instead of keeping them
+    ways: Ways = field(default_factory=Ways)
     notes: Sequence[str] = ()  # what was done to make it work, a sentence each
     adapters: dict[str, list[nn.Parameter]] = field(default_factory=dict)  # the weights of each
     owners: WeakValueDictionary[str, LatentPolicy] = field(default_factory=WeakValueDictionary)  # the policy of each
@@ -71,6 +73,7 @@ class Components:
         self.scale = LatentScale.of(self.autoencoder.config)
         for network in (*self.text.networks, self.denoiser, self.autoencoder):
             network.requires_grad_(False).eval()
+        self.ways.compile(self.denoiser)
 
     @property
     def architecture(self) -> Architecture:
@@ -201,7 +204,9 @@ class LatentPipeline:
             # as the processor is (by 3e-5 on a single thread, where the kernels are others).
             rows = torch.arange(n + -n % 4).clamp(max=n - 1)
             latents, t, tensors = latents[rows], t[rows], {name: value[rows] for name, value in tensors.items()}
-        output = self.components.architecture.call(self.denoiser, latents, t, tensors).float()[:n]
+        with self.components.ways.used():
+            output = self.components.architecture.call(self.denoiser, latents, t, tensors).float()[:n]
+        output = self.components.ways.own(output)
         self.components.meter.forward("denoiser", n)
         self.components.meter.watch("denoiser", output, n, recomputed=self.recomputation is not None)
         return output
@@ -230,6 +235,8 @@ class LatentPipeline:
         denoiser.float().requires_grad_(False)
         # Compared with a reference that rounds otherwise, the policy would differ from it before it is trained.
         reference = copy.deepcopy(denoiser) if half else self.components.denoiser
+        for copied in (denoiser, reference) if half else (denoiser,):
+            self.components.ways.compile(copied)  # a copy is not compiled
         trained = {
             name: parameter.requires_grad_(True)
             for name, parameter in denoiser.named_parameters()
@@ -243,7 +250,8 @@ class LatentPipeline:
         return _lora_policy(self.components, config, key, self._recomputation())
 
     def _recomputation(self) -> Recomputation | None:
-        return Recomputation(self.components.restore) if self.components.checkpointing else None
+        components = self.components
+        return Recomputation(components.restore, components.ways.used) if components.checkpointing else None
 
 
 class LatentPolicy(LatentPipeline):

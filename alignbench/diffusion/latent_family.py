@@ -79,6 +79,8 @@ class LatentFamily:
             raise InputError(
                 f"--kernel exact: the reverse kernel of model {model.name!r} is not known; only mixture's is."
             )
+        if wishes.compile is not None and wishes.checkpointing:
+            raise InputError("--compile: with --checkpointing it would compile nothing; leave one of them out.")
         if self.at_hand:
             return
         if not registry.missing(model):

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from alignbench.diffusion import adapter_files, configs, conversion, hub, weights
+from alignbench.devices import keep_freed
+from alignbench.diffusion import adapter_files, configs, conversion, hub, ways, weights
 from alignbench.diffusion.adapters import open_frozen
 from alignbench.diffusion.architectures import ARCHITECTURES
 from alignbench.diffusion.experts import RefinedPipeline
@@ -34,6 +35,8 @@ AUTOENCODER_CLASS = "AutoencoderKL"
 def load_pipeline(model: Model, folder: Path, source: str, revision: str | None, meter: Meter, hold: Hold) -> Pipeline:
     """The pipeline of a model whose weights lie in a folder; with its own denoiser, LoRA, refiner or autoencoder from
     elsewhere. `source` and `revision` are what a result says of where they come from."""
+    keep_freed()
+    ways.check(hold)
     quieten("diffusers", "transformers")
     info: dict[str, Any] = {"name": model.like or model.name, "source": source}
     info |= {"revision": revision} if revision else {}
@@ -107,8 +110,8 @@ def load_components(
     text = _text(folder, source, layout, hold, pixels, network.config)
     architecture = ARCHITECTURES[layout.network]
     architecture.check_fit(source, network.config, text)
-    vae, notes = without_overflow(vae.to(hold.device), of, size)
-    check_runs(source, text, network.to(hold.device), vae, architecture)
+    vae, notes = without_overflow(ways.arranged(vae, hold), of, size)
+    check_runs(source, text, ways.arranged(network, hold), vae, architecture)
     info = {**info, "image_shape": [3, *pixels], "dtype": hold.dtype}
     info |= _of_flow(schedule, text_tokens(layout, network.config, hold.tokens))
     info |= {} if "revision" in info else {"sha256": digest(folder, layout)}
@@ -126,6 +129,7 @@ def load_components(
         layout=layout,
         checkpointing=hold.checkpointing,
         notes=notes,
+        ways=ways.Ways(hold.compiling, hold.attention),
     )
 
 
@@ -138,7 +142,7 @@ def load_refiner(folder: Path, base: Components, hold: Hold) -> Components:
     text = _text(folder, source, REFINER_LAYOUT, hold, base.info["image_shape"][1:], network.config)
     architecture = ARCHITECTURES[REFINER_LAYOUT.network]
     architecture.check_fit(source, network.config, text)
-    check_runs(source, text, network.to(hold.device), base.autoencoder, architecture)
+    check_runs(source, text, ways.arranged(network, hold), base.autoencoder, architecture)
     return Components(
         text=text,
         denoiser=network,
@@ -148,6 +152,7 @@ def load_refiner(folder: Path, base: Components, hold: Hold) -> Components:
         info=base.info,
         meter=base.meter,
         layout=REFINER_LAYOUT,
+        ways=base.ways,
     )
 
 

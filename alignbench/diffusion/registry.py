@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from alignbench import plugins
-from alignbench.choices import Guiding, Sigmas
+from alignbench.choices import Attending, Compiling, Guiding, Sigmas
 from alignbench.diffusion import conversion
 from alignbench.diffusion.hub import HUB_ID, Part, Repository, local
 from alignbench.errors import InputError, UnknownName
@@ -87,6 +87,9 @@ class Hold:
     autoencoder: str | None = None  # a folder or hub id whose autoencoder takes the place of the model's own
     sigmas: Sigmas | None = None  # a flow model's grid; None: the model's own
     tokens: int | None = None  # of T5's text; None: the model's own
+    compiling: Compiling | None = None  # the denoiser
+    channels_last: bool = False  # the layout of convolutions' weights
+    attention: Attending = "auto"  # the denoiser's kernel
 
 
 @runtime_checkable
@@ -105,6 +108,14 @@ class Wishes(Protocol):
     def vae_slicing(self) -> bool: ...
     @property
     def vae_tiling(self) -> bool: ...
+    @property
+    def compile(self) -> str | None: ...
+    @property
+    def channels_last(self) -> bool: ...
+    @property
+    def attention(self) -> str: ...
+    @property
+    def checkpointing(self) -> bool: ...
     @property
     def guidance(self) -> float | None: ...
     @property

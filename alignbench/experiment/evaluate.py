@@ -16,6 +16,7 @@ from torch import Tensor
 
 from alignbench.devices import Fitting, chunked
 from alignbench.errors import RunError
+from alignbench.experiment.behind import Behind
 from alignbench.experiment.diversity import holds_latents, keep_latents
 from alignbench.files import append_line
 from alignbench.interface import Prompt, Reward, Sampler, Start
@@ -63,33 +64,41 @@ def generate(
 ) -> Generated:
     """Make every image that is not there yet, cannot be read, or is not what was made; `start` gives the images that
     those of some prompts start from, `about` is said of every picture in its metadata. A batch that does not fit into
-    memory is halved. Where a prompt has several images, the latents of all are kept beside them. Processes share the
-    batches, and each writes a log of its own, so that any number of them goes on where others stopped."""
+    memory is halved. Where a prompt has several images, the latents of all are kept beside them. The files of a batch
+    are written while the next one is made. Processes share the batches, and each writes a log of its own, so that any
+    number of them goes on where others stopped."""
     log = processes.log(folder, GENERATED)
     maker = _Maker(sampler, prompts, eval_seed, meter, folder, start, about or {}, wanted)
     known = dict(line for kept in logs(folder, GENERATED) for line in records(kept, _generated, progress.say))
     size = max(1, batch // sampler.particles)
-    total, seconds = Cost(), 0.0
-    pictures: dict[Slot, PictureFacts] = {}
+    lines: list[Generated] = []
     fitting = Fitting(meter, progress.say)
     chunks = processes.shard(chunked(wanted, size))
     progress.stage("generate", sum(map(len, chunks)))
-    for chunk in chunks:
-        line = known.get(tuple((slot.place, slot.sample) for slot in chunk))
-        if line is not None and maker.holds(chunk, line.pictures):
-            progress.skip(len(chunk))
-        else:
-            made = maker.made(chunk, fitting)
-            append_line(log, json.dumps(made))
-            _, line = _generated(made)
-            progress.advance(len(chunk))
-        total, seconds = total + line.cost, seconds + line.seconds
-        pictures |= line.pictures
-    shares = processes.gather([Generated(total, seconds, pictures)])
+
+    def keep(made: _Made) -> Generated:
+        line = maker.kept(made)
+        append_line(log, json.dumps(line))
+        return _generated(line)[1]
+
+    with Behind(keep) as later:
+        for chunk in chunks:
+            line = known.get(tuple((slot.place, slot.sample) for slot in chunk))
+            if line is not None and maker.holds(chunk, line.pictures):
+                lines.append(line)
+                progress.skip(len(chunk))
+            else:
+                later(maker.made(chunk, fitting))
+                progress.advance(len(chunk))
+    shares = processes.gather([_together([*lines, *later.results])])
+    return _together(shares)
+
+
+def _together(parts: Sequence[Generated]) -> Generated:
     return Generated(
-        sum((share.cost for share in shares), Cost()),
-        sum(share.seconds for share in shares),
-        _merged(share.pictures for share in shares),
+        sum((part.cost for part in parts), Cost()),
+        sum(part.seconds for part in parts),
+        _merged(part.pictures for part in parts),
     )
 
 
@@ -103,6 +112,23 @@ def _generated(line: Any) -> tuple[tuple[tuple[int, int], ...], Generated]:
         for place, sample, sha256, statistics in line.get("pictures", ())
     }
     return slots, Generated(Cost(**cost), float(line["seconds"]), kept)
+
+
+class _Drawn(NamedTuple):
+    """Images that were drawn at once, on the processor."""
+
+    slots: Sequence[Slot]
+    images: Tensor
+    latents: Tensor | None  # where they are kept
+    seconds: float
+
+
+class _Made(NamedTuple):
+    """The images of a chunk, before they are written, and what they cost."""
+
+    slots: Sequence[Slot]
+    parts: Sequence[_Drawn]
+    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -135,21 +161,13 @@ class _Maker:
             return False
         return not self.several or holds_latents(self.folder, chunk)
 
-    def made(self, chunk: Sequence[Slot], fitting: Fitting) -> dict[str, Any]:
-        """A line of the log."""
+    def made(self, chunk: Sequence[Slot], fitting: Fitting) -> _Made:
+        """The images of a chunk, and what they took."""
         before = self.meter.total
-        pictures: dict[Slot, PictureFacts] = {}
-        seconds = sum(fitting(lambda slots: self._make(slots, pictures), chunk))
-        line = {
-            "slots": [[slot.place, slot.sample] for slot in chunk],
-            "cost": (self.meter.total - before).as_dict(),
-            "seconds": round(seconds, 4),
-        }
-        kept = [[slot.place, slot.sample, one.sha256, one.statistics] for slot, one in pictures.items()]
-        return line | ({"pictures": kept} if kept else {})
+        parts = fitting(self._make, chunk)
+        return _Made(chunk, parts, self.meter.total - before)
 
-    def _make(self, slots: Sequence[Slot], pictures: dict[Slot, PictureFacts]) -> float:
-        """The seconds that it took."""
+    def _make(self, slots: Sequence[Slot]) -> _Drawn:
         started = time.monotonic()
         chosen = [self.prompts[slot.place] for slot in slots]
         keys = [evaluation_key(self.eval_seed, p, slot.sample) for p, slot in zip(chosen, slots, strict=True)]
@@ -157,17 +175,29 @@ class _Maker:
         drawn = self.sampler(chosen, keys, starts)
         if not torch.isfinite(drawn.images).all():
             raise RunError(f"the sampler made images that are not finite, first for prompt {chosen[0].text!r}.")
-        texts = [
-            {"prompt": prompt.text, **self.about, "sample": str(slot.sample)}
-            for prompt, slot in zip(chosen, slots, strict=True)
-        ]
-        self.store.write(slots, drawn.images, texts)
-        seconds = time.monotonic() - started
-        if drawn.images.dim() == 4:
-            pictures |= {slot: PictureFacts.of(image) for slot, image in zip(slots, drawn.images, strict=True)}
-            if self.several:
-                keep_latents(self.folder, slots, drawn.latents)
-        return seconds
+        latents = drawn.latents.cpu() if self.several and drawn.images.dim() == 4 else None
+        return _Drawn(slots, drawn.images.cpu(), latents, time.monotonic() - started)
+
+    def kept(self, made: _Made) -> dict[str, Any]:
+        """Write the files of a chunk. Returns a line of the log."""
+        pictures: dict[Slot, PictureFacts] = {}
+        for drawn in made.parts:
+            texts = [
+                {"prompt": self.prompts[slot.place].text, **self.about, "sample": str(slot.sample)}
+                for slot in drawn.slots
+            ]
+            self.store.write(drawn.slots, drawn.images, texts)
+            if drawn.images.dim() == 4:
+                pictures |= {slot: PictureFacts.of(one) for slot, one in zip(drawn.slots, drawn.images, strict=True)}
+            if drawn.latents is not None:
+                keep_latents(self.folder, drawn.slots, drawn.latents)
+        line = {
+            "slots": [[slot.place, slot.sample] for slot in made.slots],
+            "cost": made.cost.as_dict(),
+            "seconds": round(sum(drawn.seconds for drawn in made.parts), 4),
+        }
+        rows = [[slot.place, slot.sample, one.sha256, one.statistics] for slot, one in pictures.items()]
+        return line | ({"pictures": rows} if rows else {})
 
 
 class Scores(NamedTuple):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["MIXTURE"]
 
 POINTS = ("vae", "vae_slicing", "vae_tiling", "resolution")  # options of models that draw pictures
+NETWORKS = ("compile", "channels_last", "attention")  # options of models that are networks
 
 
 class MixtureFamily:
@@ -71,6 +72,9 @@ class MixtureFamily:
                 raise InputError(
                     f"--{name.replace('_', '-')}: model {model.name!r} makes points, not pictures; leave it out."
                 )
+        for name in NETWORKS:
+            if getattr(wishes, name) not in (None, False, "auto"):
+                raise InputError(f"--{name.replace('_', '-')}: model {model.name!r} is no network; leave it out.")
         if wishes.task != "generate":
             raise InputError(
                 f"--task {wishes.task}: model {model.name!r} makes points, not pictures; choose another --model."

@@ -34,7 +34,7 @@ def test_every_option_is_a_flag_with_a_heading_and_a_description(command):
 def test_the_roles_say_what_may_change_when_a_cell_is_continued():
     roles = {name: option_of(RunOptions, name).role for name in RunOptions.model_fields}
     assert {name for name, role in roles.items() if role is RUNTIME} == {
-        "batch_size", "checkpointing", "device", "report_to", "vae_slicing",
+        "attention", "batch_size", "channels_last", "checkpointing", "compile", "device", "report_to", "vae_slicing",
     }  # fmt: skip
     assert {name for name, role in roles.items() if role is PLACE} == {"name", "output"}
     assert {name for name, role in roles.items() if role is NAMED} == {

@@ -15,7 +15,7 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "alignbench"
     files = {
         "scores/a.jsonl": 10, "scores/b.jsonl": 20, "pairs/0123/images/0.png": 300, "tensors.sqlite": 4000,
-        "tensors.sqlite-wal": 1000, "xswu/HPSv2/HPS_v2.1.pt": 60_000,
+        "tensors.sqlite-wal": 1000, "compiled/fxgraph/ab/c": 7, "xswu/HPSv2/HPS_v2.1.pt": 60_000,
     }  # fmt: skip
     for name, size in files.items():
         path = folder / name
@@ -26,14 +26,14 @@ def cache(tmp_path, monkeypatch):
 
 def test_sizes_are_by_kind(cache):
     assert {item.kind: (item.files, item.bytes) for item in caches.kept()} == {
-        "scores": (2, 30), "pairs": (1, 300), "tensors": (2, 5000), "files": (1, 60_000),
+        "scores": (2, 30), "pairs": (1, 300), "tensors": (2, 5000), "compiled": (1, 7), "files": (1, 60_000),
     }  # fmt: skip
 
 
 def test_one_kind_is_cleared_and_the_others_stay(cache):
     assert caches.clear("tensors") == 5000
     assert caches.clear("pairs") == 300
-    assert sorted(path.name for path in cache.iterdir()) == ["scores", "xswu"]
+    assert sorted(path.name for path in cache.iterdir()) == ["compiled", "scores", "xswu"]
     assert caches.clear("pairs") == 0
 
 
