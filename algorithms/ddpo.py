@@ -132,7 +132,7 @@ class DDPO(PolicyGradient):  # which has eta, steps, tuning and rank
             path, rewards = joined(collect_all(problem, policy, *asked, sampling, self.batch, self.reduction))
             advantages = statistics.advantages([prompt.id for prompt in asked.prompts], rewards)
             advantages = advantages.clamp(-self.advantage_clip, self.advantage_clip)
-            kl = watched_kl(problem, policy, path, self.batch)
+            kl = watched_kl(problem, policy, path, self.batch, asked.keys)
             updates = [
                 update
                 for k in range(self.passes)
