@@ -132,7 +132,8 @@ class LatentPipeline:
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.denoiser.device)
+        weight = next(self.denoiser.parameters())  # diffusers' own property walks through all layers
+        return torch.device(weight.device)
 
     @property
     def train_timesteps(self) -> int:

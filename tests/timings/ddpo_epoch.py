@@ -3,19 +3,19 @@
     python tests/timings/ddpo_epoch.py [--peer FOLDER] [--output results/timings/ddpo_epoch.json]
 
 FOLDER is the peer's environment, built where it is not there; without it, one is built for this run and deleted. TRL
-0.23.1 is the last release with this trainer. It reads the shipped folder with diffusers, and is called as its page says.
+0.23.1 is the last release with this trainer. It has the torch of this environment, reads the shipped folder with the
+diffusers of its time, and is called as its page says.
 
-Both sides have the same weights, prompts, steps, guidance, images, batch, updates, Adam and LoRA. First, the gradient of
-the loss on a stored rollout is compared: same latents, log densities, advantages and LoRA. Then each side is a process
-of its own with one thread, which makes an epoch (rollout and updates) whenever it is asked to. They take turns, and a
-ratio is of two turns that follow each other, in seconds of a processor. The first epoch is not counted. Ours writes a
-checkpoint after each epoch, and TRL none. Memory is what a process holds, its libraries included.
+Both sides have the same weights, prompts, steps, guidance, images, batch, updates, Adam and LoRA. First, the gradient
+of the loss on a stored rollout is compared: same latents, log densities, advantages and LoRA. Then each side is a
+process of its own with one thread, which makes an epoch (rollout and updates) whenever it is asked to. They take turns,
+and a ratio is of two turns that follow each other, in seconds of a processor. The first epoch is not counted. Ours
+writes a checkpoint after each epoch, and TRL none. Memory is what a process holds, its libraries included.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import os
@@ -25,15 +25,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from scorers import processor, resident
 
-PEER = (
-    "torch==2.13.0", "trl==0.23.1", "transformers==4.57.6", "diffusers<0.36", "peft<0.18", "accelerate", "datasets",
-    "protobuf",
-)  # fmt: skip
+PEER = ("trl==0.23.1", "transformers==4.57.6", "diffusers<0.36", "peft<0.18", "accelerate", "datasets", "protobuf")
+OF_TORCH = ("torch", "torch-*", "torchgen", "functorch", "nvidia*", "cuda*", "triton*")  # in site-packages
 SIDES = ("ours", "trl")
 SECONDS = ("whole", "rollout", "update")
 BATCH, UPDATES, RANK, GUIDANCE, CLIP, RATE, DECAY, NORM = 8, 2, 4, 3.0, 1e-2, 3e-4, 1e-4, 1.0
@@ -42,10 +41,15 @@ LARGEST = 1e-4  # difference of two gradients that count as equal, relative to t
 
 
 def build(folder: Path) -> Path:
-    """The interpreter of the peer's environment."""
+    """The interpreter of the peer's environment. It has links to the torch that is here: another one would be faster or
+    slower, smaller or larger, whoever calls it."""
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        (packages,) = folder.glob("lib/*/site-packages")
+        here = Path(metadata.distribution("torch").locate_file(""))
+        for found in itertools.chain.from_iterable(map(here.glob, OF_TORCH)):
+            (packages / found.name).symlink_to(found)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *PEER], check=True)
     return python
 
@@ -191,7 +195,7 @@ def trainer_of_trl(job: Mapping[str, Any], work: Path) -> Any:
         project_kwargs={"project_dir": str(work / "trl")}, accelerator_kwargs={"cpu": True},
     )  # fmt: skip
 
-    def red(images: torch.Tensor, prompts: Sequence[str], metadata: Sequence[Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+    def red(images: torch.Tensor, *_: Any) -> tuple[torch.Tensor, dict[str, Any]]:
         return images[:, 0].mean((1, 2)), {}
 
     return DDPOTrainer(config, red, lambda: (next(texts), {}), DefaultDDPOStableDiffusionPipeline(job["weights"]))
@@ -272,7 +276,8 @@ def compare_gradients(pythons: Mapping[str, Path], work: Path) -> float:
     import numpy as np
 
     for side in SIDES:
-        done = subprocess.run(command(pythons[side], "gradient", side, work), env=own(side), capture_output=True, text=True)
+        asked = command(pythons[side], "gradient", side, work)
+        done = subprocess.run(asked, env=own(side), capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{side}: {done.stderr.strip()[-2000:]}")
     one, other = (dict(np.load(work / f"{side}.npz")) for side in SIDES)
@@ -346,7 +351,7 @@ def say(content: Mapping[str, Any], images: int) -> None:
     peak, each = content["roofline"]["multiplications_a_second"], content["roofline"]["multiplications_an_image"]
     for side in SIDES:
         share = each * images / statistics.median(content["sides"][side]["whole"]) / peak
-        print(f"{side}: {100 * share:.0f} % of the {peak / 1e9:.0f} thousand million multiplications a second of a core")
+        print(f"{side}: {100 * share:.0f} % of a core's {peak / 1e9:.0f} thousand million multiplications a second")
 
 
 def main() -> None:
@@ -359,15 +364,16 @@ def main() -> None:
     asked = parser.parse_args()
     from alignbench import shapes
     from alignbench.files import write_text
+    from alignbench.keys import Key
     from alignbench.record.environment import environment
     from alignbench.shapes.scene import sample_caption
-    from alignbench.keys import Key
 
     with tempfile.TemporaryDirectory(prefix="ddpo-") as name:
         work = Path(name)
         pythons = {"ours": Path(sys.executable), "trl": build((asked.peer or work / "peer").absolute())}
         job = {
-            "images": asked.images, "steps": asked.steps, "weights": str(Path(shapes.__file__).parent / "weights" / "tiny"),
+            "images": asked.images, "steps": asked.steps,
+            "weights": str(Path(shapes.__file__).parent / "weights" / "tiny"),
             "texts": [sample_caption(Key("prompt", i), "train").text for i in range(asked.images)],
         }  # fmt: skip
         (work / "job.json").write_text(json.dumps(job))
@@ -379,8 +385,8 @@ def main() -> None:
     say(content, asked.images)
     if asked.output:
         content |= {
-            "images": asked.images, "steps": asked.steps, "batch": BATCH, "updates": UPDATES, "rank": RANK, "threads": 1,
-            "guidance": GUIDANCE, "repetitions": asked.repetitions, "peer": list(PEER),
+            "images": asked.images, "steps": asked.steps, "batch": BATCH, "updates": UPDATES, "rank": RANK,
+            "guidance": GUIDANCE, "threads": 1, "repetitions": asked.repetitions, "peer": list(PEER),
             "machine": f"{processor()}, {os.cpu_count()} cores", "environment": environment(),
         }  # fmt: skip
         write_text(asked.output, json.dumps(content, indent=1) + "\n")
