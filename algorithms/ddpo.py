@@ -132,7 +132,7 @@ class DDPO(PolicyGradient):  # which has eta, steps, tuning and rank
             path, rewards = joined(collect_all(problem, policy, *asked, sampling, self.batch, self.reduction))
             advantages = statistics.advantages([prompt.id for prompt in asked.prompts], rewards)
             advantages = advantages.clamp(-self.advantage_clip, self.advantage_clip)
-            kl = watched_kl(problem, policy, path, self.batch)
+            kl = watched_kl(problem, policy, path, self.batch, asked.keys)
             updates = [
                 update
                 for k in range(self.passes)
@@ -173,7 +173,7 @@ class DDPO(PolicyGradient):  # which has eta, steps, tuning and rank
             ratios: list[Tensor] = []
             losses = self.losses(problem, policy, path, advantages, part, key("actions"), ratios)
             norm = problem.step(losses, optimiser, self.max_norm)
-            log_ratio = torch.cat(problem.gather(ratios))
+            log_ratio = torch.cat(problem.gather([torch.cat(ratios).cpu()] if ratios else []))
             done.append(Update(float(log_ratio.abs().max()), clip_fraction(log_ratio, self.clip), norm))
         return done
 
@@ -197,7 +197,7 @@ class DDPO(PolicyGradient):  # which has eta, steps, tuning and rank
                 moves = moves_of(path, part, actions)
                 log_prob = log_density(moves.next_latents, moves.under(moves.predict(policy)), self.reduction)
                 advantage = advantages[list(part)].to(log_prob)
-                ratios.append((log_prob - moves.log_prob).detach().cpu())
+                ratios.append((log_prob - moves.log_prob).detach())
                 if self.estimator == "reinforce":
                     loss = reinforce_loss(log_prob, advantage)
                 else:

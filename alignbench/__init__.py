@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from alignbench.declared import Published
     from alignbench.devices import chunked
     from alignbench.diffusion.affordable import largest
-    from alignbench.diffusion.backprop import before_steps, sample_through, untrainable, watched_divergence
+    from alignbench.diffusion.backprop import before_steps, sample_through, untrainable
     from alignbench.diffusion.edict import Edict
     from alignbench.diffusion.episodes import (
         Asked,
@@ -75,7 +75,6 @@ if TYPE_CHECKING:
     )
     from alignbench.diffusion.recompute import Swept, chain_gradient
     from alignbench.diffusion.rollout import (
-        WATCHED_IMAGES,
         Chain,
         PipelineSampler,
         TestTimeSampler,
@@ -90,7 +89,6 @@ if TYPE_CHECKING:
         step_noise,
         take_step,
         transition,
-        watched_kl,
     )
     from alignbench.diffusion.training import (
         PairTraining,
@@ -105,6 +103,7 @@ if TYPE_CHECKING:
     from alignbench.diffusion.transition import Reduction, Transition, ddim, divergence, log_density, std_of
     from alignbench.diffusion.value import Experience, Value, foreseen_rewards, sum_of_later
     from alignbench.diffusion.variance_exploding import ProbabilityFlow, spread_levels
+    from alignbench.diffusion.watching import WATCHED_IMAGES, watched_divergence, watched_kl
     from alignbench.downloads import File, hub_file
     from alignbench.errors import AlignbenchError, Diverged, InputError, RunError, Unsupported
     from alignbench.fields import at_least_one, not_negative, positive

@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench.devices import chunked
 from alignbench.diffusion.lookahead import without_gradient
-from alignbench.diffusion.rollout import WATCHED_IMAGES, denoise, noise_of, path_divergence, rollout
+from alignbench.diffusion.rollout import denoise
 from alignbench.diffusion.training import without_prompts
-from alignbench.interface import Pipeline, Policy, Problem, Prompt, Sampling, Sharing
+from alignbench.interface import Pipeline, Problem, Sampling
 from alignbench.keys import Key
 from alignbench.quantities import Condition
 
@@ -47,17 +46,3 @@ def sample_through(
 def untrainable(problem: Problem, method: str) -> str | None:
     """Why a method cannot train through the problem's reward, or None."""
     return without_prompts(problem, method) or without_gradient(problem, method)
-
-
-def watched_divergence(
-    problem: Sharing, policy: Policy, prompts: Sequence[Prompt], keys: Sequence[Key], sampling: Sampling, batch: int
-) -> dict[str, float]:
-    """The divergence of sampled paths from the reference's in nats (see `path_divergence`) as `kl`, of the first of
-    these prompts, `batch` at a time; nothing where the chain has no noise, whose paths have no density."""
-    if not (noise_of(policy.timesteps(sampling.steps), sampling) > 0).any():
-        return {}
-    found = []
-    for part in problem.shard(chunked(range(min(WATCHED_IMAGES, len(prompts))), batch)):
-        path = rollout(policy, policy.condition([prompts[i] for i in part]), [keys[i] for i in part], sampling)
-        found.append(path_divergence(policy, path))
-    return {"kl": float(torch.cat(problem.gather(found)).mean())}

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor, nn
 
-from alignbench.diffusion.architecture import JOINT, Architecture, check_transformer
+from alignbench.diffusion.architecture import JOINT, Architecture, check_transformer, precision
 from alignbench.diffusion.text import TextEncoder, TextParts, tokenised
 
 TIMES = 1000  # t = 1000 σ; the network multiplies itself
@@ -76,7 +76,7 @@ def call(
     network: Any, latents: Float[Tensor, "n c h w"], t: Real[Tensor, " n"], tensors: Mapping[str, Tensor]
 ) -> Float[Tensor, "n c h w"]:
     """ε − x_0. A network that is told the scale of guidance is told it in float32."""
-    dtype, (h, w) = network.dtype, latents.shape[-2:]
+    dtype, (h, w) = precision(network), latents.shape[-2:]
     words = tensors["text"].to(dtype)
     guidance = {"guidance": tensors["guidance"].float()} if "guidance" in tensors else {}
     output: Tensor = network(

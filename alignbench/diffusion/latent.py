@@ -135,7 +135,8 @@ class LatentPipeline:
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.denoiser.device)
+        weight = next(self.denoiser.parameters())  # diffusers' own property walks through all layers
+        return torch.device(weight.device)
 
     @property
     def train_timesteps(self) -> int:
@@ -317,9 +318,12 @@ def _lora_policy(
     components: Components, config: LoraConfig, key: Key, recomputation: Recomputation | None
 ) -> LatentPolicy:
     """A new adapter on the shared denoiser: A ~ N(0, 1 / rank²) drawn from the key, B = 0."""
+    from alignbench.diffusion.lora_layers import merge_linears
+
     components.forget()
     adapter = f"policy{next(components.numbers)}"
     components.denoiser.add_adapter(config, adapter_name=adapter)
+    merge_linears(components.denoiser)
     trained = {}
     for name, parameter in components.denoiser.named_parameters():
         if f".{adapter}." not in name:

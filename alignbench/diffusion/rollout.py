@@ -17,15 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from alignbench.devices import chunked
 from alignbench.diffusion.flow_transition import flow_std, flow_step
 from alignbench.diffusion.transition import Reduction, Transition, ddim, divergence, log_density, std_of
 from alignbench.errors import Unsupported
-from alignbench.interface import ExactKernel, Pipeline, Policy, Prompt, Samples, Sampling, Sharing, Start
+from alignbench.interface import ExactKernel, Pipeline, Policy, Prompt, Samples, Sampling, Start
 from alignbench.keys import Key, normal
 from alignbench.quantities import Condition, Prediction, Steps
-
-WATCHED_IMAGES = 32  # of a round, whose divergence from the reference is logged: it costs two evaluations an action
 
 
 def initial_noise(keys: Sequence[Key], shape: Sequence[int]) -> Float[Tensor, b * latent]:
@@ -233,13 +230,6 @@ def path_divergence(policy: Policy, trajectory: Trajectory) -> Float[Tensor, " b
         p, q = (trajectory.transition(pipeline, action) for pipeline in (policy, policy.reference))
         total += divergence(p, q).cpu()
     return total
-
-
-def watched_kl(problem: Sharing, policy: Policy, trajectory: Trajectory, batch: int) -> Float[Tensor, ""]:
-    """The mean `path_divergence` of a round's first images, `batch` at a time, for the training curve."""
-    watched = range(min(WATCHED_IMAGES, len(trajectory.log_prob)))
-    parts = [trajectory.rows(slice(part[0], part[-1] + 1)) for part in problem.shard(chunked(watched, batch))]
-    return torch.cat(problem.gather([path_divergence(policy, part) for part in parts])).mean()
 
 
 def density_of_chain(

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor, nn
 
-from alignbench.diffusion.architecture import JOINT, Architecture, check_transformer
+from alignbench.diffusion.architecture import JOINT, Architecture, check_transformer, precision
 from alignbench.diffusion.text import TextEncoder, TextParts, tokenised
 
 CLIPS = 2
@@ -68,7 +68,7 @@ def call(
     network: Any, latents: Float[Tensor, "n c h w"], t: Real[Tensor, " n"], tensors: Mapping[str, Tensor]
 ) -> Float[Tensor, "n c h w"]:
     """ε − x_0; the timestep is 1000 σ."""
-    dtype = network.dtype
+    dtype = precision(network)
     output: Tensor = network(
         latents.to(dtype),
         timestep=t.float(),

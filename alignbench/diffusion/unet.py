@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float, Real
 from torch import Tensor
 
-from alignbench.diffusion.architecture import Architecture
+from alignbench.diffusion.architecture import Architecture, precision
 from alignbench.diffusion.text import SingleText, SizedText, TextEncoder, TextParts
 from alignbench.errors import InputError
 
@@ -19,7 +19,7 @@ def call(
     network: Any, latents: Float[Tensor, "n c h w"], t: Real[Tensor, " n"], tensors: Mapping[str, Tensor]
 ) -> Float[Tensor, "n c h w"]:
     """The text goes to cross-attention; SDXL's is told its pooled embedding and sizes with the time."""
-    dtype, added = network.dtype, {}
+    dtype, added = precision(network), {}
     if "size" in tensors:
         added = {"text_embeds": tensors["pooled"].to(dtype), "time_ids": tensors["size"].to(dtype)}
     output: Tensor = network(

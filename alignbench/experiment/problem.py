@@ -142,10 +142,12 @@ class CellProblem:
     ) -> float:
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         optimiser.zero_grad(set_to_none=True)
+        values = []
         for part in [loss] if isinstance(loss, Tensor) else loss:
-            if not torch.isfinite(part):
-                raise Diverged(f"the loss is {part.item()}")
             part.backward()
+            values.append(part.detach())  # looked at below: a look at each would wait for the GPU each time
+        if broken := [value for value in torch.stack(values).tolist() if not math.isfinite(value)] if values else []:
+            raise Diverged(f"the loss is {broken[0]}")
         self.processes.sum_gradients(parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm))
         if not math.isfinite(norm):

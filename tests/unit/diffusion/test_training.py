@@ -10,25 +10,20 @@ from places import TOY
 
 from alignbench import (
     Key,
-    LoRA,
     PairTraining,
     PolicyGradient,
     Prompt,
     Prompts,
-    Sampling,
     Training,
     Unsupported,
     ask,
     pairs_of,
-    path_divergence,
     plugins,
     rollout,
     shuffled_parts,
-    watched_kl,
     without_pairs,
     without_prompts,
 )
-from alignbench.processes import ALONE
 
 KEY = Key("test", "training")
 VALUES = {
@@ -154,15 +149,3 @@ def test_what_is_missing_is_said_with_the_option_that_brings_it(problem):
     assert without_prompts(problem, "DDPO") is None
     assert without_pairs(problem, "SFT") is None
     assert pairs_of(problem, "SFT") is problem.pairs
-
-
-def test_the_watched_divergence_is_the_mean_over_the_first_images(mixture):
-    policy = mixture.adapt(LoRA(2), KEY("adapter"))
-    for parameter in policy.parameters():
-        parameter.data += 0.05 * KEY("moved", *parameter.shape).normal(*parameter.shape)
-    keys = [KEY("path", i) for i in range(40)]
-    path = rollout(policy, policy.condition([Prompt("a", "b")] * 40), keys, Sampling(steps=4, guidance=1.0, eta=1.0))
-    assert float(watched_kl(ALONE, policy, path, 5)) == pytest.approx(
-        float(path_divergence(policy, path)[:32].mean()), rel=1e-5
-    )
-    assert float(watched_kl(ALONE, policy, path, 64)) > 0
