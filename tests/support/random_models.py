@@ -268,6 +268,18 @@ def true_sd15(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     return save(folder, "StableDiffusionPipeline", parts, dtype=dtype)
 
 
+def half_sd15(folder: Path) -> Path:
+    """Stable Diffusion 1.5 of half the width: 215 million weights in the denoiser."""
+    text = {name: size // 2 for name, size in TRUE_TEXT.items() if name.endswith(("size", "dim"))}
+    unet = TRUE_SD15 | {"block_out_channels": (160, 320, 640, 640), "cross_attention_dim": 384}
+    parts = {
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**TRUE_TEXT | text)),
+        "unet": UNet2DConditionModel(**unet),
+        "vae": AutoencoderKL(**TRUE_VAE | {"block_out_channels": (64, 128, 256, 256)}),
+    }
+    return save(folder, "StableDiffusionPipeline", parts, dtype=torch.float32)
+
+
 def true_sdxl(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """SDXL base: 2.6 billion weights in the denoiser."""
     unet = UNet2DConditionModel(**TRUE_SDXL)

@@ -1,27 +1,33 @@
 """Prints pairs per second and memory of a Diffusion-DPO update, against the plain way of making one.
 
-    python tests/timings/dpo_step.py 32 8 --output results/timings/dpo_step.json
+    python tests/timings/dpo_step.py --output results/timings/dpo_step.json
+    python tests/timings/dpo_step.py --large --output results/timings/dpo_step_large.json
     python tests/timings/dpo_step.py 16 8 --model FOLDER --resolution 512 --dtype bfloat16
 
 The peer is the plain way: a frozen second denoiser, winner and loser in forward passes of their own, pictures and
 captions encoded anew each time. Ours shares one denoiser (adapter off), runs winners and losers together, and with the
 cache encodes a pair once. Both are given the same pairs, timesteps and noise; their gradients are compared first, in
-float32. Each road is timed in a process of its own, on the embedded model or a folder's (see
-tests/support/random_models.py), on the GPU where there is one, else on this machine's threads.
+float32.
+
+Each way has a process of its own, on the embedded model, on a folder's (see tests/support/random_models.py), or with
+--large on one that is made here: Stable Diffusion 1.5 of half the width at 64 pixels, two pairs an update, whose
+denoiser is larger than its activations. All three processes hold their models at once and take turns; the first turn is
+not counted. A ratio is of two turns that follow each other. It runs on the GPU where there is one, else on this
+machine's threads.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
-import io
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +42,6 @@ from alignbench.algorithms.diffusion_dpo import DiffusionDPO
 from alignbench.diffusion.latent import LatentPipeline
 from alignbench.diffusion.objectives import noising
 from alignbench.diffusion.registry import Hold, find, load
-from alignbench.diffusion.text import added
 from alignbench.files import write_text
 from alignbench.images import fitted
 from alignbench.interface import PairBatch
@@ -54,6 +59,7 @@ ROADS = ("two copies, no caches", "ours, no caches", "ours, with caches")
 ALGORITHM = DiffusionDPO(beta=2500.0, caption_dropout=0.0, rank=8)
 PASSES = 4  # updates in which every pair is seen once
 COMPARED = 8  # pairs whose gradients are compared
+LARGE = "sd15-half"  # the name of the model that --large makes
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,6 @@ class Work:
     resolution: int | None
     dtype: str
     pairs: int  # an update
-    updates: int  # that count
 
     def pipeline(self) -> LatentPipeline:
         size = (self.resolution, self.resolution) if self.resolution else None
@@ -139,12 +144,11 @@ class TwoCopies:
         winner, loser, condition = self.encoded(indices)
         drawn = noising(keys_of(indices, update), winner, condition, self.pipeline)
         self.pipeline.components.switch(self.policy.adapter)
-        dtype = self.pipeline.denoiser.dtype
-        text, sizes = condition.tensors["text"].to(dtype), added(condition.tensors, dtype)
+        call = self.pipeline.components.architecture.call
 
         def error(unet: torch.nn.Module, x0: torch.Tensor) -> torch.Tensor:
             noisy = self.pipeline.add_noise(x0, drawn.noise, drawn.t)
-            eps = unet(noisy.to(dtype), drawn.t.to(x0.device), encoder_hidden_states=text, **sizes).sample.float()
+            eps = call(unet, noisy, drawn.t.to(x0.device), condition.tensors).float()
             return (eps - drawn.noise).square().flatten(1).mean(1)
 
         own = error(self.pipeline.denoiser, winner) - error(self.pipeline.denoiser, loser)
@@ -176,77 +180,143 @@ def compare_gradients(work: Work) -> float:
     return max(float((a - b).abs().max()) / scale for other in others for a, b in zip(plain, other, strict=True))
 
 
-def measure(road: str, work: Work) -> None:
-    """In a process of its own: seconds of each update after the first pass over the pairs, and peak memory."""
+def work_on(road: str, work: Work) -> None:
+    """In a process of its own: the updates of a turn for each line that comes in, and what they took as a line."""
     maker = made(road, work)
     optimiser = torch.optim.AdamW(maker.policy.parameters(), lr=1e-4)
     count = work.pairs * PASSES
-    orders = [[(update * work.pairs + k) % count for k in range(work.pairs)] for update in range(PASSES + work.updates)]
     memory.reset_peak(device())  # it was that of importing the libraries, or of loading
-    loaded = memory.peak(device())
-    times = []
-    for update, indices in enumerate(orders):
-        started = time.perf_counter()
-        for parameter, gradient in zip(maker.policy.parameters(), maker.gradient(indices, update), strict=True):
-            parameter.grad = gradient
-        optimiser.step()
-        if device() == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    seconds = statistics.median(times[-work.updates :])
-    print(json.dumps({"seconds": seconds, "peak": memory.peak(device()) / 2**20, "loaded": loaded / 2**20}))
+    loaded, done = memory.peak(device()), 0
+    for line in sys.stdin:
+        times: list[float] = []
+        used = time.process_time()
+        for update in range(done, done + int(line)):
+            started = time.perf_counter()
+            indices = [(update * work.pairs + k) % count for k in range(work.pairs)]
+            for parameter, gradient in zip(maker.policy.parameters(), maker.gradient(indices, update), strict=True):
+                parameter.grad = gradient
+            optimiser.step()
+            if device() == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        done += len(times)
+        found = {"seconds": statistics.median(times), "processor_seconds": (time.process_time() - used) / len(times)}
+        print(json.dumps(found | {"peak": memory.peak(device()) / 2**20, "loaded": loaded / 2**20}), flush=True)
+
+
+class Worker:
+    """A process that makes updates of one road when it is asked to."""
+
+    def __init__(self, road: str, folder: str, arguments: list[str]) -> None:
+        self.road, self.errors = road, tempfile.TemporaryFile("w+")  # noqa: SIM115
+        command = [sys.executable, __file__, *arguments, "--work", road, folder]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
+        self.process = subprocess.Popen(command, text=True, **pipes)
+
+    def __call__(self, updates: int) -> dict[str, float]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(f"{updates}\n")
+            self.process.stdin.flush()
+        if not (line := self.process.stdout.readline()):
+            self.errors.seek(0)
+            raise SystemExit(f"{self.road}: {(self.errors.read().strip().splitlines() or ['killed'])[-1]}")
+        found: dict[str, float] = json.loads(line)
+        return found
+
+
+@contextlib.contextmanager
+def workers(folder: str, arguments: list[str]) -> Iterator[dict[str, Worker]]:
+    found = {road: Worker(road, folder, arguments) for road in ROADS}
+    try:
+        yield found
+    finally:
+        for worker in found.values():
+            worker.process.kill()
+            worker.process.wait()
+
+
+def taking_turns(own: Mapping[str, Worker], updates: int, turns: int) -> dict[str, Any]:
+    """Speed and memory of each road, and how many times as fast as the first it is, turn by turn."""
+    for worker in own.values():
+        worker(PASSES)  # fills the caches
+    rows: dict[str, list[dict[str, float]]] = {road: [] for road in own}
+    for _ in range(turns):
+        for road, worker in own.items():
+            rows[road].append(worker(updates))
+    found: dict[str, Any] = {}
+    for road, each in rows.items():
+        found[road] = {
+            name: round(statistics.median(row[name] for row in each), 4) for name in ("seconds", "processor_seconds")
+        } | {"peak": round(max(row["peak"] for row in each), 1), "loaded": round(each[0]["loaded"], 1)}
+        for name, kind in (("ratio", "seconds"), ("processor_ratio", "processor_seconds")):
+            ratios = [first[kind] / row[kind] for first, row in zip(rows[ROADS[0]], each, strict=True)]
+            spread = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+            found[road][name] = {key: round(value, 3) for key, value in spread.items()}
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", type=int, nargs="?", default=32, help="an update")
-    parser.add_argument("updates", type=int, nargs="?", default=8)
+    parser.add_argument("pairs", type=int, nargs="?", help="an update; 32, with --large 2")
+    parser.add_argument("updates", type=int, nargs="?", default=8, help="a turn")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--large", action="store_true", help="a denoiser that is larger than its activations")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--resolution", type=int)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--measure", nargs=2, metavar=("ROAD", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs=2, metavar=("ROAD", "FOLDER"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    own = (asked.model, asked.resolution, asked.dtype, asked.pairs, asked.updates)
-    if asked.measure:
-        measure(asked.measure[0], Work(Path(asked.measure[1]), *own))
-        return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_pairs(folder, asked.pairs * PASSES, asked.resolution)
-        difference = compare_gradients(replace(Work(folder, *own), dtype="float32"))
+    pairs, side = asked.pairs or (2 if asked.large else 32), asked.resolution or (64 if asked.large else None)
+    with contextlib.ExitStack() as stack:
+        name = asked.work[1] if asked.work else stack.enter_context(tempfile.TemporaryDirectory(prefix="dpo-step-"))
+        model = str(Path(name) / LARGE) if asked.large else asked.model
+        work = Work(Path(name) / "pairs", model, side, asked.dtype, pairs)
+        if asked.work:
+            work_on(asked.work[0], work)
+            return
+        prepare(work, asked.large)
+        difference = compare_gradients(replace(work, dtype="float32"))
         assert difference < 1e-3, f"the gradients differ by {difference:.2g} of the largest"
-        print(f"gradients of the three roads differ by at most {difference:.1e} of the largest entry")
+        print(f"gradients of the three roads differ by at most {difference:.1e} of the largest entry", flush=True)
         memory.release()
-        found = {}
-        for road in ROADS:
-            command = [sys.executable, __file__, *sys.argv[1:], "--measure", road, name]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"{road}: {done.stderr.strip().splitlines()[-1]}")
-            found[road] = json.load(io.StringIO(done.stdout.splitlines()[-1]))
-    report = {"model": Path(asked.model).name, "resolution": asked.resolution, "dtype": asked.dtype}
-    report |= {"pairs_an_update": asked.pairs, "rank": ALGORITHM.rank}
-    report |= {"gradients_differ_by": difference, "environment": environment(device())}
-    report["roads"] = {
-        road: {name: round(value, 4) for name, value in values.items()} for road, values in found.items()
-    }
+        own = stack.enter_context(workers(name, sys.argv[1:]))
+        roads = taking_turns(own, asked.updates, asked.turns)
+    report = {"model": Path(model).name, "resolution": side, "dtype": asked.dtype, "pairs_an_update": pairs}
+    report |= {"rank": ALGORITHM.rank, "updates_a_turn": asked.updates, "turns": asked.turns}
+    report |= {"gradients_differ_by": difference, "environment": environment(device()), "roads": roads}
     print(table(report))
     if asked.output is not None:
         write_text(asked.output, json.dumps(report, indent=1) + "\n")
 
 
+def prepare(work: Work, large: bool) -> None:
+    """The pairs, and the model where it is made here."""
+    work.folder.mkdir()
+    write_pairs(work.folder, work.pairs * PASSES, work.resolution)
+    if large:
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+        from random_models import half_sd15
+
+        torch.manual_seed(0)
+        half_sd15(Path(work.model))
+
+
 def table(report: Mapping[str, Any]) -> str:
-    roads, environment = report["roads"], report["environment"]
-    first = roads[ROADS[0]]["seconds"]
+    environment = report["environment"]
     lines = [
         f"{report['model']}, {report['dtype']}, LoRA of rank {report['rank']}, {report['pairs_an_update']} pairs an "
-        f"update, {environment['device']}, {environment['threads']} threads",
-        f"{'':24}{'pairs/s':>10}{'ratio':>8}{'peak MiB':>10}{'over loading':>14}",
+        f"update, {environment['device']}, {environment['threads']} threads, {report['turns']} turns",
+        f"{'':24}{'pairs/s':>8}{'times as fast':>22}{'by processor seconds':>22}{'peak MiB':>10}{'over loading':>14}",
     ]
-    for road, values in roads.items():
+    for road, values in report["roads"].items():
+        wall, own = (
+            "{median:.2f} ({least:.2f} to {most:.2f})".format(**values[name]) for name in ("ratio", "processor_ratio")
+        )
         lines.append(
-            f"{road:24}{report['pairs_an_update'] / values['seconds']:10.1f}{first / values['seconds']:8.2f}"
+            f"{road:24}{report['pairs_an_update'] / values['seconds']:8.1f}{wall:>22}{own:>22}"
             f"{values['peak']:10.0f}{values['peak'] - values['loaded']:14.0f}"
         )
     return "\n".join(lines)
