@@ -75,7 +75,7 @@ class Cell:
             tiling=o.vae_tiling,
             autoencoder=o.vae,
             sigmas=o.sigmas,
-            text_length=o.text_length,
+            tokens=o.text_length,
             compiling=o.compile,
             channels_last=o.channels_last,
             attention=o.attention,
