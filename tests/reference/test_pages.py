@@ -142,6 +142,13 @@ def of_the_timings(_: Facts) -> Iterator[str]:
     fifth, sixth = content["cosines"]["6"][4:]
     yield f"the last two have a cosine of {fifth:.2f} and {sixth:.2f}"
     yield f"From {content['images']} pictures"
+    large = {row["algorithm"]: row for row in stored("timings/sd35")["rows"]}
+    base, dpo = (large[name] for name in ("base", "diffusion_dpo"))
+    assert base["status"] == dpo["status"] == "complete"
+    assert "--steps 2 " in base["command"]
+    assert "--resolution 32 " in dpo["command"]
+    yield f"which drew a picture in two steps and needed {base['peak_mib'] / 1024:.1f} GiB for that"
+    yield f"and {dpo['peak_mib'] / 1024:.1f} GiB for an update of `diffusion_dpo` on one pair of 32 pixels"
     assert stored("timings/dpo_step")["gradients_differ_by"] < 1e-4
     yield "The gradients of both are equal"
 

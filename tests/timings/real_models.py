@@ -1,7 +1,10 @@
-"""Every algorithm on checkpoints of the true architectures with random weights: seconds and peak memory.
+r"""Every algorithm on checkpoints of the true architectures with random weights: seconds and peak memory.
 
     python tests/support/random_models.py sd15 /tmp/sd15
     python tests/timings/real_models.py /tmp/sd15 --resolution 64 --output results/timings/sd15.json
+    python tests/support/random_models.py sd35 /tmp/sd35 --dtype bfloat16
+    python tests/timings/real_models.py /tmp/sd35 --dtype bfloat16 --algorithms base diffusion_dpo \
+        --output results/timings/sd35.json
 
 One process per algorithm, as a user starts it: two training prompts, one evaluated, two or three steps. `--memory` also
 measures what each memory option is worth. Rows that the output has already are not measured again. On a machine with a
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -112,6 +116,7 @@ def run(model: Path, work: Path, algo: str, more: Sequence[str], fields: Mapping
     for name, value in own.items():
         command += ["--set", f"{name}={value}"]
     variables = os.environ | {"XDG_CACHE_HOME": str(work / "cache")}
+    before = processor_seconds()
     done = subprocess.run([sys.executable, "-m", "alignbench", *command], capture_output=True, text=True, env=variables)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}"]  # 9: out of memory
@@ -125,8 +130,15 @@ def run(model: Path, work: Path, algo: str, more: Sequence[str], fields: Mapping
         "command": " ".join(["alignbench", *(plain(part, work, model) for part in command)]),
         "alignment_seconds": cost["alignment_seconds"],
         "image_seconds": round(cost["per_image_seconds"], 2),
+        "processor_seconds": round(processor_seconds() - before, 1),
         "peak_mib": round(cost["peak_memory_bytes"] / 2**20),
     }
+
+
+def processor_seconds() -> float:
+    """Of the processes that have ended: of a whole command, with its start and loading. Other work adds nothing."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def plain(part: str, work: Path, model: Path) -> str:
@@ -136,7 +148,8 @@ def plain(part: str, work: Path, model: Path) -> str:
 
 def line(row: Mapping[str, Any]) -> str:
     shown = [f"{row.get('option', ''):36}{row['algorithm']:28}{row['status']:10}"]
-    shown += [f"{name} {row[name]}" for name in ("alignment_seconds", "image_seconds", "peak_mib") if name in row]
+    figures = ("alignment_seconds", "image_seconds", "processor_seconds", "peak_mib")
+    shown += [f"{name} {row[name]}" for name in figures if name in row]
     return "  ".join(shown)
 
 
