@@ -23,7 +23,6 @@ from alignbench.record.result import Row
 PIXELLED = 64  # pixels of the longer side up to which a picture is kept as it is
 SIDE = 256  # to which larger ones are made smaller
 QUALITY = 75
-MOST = 2000  # prompts, unless more are asked for: whoever looks at a page sees fewer
 BUDGET = 12_000_000  # bytes of all pictures of a page; base64 makes 16 MB of it, and results take up to 4
 SHOWN = 6  # methods that are shown at first
 FIRST = 12  # prompts of the first page
@@ -84,8 +83,8 @@ class _Source:
 
 
 def gallery(group: Group, methods: Sequence[Method], output: Path, images: int | None, room: int) -> Gallery:
-    """The pictures of one evaluation, of `images` prompts, or of as many as fit in so many bytes and are at most 2,000.
-    Without pictures it has no cards, and its notes say why."""
+    """The pictures of one evaluation, of `images` prompts or of as many as fit in so many bytes. Without pictures it
+    has no cards, and its notes say why."""
     base = group.methods.index(group.baseline) if group.baseline else None
     found = Gallery(group.methods, _first_shown(group), base, group.scorers, short_names(group.scorers))
     unchecked: list[str] = []
@@ -109,7 +108,7 @@ def gallery(group: Group, methods: Sequence[Method], output: Path, images: int |
     names = list(common)
     cards: dict[int, Card] = {}
     altered: dict[str, list[Path]] = {}
-    for place in order[: MOST if images is None else images]:
+    for place in order if images is None else order[:images]:
         row = about[names[place]]
         shots, size = _shots(sources, row.id, found, altered)
         if images is None and found.bytes + size > room:
