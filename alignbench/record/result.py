@@ -92,8 +92,8 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-_many = dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
-"""A record of which a result has as many as prompts or pictures: a model would need more than twice the memory."""
+_MANY = ConfigDict(extra="forbid", allow_inf_nan=False)
+"""Of a record of which a result has as many as prompts or pictures: a model would need more than twice the memory."""
 
 
 class Configuration(_Record):
@@ -147,7 +147,7 @@ class Evaluation(_Record):
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:12]
 
 
-@_many
+@dataclass(frozen=True, slots=True, kw_only=True, config=_MANY)
 class PromptRow:
     """One evaluated prompt."""
 
@@ -157,7 +157,7 @@ class PromptRow:
     challenge: str = ""
 
 
-@_many
+@dataclass(frozen=True, slots=True, kw_only=True, config=_MANY)
 class Row:
     """One image: its prompt, its number among the prompt's images, its scores. A failed score is null with a reason.
 
@@ -173,7 +173,7 @@ class Row:
     picture: dict[PictureStatistic, NotNegative] = Field(default_factory=dict)
 
 
-@_many
+@dataclass(frozen=True, slots=True, kw_only=True, config=_MANY)
 class Diversity:
     """How far the pictures of one prompt are apart, and their latents; see `picture_statistics.diversity`."""
 
