@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections import Counter
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import browsing
