@@ -30,10 +30,11 @@ slow:        ## the tests that take minutes each
 gpu:         ## the tests that need a CUDA device
 	$(PYTHON) -m pytest -n 0 -m gpu
 
-timings:     ## measure what does not need other machines, on idle cores: comparing, an update of DPO, two processes
+timings:     ## measure what does not need other machines, on idle cores: comparing, an update of DPO, processes, growth
 	$(PYTHON) tests/timings/compare_many.py
 	$(PYTHON) tests/timings/dpo_step.py 32 8
 	$(PYTHON) tests/timings/two_processes.py
+	$(PYTHON) tests/timings/growth.py --prompts 200 2000 --rows 2000 --pairs 100000
 
 pages:       ## write the tables of the pages anew, from the result files
 	$(PYTHON) tests/support/pages.py

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ T = TypeVar("T")
 
 LARGEST = 2**30  # bytes of a file that is read whole: the result of a million images has a third of it
 CHUNK = 2**20
+HUGE = re.compile(r"[eE]\+?\d{3}|\d{300}")  # what a number that is too large for a float has in it
 
 
 def is_file(path: Path) -> bool:
@@ -77,7 +79,8 @@ def json_of(text: str | bytes) -> Any:
     if isinstance(text, bytes):
         text = text.decode("utf-8")
     try:
-        value = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_once)
+        float_of = _finite if HUGE.search(text) else None  # the parser's own is twice as fast
+        value = json.loads(text, parse_constant=_no_number, parse_float=float_of, object_pairs_hook=_once)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignbench.analysis.statistics import LEVEL
-from alignbench.keys import Key, resample_counts
+from alignbench.keys import Key, resample_parts
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -98,7 +98,7 @@ def _of_linked(shares: Shares, key: Key, level: float) -> Ranks | None:
         return None
     theta, bread = _fitted(weight, rates)
     chance = _chance(theta)
-    of_prompts = np.stack([np.nansum(share - chance, 1)[1:] for share in shares.by_prompt]) @ bread
+    of_prompts = np.nansum(shares.by_prompt - chance, 2)[:, 1:] @ bread
     of_runs = _moved_by_runs(shares, weight, bread)
     parts = [(of_prompts, len(of_prompts)), *((moved, len(moved)) for moved in of_runs)]
     variances = [(moved**2).sum(0) * n / max(1, n - 1) for moved, n in parts]  # of θ, by what is random
@@ -202,7 +202,8 @@ def _moved(theta: Array, parts: Sequence[tuple[Array, int]], key: Key) -> Array:
     rng = key("places").generator()
     drawn = np.tile(theta, (DRAWS, 1))
     for moved, n in parts:
-        drawn += (resample_counts(rng, n, DRAWS) - 1) @ moved * math.sqrt(n / max(1, n - 1))
+        sums = [(counts - 1) @ moved for counts in resample_parts(rng, n, DRAWS)]
+        drawn += np.concatenate(sums) * math.sqrt(n / max(1, n - 1))
     return np.concatenate([np.zeros((DRAWS, 1)), drawn], 1)
 
 

@@ -18,6 +18,7 @@ from alignbench.analysis.plan import needed
 from alignbench.analysis.planning import FARTHEST
 from alignbench.errors import AlignbenchError
 from alignbench.printed import one_line
+from alignbench.record.contents import content_of
 from alignbench.record.result import Metric, Result, read
 
 
@@ -142,6 +143,8 @@ def versus_base(path: Path) -> tuple[list[Versus], Path | None]:
     mine = read(path)
     for other in sorted(path.parent.glob("*.json")):
         try:
+            if not _may_be_base(content_of(other)):  # the others need not be read whole
+                continue
             theirs = read(other)
         except AlignbenchError:
             continue
@@ -150,6 +153,11 @@ def versus_base(path: Path) -> tuple[list[Versus], Path | None]:
             continue
         return compare([other, path]).groups[0].versus, other
     return [], None
+
+
+def _may_be_base(content: dict[str, Any]) -> bool:
+    configuration = content.get("configuration")
+    return isinstance(configuration, dict) and configuration.get("algorithm") == "base"
 
 
 def _said(v: Versus, needed: float) -> str:

@@ -243,14 +243,13 @@ def _with_columns(cell: _Cell, report: Report) -> Result:
     """The result with the columns of a report, in the place of those of the same names."""
     old, now = cell.result, datetime.now(UTC).isoformat(timespec="seconds")
     rows = [
-        row.model_copy(
-            update={
-                "scores": {**row.scores, **scored.scores},
-                "failures": {
-                    **{name: reason for name, reason in row.failures.items() if name not in cell.scorers},
-                    **scored.failures,
-                },
-            }
+        replace(
+            row,
+            scores={**row.scores, **scored.scores},
+            failures={
+                **{name: reason for name, reason in row.failures.items() if name not in cell.scorers},
+                **scored.failures,
+            },
         )
         for row, scored in zip(old.rows, report.rows, strict=True)
     ]

@@ -12,7 +12,7 @@ from typing import Any
 
 from alignbench.errors import InputError, shown
 from alignbench.files import Folder
-from alignbench.preferences.columns import Columns, Encoded, Pair, check_some, digest_of
+from alignbench.preferences.columns import Columns, Encoded, Models, Pair, check_some, digest_of
 from alignbench.texts import json_of, text_of
 
 

@@ -41,9 +41,9 @@ class Apart:
     @staticmethod
     def of(value: Any, path: Path) -> Apart:
         """From the entry `apart` of a result file. Raises ResultFileError for what no alignbench writes there."""
-        lengths = {name: value.get(name) for name in LISTS} if isinstance(value, dict) else {}
-        counts = all(type(length) is int and length >= 0 for length in lengths.values())
-        if not counts or set(value) != {"file", "schema", *LISTS}:
+        said = isinstance(value, dict) and set(value) == {"file", "schema", *LISTS}
+        lengths: dict[str, int] = {name: value[name] for name in LISTS} if said else {}
+        if not said or any(type(length) is not int or length < 0 for length in lengths.values()):
             raise ResultFileError(f"{path}: apart: is {shown(value)}, which no alignbench wrote.")
         if not isinstance(value["file"], str) or not NAME.fullmatch(value["file"]) or "/" in value["file"]:
             raise ResultFileError(f"{path}: apart: names {shown(value['file'])}, which is no file of rows.")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 
 from alignbench.errors import ResultFileError, shown
 from alignbench.files import canonical_json, write_text
@@ -91,6 +92,10 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+_MANY = ConfigDict(extra="forbid", allow_inf_nan=False)
+"""Of a record of which a result has as many as prompts or pictures: a model would need more than twice the memory."""
+
+
 class Configuration(_Record):
     """What was asked for. Equal configurations that differ in the seed alone are pooled by `compare`."""
 
@@ -142,7 +147,8 @@ class Evaluation(_Record):
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:12]
 
 
-class PromptRow(_Record):
+@dataclass(frozen=True, slots=True, kw_only=True, config=_MANY)
+class PromptRow:
     """One evaluated prompt."""
 
     id: str
@@ -151,7 +157,8 @@ class PromptRow(_Record):
     challenge: str = ""
 
 
-class Row(_Record):
+@dataclass(frozen=True, slots=True, kw_only=True, config=_MANY)
+class Row:
     """One image: its prompt, its number among the prompt's images, its scores. A failed score is null with a reason.
 
     A picture has the SHA-256 of its pixels (`alignbench.pictures.pixels_sha256`) and statistics; a point, and a picture
@@ -166,7 +173,8 @@ class Row(_Record):
     picture: dict[PictureStatistic, NotNegative] = Field(default_factory=dict)
 
 
-class Diversity(_Record):
+@dataclass(frozen=True, slots=True, kw_only=True, config=_MANY)
+class Diversity:
     """How far the pictures of one prompt are apart, and their latents; see `picture_statistics.diversity`."""
 
     prompt: str
@@ -290,9 +298,10 @@ _ITEMS: Final[Mapping[str, TypeAdapter[Any]]] = {
 
 def _items(result: Result, name: str) -> Iterator[dict[str, Any]]:
     """One of the long lists as it is written."""
-    for item in getattr(result, name):
-        plain = item.model_dump(mode="json")
-        yield {k: v for k, v in plain.items() if k not in SPARSE or v} if name != "diversity" else plain
+    items = getattr(result, name)
+    for begin in range(0, len(items), CHUNK):
+        for plain in _ITEMS[name].dump_python(items[begin : begin + CHUNK], mode="json"):
+            yield {k: v for k, v in plain.items() if k not in SPARSE or v}
 
 
 def write(path: Path, result: Result) -> None:

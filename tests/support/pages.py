@@ -18,6 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from growth_rows import growth_rows
 from places import ROOT
 from simulated import exceptions_table, summary_table
 
@@ -343,6 +344,10 @@ def two_processes(_: Facts) -> str:
     return markdown("work|one process, s:|two, s:|times as fast:|exchanging and waiting, %:", rows)
 
 
+def growth(_: Facts) -> str:
+    return markdown("what|size:|processor, most memory:|file:", growth_rows(stored("timings/growth")))
+
+
 def scaling(_: Facts) -> str:
     """A line for each algorithm and model: how many times as fast as one GPU, and what most of the rest is."""
     rows: dict[tuple[str, str], list[str]] = {}
@@ -420,6 +425,7 @@ TABLES_OF: Mapping[tuple[str, str], Callable[[Facts], str]] = {
     ("results/timings/README.md", "scorers"): scorer_timings,
     ("results/timings/README.md", "two processes"): two_processes,
     ("results/timings/README.md", "scaling"): scaling,
+    ("results/timings/README.md", "growth"): growth,
     ("rewards/README.md", "audit"): audit,
     ("algorithms/README.md", "parity"): parity,
     ("algorithms/README.md", "names"): public_names,

@@ -322,6 +322,8 @@ def mutate_json(text: str, key: Key) -> bytes:
         with contextlib.suppress(KeyError, IndexError):
             holder[name] = json.loads(json.dumps(other_holder[other_name]))
     if isinstance(content, dict) and drawn.integers(2):  # half of them with a digest that is right
+        from alignbench.record.contents import digest_of
+
         with contextlib.suppress(ValueError):
             content["digest"] = digest_of(content)
     return json.dumps(content).encode()

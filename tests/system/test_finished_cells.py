@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ def test_a_column_is_replaced_with_force_alone(cell, capsys):
     assert "--force scores it again" in capsys.readouterr().err
     assert cell.read_bytes() == content
     other = before.scorers[NEW].model_copy(update={"versions": {"pillow": "1.0"}})
-    rows = [row.model_copy(update={"scores": {**row.scores, NEW: -1.0}}) for row in before.rows]
+    rows = [replace(row, scores={**row.scores, NEW: -1.0}) for row in before.rows]
     results.write(cell, before.model_copy(update={"scorers": {**before.scorers, NEW: other}, "rows": rows}))
     assert score(cell, "--save") == 2
     assert "of another scorer (it differs in versions); --force replaces it" in capsys.readouterr().err
@@ -165,7 +166,7 @@ def change_a_picture(cell):
 def make_it_older(cell):
     """As from before anything was kept of pictures."""
     found = results.read(cell)
-    rows = [row.model_copy(update={"sha256": None, "picture": {}}) for row in found.rows]
+    rows = [replace(row, sha256=None, picture={}) for row in found.rows]
     old = {"schema_": 1, "rows": rows, "diversity": [], "kept": None}
     results.write(cell, found.model_copy(update=old))
 

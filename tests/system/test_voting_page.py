@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections import Counter
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import browsing
@@ -156,7 +157,7 @@ def test_a_hostile_prompt_is_text_and_no_method_is_named(tmp_path, log, window):
     files = cells(tmp_path / "results", prompts=2)
     for path in files:
         result = results.read(path)
-        prompts = [prompt.model_copy(update={"text": HOSTILE}) for prompt in result.prompts]
+        prompts = [replace(prompt, text=HOSTILE) for prompt in result.prompts]
         results.write(path, result.model_copy(update={"prompts": prompts}))
     with session_of(files, log, PLAIN) as (_, url):
         page = window(url)

@@ -98,6 +98,7 @@ def of_results(folder: Path, prompts: int) -> dict[str, Any]:
 
 def written(place: Path, prompts: int) -> dict[str, float]:
     """Write results of random scores; what the last one needs."""
+    from dataclasses import replace
     from hashlib import sha256
 
     from compare_many import Method, one
@@ -109,7 +110,7 @@ def written(place: Path, prompts: int) -> dict[str, float]:
         plain = one(Method(algorithm, {}, "truth"), seed, prompts, IMAGES)
         like = {"edge_density": 0.123456, "colour_entropy": 3.123456, "saturation": 0.123456, "darkness": 0.123456}
         rows = [
-            row.model_copy(update={"sha256": sha256(f"{algorithm} {seed} {i}".encode()).hexdigest(), "picture": like})
+            replace(row, sha256=sha256(f"{algorithm} {seed} {i}".encode()).hexdigest(), picture=like)
             for i, row in enumerate(plain.rows)
         ]
         apart_from = [Diversity(prompt=prompt.id, pictures=0.123456, latents=1.123456) for prompt in plain.prompts]
