@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from alignbench.downloads import hub_file
 from alignbench.errors import RunError
+from alignbench.scoring.attention import fuse
 from alignbench.scoring.features import Features
 from alignbench.scoring.preprocessing import SIDE
 from alignbench.scoring.weights import DType, WeightFile, fill, frozen, tensors_of
@@ -150,6 +151,7 @@ def open_clip_network(architecture: ClipArchitecture) -> nn.Module:
             },
             quick_gelu=a.quick_gelu,
         )  # fmt: skip
+        fuse(network)
     # Not part of the weights, so still without values.
     network.register_buffer("attn_mask", torch.full((CONTEXT, CONTEXT), -torch.inf).triu(1), persistent=False)
     return network
