@@ -60,8 +60,12 @@ def test_the_script_for_a_gpu_goes_on_where_it_was_killed(tmp_path):
     short = subprocess.run(
         command(output, "--only", "peak", "--budget", "0.01"), capture_output=True, text=True, check=True
     )
-    assert "peak: over its 0 seconds" in short.stdout
+    assert "peak: over its 0.01 seconds" in short.stdout
     assert parts_of(output)["sd15-dpo"] == found["sd15-dpo"]
+    spawned = subprocess.run(
+        command(output, "--only", "peak", "--start", "spawn"), capture_output=True, text=True, check=True
+    )
+    assert "TFLOP/s" in spawned.stdout
     late = subprocess.run(command(output, "--only", "peak", "--most", "9"), capture_output=True, text=True, check=True)
     assert "peak: not begun" in late.stdout
     refused = subprocess.run([*command(output)[:2], "--output", output], capture_output=True, text=True)
