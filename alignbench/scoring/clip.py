@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from alignbench.downloads import hub_file
 from alignbench.errors import RunError
+from alignbench.scoring.attention import fuse
 from alignbench.scoring.features import Features
 from alignbench.scoring.preprocessing import SIDE
 from alignbench.scoring.weights import DType, WeightFile, fill, frozen, tensors_of
 
 CONTEXT = 77  # tokens, with those at start and end
+STRIDE = 16  # tokens: open_clip's texts are read up to a multiple of it
 VOCABULARY = 49_408
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -78,7 +80,22 @@ class OpenClip:
         return features
 
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
-        features: Tensor = self.network.encode_text(self.tokens(texts).to(self.network.logit_scale.device))
+        """As open_clip's `encode_text`, without most of the zeros behind a text's end, which a causal network does not
+        look at. How many stay depends on the text alone, so that its features do not depend on those beside it."""
+        tokens = self.tokens(texts).to(self.network.logit_scale.device)
+        ends = tokens.argmax(-1)  # the end token has the largest number
+        sizes = [min(CONTEXT, STRIDE * (end // STRIDE + 1)) for end in ends.tolist()]
+        found = self.network.text_projection.new_empty(len(tokens), self.network.text_projection.shape[1])
+        for size in sorted(set(sizes)):
+            rows = [row for row, own in enumerate(sizes) if own == size]
+            found[rows] = self._encode(tokens[rows, :size], ends[rows])
+        return found
+
+    def _encode(self, tokens: Int[Tensor, "b n"], ends: Int[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        network, n = self.network, tokens.shape[1]
+        x = network.token_embedding(tokens) + network.positional_embedding[:n]
+        x = network.ln_final(network.transformer(x, attn_mask=network.attn_mask[:n, :n]))
+        features: Tensor = x[torch.arange(len(x), device=x.device), ends] @ network.text_projection
         return features
 
     def tokens(self, texts: Sequence[str]) -> Int[Tensor, "b 77"]:
@@ -150,6 +167,7 @@ def open_clip_network(architecture: ClipArchitecture) -> nn.Module:
             },
             quick_gelu=a.quick_gelu,
         )  # fmt: skip
+        fuse(network)
     # Not part of the weights, so still without values.
     network.register_buffer("attn_mask", torch.full((CONTEXT, CONTEXT), -torch.inf).triu(1), persistent=False)
     return network

@@ -309,12 +309,15 @@ def memory(_: Facts) -> str:
 
 
 def dpo_step(_: Facts) -> str:
-    content = stored("timings/dpo_step")
-    rows = [
-        [f"`{road}`", f"{content['pairs_an_update'] / found['seconds']:.0f}", f"{found['peak']:.0f}"]
-        for road, found in content["roads"].items()
-    ]
-    return markdown("way|pairs/s:|peak MiB:", rows)
+    rows = []
+    for file, model in (("dpo_step", "`tiny`"), ("dpo_step_large", "half of SD1.5")):
+        content = stored(f"timings/{file}")
+        for road, found in content["roads"].items():
+            ratio = "{median:.2f} ({least:.2f} to {most:.2f})".format(**found["ratio"])
+            speed = f"{content['pairs_an_update'] / found['seconds']:.2g}"
+            memory = [f"{found['peak']:.0f}", f"{found['peak'] - found['loaded']:.0f}"]
+            rows.append([model, f"`{road}`", speed, ratio, *memory])
+    return markdown("model|way|pairs/s:|times as fast:|peak MiB:|of it in updates:", rows)
 
 
 def gradient_noise(_: Facts) -> str:

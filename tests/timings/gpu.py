@@ -10,12 +10,13 @@ each part, and parts that it has are not run again, so that a killed run goes on
 anew. No part begins that could end after --most seconds. Models are made in a folder beside the output, in bfloat16,
 and stay there for the next run; delete it when all is done.
 
-Where packages are missing, the first line says which. For a machine without a network, carry them as wheels:
+Where packages are missing, the first line says which. For a machine without a network that has PyTorch, transformers
+and peft, `make gpu-wheels` downloads the others into .wheels (for Python 3.12); carry the folder with the checkout:
 
-    pip download --no-deps --only-binary=:all: --python-version 3.12 --dest .wheels PACKAGE ...       # elsewhere
-    pip install --no-index --no-deps .wheels/*.whl && pip install --no-index --no-deps --no-build-isolation -e .
+    pip install --no-index --no-deps .wheels/*.whl
+    python tests/timings/gpu.py --output FILE.json
 
-PyTorch and transformers there may be older than pyproject.toml asks for; what this script needs, they have.
+The checkout need not be installed. PyTorch and transformers there may be older than pyproject.toml asks for.
 """
 
 from __future__ import annotations
@@ -36,20 +37,12 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "support"), str(HERE.parent / "support" / "parity")]
-NEEDED = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "open_clip",
-    "peft",
-    "safetensors",
-    "jaxtyping",
-    "pydantic",
-    "alignbench",
-)
+NEEDED = ("torch", "diffusers", "transformers", "open_clip", "peft", "safetensors", "jaxtyping", "ftfy")
 MODELS = {"sd15": 60, "sdxl": 120}  # seconds to make one
+ROOT = HERE.parents[1]
+IMPORTS = 120.0  # seconds at most, of a process that is not forked
 SPARE = 5.0  # seconds that a part needs to begin and to end
-KILLED = "killed"
+COMPLETE = "complete"
 
 
 def main() -> None:
@@ -59,6 +52,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="PART", default=(), help="these alone, and anew")
     parser.add_argument("--most", type=float, default=460.0, help="seconds in all; default: %(default)s")
     parser.add_argument("--budget", type=float, help="seconds of each part, instead of its own")
+    parser.add_argument("--start", choices=("fork", "spawn"), help="of processes; default: fork where a GPU allows it")
     parser.add_argument("--list", action="store_true", help="name the parts and their seconds")
     asked = parser.parse_args()
     ended = time.monotonic() + asked.most
@@ -66,13 +60,11 @@ def main() -> None:
         raise SystemExit(
             f"missing here: {' '.join(missing)}; the head of {Path(__file__).name} says how to carry them."
         )
-    os.environ |= {
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "DIFFUSERS_VERBOSITY": "error",
-        "TQDM_DISABLE": "1",
-    }
-    import gpu_parts  # which imports the libraries once for all parts; nothing touches the GPU here
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {"DIFFUSERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}  # no bars among the lines
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # diffusers looks for a GPU when it is imported
+    find_checkout()
+    import gpu_parts
 
     if unknown := [name for name in asked.only if name not in gpu_parts.PARTS]:
         raise SystemExit(f"--only {unknown[0]}: expected one of {', '.join(gpu_parts.PARTS)}.")
@@ -84,20 +76,32 @@ def main() -> None:
     report = read(asked.output, asked.small)
     for name in asked.only:
         report["parts"].pop(name, None)
+    apart = Apart(asked.start)
     for name in asked.only or gpu_parts.PARTS:
         if name in report["parts"]:
             continue
-        budget = asked.budget or gpu_parts.PARTS[name].seconds
-        left = ended - time.monotonic()
-        if left < budget + SPARE:
+        part, left = gpu_parts.PARTS[name], ended - time.monotonic()
+        making = MODELS[part.family] if part.family and not (work / part.family).exists() else 0
+        budget = asked.budget or part.seconds
+        if left < making + budget + SPARE:
             print(f"{name}: not begun, with {left:.0f} of --most {asked.most:g} seconds left; the same command goes on")
             continue
-        made = model_of(gpu_parts.PARTS[name].family, work, asked.small, ended)
-        found = made or apart(gpu_parts.measure, (name, work, asked.small), min(budget, ended - time.monotonic()))
+        if making and not make_model(apart, part.family, work, asked.small):
+            continue
+        found = apart("measure", (name, work, asked.small), budget)
         report["parts"][name] = found
         report["environment"] = found.pop("environment", report.get("environment"))
         keep(asked.output, report)
         print(gpu_parts.line(name, report["parts"]), flush=True)
+
+
+def find_checkout() -> None:
+    """Import alignbench and its plug-ins from this checkout where it is not installed."""
+    if importlib.util.find_spec("alignbench") is None:
+        sys.path.insert(0, str(ROOT))
+        import alignbench
+
+        alignbench.__path__.append(str(ROOT))
 
 
 def read(path: Path, small: bool) -> dict[str, Any]:
@@ -118,48 +122,63 @@ def keep(path: Path, report: dict[str, Any]) -> None:
     write_text(path, json.dumps(report, indent=1) + "\n")
 
 
-def model_of(family: str | None, work: Path, small: bool, ended: float) -> dict[str, Any] | None:
-    """Make a family's random checkpoint unless it is there. What went wrong, or None."""
-    import gpu_parts
-
-    if family is None or (work / family).exists():
-        return None
+def make_model(apart: Apart, family: str, work: Path, small: bool) -> bool:
+    """Make a family's random checkpoint. Whether that went well."""
     half = work / f"{family}.half"
     shutil.rmtree(half, ignore_errors=True)  # a killed run's
     started = time.monotonic()
-    found = apart(gpu_parts.make_model, (family, half, small), min(MODELS[family], ended - time.monotonic()))
-    if found["status"] == "complete":
+    status = apart("make_model", (family, half, small), MODELS[family])["status"]
+    if status == COMPLETE:
         half.rename(work / family)
         print(f"{family}: random weights made in {time.monotonic() - started:.0f} s", flush=True)
-        return None
-    return found | {"status": f"its model was not made: {found['status']}"}
+    else:
+        print(f"{family}: no random weights ({status}); the same command tries again", flush=True)
+    return bool(status == COMPLETE)
 
 
-def apart(function: Any, arguments: Sequence[Any], seconds: float) -> dict[str, Any]:
-    """What a function says, in a process of its own that is killed after so many seconds. Forked, since imports take
-    longer than many parts."""
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(theirs, function, arguments), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        found: dict[str, Any] = ours.recv() if ours.poll(seconds) else {"status": f"over its {seconds:.0f} seconds"}
-    except EOFError:
-        found = {"status": KILLED}
-    process.join(SPARE if found["status"] == "complete" else 0)
-    process.kill()
-    process.join()
-    return found
+class Apart:
+    """Runs functions of gpu_parts.py in processes of their own. They are forked, since imports take longer than many
+    parts, unless a library has touched the GPU in this process already: then no fork of it may."""
+
+    def __init__(self, method: str | None) -> None:
+        self.method = method or "fork"
+        found = self("device", (), 120)
+        if method is None and "name" not in found:
+            self.method = "spawn"
+            found = self("device", (), 120)
+        print(f"on {found.get('name', found['status'])}", flush=True)
+
+    def __call__(self, function: str, arguments: Sequence[Any], seconds: float) -> dict[str, Any]:
+        """What the function says; its process is killed after so many seconds."""
+        context: Any = multiprocessing.get_context(self.method)
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=child, args=(theirs, function, arguments, os.getpid()), daemon=True)
+        process.start()
+        theirs.close()
+        try:
+            begun = ours.poll(IMPORTS) and ours.recv()  # it has imported the libraries
+            found: dict[str, Any] = {"status": f"over its {seconds:g} seconds"}
+            if begun and ours.poll(seconds):
+                found = ours.recv()
+        except EOFError:
+            found = {"status": "killed"}
+        process.join(SPARE if found["status"] == COMPLETE else 0)
+        process.kill()
+        process.join()
+        return found
 
 
-def child(answers: Connection, function: Any, arguments: Sequence[Any]) -> None:
+def child(answers: Connection, function: str, arguments: Sequence[Any], parent: int) -> None:
+    find_checkout()
     from alignbench import children
 
-    os.environ[children.PARENT] = str(os.getppid())
+    os.environ[children.PARENT] = str(parent)
     children.follow_parent()
     try:
-        found = {"status": "complete"} | (function(*arguments) or {})
+        import gpu_parts
+
+        answers.send("begun")
+        found = {"status": COMPLETE} | (getattr(gpu_parts, function)(*arguments) or {})
     except BaseException as error:
         from alignbench.devices import is_full
 

@@ -331,6 +331,14 @@ def measure(name: str, work: Path, small: bool) -> dict[str, Any]:
         return part.measure(Place(part.subject, work / part.subject, size, small))
 
 
+def device() -> dict[str, Any]:
+    """The GPU's name, seen by using it; fails in a fork of a process that has used it."""
+    if torch.cuda.device_count() == 0:
+        return {"name": "this processor, without a GPU"}
+    torch.zeros(1, device="cuda")
+    return {"name": torch.cuda.get_device_name()}
+
+
 def make_model(family: str, folder: Path, small: bool) -> None:
     """A random checkpoint. The true ones' weights are drawn by the device, which is faster."""
     if small:

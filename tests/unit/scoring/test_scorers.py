@@ -132,6 +132,18 @@ def test_networks_have_the_published_sizes(architecture, name, tensors, theirs, 
     assert not own.attn_mask.is_meta
 
 
+def test_open_clips_texts_have_its_features_without_the_zeros_behind_them(scorer_files):
+    """Whatever stands beside them: of 3 to 77 tokens."""
+    encoder = recipe.scorer("hpsv2_1").features.encoder
+    texts = ["", "a star", "star " * 13, "star " * 14, "star " * 15, "star " * 40, "star " * 100]
+    with torch.no_grad():
+        whole = encoder.network.encode_text(encoder.tokens(texts))
+        together = encoder.encode_texts(texts)
+        alone = torch.cat([encoder.encode_texts([text]) for text in texts])
+    torch.testing.assert_close(together, whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(alone, together, rtol=1e-6, atol=1e-6)
+
+
 def test_image_rewards_names_map_one_to_one_at_the_published_size():
     official = {n: torch.empty(s, device="meta") for n, s in recipe.image_reward_shapes(blip.BLIP_LARGE).items()}
     assert len(official) + 1 == 625  # with position_ids
