@@ -34,6 +34,9 @@ timings:     ## measure what does not need other machines, on idle cores: compar
 	$(PYTHON) tests/timings/compare_many.py
 	$(PYTHON) tests/timings/dpo_step.py 32 8
 	$(PYTHON) tests/timings/two_processes.py
+	$(PYTHON) tests/timings/options.py
+	$(PYTHON) tests/timings/generation.py
+	$(PYTHON) tests/timings/start_up.py
 
 pages:       ## write the tables of the pages anew, from the result files
 	$(PYTHON) tests/support/pages.py
