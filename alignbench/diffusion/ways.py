@@ -4,7 +4,6 @@ of convolutions, another kernel of attention."""
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from alignbench.choices import Attending, Compiling
 from alignbench.devices import is_full
 from alignbench.diffusion.registry import Hold
-from alignbench.downloads import cache_folder
+from alignbench.downloads import keep_compiled
 from alignbench.errors import InputError, RunError, shown
 
 KERNELS: dict[Attending, SDPBackend] = {
@@ -26,7 +25,6 @@ KERNELS: dict[Attending, SDPBackend] = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
 OF_PROCESSORS: tuple[Attending, ...] = ("math", "flash")
-CACHE, FOLDER = "TORCHINDUCTOR_CACHE_DIR", "compiled"  # torch's variable, and our folder
 GRAPHS = 64  # that one network may be compiled to: with an adapter and without, with gradients and without, by shapes
 
 
@@ -45,8 +43,7 @@ class Ways:
         import torch._dynamo
         from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-        if os.environ.get(CACHE) in (None, default_cache_dir()):  # torch sets the latter where nobody has said another
-            os.environ[CACHE] = str(cache_folder() / FOLDER)
+        keep_compiled(default_cache_dir())
         torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
         network.compile(mode=self.compiling, fullgraph=True)  # whole: what cannot be compiled raises
 
