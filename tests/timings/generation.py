@@ -143,7 +143,8 @@ def main() -> None:
         side, model, count, batch, folder = asked.work
         work_on(side, model, int(count), int(batch), Path(folder))
         return
-    report: dict[str, Any] = {"images": asked.images, "batch": asked.batch, "turns": asked.turns, "models": {}}
+    report: dict[str, Any] = {"images": asked.images, "batch": asked.batch, "turns": asked.turns}
+    report |= {"environment": environment(device()), "models": {}}
     for model in asked.models:
         found = report["models"][model] = measured(model, asked.images, asked.batch, asked.turns)
         print(
@@ -152,9 +153,8 @@ def main() -> None:
             f"second; {found['ours']['peak_mib']} and {found['diffusers']['peak_mib']} MiB",
             flush=True,
         )
-    report["environment"] = environment(device())
-    if asked.output is not None:
-        write_text(asked.output, json.dumps(report, indent=1) + "\n")
+        if asked.output is not None:
+            write_text(asked.output, json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
