@@ -36,6 +36,9 @@ timings:     ## measure what does not need other machines, on idle cores: compar
 	$(PYTHON) tests/timings/dpo_step.py --large
 	$(PYTHON) tests/timings/two_processes.py
 	$(PYTHON) tests/timings/growth.py --prompts 200 2000 --rows 2000 --pairs 100000
+	$(PYTHON) tests/timings/options.py
+	$(PYTHON) tests/timings/generation.py
+	$(PYTHON) tests/timings/start_up.py
 
 gpu-timings: ## measure on a GPU, in at most eight minutes; typed again it goes on where it was
 	$(PYTHON) tests/timings/gpu.py --output results/timings/gpu.json

@@ -16,6 +16,7 @@ from urllib.request import getproxies
 from alignbench.errors import InputError, RunError
 from alignbench.files import replace_file, sha256_of
 
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"  # of torch's compiler
 SECONDS = 20.0  # without an answer before a download is given up
 LARGEST = 64 * 2**20  # bytes read of a file whose size is not known and that is not on the hub
 
@@ -201,3 +202,10 @@ def _absent(file: File, why: str) -> str:
         f"{file.place} is not on this machine and {why}. Put the file ({file.identity}; from {file.url}) "
         f"at {cache_folder() / file.place}, or at {file.place} below a folder named by ALIGNBENCH_DATA."
     )
+
+
+def keep_compiled(usual: str) -> None:
+    """Have torch keep what it compiles in the folder of caches, where another process finds it; unless a user has
+    named another folder. `usual` is torch's own, which torch sets by itself."""
+    if os.environ.get(COMPILED) in (None, usual):
+        os.environ[COMPILED] = str(cache_folder() / "compiled")

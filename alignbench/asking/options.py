@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from alignbench import plugins
-from alignbench.asking.wrong_values import explained
+from alignbench.asking.refused import explained
 from alignbench.choices import (
     NO_REWARD,
     Attending,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast, get_args, get_type_hints
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from alignbench import plugins
-from alignbench.asking.wrong_values import expected
+from alignbench.asking.refused import expected
 from alignbench.diffusion.registry import Model
 from alignbench.errors import InputError, UnknownName
 from alignbench.interface import Algorithm, Prompt

@@ -205,9 +205,8 @@ class LatentPipeline:
             # as the processor is (by 3e-5 on a single thread, where the kernels are others).
             rows = torch.arange(n + -n % 4).clamp(max=n - 1)
             latents, t, tensors = latents[rows], t[rows], {name: value[rows] for name, value in tensors.items()}
-        with self.components.ways.used():
-            output = self.components.architecture.call(self.denoiser, latents, t, tensors).float()[:n]
-        output = self.components.ways.own(output)
+        call = functools.partial(self.components.architecture.call, self.denoiser, latents, t, tensors)
+        output = self.components.ways.output(call).float()[:n]
         self.components.meter.forward("denoiser", n)
         self.components.meter.watch("denoiser", output, n, recomputed=self.recomputation is not None)
         return output

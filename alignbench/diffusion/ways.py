@@ -4,8 +4,7 @@ of convolutions, another kernel of attention."""
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +13,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from alignbench.choices import Attending, Compiling
+from alignbench.devices import is_full
 from alignbench.diffusion.registry import Hold
-from alignbench.downloads import cache_folder
-from alignbench.errors import InputError
+from alignbench.downloads import keep_compiled
+from alignbench.errors import InputError, RunError, shown
 
 KERNELS: dict[Attending, SDPBackend] = {
     "math": SDPBackend.MATH,
@@ -25,7 +25,6 @@ KERNELS: dict[Attending, SDPBackend] = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
 OF_PROCESSORS: tuple[Attending, ...] = ("math", "flash")
-CACHE, FOLDER = "TORCHINDUCTOR_CACHE_DIR", "compiled"  # torch's variable, and our folder
 GRAPHS = 64  # that one network may be compiled to: with an adapter and without, with gradients and without, by shapes
 
 
@@ -42,22 +41,42 @@ class Ways:
         if self.compiling is None:
             return
         import torch._dynamo
+        from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-        os.environ.setdefault(CACHE, str(cache_folder() / FOLDER))
+        keep_compiled(default_cache_dir())
         torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
         network.compile(mode=self.compiling, fullgraph=True)  # whole: what cannot be compiled raises
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
         """Inside, attention has the kernel that was chosen."""
-        if self.compiling == "reduce-overhead":
-            torch.compiler.cudagraph_mark_step_begin()
         with contextlib.nullcontext() if self.attention == "auto" else sdpa_kernel(KERNELS[self.attention]):
             yield
 
-    def own(self, output: Tensor) -> Tensor:
-        """The output in memory of its own: the next replay of a CUDA graph would write over it."""
-        return output.clone() if self.compiling == "reduce-overhead" else output
+    def output(self, call: Callable[[], Tensor]) -> Tensor:
+        """What calling a network gives. Raises RunError where it cannot be compiled: a process that is killed while it
+        compiles leaves half a file in the cache."""
+        if self.compiling == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
+        try:
+            with self.used():
+                found = call()
+        except Exception as error:
+            if self.compiling is None or is_full(error) or not _of_compiling(error):
+                raise
+            first = shown(str(error).strip().partition("\n")[0])
+            raise RunError(
+                f"--compile {self.compiling}: torch cannot compile the denoiser ({first}); if it could before, "
+                "`alignbench cache --clear compiled` and the same command begin anew, else leave --compile out."
+            ) from error
+        # The next replay of a CUDA graph writes over its output.
+        return found.clone() if self.compiling == "reduce-overhead" else found
+
+
+def _of_compiling(error: Exception) -> bool:
+    from torch._dynamo import exc
+
+    return isinstance(error, exc.TorchDynamoException | exc.FailOnRecompileLimitHit)
 
 
 def check(hold: Hold) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import speed_tables
 from growth_rows import growth_rows
 from places import ROOT
 from simulated import exceptions_table, summary_table
@@ -426,6 +427,9 @@ TABLES_OF: Mapping[tuple[str, str], Callable[[Facts], str]] = {
     ("results/timings/README.md", "dpo step"): dpo_step,
     ("results/timings/README.md", "gradient noise"): gradient_noise,
     ("results/timings/README.md", "scorers"): scorer_timings,
+    ("results/timings/README.md", "options"): lambda _: markdown(*speed_tables.options()),
+    ("results/timings/README.md", "generation"): lambda _: markdown(*speed_tables.generation()),
+    ("results/timings/README.md", "start-up"): lambda _: markdown(*speed_tables.start_up()),
     ("results/timings/README.md", "two processes"): two_processes,
     ("results/timings/README.md", "scaling"): scaling,
     ("results/timings/README.md", "growth"): growth,

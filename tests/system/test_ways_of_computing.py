@@ -10,14 +10,15 @@ import sys
 
 import pytest
 import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignbench import FullFineTune, Key, LoRA, Prompt
 from alignbench.asking.options import RunOptions
 from alignbench.devices import keep_freed
-from alignbench.diffusion import ways
 from alignbench.diffusion.registry import Hold, family_of, find, load
-from alignbench.errors import InputError
+from alignbench.downloads import COMPILED
+from alignbench.errors import InputError, RunError
 from alignbench.meter import Meter
 
 PROMPTS = [Prompt("a", "a red circle"), Prompt("b", "a blue square")]
@@ -114,7 +115,7 @@ def test_a_compiled_denoiser_with_checkpointing_is_refused():
 @pytest.fixture
 def compiled(monkeypatch, tmp_path):
     """`tiny` as `--compile` has it, but for the compiler itself, which takes minutes: what it was asked, and calls."""
-    monkeypatch.delenv(ways.CACHE, raising=False)
+    monkeypatch.setenv(COMPILED, default_cache_dir())  # as importing torch's compiler does
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     asked = []
 
@@ -141,6 +142,25 @@ def test_every_denoiser_that_is_called_is_compiled_whole(compiled):
         predicted(full)
     assert calls[3] is full.denoiser
     assert full.denoiser is not pipeline.denoiser
+
+
+def test_what_was_compiled_is_kept_in_the_folder_of_caches(compiled, tmp_path):
+    assert os.environ[COMPILED] == str(tmp_path / "caches" / "alignbench" / "compiled")
+
+
+def test_what_cannot_be_compiled_is_one_line_that_says_what_to_type(compiled):
+    pipeline, *_ = compiled
+
+    def broken(*args, **told):
+        raise torch._dynamo.exc.TorchDynamoException("ImportError: a.so: file too short\nSet TORCHDYNAMO_VERBOSE=1")
+
+    pipeline.denoiser._compiled_call_impl = broken
+    with pytest.raises(RunError) as raised:
+        predicted(pipeline)
+    assert str(raised.value) == (
+        "--compile default: torch cannot compile the denoiser ('ImportError: a.so: file too short'); if it could "
+        "before, `alignbench cache --clear compiled` and the same command begin anew, else leave --compile out."
+    )
 
 
 @pytest.mark.parametrize("tuning", [LoRA(2), FullFineTune()])
@@ -172,13 +192,13 @@ def compiled_and_plain():
 
 @pytest.mark.slow
 def test_a_compiled_policy_has_the_same_gradients_and_a_second_process_compiles_nothing(tmp_path, monkeypatch):
-    monkeypatch.delenv(ways.CACHE, raising=False)
+    monkeypatch.delenv(COMPILED, raising=False)  # of the processes that follow
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
     command = [sys.executable, "-c", "import test_ways_of_computing as own; own.compiled_and_plain()"]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
     assert [int(graphs) >= 2 for graphs, _ in runs] == [True, True]
-    assert any((tmp_path / "alignbench" / ways.FOLDER).rglob("*"))
+    assert any((tmp_path / "alignbench" / "compiled").rglob("*"))
     assert [int(missed) > 0 for _, missed in runs] == [True, False]
 
 

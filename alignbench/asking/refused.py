@@ -1,12 +1,10 @@
-"""What pydantic says of a wrong value, as a user reads it."""
+"""What pydantic refuses, in a sentence."""
 
 from __future__ import annotations
 
-from typing import Final
-
 from pydantic import ValidationError
 
-EXPECTED: Final = {
+EXPECTED = {
     "greater_than_equal": "at least {ge:,}",
     "greater_than": "more than {gt:,}",
     "less_than_equal": "at most {le:,}",
