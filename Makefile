@@ -30,9 +30,10 @@ slow:        ## the tests that take minutes each
 gpu:         ## the tests that need a CUDA device
 	$(PYTHON) -m pytest -n 0 -m gpu
 
-timings:     ## measure what does not need other machines, on idle cores: comparing, an update of DPO, two processes
+timings:     ## measure what does not need other machines, on idle cores: comparing, DPO, DDPO beside TRL, two processes
 	$(PYTHON) tests/timings/compare_many.py
 	$(PYTHON) tests/timings/dpo_step.py 32 8
+	$(PYTHON) tests/timings/ddpo_epoch.py
 	$(PYTHON) tests/timings/two_processes.py
 
 pages:       ## write the tables of the pages anew, from the result files
