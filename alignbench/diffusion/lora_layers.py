@@ -23,11 +23,15 @@ class MergedLinear(Linear):  # type: ignore[misc]
     The product W + s B A takes the memory of one more W, as long as the layer lives.
     """
 
+    _for: Any = None  # the adapters that were on when `_plain` was asked
+    _on: str | None = None  # what it said
     _kept: tuple[tuple[Any, ...], Tensor] | None = None  # what it was made of, and the merged weight
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        adapter = None if args or kwargs else self._plain(x)
-        if adapter is None:
+        if self._for is not self._active_adapter:  # peft replaces the list; looking at all of it each time is slow
+            self._for, self._on = self._active_adapter, self._plain()
+        adapter = None if self._disable_adapters or self.merged_adapters or args or kwargs else self._on
+        if adapter is None or x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
             result: Tensor = super().forward(x, *args, **kwargs)
             return result
         base = self.get_base_layer()
@@ -38,13 +42,17 @@ class MergedLinear(Linear):  # type: ignore[misc]
             return found
         return functional.linear(x, merged, base.bias)
 
+    def update_layer(self, *args: Any, **kwargs: Any) -> None:
+        super().update_layer(*args, **kwargs)
+        self._for = self._kept = None
+
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
-        self._kept = None
+        self._for = self._kept = None
 
-    def _plain(self, x: Tensor) -> str | None:
-        """The one adapter that is on, if nothing else than y = x Wᵀ + b + s x Aᵀ Bᵀ in float32 is asked for."""
-        if self.disable_adapters or self.merged or len(self.active_adapters) != 1 or x.dtype != torch.float32:
+    def _plain(self) -> str | None:
+        """The one adapter that is on, if it is y = x Wᵀ + b + s x Aᵀ Bᵀ with all of it in float32."""
+        if len(self.active_adapters) != 1:
             return None
         (adapter,) = self.active_adapters
         if adapter not in self.lora_A or adapter in self.lora_variant or self.lora_bias[adapter]:
@@ -53,8 +61,7 @@ class MergedLinear(Linear):  # type: ignore[misc]
         weights = (base.weight, self.lora_A[adapter].weight, self.lora_B[adapter].weight)
         plain = type(base) is nn.Linear and not base.weight.requires_grad and not self.fan_in_fan_out
         plain = plain and isinstance(self.lora_dropout[adapter], nn.Identity)
-        plain = plain and all(weight.dtype == torch.float32 for weight in weights)
-        return adapter if plain and not torch.is_autocast_enabled(x.device.type) else None
+        return adapter if plain and all(weight.dtype == torch.float32 for weight in weights) else None
 
     @torch.no_grad()
     def _merged_weight(self, adapter: str, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -74,7 +81,7 @@ class _Merged(torch.autograd.Function):
         return functional.linear(x, merged, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, a, b, merged = ctx.saved_tensors
         flat, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])

@@ -127,8 +127,22 @@ def of_the_scorers(content: dict[str, Any]) -> Iterator[str]:
     yield f"{small:.0f} MiB with {few} pictures and {large:.0f} with {many}"
 
 
+def of_an_epoch(content: dict[str, Any]) -> Iterator[str]:
+    assert content["gradients_differ_by"] < 1e-4
+    yield f"a rollout of {content['images']} images in {content['steps']} steps and {content['updates']} updates on it"
+    yield f"They took turns, {content['repetitions']} times"
+    held = [content["sides"][side] for side in ("ours", "trl")]
+    yield f"ours hold {held[0]['peak_mib']:.0f} MiB at most and TRL {held[1]['peak_mib']:.0f}"
+    yield f"of these, {held[0]['loaded_mib']:.0f} and {held[1]['loaded_mib']:.0f} before an epoch begins"
+    each, peak = (content["roofline"][f"multiplications_{of}"] for of in ("an_image", "a_second"))
+    yield f"multiplies {each / 1e9:.1f} thousand million times for an image, and this core {peak / 1e9:.0f} a second"
+    made = [100 * content["images"] / statistics.median(side["whole"]) * each / peak for side in held]
+    yield f"Ours reach {made[0]:.0f} % of that, TRL {made[1]:.0f} %"
+
+
 def of_the_timings(_: Facts) -> Iterator[str]:
     yield from of_the_scorers(stored("timings/scorers"))
+    yield from of_an_epoch(stored("timings/ddpo_epoch"))
     content = stored("timings/gradient_noise")
     assert [case["guidance"] for case in content["cases"]] == [3, 1]
     errors = []

@@ -321,6 +321,16 @@ def dpo_step(_: Facts) -> str:
     return markdown("model|way|pairs/s:|times as fast:|peak MiB:|of it in updates:", rows)
 
 
+def ddpo_epoch(_: Facts) -> str:
+    content = stored("timings/ddpo_epoch")
+    sides = [content["sides"][side] for side in ("ours", "trl")]
+    rows = []
+    for name, label in (("whole", "an epoch"), ("rollout", "its rollout"), ("update", "its updates")):
+        speeds = [f"{content['images'] / statistics.median(side[name]):.2f}" for side in sides]
+        rows.append([label, *speeds, "{median:.2f} ({least:.2f} to {most:.2f})".format(**content["ratio"][name])])
+    return markdown("images a processor second|ours:|TRL:|ratio:", rows)
+
+
 def gradient_noise(_: Facts) -> str:
     content = stored("timings/gradient_noise")
     assert content["baselines"] == ["the prompt's other images", "lookahead"]
@@ -425,6 +435,7 @@ TABLES_OF: Mapping[tuple[str, str], Callable[[Facts], str]] = {
     ("results/timings/README.md", "real models"): real_models,
     ("results/timings/README.md", "memory"): memory,
     ("results/timings/README.md", "dpo step"): dpo_step,
+    ("results/timings/README.md", "ddpo epoch"): ddpo_epoch,
     ("results/timings/README.md", "gradient noise"): gradient_noise,
     ("results/timings/README.md", "scorers"): scorer_timings,
     ("results/timings/README.md", "options"): lambda _: markdown(*speed_tables.options()),

@@ -44,16 +44,17 @@ def evaluations(pipeline, work) -> int:
     return pipeline.meter.total.denoiser_forward - before
 
 
-def test_every_fourth_action_of_an_image_is_looked_at_and_every_action_in_as_many_images():
-    assert looked_at(0, 32, 10) == [(0, 0), (0, 4), (0, 8)]
-    assert looked_at(5, 32, 10) == [(5, 1), (5, 5), (5, 9)]
-    assert looked_at(1, 3, 10) == [(1, 1), (1, 4), (1, 7)]
+def test_the_last_two_actions_are_looked_at_in_all_images_and_the_others_in_an_eighth_of_them():
+    assert looked_at(0, 32, 12) == [(0, 0), (0, 8), (0, 10), (0, 11)]
+    assert looked_at(13, 32, 12) == [(13, 5), (13, 10), (13, 11)]
+    assert looked_at(1, 3, 10) == [(1, 1), (1, 4), (1, 7), (1, 8), (1, 9)]
     assert looked_at(0, 1, 3) == [(0, 0), (0, 1), (0, 2)]
-    for images in (1, 2, 3, 4, 7, 32):
+    assert looked_at(5, 32, 1) == [(5, 0)]
+    for images in (1, 2, 3, 8, 11, 32):
         actions = [action for image in range(images) for _, action in looked_at(image, images, 10)]
-        counts = [actions.count(action) for action in range(10)]
-        assert min(counts) >= 1
-        assert max(counts) - min(counts) <= 1
+        *others, last, final = [actions.count(action) for action in range(10)]
+        assert (last, final) == (images, images)
+        assert set(others) <= {max(1, images // 8), images // 8 + 1}
 
 
 @torch.no_grad()
@@ -62,7 +63,7 @@ def test_the_watched_divergence_is_the_sum_over_actions_of_the_means_over_the_im
     total = 0.0
     for action in range(len(path.actions)):
         step = divergence(*(path.transition(own, action) for own in (policy, policy.reference)))
-        total += float(step[:WATCHED_IMAGES][action % 4 :: 4].mean())
+        total += float((step[:WATCHED_IMAGES] if action >= 8 else step[:WATCHED_IMAGES][action::8]).mean())
     assert total > 0
     assert float(watched_kl(ALONE, policy, path, 5)) == pytest.approx(total, rel=1e-5)
     assert float(watched_kl(ALONE, policy, path, 5, keys)) == pytest.approx(total, rel=1e-3)
@@ -94,6 +95,7 @@ def test_paths_that_are_drawn_for_it_have_the_divergence_of_the_same_paths_store
 
 def test_watching_costs_one_evaluation_for_each_move_that_is_looked_at(policy):
     path, keys = drawn(policy, 40)
-    moves = WATCHED_IMAGES * len(path.actions) // 4
+    moves = 2 * 32 + 8 * 4
+    assert (WATCHED_IMAGES, len(path.actions)) == (32, 10)
     assert evaluations(policy, lambda: watched_kl(ALONE, policy, path, 8, keys)) == moves
     assert evaluations(policy, lambda: watched_kl(ALONE, policy, path, 8)) == 2 * moves
