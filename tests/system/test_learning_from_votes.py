@@ -14,6 +14,8 @@ from result_files import writer
 from alignbench import Key
 from alignbench.cli.app import run_command_line
 from alignbench.judging import voting_log
+from alignbench.judging.audit import audit
+from alignbench.judging.options import AuditOptions
 from alignbench.record.digests import digest, digest_of, picture_of
 from alignbench.shapes.render import render_batch, sample_scene
 from alignbench.shapes.scene import sample_caption
@@ -69,14 +71,12 @@ def chosen(tmp_path_factory):
     return pairs
 
 
-def test_an_audit_finds_the_scorer_that_people_agree_with(chosen, tmp_path, capsys):
-    capsys.readouterr()
+def test_an_audit_finds_the_scorer_that_people_agree_with(chosen):
     scorers = [f"{COLOURS}:Red", f"{COLOURS}:Brightness"]
-    assert run_command_line(["audit", "--pairs", str(chosen), "--scorers", *scorers, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = audit(AuditOptions.parse({"pairs": chosen, "scorers": scorers}), quiet=True)
     labels = [json.loads(line)["label"] for line in (chosen / "pairs.jsonl").read_text().splitlines()]
-    assert found["pairs"]["used"] == len(labels) - labels.count(0.5) > 30
-    rates = {name: scorer["accuracy"]["rates"]["half"]["rate"] for name, scorer in found["scorers"].items()}
+    assert found.pairs["used"] == len(labels) - labels.count(0.5) > 30
+    rates = {name: one.accuracy.rates["half"].rate for name, one in found.scorers.items()}
     assert rates["Red"] > 0.75
     assert rates["Red"] > rates["Brightness"] + 0.1
 
