@@ -41,9 +41,9 @@ from alignbench.record.votes import Log, Served, Shown, read_log, suspects
 HUMAN = f"{TESTS}/support/plugins/human.py:Human"
 RATERS, EACH = 10, 20  # 200 votes, checks and repeats among them
 LEFT, CARELESS = 0.5, 9  # the draw to the left of rater 8; the number of who answers at random
-TIE = 0.5  # difference in utility below which a rater says that neither is better
-CANDIDATES = 4  # of best-of-n
-SETTINGS = {"rounds": 3, "updates_per_round": 20}
+TIE = 0.2  # difference in utility below which a rater says that neither is better
+CANDIDATES = 8  # of best-of-n: pictures that differ more teach more
+SETTINGS = {"rounds": 2, "updates_per_round": 15}  # some ten looks at each pair
 VOTED, TESTED, SEEDS = 200, 200, (1, 2, 3)
 
 
