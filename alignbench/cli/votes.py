@@ -56,7 +56,7 @@ def vote(
         Port to listen on; 0 takes a free one.
     import_: Path
         Serve nothing, but make a log of votes that were cast elsewhere: a .csv with the columns prompt, method_a,
-        method_b, choice and rater, or Label Studio's .json.
+        method_b, choice and rater, Label Studio's .json, or a .parquet with Pick-a-Pic's columns.
     """
     _check(files, votes, each, port)
     if import_ is not None:

@@ -1,4 +1,5 @@
-"""Votes that were cast elsewhere, as a log: a table of prompt, two methods, choice and rater; Label Studio's export.
+"""Votes that were cast elsewhere, as a log: a table of prompt, two methods, choice and rater; Label Studio's export;
+Pick-a-Pic's parquet.
 
     prompt,method_a,method_b,choice,rater
     a red circle,base,refl,a,anna
@@ -6,7 +7,10 @@
 A row names a prompt by its id or its text, two methods by their label, algorithm or result file, and a choice: a or b
 (left or right, or a method's own name), tie, skip. Optional columns are sample (default 0), question and milliseconds.
 Label Studio's JSON is read where its tasks have these columns as data, and its raters chose `left`, `right` or `tie`.
-What was shown on which side is as the table says: a is left. Everything else is refused by row.
+A parquet file has Pick-a-Pic's columns: the caption is the prompt, model_0 and model_1 are the methods, label_0 is the
+choice and user_id the rater; rows that nobody judged are passed over, and its copies of pictures are not read: what is
+counted is the result's own picture of that method and prompt. What was shown on which side is as the table says: a is
+left. Everything else is refused by row.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from typing import Any
 from alignbench.errors import InputError, UnknownName, shown
 from alignbench.files import replace_file
 from alignbench.judging.ballot import Ground, ground_of
+from alignbench.preferences.columns import OF_JUDGEMENT, check_agreement
+from alignbench.preferences.parquet import opened
 from alignbench.record.votes import Header, Log, Question, Rules, Served, Shown, Vote, line_of
 from alignbench.texts import json_of, table_rows, text_of
 
@@ -29,6 +35,8 @@ CHOICES = {
     "a": "left", "b": "right", "left": "left", "right": "right", "1": "left", "2": "right", "tie": "tie",
     "both": "tie", "neither": "tie", "same": "tie", "skip": "skip", "": "skip",
 }  # fmt: skip
+PICK_A_PIC = ("caption", "model_0", "model_1", "label_0", "user_id")
+SAID = {1.0: "a", 0.0: "b", 0.5: "tie"}  # by label_0
 MOST = 1_000_000  # rows
 
 Row = tuple[str, Mapping[str, Any]]  # where it stands, and its values
@@ -45,7 +53,7 @@ class Imported:
 
 
 def import_votes(source: Path, results: Sequence[Path], path: Path) -> Imported:
-    """Write a log of the votes in a .csv, .tsv or .json file on these results. Raises InputError by row."""
+    """Write a log of the votes in a .csv, .tsv, .json or .parquet file on these results. Raises InputError by row."""
     if path.exists():
         raise InputError(f"{path} is there already; name a new --votes.")
     rows = list(_rows(source))
@@ -159,8 +167,33 @@ def _rows(source: Path) -> Iterator[Row]:
         yield from table_rows(source, tabs=source.suffix.lower() == ".tsv")
     elif source.suffix.lower() == ".json":
         yield from _label_studio(source)
+    elif source.suffix.lower() == ".parquet":
+        yield from _pick_a_pic(source)
     else:
-        raise InputError(f"{source}: expected a .csv, .tsv, or Label Studio's .json.")
+        raise InputError(f"{source}: expected a .csv, .tsv, Label Studio's .json, or Pick-a-Pic's .parquet.")
+
+
+def _pick_a_pic(source: Path) -> Iterator[Row]:
+    """Rows that somebody judged, without the pictures."""
+    with opened(source) as handle:
+        names = handle.schema_arrow.names
+        if missing := [name for name in PICK_A_PIC if name not in names]:
+            raise InputError(f"{source} has no column {' and no '.join(missing)}; votes need {', '.join(PICK_A_PIC)}.")
+        light = [name for name in dict.fromkeys((*PICK_A_PIC, "has_label", *OF_JUDGEMENT)) if name in names]
+        number = 0
+        for group in range(handle.num_row_groups):
+            for values in handle.read_row_group(group, columns=light, use_threads=False).to_pylist():
+                where, number = f"{source}, row {number}", number + 1
+                label, judged = values["label_0"], values.get("has_label")
+                if label is None if judged is None else not judged:
+                    continue
+                if label not in SAID:
+                    raise InputError(f"{where}: label_0 is {shown(label)}; expected 1, 0 or 0.5.")
+                check_agreement(label, values, where)
+                yield where, {
+                    "prompt": values["caption"], "method_a": values["model_0"], "method_b": values["model_1"],
+                    "choice": SAID[label], "rater": values["user_id"],
+                }  # fmt: skip
 
 
 def _label_studio(source: Path) -> Iterator[Row]:

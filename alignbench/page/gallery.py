@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,7 +78,7 @@ def gallery(group: Group, methods: Sequence[Method], output: Path, images: int |
     """The pictures of one evaluation, of `images` prompts or of as many as fit in so many bytes. Without pictures it
     has no cards, and its notes say why."""
     base = group.methods.index(group.baseline) if group.baseline else None
-    found = Gallery(group.methods, _first_shown(group), base, group.scorers, short_names(group.scorers), group.votes)
+    found = Gallery(group.methods, [], base, group.scorers, short_names(group.scorers), group.votes)
     unchecked: list[str] = []
     sources: dict[int, FirstPictures] = {}
     for place, method in enumerate(methods):
@@ -94,7 +94,7 @@ def gallery(group: Group, methods: Sequence[Method], output: Path, images: int |
         found.notes.append(f"Not checked against results, which keep no digest of pictures or lack some: {who}.")
     if lacking := [method.label for place, method in enumerate(methods) if place not in sources]:
         found.notes.append(f"Without pictures beside the result: {', '.join(lacking)}.")
-    found.shown = [place for place in found.shown if place in sources] or list(sources)[:SHOWN]
+    found.shown = _first_shown(group, sources)
     found.folders = [_link(sources.get(place), output) for place in range(len(methods))]
     about = {row.id: row for method in methods for row in method.first.prompts}
     common = dict.fromkeys(prompt for source in sources.values() for prompt in source.prompts)
@@ -123,14 +123,15 @@ def gallery(group: Group, methods: Sequence[Method], output: Path, images: int |
     return found
 
 
-def _first_shown(group: Group) -> list[int]:
-    """The baseline, and the best of each algorithm on the first scorer."""
-    first = [item for item in group.versus if item.scorer == group.scorers[0]] if group.scorers else []
+def _first_shown(group: Group, sources: Collection[int]) -> list[int]:
+    """The baseline, and the best of each algorithm on the first scorer, of those that have pictures."""
+    having = [group.methods[place] for place in sources]
+    first = [item for item in group.versus if item.scorer == group.scorers[0] and item.method in having]
     best: dict[str, str] = {}
     for item in sorted(first, key=lambda item: -item.rate.rate):
         best.setdefault(item.method.partition(" ")[0], item.method)
-    chosen = [group.baseline] if group.baseline else []
-    chosen += list(best.values()) or group.methods
+    chosen = [name for name in having if name == group.baseline]
+    chosen += list(best.values()) or [name for name in having if name not in chosen]
     return sorted(group.methods.index(name) for name in chosen[:SHOWN])
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from electorate import by_utility, everybody
 from places import TESTS
 
 import alignbench
@@ -33,49 +33,43 @@ from alignbench.analysis.load import load
 from alignbench.analysis.statistics import WinRate
 from alignbench.files import write_text
 from alignbench.judging.audit import audit
+from alignbench.judging.ballot import ground_of
 from alignbench.judging.options import AuditOptions
 from alignbench.judging.vote_pairs import pairs_from_votes
-from alignbench.judging.voting import begin
-from alignbench.judging.voting_asked import Asked
-from alignbench.record.votes import Log, read_log, suspects
+from alignbench.record.votes import Log, Served, Shown, read_log, suspects
 
 HUMAN = f"{TESTS}/support/plugins/human.py:Human"
 RATERS, EACH = 10, 20  # 200 votes, checks and repeats among them
 LEFT, CARELESS = 0.5, 9  # the draw to the left of rater 8; the number of who answers at random
-TIE = 0.5  # difference in utility below which a rater says that neither is better
-CANDIDATES = 4  # of best-of-n
-SETTINGS = {"rounds": 3, "updates_per_round": 20}
+TIE = 0.2  # difference in utility below which a rater says that neither is better
+CANDIDATES = 8  # of best-of-n: pictures that differ more teach more
+SETTINGS = {"rounds": 2, "updates_per_round": 15}  # some ten looks at each pair
 VOTED, TESTED, SEEDS = 200, 200, (1, 2, 3)
 
 
 def electorate(files: Sequence[Path], path: Path) -> Log:
     """Everybody votes to the end, one after the other."""
-    session = begin(files, Asked(path, each=EACH))
+    runs = [run for runs in load(files).groups.values() for run in runs]
     liked = {
-        run.path.name: {(row.prompt, row.sample): row.scores["Human"] for row in run.result.rows}
-        for runs in load(files).groups.values()
-        for run in runs
+        run.path.name: {(r.prompt, r.sample): float(r.scores["Human"] or 0) for r in run.result.rows} for run in runs
     }
-    cells = session.ground.cells
+    cells = ground_of(files).cells
     prompts = [{place: prompt for prompt, place in cell.places.items()} for cell in cells]
+
+    def utility(one: Shown) -> float:
+        return liked[cells[one.cell].path.name][prompts[one.cell][one.place], one.sample]
+
+    people = []
     for number in range(RATERS):
         rng = Key("electorate", number).generator()
-        weight, rater = float(np.exp(0.3 * rng.standard_normal())), f"rater {number}"
-        while (seen := session.next(rater, "", [])["pair"]) is not None:
-            pair = session.log.served[seen["nonce"]]
-            left, right = (
-                float(liked[cells[one.cell].path.name][prompts[one.cell][one.place], one.sample] or 0)
-                for one in (pair.left, pair.right)
-            )
-            gain = weight * (left - right) + (LEFT if number == RATERS - 2 else 0.0)
-            chance = 0.5 if number == CARELESS else 1 / (1 + math.exp(-gain))
-            choice = "left" if rng.random() < chance else "right"
-            if number != CARELESS:
-                same = pair.check == "same" or abs(left - right) < TIE
-                choice = {"left": "right", "right": "left"}.get(pair.wrong, "tie" if same else choice)
-            session.vote(rater, "", seen["nonce"], choice, 1500)
-    session.close()
-    return read_log(path)
+        weight, left = float(np.exp(0.3 * rng.standard_normal())), LEFT if number == RATERS - 2 else 0.0
+        people.append((rng, by_utility(utility, weight, left, TIE, rng)))
+
+    def choose(number: int, pair: Served) -> str:
+        rng, chosen = people[number]
+        return ("left", "right")[int(rng.random() < 0.5)] if number == CARELESS else chosen(pair)
+
+    return everybody(files, path, RATERS, EACH, choose)
 
 
 def measured(folder: Path, seeds: Sequence[int], voted: int, tested: int, settings: dict[str, Any]) -> dict[str, Any]:

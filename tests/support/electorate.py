@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
 
 from alignbench import Key
 from alignbench.judging.voting import begin
 from alignbench.judging.voting_asked import Asked
-from alignbench.record.votes import Rules, read_log
+from alignbench.record.votes import Log, Rules, Served, Shown, read_log
 
+Choose = Callable[[int, Served], str]  # what the rater of a number chooses of a pair
 BETTER = {"base": 0.0, "refl": 1.0, "draft": -0.5}  # in logits
 
 
@@ -45,3 +50,31 @@ def hold(files, log, people, rules=None, each=60, tie=0.15, sure=1.0, **asked):
             break
     session.close()
     return read_log(log)
+
+
+def everybody(
+    files: Sequence[Path], log: Path, raters: int, each: int, choose: Choose, rules: Rules | None = None
+) -> Log:
+    """So many raters vote to the end, one after the other."""
+    session = begin(files, Asked(log, each=each, rules=rules or Rules()))
+    for number in range(raters):
+        rater = f"rater {number}"
+        while (seen := session.next(rater, "", [])["pair"]) is not None:
+            pair = session.log.served[seen["nonce"]]
+            session.vote(rater, "", seen["nonce"], choose(number, pair), 1500)
+    session.close()
+    return read_log(log)
+
+
+def by_utility(utility: Callable[[Shown], float], weight: float, left: float, tie: float, rng: np.random.Generator):
+    """A rater who prefers a picture with P = 1 / (1 + exp(−(weight times the gain in utility) − left)), says that
+    neither is better where they differ by less than `tie`, and passes every check: a function of a pair."""
+
+    def chosen(pair: Served) -> str:
+        if pair.wrong:
+            return "right" if pair.wrong == "left" else "left"
+        gain = utility(pair.left) - utility(pair.right)
+        drawn = rng.random() < 1 / (1 + math.exp(-weight * gain - left))
+        return "tie" if abs(gain) < tie or pair.check == "same" else ("left" if drawn else "right")
+
+    return chosen

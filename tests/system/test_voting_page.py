@@ -223,3 +223,24 @@ CONTRAST = """() => {
   }
   return found;
 }"""
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), pytest.param(1280, "dark", marks=pytest.mark.slow)])
+def test_axe_finds_no_fault_while_a_rater_votes(window, tmp_path, width, scheme):
+    """At the door, on a pair, and at the end."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    with session_of(cells(tmp_path / "results", prompts=2), tmp_path / "votes.jsonl") as (_, url):
+        page = window(url, width=width, scheme=scheme)
+        page.wait_for_selector("html[data-ready=hello]")
+
+        def faults() -> list[tuple[str, str, str]]:
+            found = axe.Axe().run(page).response["violations"]
+            return [(v["id"], v["impact"], v["nodes"][0]["html"][:200]) for v in found]
+
+        assert faults() == []
+        enter(page, "anna")
+        assert faults() == []
+        for _ in range(2):
+            after(page, lambda: page.keyboard.press("ArrowDown"))
+        page.wait_for_selector("#ballot", state="hidden")
+        assert faults() == []

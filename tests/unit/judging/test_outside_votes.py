@@ -77,3 +77,42 @@ def test_from_the_command_line(files, tmp_path, capsys):
     assert run_command_line(["vote", *map(str, files), "--import", str(table), "--votes", str(log)]) == 0
     assert "1 votes of 1 raters" in capsys.readouterr().out
     assert run_command_line(["vote", *map(str, files), "--import", str(tmp_path / "x.txt"), "--votes", str(log)]) == 2
+
+
+def parquet(path, **changes):
+    """Six rows in Pick-a-Pic's layout, of which nobody judged the last; its pictures are no pictures."""
+    columns = {
+        "caption": [f"prompt p{i}" for i in range(6)], "jpg_0": [b"?"] * 6, "jpg_1": [b"?"] * 6,
+        "model_0": ["refl", "base"] * 3, "model_1": ["base", "refl"] * 3,
+        "label_0": [1.0, 0.0, 0.5, 1.0, 1.0, 0.0], "label_1": [0.0, 1.0, 0.5, 0.0, 0.0, 0.0],
+        "has_label": [True] * 5 + [False], "user_id": [7, 7, 8, 8, 8, 9],
+    } | changes  # fmt: skip
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    pyarrow.write_table(pytest.importorskip("pyarrow").table({k: v for k, v in columns.items() if v}), path)
+    return path
+
+
+def test_votes_in_pick_a_pics_layout_are_read(files, tmp_path):
+    """Rows 0, 1, 4 are for refl, row 2 is a tie, row 3 is for base."""
+    made = import_votes(parquet(tmp_path / "votes.parquet"), files, tmp_path / "votes.jsonl")
+    assert (made.votes, made.raters) == (5, 2)
+    (column,) = compare(files, votes=[tmp_path / "votes.jsonl"]).groups[0].votes
+    assert column.versus[0].rate.rate == pytest.approx(3.5 / 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"user_id": None}, r"votes\.parquet has no column user_id"),
+        ({"label_0": [0.3] * 6}, r"row 0: label_0 is 0\.3; expected 1, 0 or 0\.5"),
+        ({"model_1": ["sdxl"] * 6}, r"row 0: .*method in these results"),
+        ({"caption": ["a cat"] * 6}, "row 0: 'a cat' is no prompt of these results"),
+        ({"model_0": [None] * 6}, "row 0: no method_a"),
+    ],
+)
+def test_a_parquet_file_of_something_else_is_refused_by_row(files, tmp_path, changes, said):
+    with pytest.raises(InputError, match=said):
+        import_votes(parquet(tmp_path / "votes.parquet", **changes), files, tmp_path / "votes.jsonl")
+    (tmp_path / "bad.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InputError, match="cannot be read as parquet"):
+        import_votes(tmp_path / "bad.parquet", files, tmp_path / "votes.jsonl")

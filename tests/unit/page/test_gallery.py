@@ -157,3 +157,14 @@ def test_whose_pictures_are_missing_is_said(tmp_path, of):
         "Pictures of fewer prompts than others have: best_of_n (5).",
     ]
     assert len(found.cards[1].shots) == 1
+
+
+def test_of_an_algorithm_the_best_that_has_pictures_is_shown_first(tmp_path, of):
+    draw = pictured(tmp_path)
+    draw("base", [0.0] * 8)
+    for n in (1, 2, 3):
+        draw(f"best{n}", [float(n)] * 8, "best_of_n", fields={"n": n})
+    for file in (tmp_path / "best1" / "images").iterdir():
+        file.unlink()
+    found = of()
+    assert [found.methods[place] for place in found.shown] == ["base", "best_of_n n=2"]
