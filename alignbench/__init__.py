@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from alignbench.diffusion.edict import Edict
     from alignbench.diffusion.episodes import (
         Asked,
+        Batch,
         Episode,
         Moves,
         PromptStatistics,
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
         clipped_loss,
         collect,
         collect_all,
+        collect_own,
         draw_prompts,
         joined,
         moves_of,
         repeated,
         sample_rewarded,
+        watched_kl_of,
     )
     from alignbench.diffusion.flow_transition import flow_step, official_log_density
     from alignbench.diffusion.groups import GroupTraining, blend, group_advantages

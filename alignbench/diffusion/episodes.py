@@ -12,7 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench.devices import chunked
-from alignbench.diffusion.rollout import PipelineSampler, Trajectory, reverse, rollout
+from alignbench.diffusion.rollout import (
+    WATCHED_IMAGES,
+    PipelineSampler,
+    Trajectory,
+    path_divergence,
+    reverse,
+    rollout,
+)
 from alignbench.diffusion.transition import Reduction, Transition
 from alignbench.interface import (
     Pipeline,
@@ -21,6 +28,7 @@ from alignbench.interface import (
     Prompt,
     Prompts,
     Sampling,
+    Sharing,
 )
 from alignbench.keys import Key
 from alignbench.quantities import Condition, Prediction, Steps
@@ -79,6 +87,47 @@ def collect_all(
         )
         for part in problem.shard(chunked(range(len(prompts)), batch))
     ])  # fmt: skip
+
+
+class Batch(NamedTuple):
+    """Paths of one forward pass, and their places among all of a round."""
+
+    places: Sequence[int]
+    path: Trajectory
+
+
+def collect_own(
+    problem: Problem,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    keys: Sequence[Key],
+    sampling: Sampling,
+    batch: int,
+    reduction: Reduction = "mean",
+    window: range | None = None,
+    keep_means: bool = False,
+) -> tuple[list[Batch], Float[Tensor, " n"]]:
+    """`collect_all` where the paths, which are megabytes each, stay with the process that made them: its own, for it to
+    train on, and all rewards, in the order of the prompts."""
+    own, rewards = [], []
+    for part in problem.shard(chunked(range(len(prompts)), batch)):
+        path, earned = collect(
+            problem, policy, [prompts[i] for i in part], [keys[i] for i in part], sampling, reduction, window=window,
+            keep_means=keep_means,
+        )  # fmt: skip
+        own.append(Batch(part, path))
+        rewards.append(earned)
+    return own, torch.cat(problem.gather(rewards))
+
+
+def watched_kl_of(problem: Sharing, policy: Policy, own: Sequence[Batch]) -> Float[Tensor, ""]:
+    """`watched_kl` of paths that stay with their processes."""
+    found = [
+        (places[0], path_divergence(policy, path.rows(slice(0, WATCHED_IMAGES - places[0]))))
+        for places, path in own
+        if places[0] < WATCHED_IMAGES
+    ]
+    return torch.cat([kl for _, kl in sorted(problem.gather(found), key=lambda one: one[0])]).mean()
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from places import TOY
 
 from alignbench import (
+    Batch,
     Key,
     LoRA,
     PairTraining,
@@ -19,12 +20,14 @@ from alignbench import (
     Training,
     Unsupported,
     ask,
+    chunked,
     pairs_of,
     path_divergence,
     plugins,
     rollout,
     shuffled_parts,
     watched_kl,
+    watched_kl_of,
     without_pairs,
     without_prompts,
 )
@@ -166,3 +169,7 @@ def test_the_watched_divergence_is_the_mean_over_the_first_images(mixture):
         float(path_divergence(policy, path)[:32].mean()), rel=1e-5
     )
     assert float(watched_kl(ALONE, policy, path, 64)) > 0
+    own = [Batch(part, path.rows(slice(part[0], part[-1] + 1))) for part in chunked(range(40), 7)]
+    assert float(watched_kl_of(ALONE, policy, own)) == pytest.approx(
+        float(watched_kl(ALONE, policy, path, 7)), rel=1e-6
+    )
