@@ -150,17 +150,17 @@ class FlowGRPO(GroupTraining):  # which has the groups, their advantage, steps a
         window: range | None,
     ) -> tuple[list[Batch], Float[Tensor, " n"]]:
         """This process's paths, whose places are in the order of the parts, and all rewards in that of prompts."""
-        batches, found, order = [], [], [i for part in parts for i in part]
+        batches, found, end = list[Batch](), list[Tensor](), 0
         for part in parts:
+            first, end = end, end + len(part)
             prompts, keys = [asked.prompts[i] for i in part], [asked.keys[i] for i in part]
             own, rewards = collect_own(
                 problem, policy, prompts, keys, sampling, self.batch, self.reduction, window, keep_means=self.guard
             )
-            first = sum(map(len, found))
             batches += [Batch([first + place for place in places], path) for places, path in own]
             found.append(rewards)
         rewards = torch.empty_like(torch.cat(found))
-        rewards[order] = torch.cat(found)
+        rewards[[i for part in parts for i in part]] = torch.cat(found)
         return batches, rewards
 
     def update(
