@@ -32,6 +32,7 @@ from torch.optim import Optimizer
 
 from alignbench import (
     Asked,
+    Batch,
     GroupTraining,
     Key,
     PipelineSampler,
@@ -42,24 +43,22 @@ from alignbench import (
     Reduction,
     Sampler,
     Sampling,
-    Sharing,
     Steps,
     Trajectory,
     ask,
-    chunked,
     clip_fraction,
     clipped_loss,
-    collect_all,
+    collect,
+    collect_own,
     divergence,
     flow_scale,
     flow_sigma,
-    joined,
     log_density,
     noise_of,
     not_negative,
     positive,
     shuffled_parts,
-    watched_kl,
+    watched_kl_of,
     without_prompts,
 )
 
@@ -121,10 +120,11 @@ class FlowGRPO(GroupTraining):  # which has the groups, their advantage, steps a
             asked = ask(problem, current.key, self.samples_per_round, self.samples_per_prompt)
             parts = shuffled_parts(range(len(asked.prompts)), current.key("order"), self.updates_per_round)
             window = self.draw_window(sampling.steps, current.key("window"))
-            path, rewards = self.sample(problem, policy, asked, parts, sampling, window)
+            own, rewards = self.sample(problem, policy, asked, parts, sampling, window)
             advantages = self.advantages([prompt.id for prompt in asked.prompts], rewards)
-            current.log(reward=rewards.mean(), kl=watched_kl(problem, policy, path, self.batch))
-            updates = self.update(problem, policy, optimiser, path, advantages, parts)
+            kl = watched_kl_of(problem, policy, own, [asked.keys[i] for part in parts for i in part], self.batch)
+            current.log(reward=rewards.mean(), kl=kl)
+            updates = self.update(problem, policy, optimiser, own, advantages, parts)
             current.log(
                 without_advantage=(advantages == 0).float().mean(),
                 kl_term=updates[-1].kl_term,
@@ -149,55 +149,56 @@ class FlowGRPO(GroupTraining):  # which has the groups, their advantage, steps a
         parts: Sequence[Sequence[int]],
         sampling: Sampling,
         window: range | None,
-    ) -> tuple[Trajectory, Float[Tensor, " n"]]:
-        """Paths in the order of the parts, each sampled in the batches it is trained in; rewards in that of prompts."""
-        episodes = []
+    ) -> tuple[list[Batch], Float[Tensor, " n"]]:
+        """This process's paths, whose places are in the order of the parts, and all rewards in that of prompts."""
+        batches, found, end = list[Batch](), list[Tensor](), 0
         for part in parts:
+            first, end = end, end + len(part)
             prompts, keys = [asked.prompts[i] for i in part], [asked.keys[i] for i in part]
-            episodes += collect_all(
-                problem, policy, prompts, keys, sampling, self.batch, self.reduction, window=window,
-                keep_means=self.guard,
-            )  # fmt: skip
-        path, found = joined(episodes)
-        rewards = torch.empty_like(found)
-        rewards[[i for part in parts for i in part]] = found
-        return path, rewards
+            own, rewards = collect_own(
+                problem, policy, prompts, keys, sampling, self.batch, self.reduction, window, keep_means=self.guard
+            )
+            batches += [Batch([first + place for place in places], path) for places, path in own]
+            found.append(rewards)
+        rewards = torch.empty_like(torch.cat(found))
+        rewards[[i for part in parts for i in part]] = torch.cat(found)
+        return batches, rewards
 
     def update(
         self,
         problem: Problem,
         policy: Policy,
         optimiser: Optimizer,
-        path: Trajectory,
+        own: Sequence[Batch],
         advantages: Float[Tensor, " n"],
         parts: Sequence[Sequence[int]],
     ) -> list[Update]:
-        """One pass over a round's paths, which lie in the order of the parts; an optimiser step for each."""
-        done, end = [], 0
+        """One pass over a round's paths; an optimiser step for each part."""
+        done, end, advantages = [], 0, advantages[[i for part in parts for i in part]]
         for part in parts:
-            own = path.rows(slice(end, end := end + len(part)))
+            first, end = end, end + len(part)
             seen: list[Moved] = []
-            losses = self.losses(problem, policy, own, advantages[list(part)], seen)
+            share = [batch for batch in own if first <= batch.places[0] < end]
+            losses = self.losses(policy, share, advantages, len(part), seen)
             norm = problem.step(losses, optimiser, self.max_norm)
             moved, kl = (torch.cat(values).cpu() for values in zip(*problem.gather(seen), strict=True))
             done.append(Update(float(moved.abs().max()), clip_fraction(moved, self.clip), float(kl.mean()), norm))
         return done
 
     def losses(
-        self, problem: Sharing, policy: Policy, path: Trajectory, advantages: Float[Tensor, " n"], seen: list[Moved]
+        self, policy: Policy, own: Sequence[Batch], advantages: Float[Tensor, " n"], count: int, seen: list[Moved]
     ) -> Iterator[Float[Tensor, ""]]:
-        """The terms of (1), one forward pass each; they add up to the mean over paths and trained actions."""
-        actions = self.trained(path)
-        for part in problem.shard(chunked(range(len(advantages)), self.batch)):
-            some = path.rows(slice(part[0], part[-1] + 1))
+        """The terms of (1), one forward pass each; those of all processes add up to the mean over `count` paths."""
+        for places, path in own:
+            actions = self.trained(path)
             for action in actions:
-                moved = self.measure(policy, some, action)
+                moved = self.measure(policy, path, action)
                 seen.append(Moved(*(value.detach() for value in moved)))
-                advantage = advantages[list(part)].to(moved.log_ratio)
+                advantage = advantages[list(places)].to(moved.log_ratio)
                 loss = clipped_loss(moved.log_ratio, torch.zeros_like(moved.log_ratio), advantage, self.clip)
                 if self.guard:
                     loss = loss / length(path.steps[path.actions[action]])
-                yield (loss + self.beta * moved.kl).sum() / (len(advantages) * len(actions))
+                yield (loss + self.beta * moved.kl).sum() / (count * len(actions))
 
     def trained(self, path: Trajectory) -> list[int]:
         """The numbers of the actions that are trained on."""
@@ -228,9 +229,9 @@ class FlowGRPO(GroupTraining):  # which has the groups, their advantage, steps a
     def probe(self, problem: Problem, policy: Policy, sampling: Sampling) -> Probe:
         """At θ = old every ratio is 1, and at θ = reference no step has moved."""
         key, prompt = problem.key("check"), problem.prompts[0]
-        asked = Asked([prompt] * 2, [key(0), key(1)])
         window = self.draw_window(sampling.steps, key("window"))
-        path, _ = self.sample(problem, policy, asked, [[0, 1]], sampling, window)
+        asked = ([prompt] * 2, [key(0), key(1)])
+        path = collect(problem, policy, *asked, sampling, self.reduction, window=window, keep_means=self.guard).path
         moved = self.measure(policy, path, 0)
         identities = {"the importance ratio": (moved.log_ratio.exp(), 1.0), "KL": (moved.kl, 0.0)}
         return Probe(moved.log_ratio[0] - moved.log_ratio[1], identities)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from alignbench.diffusion.edict import Edict
     from alignbench.diffusion.episodes import (
         Asked,
+        Batch,
         Episode,
         Moves,
         PromptStatistics,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         clipped_loss,
         collect,
         collect_all,
+        collect_own,
         draw_prompts,
         joined,
         moves_of,
@@ -103,7 +105,7 @@ if TYPE_CHECKING:
     from alignbench.diffusion.transition import Reduction, Transition, ddim, divergence, log_density, std_of
     from alignbench.diffusion.value import Experience, Value, foreseen_rewards, sum_of_later
     from alignbench.diffusion.variance_exploding import ProbabilityFlow, spread_levels
-    from alignbench.diffusion.watching import WATCHED_IMAGES, watched_divergence, watched_kl
+    from alignbench.diffusion.watching import WATCHED_IMAGES, watched_divergence, watched_kl, watched_kl_of
     from alignbench.downloads import File, hub_file
     from alignbench.errors import AlignbenchError, Diverged, InputError, RunError, Unsupported
     from alignbench.fields import at_least_one, not_negative, positive

@@ -81,6 +81,37 @@ def collect_all(
     ])  # fmt: skip
 
 
+class Batch(NamedTuple):
+    """Paths of one forward pass, and their places among all of a round."""
+
+    places: Sequence[int]
+    path: Trajectory
+
+
+def collect_own(
+    problem: Problem,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    keys: Sequence[Key],
+    sampling: Sampling,
+    batch: int,
+    reduction: Reduction = "mean",
+    window: range | None = None,
+    keep_means: bool = False,
+) -> tuple[list[Batch], Float[Tensor, " n"]]:
+    """`collect_all` where the paths, which are megabytes each, stay with the process that made them: its own, for it to
+    train on, and all rewards, in the order of the prompts."""
+    own, rewards = [], []
+    for part in problem.shard(chunked(range(len(prompts)), batch)):
+        path, earned = collect(
+            problem, policy, [prompts[i] for i in part], [keys[i] for i in part], sampling, reduction, window=window,
+            keep_means=keep_means,
+        )  # fmt: skip
+        own.append(Batch(part, path))
+        rewards.append(earned)
+    return own, torch.cat(problem.gather(rewards))
+
+
 @torch.no_grad()
 def sample_rewarded(
     problem: Problem,

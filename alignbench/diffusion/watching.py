@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from alignbench.devices import chunked
-from alignbench.diffusion.episodes import moves_of
+from alignbench.diffusion.episodes import Batch, moves_of
 from alignbench.diffusion.rollout import Trajectory, noise_of, rollout
 from alignbench.diffusion.transition import Transition, divergence
 from alignbench.interface import Policy, Prompt, Sampling, Sharing
@@ -36,6 +36,18 @@ def watched_kl(
     images = min(WATCHED_IMAGES, len(trajectory.log_prob))
     seen = [move for image in range(images) for move in looked_at(image, images, len(trajectory.actions))]
     found = [_sum(policy, trajectory, part, images, keys) for part in problem.shard(chunked(seen, batch))]
+    return torch.stack(problem.gather(found)).sum()
+
+
+def watched_kl_of(
+    problem: Sharing, policy: Policy, own: Sequence[Batch], keys: Sequence[Key], batch: int
+) -> Float[Tensor, ""]:
+    """`watched_kl` of paths that stay with the processes that made them; `keys` are of all paths, by place."""
+    images, found = min(WATCHED_IMAGES, len(keys)), []
+    for places, path in own:
+        actions, drawn = len(path.actions), [keys[place] for place in places]
+        seen = [(row, a) for row, i in enumerate(places) if i < images for _, a in looked_at(i, images, actions)]
+        found += [_sum(policy, path, part, images, drawn) for part in chunked(seen, batch)]
     return torch.stack(problem.gather(found)).sum()
 
 

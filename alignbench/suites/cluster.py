@@ -24,7 +24,7 @@ from alignbench import children
 from alignbench.errors import InputError, said
 from alignbench.files import write_text
 from alignbench.suites import node
-from alignbench.suites.child import GRACE, Ended, Gone
+from alignbench.suites.child import GRACE, TAIL, Ended, Gone
 from alignbench.suites.driver import LOOKED, Asked, Task
 from alignbench.suites.orders import Orders
 from alignbench.suites.plan import Job
@@ -67,8 +67,9 @@ class Line:
 
     def last_words(self) -> str:
         """The last line that the process printed."""
-        self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        number = self._said.fileno()  # whose place in the file is the other process's too
+        written = os.pread(number, TAIL, max(0, os.fstat(number).st_size - TAIL))
+        lines = written.decode(errors="replace").strip().splitlines()
         return said(Exception(lines[-1]))[-100:] if lines else "Ray ended without a word"
 
     def end(self, seconds: float) -> None:

@@ -362,6 +362,18 @@ def growth(_: Facts) -> str:
     return markdown("what|size:|processor, most memory:|file:", growth_rows(stored("timings/growth")))
 
 
+def several_processes(_: Facts) -> str:
+    """By algorithm, how far the weights of several processes are from those of one."""
+    content = stored("timings/processes")
+    cases = [("mixture", "2"), ("mixture", "3"), ("mixture_flow", "2"), ("mixture_flow", "3"), ("tiny", "2")]
+    assert all(found["cost"] for by_name in content.values() for found in by_name.values())
+    rows = [
+        [f"`{name}`", *(f"{content[toy][name][number]['weights']:.0e}" for toy, number in cases)]
+        for name in content["tiny"]
+    ]
+    return markdown("algorithm|`mixture`, 2:|3:|`mixture_flow`, 2:|3:|`tiny`, 2:", rows)
+
+
 def scaling(_: Facts) -> str:
     """A line for each algorithm and model: how many times as fast as one GPU, and what most of the rest is."""
     rows: dict[tuple[str, str], list[str]] = {}
@@ -442,6 +454,7 @@ TABLES_OF: Mapping[tuple[str, str], Callable[[Facts], str]] = {
     ("results/timings/README.md", "generation"): lambda _: markdown(*speed_tables.generation()),
     ("results/timings/README.md", "start-up"): lambda _: markdown(*speed_tables.start_up()),
     ("results/timings/README.md", "two processes"): two_processes,
+    ("results/timings/README.md", "several processes"): several_processes,
     ("results/timings/README.md", "scaling"): scaling,
     ("results/timings/README.md", "growth"): growth,
     ("rewards/README.md", "audit"): audit,

@@ -129,8 +129,9 @@ def exchanged(algorithm: str) -> Exchanged:
 
 
 def gathered_per_image(algorithm: str, latent: int, condition: int, steps: int) -> int:
-    """Bytes: a path of latents and the embeddings of its prompt; of preference pairs nothing but numbers."""
-    return 0 if algorithm == "diffusion_dpo" else (steps + 1) * latent + condition
+    """Bytes: a path of latents and the embeddings of its prompt; nothing but numbers of preference pairs, and of paths
+    that stay with the process that trains on them."""
+    return 0 if algorithm in ("diffusion_dpo", "flow_grpo") else (steps + 1) * latent + condition
 
 
 def of_gloo(folder: Path) -> None:

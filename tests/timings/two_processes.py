@@ -110,28 +110,28 @@ def measured_with(processes: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def suite_with(jobs: int, rounds: int) -> tuple[float, dict[str, Any]]:
-    """Seconds of a suite with so many cells at once, and its results."""
+def suites(rounds: int) -> list[float]:
+    """Seconds of a suite with one cell at a time, and with two, which come to the same results."""
     from suites import FEW, came_to, finished, write_suite
 
     with tempfile.TemporaryDirectory() as folder:
         cells = [{"algo": "ddpo", "seed": list(range(1, CELLS + 1)), "set": FEW | {"rounds": rounds}}]
-        path = write_suite(Path(folder), cells)
-        started = time.monotonic()
-        finished(["suite", str(path), "--jobs", str(jobs)])
-        return time.monotonic() - started, came_to(Path(folder, "results"))
+        path, seconds = write_suite(Path(folder), cells), []
+        for jobs in ("1", "2"):
+            started = time.monotonic()
+            finished(["suite", str(path), "--jobs", jobs, "--output", str(Path(folder, jobs))])
+            seconds.append(time.monotonic() - started)
+        one, two = (came_to(Path(folder, jobs)) for jobs in ("1", "2"))
+        assert len(one) == CELLS
+        assert one == two
+    return seconds
 
 
 def turn(rounds: int) -> dict[int, dict[str, dict[str, float]]]:
     """Each work with one process and with two."""
     found = {n: measured_with(n) for n in (1, 2)}
-    results = []
-    for jobs in (1, 2):
-        seconds, came = suite_with(jobs, rounds)
-        found[jobs][SUITE] = {"seconds": seconds}
-        results.append(came)
-    assert results[0] == results[1]
-    assert len(results[0]) == CELLS
+    for n, seconds in zip((1, 2), suites(rounds), strict=True):
+        found[n][SUITE] = {"seconds": seconds}
     return found
 
 

@@ -9,13 +9,26 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alignbench import Asked, Key, LoRA, Prompt, Prompts, flow_scale, flow_sigma, official_log_density, scale_of
+from alignbench import (
+    Asked,
+    Batch,
+    Episode,
+    Key,
+    LoRA,
+    Prompt,
+    Prompts,
+    chunked,
+    flow_scale,
+    flow_sigma,
+    joined,
+    official_log_density,
+    scale_of,
+)
 from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.flow_transition import flow_rate
 from alignbench.diffusion.rollout import step_noise
 from alignbench.interface import FullFineTune, Sampling
 from alignbench.meter import Meter
-from alignbench.processes import ALONE
 from alignbench.testbed.pipeline import MixturePipeline
 from alignbench.testbed.toys import grid
 
@@ -58,13 +71,22 @@ def sampled(make_problem, pipeline, own, policy=None, parts=((0, 3, 5, 6, 7), (1
     problem = make_problem(FirstCoordinate(), pipeline)
     policy = policy or moved(pipeline.adapt(LoRA(), KEY("adapter")))
     sampling = own.path_sampling(problem, own.kernel, own.eta)
-    path, rewards = own.sample(problem, policy, share(), parts, sampling, window)
+    batches, rewards = own.sample(problem, policy, share(), parts, sampling, window)
+    assert [i for batch in batches for i in batch.places] == list(range(8))
+    path = joined([Episode(batch.path, torch.zeros(len(batch.places))) for batch in batches]).path
     return policy, path, rewards
+
+
+def losses_of(own, policy, path, advantages, seen):
+    """Of one update on all of these paths."""
+    parts = chunked(range(len(advantages)), own.batch)
+    batches = [Batch(part, path.rows(slice(part[0], part[-1] + 1))) for part in parts]
+    return own.losses(policy, batches, advantages, len(advantages), seen)
 
 
 def ratios(own, policy, path, n=8):
     seen = []
-    list(own.losses(ALONE, policy, path, torch.ones(n), seen))
+    list(losses_of(own, policy, path, torch.ones(n), seen))
     return torch.cat([each.log_ratio for each in seen])
 
 
@@ -176,7 +198,7 @@ def test_the_guard_divides_the_policys_loss_by_the_length_of_the_step(make_probl
     own = algorithm(guard=True, beta=0.0, batch=8)
     policy, path, _ = sampled(make_problem, pipelines["flow"], own, parts=[range(8)])
     lengths = [flow_grpo.length(path.steps[path.actions[a]]) for a in own.trained(path)]
-    found = [float(loss.detach()) for loss in own.losses(ALONE, policy, path, torch.ones(8), [])]
+    found = [float(loss.detach()) for loss in losses_of(own, policy, path, torch.ones(8), [])]
     assert found == pytest.approx([-1 / length / len(lengths) for length in lengths], rel=1e-5)
 
 
@@ -227,7 +249,7 @@ def test_at_the_old_policy_the_gradient_is_that_of_the_log_probability(make_prob
     own = algorithm(beta=0.0, batch=8)
     policy, path, _ = sampled(make_problem, pipelines["flow"], own, parts=[range(8)])
     advantages = KEY("advantages").normal(8)
-    found = gradient(policy, own.losses(ALONE, policy, path, advantages, []))
+    found = gradient(policy, losses_of(own, policy, path, advantages, []))
     actions = own.trained(path)
     reinforce = [-(advantages * path.log_density(policy, a)).sum() / (8 * len(actions)) for a in actions]
     torch.testing.assert_close(found, gradient(policy, reinforce), rtol=1e-4, atol=1e-7)
@@ -239,13 +261,13 @@ def test_images_without_advantage_keep_their_weight_and_their_kl(make_problem, p
     policy, path, _ = sampled(make_problem, pipelines["flow"], own, parts=[range(8)])
     advantages = torch.tensor([1.0, -1.0, 2.0, -2.0, 0.0, 0.0, 0.0, 0.0])
     seen = []
-    losses = [float(loss.detach()) for loss in own.losses(ALONE, policy, path, advantages, seen)]
+    losses = [float(loss.detach()) for loss in losses_of(own, policy, path, advantages, seen)]
     kl = torch.stack([each.kl for each in seen]).mean()
     assert float(kl) > 0
     assert sum(losses) == pytest.approx(0.5 * float(kl), rel=1e-4, abs=1e-7)  # ρ = 1, and the advantages add up to 0
     policy_alone = replace(own, beta=0.0)
-    few = gradient(policy, policy_alone.losses(ALONE, policy, path.rows(slice(0, 4)), advantages[:4], []))
-    torch.testing.assert_close(gradient(policy, policy_alone.losses(ALONE, policy, path, advantages, [])), few / 2)
+    few = gradient(policy, losses_of(policy_alone, policy, path.rows(slice(0, 4)), advantages[:4], []))
+    torch.testing.assert_close(gradient(policy, losses_of(policy_alone, policy, path, advantages, [])), few / 2)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
@@ -253,8 +275,8 @@ def test_the_batch_changes_no_gradient(make_problem, pipelines, batch):
     own = algorithm(batch=8)
     policy, path, _ = sampled(make_problem, pipelines["diffusion"], own, parts=[range(8)])
     advantages = KEY("advantages").normal(8)
-    whole = gradient(policy, own.losses(ALONE, policy, path, advantages, []))
-    parts = gradient(policy, replace(own, batch=batch).losses(ALONE, policy, path, advantages, []))
+    whole = gradient(policy, losses_of(own, policy, path, advantages, []))
+    parts = gradient(policy, losses_of(replace(own, batch=batch), policy, path, advantages, []))
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
 
 
@@ -264,7 +286,7 @@ def test_without_a_price_the_reference_is_not_evaluated(make_problem, pipelines)
         own = algorithm(beta=beta, batch=8)
         policy, path, _ = sampled(make_problem, pipelines["flow"], own, parts=[range(8)])
         before = policy.meter.total.denoiser_forward
-        list(own.losses(ALONE, policy, path, torch.ones(8), []))
+        list(losses_of(own, policy, path, torch.ones(8), []))
         spent[beta] = policy.meter.total.denoiser_forward - before
     assert (spent[0.0], spent[0.04]) == (8 * 5, 2 * 8 * 5)
 

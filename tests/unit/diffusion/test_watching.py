@@ -7,16 +7,19 @@ import torch
 
 from alignbench import (
     WATCHED_IMAGES,
+    Batch,
     Key,
     LoRA,
     Prompt,
     Sampling,
     Trajectory,
+    chunked,
     divergence,
     path_divergence,
     rollout,
     watched_divergence,
     watched_kl,
+    watched_kl_of,
 )
 from alignbench.diffusion.watching import looked_at
 from alignbench.processes import ALONE
@@ -68,6 +71,14 @@ def test_the_watched_divergence_is_the_sum_over_actions_of_the_means_over_the_im
     assert float(watched_kl(ALONE, policy, path, 5)) == pytest.approx(total, rel=1e-5)
     assert float(watched_kl(ALONE, policy, path, 5, keys)) == pytest.approx(total, rel=1e-3)
     assert float(watched_kl(ALONE, policy, path, 64, keys)) == pytest.approx(total, rel=1e-3)
+
+
+def test_paths_that_stay_with_their_processes_have_the_divergence_of_the_same_paths_together(policy):
+    path, keys = drawn(policy, 40)
+    own = [Batch(part, path.rows(slice(part[0], part[-1] + 1))) for part in chunked(range(40), 7)]
+    assert float(watched_kl_of(ALONE, policy, own, keys, 7)) == pytest.approx(
+        float(watched_kl(ALONE, policy, path, 7, keys)), rel=1e-5
+    )
 
 
 def test_of_one_image_all_actions_are_watched(policy):
