@@ -107,9 +107,8 @@ class FlowGRPO(GroupTraining):  # which has the groups, their advantage, steps a
         if self.window is not None and self.window < 1:
             raise ValueError(f"window must be at least 1 or be left out, got {self.window}.")
         if self.guard and (self.kernel not in ("flow_sde", "dance_sde") or self.units != "official"):
-            raise ValueError(
-                f"guard is for flow_sde and dance_sde in official units, not {self.kernel} in {self.units}."
-            )
+            asked = f"{self.kernel} in {self.units}"
+            raise ValueError(f"guard is for flow_sde and dance_sde in official units, not {asked}.")
 
     def align(self, problem: Problem) -> Sampler:
         policy, optimiser = self.start(problem)

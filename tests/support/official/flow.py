@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from alignbench import Key, Prediction, Prompt, Sampling, Trajectory, noise_of
+from alignbench import Batch, Key, Prediction, Prompt, Sampling, Trajectory, noise_of
 from alignbench.algorithms import awm, diffusion_nft, flow_grpo
 from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.flow_transition import flow_step, official_log_density
 from alignbench.diffusion.groups import GroupTraining
-from alignbench.processes import ALONE
 from alignbench.quantities import flow_scale, flow_sigma
 from official.models import KEY, Linear, denoiser, given, gradients, noise, prompts_of, tensor
 
@@ -69,7 +68,8 @@ def grpo(inputs: Inputs) -> Outputs:
         guard=inputs["guard"], skip_last=inputs["steps"] - inputs["trained"], batch=len(advantages),
     )  # fmt: skip
     seen: list[flow_grpo.Moved] = []
-    loss = torch.stack(list(algorithm.losses(ALONE, policy, path, advantages, seen))).sum()
+    own = [Batch(range(len(advantages)), path)]
+    loss = torch.stack(list(algorithm.losses(policy, own, advantages, len(advantages), seen))).sum()
     ratio = torch.stack([moved.log_ratio for moved in seen], 1).exp()
     return {"ratio": ratio, "loss": loss, **gradients(loss, policy)}
 
