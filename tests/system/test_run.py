@@ -49,10 +49,11 @@ def test_ddpo_improves_its_reward_on_the_mixture(toy_cell):
 
 def test_the_counted_cost_of_ddpo_is_the_closed_form(toy_cell):
     """4 rounds x 32 images x 8 steps forward for the paths, and as often forward and backward for the one pass; the
-    divergence to the reference costs two forward passes of the first 32 images. Guidance 1 runs the denoiser once."""
+    divergence costs one of the reference for the last two steps of the first 32 images, and for the other six of an
+    eighth of them. Guidance 1 runs the denoiser once."""
     cost = run(toy_cell("ddpo")).result.cost.alignment
     steps = 4 * 32 * 8
-    assert cost["denoiser_forward"] == 2 * steps + 4 * 2 * 32 * 8
+    assert cost["denoiser_forward"] == 2 * steps + 4 * (2 * 32 + 6 * 4)
     assert cost["denoiser_backward"] == steps
     assert cost["reward_forward"] == cost["decode_forward"] == 4 * 32
     assert cost["reward_backward"] == 0

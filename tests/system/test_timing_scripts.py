@@ -19,7 +19,7 @@ OF_THE_GPU = ("gpu_parts", "gpu_plain")  # imported by gpu.py, for seconds
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in OF_THE_GPU))
 def test_a_script_imports_what_there_is(name, monkeypatch):
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])  # as Python does for a script
     spec = importlib.util.spec_from_file_location(f"timings_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses look
