@@ -87,11 +87,21 @@ def test_a_step_of_an_optimiser_is_seen(foreach):
     torch.testing.assert_close(merged(X), plain(X), atol=1e-4, rtol=1e-4)
 
 
-def test_weights_that_are_loaded_are_seen():
+def loaded(made: nn.Module) -> None:
+    made.load_state_dict({name: value * 1.5 for name, value in made.state_dict().items()})
+
+
+def written_past_the_count_of_versions(made: nn.Module) -> None:
+    for weight in made.parameters():
+        weight.data.mul_(1.5)
+
+
+@pytest.mark.parametrize("change", [loaded, written_past_the_count_of_versions])
+def test_weights_that_are_changed_are_seen(change):
     plain, merged = both()
     before = merged(X)
     for made in (plain, merged):
-        made.load_state_dict({name: value * 1.5 for name, value in made.state_dict().items()})
+        change(made)
     assert not torch.allclose(merged(X), before)
     torch.testing.assert_close(merged(X), plain(X))
 
@@ -129,7 +139,7 @@ def test_what_is_no_plain_lora_is_left_to_peft(fields):
     plain.eval()
     merged.eval()
     torch.testing.assert_close(merged(X), plain(X))
-    assert merged[0]._kept is None
+    assert merged[0]._plain() is None
 
 
 def test_half_precision_is_left_to_peft():
@@ -140,4 +150,4 @@ def test_half_precision_is_left_to_peft():
     half = X.bfloat16()
     assert merged(half).dtype == torch.bfloat16
     torch.testing.assert_close(merged(half), plain(half))
-    assert merged[0]._kept is None
+    assert merged[0]._plain() is None
