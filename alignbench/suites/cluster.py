@@ -99,7 +99,9 @@ class Cluster:
         self._nodes, self._had_gpus = list[dict[str, Any]](), False
         self._silent, self._asked, self._called = 0.0, time.monotonic(), 0.0
         self._tokens: dict[Path, str] = {}
-        for folder in sorted({orders.folder / job.path.parent for job in jobs}):
+        folders = sorted({orders.folder / job.path.parent for job in jobs})
+        self._new = [folder for folder in folders if not folder.exists()]
+        for folder in folders:
             self._tokens[folder / f"{TOKEN}{secrets.token_hex(4)}"] = secrets.token_hex(16)
         self._line = Line(orders.safe_path)
         try:
@@ -234,7 +236,7 @@ class Cluster:
         return max(1, children.cores() // self._at_once) if self._at_once and self._address is None else 1
 
     def _close(self, patience: float) -> None:
-        """Leave the cluster within so many seconds, and take the tokens away."""
+        """Leave the cluster within so many seconds, and take away the tokens, and folders that are empty as before."""
         with contextlib.suppress(OSError):
             self._line.tell("stop")
         try:
@@ -243,6 +245,9 @@ class Cluster:
             for path in self._tokens:
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
+            for folder in self._new:
+                with contextlib.suppress(OSError):  # it holds something
+                    folder.rmdir()
 
 
 def _size(path: Path) -> int:
