@@ -191,7 +191,8 @@ def check_denoiser(place: str, config: Mapping[str, Any], layout: Layout) -> Non
     """Raise InputError where a denoiser is another network, or wants to be told more than it is here: the text, and
     SDXL's also sizes."""
     if layout.network not in UNET.classes:
-        NETWORKS[layout.network].check(place, config)
+        # [klein] is told no scale of guidance, though that is its class's default.
+        NETWORKS[layout.network].check(place, config, {"guidance_embeds": False} if layout.folded > 1 else None)
         return
     UNET.check(place, config, {"addition_embed_type": "text_time" if layout.sized else None})
     if layout.sized and config.get("addition_embed_type") is None:

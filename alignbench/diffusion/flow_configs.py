@@ -63,10 +63,9 @@ FLUX2 = Reading(
     classes=(KLEIN.network,),
     honoured=words(
         "in_channels out_channels num_layers num_single_layers attention_head_dim num_attention_heads mlp_ratio eps",
-        "joint_attention_dim timestep_guidance_channels axes_dims_rope rope_theta",
+        "joint_attention_dim timestep_guidance_channels axes_dims_rope rope_theta guidance_embeds",
     ),
-    # Its pipeline folds the latents before, and tells it no scale of guidance: [klein] has none to be told.
-    fixed={"patch_size": 1, "guidance_embeds": False},
+    fixed={"patch_size": 1},  # its autoencoder's latents are folded before
 )
 FLUX2_AUTOENCODER = Reading(
     classes=(KLEIN.autoencoders,),
@@ -86,7 +85,7 @@ QWEN_TEXT = Reading(
         "layer_types sliding_window use_sliding_window max_window_layers pad_token_id bos_token_id eos_token_id",
     ),
     silent=NOTES,
-    fixed={**T5_TEXT.fixed, "model_type": "qwen3", "is_decoder": False},
+    fixed={**T5_TEXT.fixed, "model_type": "qwen3", "is_decoder": False, "is_encoder_decoder": False},
 )
 QWEN_TOKENIZERS = ("Qwen2TokenizerFast", "Qwen2Tokenizer")
 CLIP_AND_T5_TOKENIZERS = ("T5TokenizerFast", "T5Tokenizer", "CLIPTokenizer", "CLIPTokenizerFast")

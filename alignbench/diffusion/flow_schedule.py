@@ -48,7 +48,6 @@ class FlowSchedule:
     timesteps: int = 1000
     preshifted: bool = True  # the scheduler's own grid starts from training levels that are shifted already
     tokens: int | None = None  # of the image, where a grid's shift is FLUX.2's and depends on the number of steps
-    linear: bool = False  # there, the shift is μ and not e^μ
 
     @classmethod
     def from_config(
@@ -72,6 +71,8 @@ class FlowSchedule:
         if kind not in ("exponential", "linear"):
             raise InputError(f"time_shift_type {kind!r} is not supported; expected exponential or linear.")
         dynamic = bool(config.get("use_dynamic_shifting", False))
+        if dynamic and by_steps and kind == "linear":
+            raise InputError("time_shift_type 'linear' is not supported; expected exponential, as FLUX.2 has it.")
         shift = _dynamic(config, tokens, kind == "linear") if dynamic else number(config, "shift", 1.0)
         if not 0 < shift < math.inf:
             raise InputError(f"shift {shift!r}: expected a positive number.")
@@ -87,7 +88,6 @@ class FlowSchedule:
             timesteps=int(total),
             preshifted=not dynamic,
             tokens=tokens if dynamic and by_steps else None,
-            linear=kind == "linear",
         )
 
     def __len__(self) -> int:
@@ -97,7 +97,7 @@ class FlowSchedule:
     def sha256(self) -> str:
         """Over all of its fields."""
         fields = [round(self.shift, 9), self.sigmas, self.terminal, self.density, self.timesteps, self.preshifted]
-        fields += [] if self.tokens is None else [self.tokens, self.linear]
+        fields += [] if self.tokens is None else [self.tokens]
         return hashlib.sha256(json.dumps(["flow", *fields]).encode()).hexdigest()
 
     def shifted(self, u: Float[Tensor, "*n"], shift: float | None = None) -> Float[Tensor, "*n"]:
@@ -107,10 +107,7 @@ class FlowSchedule:
 
     def shift_of(self, n: int) -> float:
         """The shift of a grid of n steps."""
-        if self.tokens is None:
-            return self.shift
-        mu = empirical(self.tokens, n)
-        return mu if self.linear else math.exp(mu)
+        return self.shift if self.tokens is None else math.exp(empirical(self.tokens, n))
 
     def grid(self, n: int) -> Float[Tensor, " levels"]:
         """σ before each of n steps and 0 after the last, float64. Raises InputError unless 1 ≤ n ≤ T."""
