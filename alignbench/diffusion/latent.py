@@ -243,6 +243,8 @@ class LatentPipeline:
             if (isinstance(tuning, FullFineTune) or name.endswith(".bias"))
             and name.rpartition(".")[0] not in self.components.idle
         }
+        if not trained:
+            raise Unsupported("this denoiser has no biases to train; choose another tuning.")
         return LatentPolicy(self.components, denoiser, None, trained, self._recomputation(), reference)
 
     def adapt_with(self, config: LoraConfig, key: Key) -> LatentPolicy:

@@ -47,5 +47,7 @@ def check_runs(source: str, text: TextEncoder, network: Any, vae: Any, architect
             told["guidance"] = torch.ones(1, device=network.device)
         architecture.call(network, latents, torch.zeros(1, dtype=torch.long, device=network.device), told)
         vae.decode(scale.to_autoencoder(latents).to(vae.dtype))
+    except InputError:
+        raise
     except Exception as error:  # whatever a library makes of such a value
         raise RunError(f"cannot run {source}: {' '.join(str(error).split())}") from error
