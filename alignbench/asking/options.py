@@ -96,7 +96,7 @@ def _guidance(value: float) -> float:
 
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]  # of things that are kept in memory, all of them
-Tokens = Annotated[int, Field(ge=1, le=512)]  # of T5's text; diffusers' pipelines take no more either
+Tokens = Annotated[int, Field(ge=1, le=512)]  # of T5's or Qwen's text; diffusers' pipelines take no more either
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Finite, Field(gt=0)]
@@ -183,8 +183,8 @@ class SamplingOptions(Options):
     )
     text_length: Annotated[Tokens | None, Option(EVALUATION, HASHED)] = Field(
         None,
-        description="Tokens of T5's text, padded or cut to that, such as 128; by default the model's own (256 or 512). "
-        "It changes pictures. For SD3 (of which T5 may be left out: zeros are in their place) and FLUX.",
+        description="Tokens of T5's or Qwen's text, padded or cut to that, such as 128; by default the model's own (256"
+        " or 512). It changes pictures. For SD3 (of which T5 may be left out: zeros are in their place) and FLUX.",
     )
 
 

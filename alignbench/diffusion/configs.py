@@ -14,8 +14,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alignbench.diffusion.flow_configs import CLIP_AND_T5_TOKENIZERS, FLOW_SCHEDULER, FLUX, SD3, T5_TEXT
-from alignbench.diffusion.layouts import CLIP, PROJECTED, T5, Layout, layout_of
+from alignbench.diffusion.flow_configs import (
+    CLIP_AND_T5_TOKENIZERS,
+    FLOW_SCHEDULER,
+    FLUX,
+    FLUX2,
+    FLUX2_AUTOENCODER,
+    QWEN_TEXT,
+    QWEN_TOKENIZERS,
+    SD3,
+    T5_TEXT,
+)
+from alignbench.diffusion.layouts import CLIP, PROJECTED, QWEN, T5, Layout, layout_of
 from alignbench.diffusion.readings import NOTES, Reading, either, words
 from alignbench.diffusion.registry import read_json
 from alignbench.errors import InputError, shown
@@ -129,9 +139,15 @@ TEXT: Mapping[str, Reading] = {
     CLIP: _TEXT,
     PROJECTED: Reading((PROJECTED,), _TEXT.honoured, _TEXT.silent, _TEXT.fixed),
     T5: T5_TEXT,
+    QWEN: QWEN_TEXT,
 }
-TOKENIZERS = {CLIP: CLIP_TOKENIZERS, PROJECTED: CLIP_TOKENIZERS, T5: CLIP_AND_T5_TOKENIZERS}
-NETWORKS = {reading.classes[0]: reading for reading in (UNET, SD3, FLUX)}
+TOKENIZERS = {
+    CLIP: CLIP_TOKENIZERS,
+    PROJECTED: CLIP_TOKENIZERS,
+    T5: CLIP_AND_T5_TOKENIZERS,
+    QWEN: QWEN_TOKENIZERS,
+}
+NETWORKS = {reading.classes[0]: reading for reading in (UNET, SD3, FLUX, FLUX2, AUTOENCODER, FLUX2_AUTOENCODER)}
 # Entries of model_index.json that say nothing about what is drawn; the fields of SDXL's index are read where it is.
 BESIDE = words(
     "safety_checker feature_extractor image_encoder requires_safety_checker add_watermarker",
@@ -142,12 +158,12 @@ BESIDE = words(
 def check_index(place: str, index: Mapping[str, Any], layout: Layout) -> None:
     """Raise InputError where the index gives a part of the layout another class than is read, or has a further part."""
     scheduler = FLOW_SCHEDULER if layout.flow else SCHEDULER
-    expected = {"scheduler": scheduler.classes, layout.denoiser: (layout.network,), "vae": AUTOENCODER.classes}
+    expected = {"scheduler": scheduler.classes, layout.denoiser: (layout.network,), "vae": (layout.autoencoders,)}
     for tokenizer, (part, kind) in zip(layout.tokenizers, layout.encoders.items(), strict=True):
         expected |= {part: (kind,), tokenizer: TOKENIZERS[kind]}
     for name, value in index.items():
         empty = value is None or value == [None, None]
-        if name.startswith("_") or name in BESIDE or empty:
+        if name.startswith("_") or name in BESIDE or empty or (name == "is_distilled" and layout.folded > 1):
             continue
         if name not in expected:
             raise InputError(f"{place} has {name} {shown(value)}, a part that is not used here; expected none.")
@@ -175,7 +191,8 @@ def check_denoiser(place: str, config: Mapping[str, Any], layout: Layout) -> Non
     """Raise InputError where a denoiser is another network, or wants to be told more than it is here: the text, and
     SDXL's also sizes."""
     if layout.network not in UNET.classes:
-        NETWORKS[layout.network].check(place, config)
+        # [klein] is told no scale of guidance, though that is its class's default.
+        NETWORKS[layout.network].check(place, config, {"guidance_embeds": False} if layout.folded > 1 else None)
         return
     UNET.check(place, config, {"addition_embed_type": "text_time" if layout.sized else None})
     if layout.sized and config.get("addition_embed_type") is None:
@@ -233,4 +250,4 @@ def check_files(
         elif part in tokenizers:
             check_tokenizer(place, config, tokenizers[part])
         else:
-            AUTOENCODER.check(place, config)
+            NETWORKS[layout.autoencoders].check(place, config)

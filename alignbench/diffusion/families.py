@@ -6,13 +6,13 @@ from __future__ import annotations
 import dataclasses
 
 from alignbench.diffusion import layouts
-from alignbench.diffusion.flow_families import FLUX, SD3
+from alignbench.diffusion.flow_families import FLUX, FLUX2, SD3
 from alignbench.diffusion.hub import Repository
 from alignbench.diffusion.latent_family import LatentFamily, needs_of, place_of
 from alignbench.diffusion.registry import Model
 from alignbench.diffusion.released import with_released
 
-__all__ = ["FLUX", "SD3", "STABLE_DIFFUSION"]
+__all__ = ["FLUX", "FLUX2", "SD3", "STABLE_DIFFUSION"]
 
 SD15 = Model(
     "sd15",

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5, and FLUX.1. Imports no torch before one is loaded.
+"""Stable Diffusion 3 and 3.5, FLUX.1 and FLUX.2 [klein]. Imports no torch before one is loaded.
 
 Steps, guidance and resolution are those of the model cards; where a folder or another repository is named, those that
 diffusers' pipelines have as defaults. The grid is what the pipelines ask their scheduler for: SD3's nothing, FLUX's
@@ -33,6 +33,14 @@ def _of_flux(folder: Path) -> Mapping[str, Any]:
     guiding = layouts.FLUX.guiding(config)
     sampling = {"steps": 4, "guidance": 1.0} if guiding == "none" else {"steps": 28, "guidance": 3.5}
     tokens = text_tokens(layouts.FLUX, config)
+    return {**sampling, "prediction": "flow", "guiding": guiding, "sigmas": "linspace", "tokens": tokens}
+
+
+def _of_flux2(folder: Path) -> Mapping[str, Any]:
+    """As Flux2KleinPipeline samples by default; distilled, as the model cards of those."""
+    guiding = layouts.layout_of(folder, str(folder)).guiding({})
+    sampling = {"steps": 4, "guidance": 1.0} if guiding == "none" else {"steps": 50, "guidance": 4.0}
+    tokens = layouts.FLUX2.tokens
     return {**sampling, "prediction": "flow", "guiding": guiding, "sigmas": "linspace", "tokens": tokens}
 
 
@@ -129,4 +137,44 @@ FLUX = LatentFamily(
     described=_of_flux,
     channels=16,
     patch=2,
+)
+FLUX2 = LatentFamily(
+    "flux2",
+    (
+        Model(
+            "flux2_klein_4b",
+            source="black-forest-labs/FLUX.2-klein-4B",
+            family="flux2",
+            revision="e7b7dc27f91deacad38e78976d1f2b499d76a294",
+            steps=4,
+            guidance=1.0,
+            resolution=1024,
+            prediction="flow",
+            guiding="none",
+            sigmas="linspace",
+            tokens=512,
+            licence="Apache-2.0",
+            note="FLUX.2 [klein] 4B, 1024 pixels, distilled to four steps without guidance",
+        ),
+        Model(
+            "flux2_klein_base_4b",
+            source="black-forest-labs/FLUX.2-klein-base-4B",
+            family="flux2",
+            revision="a3b4f4849157f664bdbc776fd7453c2783562f4d",
+            steps=50,
+            guidance=4.0,
+            resolution=1024,
+            prediction="flow",
+            sigmas="linspace",
+            tokens=512,
+            licence="Apache-2.0",
+            note="FLUX.2 [klein] 4B before it was distilled, 1024 pixels",
+        ),
+    ),
+    needs=needs_of,
+    place=place_of,
+    pipelines=(layouts.FLUX2.pipeline,),
+    described=_of_flux2,
+    channels=128,
+    enlarged=16,
 )

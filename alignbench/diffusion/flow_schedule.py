@@ -10,6 +10,9 @@ Grids     From u to σ = s u / (1 + (s − 1) u) with the shift s. "linspace": u
           first to the shifted last of its training levels, which are shifted once more: the last σ is then nearly 0 for
           every n, so that the last step does nothing and the last but one is long. The same model makes other pictures
           on the other grid, so the grid is a part of what is evaluated.
+FLUX.2    Its pipeline shifts by e^μ with a μ that depends on the number of steps as well as on that of tokens
+          (https://github.com/black-forest-labs/flux2, sampling.py): fitted lines at 10 and 200 steps, and one between
+          them. That at 200 is the line of FLUX.1, by which training draws.
 """
 
 from __future__ import annotations
@@ -44,14 +47,18 @@ class FlowSchedule:
     density: Density = "logit_normal"  # of the levels that training draws, before the shift
     timesteps: int = 1000
     preshifted: bool = True  # the scheduler's own grid starts from training levels that are shifted already
+    tokens: int | None = None  # of the image, where a grid's shift is FLUX.2's and depends on the number of steps
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], tokens: int, sigmas: Sigmas | None = None) -> FlowSchedule:
+    def from_config(
+        cls, config: Mapping[str, Any], tokens: int, sigmas: Sigmas | None = None, by_steps: bool = False
+    ) -> FlowSchedule:
         """The schedule that a `scheduler_config.json` of FlowMatchEulerDiscreteScheduler describes, for latents of so
         many tokens; the grid is "linspace" unless another is named.
 
         With use_dynamic_shifting the shift is e^μ, μ linear in the number of tokens from base_shift at
-        base_image_seq_len to max_shift at max_image_seq_len, as the pipelines of FLUX and SD3 compute it.
+        base_image_seq_len to max_shift at max_image_seq_len, as the pipelines of FLUX and SD3 compute it; `by_steps`, a
+        grid's is that of FLUX.2's pipeline.
         Raises InputError naming a field and its value.
         """
         for name in KARRAS:
@@ -64,6 +71,8 @@ class FlowSchedule:
         if kind not in ("exponential", "linear"):
             raise InputError(f"time_shift_type {kind!r} is not supported; expected exponential or linear.")
         dynamic = bool(config.get("use_dynamic_shifting", False))
+        if dynamic and by_steps and kind == "linear":
+            raise InputError("time_shift_type 'linear' is not supported; expected exponential, as FLUX.2 has it.")
         shift = _dynamic(config, tokens, kind == "linear") if dynamic else number(config, "shift", 1.0)
         if not 0 < shift < math.inf:
             raise InputError(f"shift {shift!r}: expected a positive number.")
@@ -78,6 +87,7 @@ class FlowSchedule:
             terminal=None if terminal is None else float(terminal),
             timesteps=int(total),
             preshifted=not dynamic,
+            tokens=tokens if dynamic and by_steps else None,
         )
 
     def __len__(self) -> int:
@@ -87,11 +97,17 @@ class FlowSchedule:
     def sha256(self) -> str:
         """Over all of its fields."""
         fields = [round(self.shift, 9), self.sigmas, self.terminal, self.density, self.timesteps, self.preshifted]
+        fields += [] if self.tokens is None else [self.tokens]
         return hashlib.sha256(json.dumps(["flow", *fields]).encode()).hexdigest()
 
-    def shifted(self, u: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        """σ = s u / (1 + (s − 1) u)."""
-        return self.shift * u / (1 + (self.shift - 1) * u)
+    def shifted(self, u: Float[Tensor, "*n"], shift: float | None = None) -> Float[Tensor, "*n"]:
+        """σ = s u / (1 + (s − 1) u), by another shift than the model's where one is named."""
+        s = self.shift if shift is None else shift
+        return s * u / (1 + (s - 1) * u)
+
+    def shift_of(self, n: int) -> float:
+        """The shift of a grid of n steps."""
+        return self.shift if self.tokens is None else math.exp(empirical(self.tokens, n))
 
     def grid(self, n: int) -> Float[Tensor, " levels"]:
         """σ before each of n steps and 0 after the last, float64. Raises InputError unless 1 ≤ n ≤ T."""
@@ -103,7 +119,7 @@ class FlowSchedule:
             least = torch.tensor(1 / self.timesteps, dtype=torch.float64)
             last = self.shifted(least) if self.preshifted else least
             u = torch.linspace(1, float(last), n, dtype=torch.float64)
-        sigma = self.shifted(u)
+        sigma = self.shifted(u, self.shift_of(n))
         if self.terminal is not None and sigma[-1] < 1:
             sigma = 1 - (1 - sigma) * (1 - self.terminal) / (1 - sigma[-1])
         return torch.cat([sigma, torch.zeros(1, dtype=torch.float64)])
@@ -151,3 +167,13 @@ def _dynamic(config: Mapping[str, Any], tokens: int, linear: bool) -> float:
         raise InputError(f"base_image_seq_len {first!r}: expected another number than max_image_seq_len.")
     mu = low + (high - low) * (tokens - first) / (last - first)
     return mu if linear else math.exp(mu)
+
+
+def empirical(tokens: int, steps: int) -> float:
+    """FLUX.2's μ: of more than 4300 tokens 0.00016927 tokens + 0.45666666 for any number of steps; of fewer, that at
+    200 steps, 0.0000873809524 tokens + 1.89833333 at 10, and the line through both."""
+    at_200 = 0.00016927 * tokens + 0.45666666
+    if tokens > 4300:
+        return at_200
+    slope = (at_200 - (8.73809524e-05 * tokens + 1.89833333)) / 190
+    return slope * steps + at_200 - 200 * slope

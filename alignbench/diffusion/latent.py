@@ -25,7 +25,7 @@ from alignbench.diffusion.architecture import Architecture
 from alignbench.diffusion.architectures import ARCHITECTURES
 from alignbench.diffusion.checkpointing import Recomputation
 from alignbench.diffusion.flow_schedule import FlowSchedule
-from alignbench.diffusion.latent_scale import LatentScale
+from alignbench.diffusion.latent_scale import LatentScale, scale_of
 from alignbench.diffusion.layouts import Layout
 from alignbench.diffusion.policy_files import lora_config, save_denoiser, save_lora
 from alignbench.diffusion.rollout import initial_noise
@@ -70,7 +70,7 @@ class Components:
     scale: LatentScale = field(init=False)
 
     def __post_init__(self) -> None:
-        self.scale = LatentScale.of(self.autoencoder.config)
+        self.scale = scale_of(self.autoencoder)
         for network in (*self.text.networks, self.denoiser, self.autoencoder):
             network.requires_grad_(False).eval()
         self.ways.compile(self.denoiser)
@@ -144,7 +144,7 @@ class LatentPipeline:
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        return (self.components.autoencoder.config.latent_channels, *self.components.sides)
+        return (len(self.components.scale.mean), *self.components.sides)
 
     def info(self) -> Mapping[str, Any]:
         return self.components.info
@@ -243,6 +243,8 @@ class LatentPipeline:
             if (isinstance(tuning, FullFineTune) or name.endswith(".bias"))
             and name.rpartition(".")[0] not in self.components.idle
         }
+        if not trained:
+            raise Unsupported("this denoiser has no biases to train; choose another tuning.")
         return LatentPolicy(self.components, denoiser, None, trained, self._recomputation(), reference)
 
     def adapt_with(self, config: LoraConfig, key: Key) -> LatentPolicy:

@@ -19,6 +19,7 @@ DENOISERS = (UNET, TRANSFORMER)
 AUTOENCODER = ("config.json", "diffusion_pytorch_model.safetensors")
 REFINER = "StableDiffusionXLImg2ImgPipeline"
 CLIP, PROJECTED, T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"
+QWEN = "Qwen3ForCausalLM"
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,12 @@ class Layout:
     network: str = "UNet2DConditionModel"
     optional: tuple[str, ...] = ()  # text encoders that an index may leave out
     autoencoder: bool = True
+    autoencoders: str = "AutoencoderKL"  # their class
     flow: bool = False
     packed: int = 1  # side of the square of latents that the pipeline packs into one channel vector
-    tokens: int | None = None  # of T5's text, where its length is the pipeline's choice
+    folded: int = 1  # side of the square of the autoencoder's latents that is one of the denoiser's
+    tokens: int | None = None  # of T5's or Qwen's text, whose length is the pipeline's choice
+    distilled: bool = False  # FLUX.2 by its index: without guidance
 
     @property
     def tokenizers(self) -> tuple[str, ...]:
@@ -70,7 +74,10 @@ class Layout:
         return value
 
     def guiding(self, config: Mapping[str, Any]) -> Guiding:
-        """How guidance enters: FLUX was distilled, so that it is told the scale, or has none."""
+        """How guidance enters: FLUX.1 was distilled, so that it is told the scale, or has none; FLUX.2 [klein] has none
+        where its index says that it was distilled."""
+        if self.distilled:
+            return "none"
         if self.network != "FluxTransformer2DModel":
             return "classifier_free"
         return "embedded" if config.get("guidance_embeds") else "none"
@@ -118,7 +125,17 @@ FLUX = Layout(
     packed=2,
     tokens=512,
 )
-LAYOUTS: Mapping[str, Layout] = {layout.pipeline: layout for layout in (SD, SDXL, SD3, FLUX)}
+FLUX2 = Layout(
+    "Flux2KleinPipeline",
+    {"text_encoder": QWEN},
+    denoiser=TRANSFORMER,
+    network="Flux2Transformer2DModel",
+    autoencoders="AutoencoderKLFlux2",
+    flow=True,
+    folded=2,
+    tokens=512,
+)
+LAYOUTS: Mapping[str, Layout] = {layout.pipeline: layout for layout in (SD, SDXL, SD3, FLUX, FLUX2)}
 
 
 def layout_of(folder: Path, source: str) -> Layout:
@@ -128,17 +145,23 @@ def layout_of(folder: Path, source: str) -> Layout:
     name = index.get("_class_name")
     if name == REFINER:
         raise InputError(f"{source} refines images and draws none; --model sdxl_refiner is SDXL with its refiner.")
-    if isinstance(name, str) and name.startswith("Flux2"):
+    if isinstance(name, str) and name.startswith("Flux2") and name not in LAYOUTS:
         raise InputError(
-            f"{source} is a {name}: FLUX.2, [klein] among it, is not supported; of FLUX.1, --model flux_dev and "
-            "flux_schnell are."
+            f"{source} is a {name}: of FLUX.2 only [klein] is supported, as a {FLUX2.pipeline}, such as --model "
+            "flux2_klein_4b."
         )
     if not isinstance(name, str) or name not in LAYOUTS:
         raise InputError(
             f"{source}: pipelines of class {name!r} are not supported; "
-            f"expected {', '.join(list(LAYOUTS)[:-1])} or {list(LAYOUTS)[-1]} (Stable Diffusion 1 to 3.5, XL, FLUX.1)."
+            f"expected {', '.join(list(LAYOUTS)[:-1])} or {list(LAYOUTS)[-1]} (Stable Diffusion 1 to 3.5, XL, FLUX.1, "
+            "FLUX.2 [klein])."
         )
     layout = LAYOUTS[name]
+    if layout.pipeline == FLUX2.pipeline:
+        distilled = index.get("is_distilled", False)
+        if type(distilled) is not bool:
+            raise InputError(f"{source}: model_index.json has is_distilled {distilled!r}; expected true or false.")
+        layout = dataclasses.replace(layout, distilled=distilled)
     absent = [part for part in layout.optional if index.get(part) in (None, [None, None])]
     kept = {part: kind for part, kind in layout.encoders.items() if part not in absent}
     return dataclasses.replace(layout, encoders=kept) if absent else layout

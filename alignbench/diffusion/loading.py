@@ -1,4 +1,4 @@
-"""Networks from folders in the layout of diffusers: of Stable Diffusion 1 to 3.5, SDXL and FLUX."""
+"""Networks from folders in the layout of diffusers: of Stable Diffusion 1 to 3.5, SDXL, FLUX.1 and FLUX.2."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alignbench.diffusion.experts import RefinedPipeline
 from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.hub import Repository
 from alignbench.diffusion.latent import Components, LatentPipeline
-from alignbench.diffusion.layouts import AUTOENCODER, REFINER_LAYOUT, Layout, denoiser_of, layout_of, pipeline_of
+from alignbench.diffusion.layouts import AUTOENCODER, QWEN, REFINER_LAYOUT, Layout, denoiser_of, layout_of, pipeline_of
 from alignbench.diffusion.on_disk import EMBEDDED, latent_shape_in, schedule_in, text_tokens, tokenizers_of
 from alignbench.diffusion.registry import Hold, Model, read_json
 from alignbench.diffusion.schedule import Schedule
@@ -105,8 +105,8 @@ def load_components(
     schedule = schedule_in(folder, source, size, hold.sigmas)
     part = layout.denoiser if denoiser is None else ""
     network = _network(denoiser or folder, source, part, layout.network, hold.dtype)
-    vae, of = _autoencoder(folder, source, shape[0], hold, autoencoder)
-    pixels = [2 ** (len(vae.config.block_out_channels) - 1) * side for side in size]
+    vae, of = _autoencoder(folder, source, layout, shape[0], hold, autoencoder)
+    pixels = [layout.folded * 2 ** (len(vae.config.block_out_channels) - 1) * side for side in size]
     text = _text(folder, source, layout, hold, pixels, network.config)
     architecture = ARCHITECTURES[layout.network]
     architecture.check_fit(source, network.config, text)
@@ -157,25 +157,28 @@ def load_refiner(folder: Path, base: Components, hold: Hold) -> Components:
 
 
 def _of_flow(schedule: Schedule | FlowSchedule, tokens: int | None) -> dict[str, Any]:
-    """What a result says of a flow model besides: the grid on which it is sampled, and the length of T5's text."""
+    """What a result says of a flow model besides: the grid on which it is sampled, and the length of T5's or Qwen's
+    text."""
     if not isinstance(schedule, FlowSchedule):
         return {}
     said: dict[str, Any] = {"sigmas": schedule.sigmas, "shift": round(schedule.shift, 9)}
     said |= {} if schedule.terminal is None else {"shift_terminal": schedule.terminal}
+    said |= {} if schedule.tokens is None else {"shift_by_steps": True}
     return said | {"text_tokens": tokens}
 
 
-def _autoencoder(folder: Path, source: str, channels: int, hold: Hold, other: Path | None) -> tuple[Any, str]:
+def _autoencoder(
+    folder: Path, source: str, layout: Layout, channels: int, hold: Hold, other: Path | None
+) -> tuple[Any, str]:
     """The autoencoder of the folder or of another one, and what messages call that. Raises InputError where its latents
     are not the denoiser's."""
     place, of, part = (folder, source, "vae") if other is None else (other, str(other), "")
-    vae = _network(place, of, part, AUTOENCODER_CLASS, hold.dtype)
-    if vae.config.latent_channels != channels:
+    vae = _network(place, of, part, layout.autoencoders, hold.dtype)
+    if (own := vae.config.latent_channels * layout.folded**2) != channels:
         raise InputError(
-            f"{of}: its latents have {vae.config.latent_channels} channels, the denoiser's of {source} {channels}; "
-            "choose another --vae."
+            f"{of}: its latents have {own} channels, the denoiser's of {source} {channels}; choose another --vae."
         )
-    if hold.dtype == "float16" and vae.config.force_upcast:
+    if hold.dtype == "float16" and vae.config.get("force_upcast"):
         vae = vae.float()  # its activations overflow in half precision
     if hold.slicing:
         vae.enable_slicing()
@@ -238,5 +241,9 @@ def configuration_digest(folder: Path, layout: Layout) -> str:
     names = [f"{part}/config.json" for part in layout.networks]
     names += [f"{part}/tokenizer_config.json" for part in layout.tokenizers]
     said = {name: read_json(folder / name) for name in ["model_index.json", *names] if (folder / name).is_file()}
-    plain = {name: {k: v for k, v in config.items() if not k.startswith("_")} for name, config in said.items()}
+    plain: dict[str, Any] = {
+        name: {k: v for k, v in config.items() if not k.startswith("_")} for name, config in said.items()
+    }
+    templates = [f"{part}/chat_template.jinja" for part in layout.tokenizers if QWEN in layout.encoders.values()]
+    plain |= {name: (folder / name).read_text("utf-8") for name in templates if (folder / name).is_file()}
     return hashlib.sha256(canonical_json(plain).encode()).hexdigest()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignbench.choices import Sigmas
-from alignbench.diffusion.layouts import SD, T5, Layout, layout_of
+from alignbench.diffusion.layouts import CLIP, FLUX, QWEN, SD, T5, Layout, layout_of
 from alignbench.diffusion.registry import Hold, read_json
 from alignbench.errors import InputError
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded"  # the source of a model that comes with alignbench
 LARGEST = 4096  # of a side of the latents
-FLUX_SIDE = 128  # of the latents that FLUX's pipeline draws by default; no file says it
+ROWS = {CLIP: 49408, T5: 32128, QWEN: 151936}  # for tokens, where a file of the class does not say how many
+FLUX_SIDE = 128  # of the autoencoder's latents that FLUX's pipelines draw by default; no file says it
 
 
 def schedule_in(
@@ -39,8 +40,9 @@ def schedule_in(
         if not layout.flow:
             return Schedule.from_config(config)
         patch = layout.patch(read_json(folder / layout.config))
-        height, width = size or (FLUX_SIDE, FLUX_SIDE)
-        return FlowSchedule.from_config(config, (height // patch) * (width // patch), sigmas)
+        height, width = size or (FLUX_SIDE // layout.folded,) * 2
+        by_steps = layout.folded > 1
+        return FlowSchedule.from_config(config, (height // patch) * (width // patch), sigmas, by_steps)
     except InputError as error:
         raise InputError(f"{source}: scheduler/scheduler_config.json: {error}") from None
 
@@ -48,7 +50,7 @@ def schedule_in(
 def sample_size(source: str, layout: Layout, config: Mapping[str, Any]) -> tuple[int, int] | None:
     """Height and width of the latents by a denoiser's configuration; None where it does not say. Files of Stable
     Diffusion older than diffusers 0.9 say 32 where 64 is meant, as its pipeline knows. Raises InputError."""
-    own = config.get("sample_size", FLUX_SIDE if layout.packed > 1 else None)
+    own = config.get("sample_size", FLUX_SIDE // layout.folded if layout.packed * layout.folded > 1 else None)
     both = [own, own] if type(own) is int else own
     if both is None:
         return None
@@ -69,7 +71,7 @@ def latent_shape_in(
     layout = layout_of(folder, source)
     config = read_json(folder / layout.config)
     levels = read_json((autoencoder or folder / "vae") / "config.json").get("block_out_channels")
-    enlarged = 2 ** (len(levels or [0]) - 1)
+    enlarged = layout.folded * 2 ** (len(levels or [0]) - 1)
     channels, patch = layout.channels(config), layout.patch(config)
     size = sample_size(source, layout, config)
     if resolution is not None:
@@ -93,11 +95,11 @@ def check_resolution(resolution: tuple[int, int], multiple: int) -> None:
 
 
 def text_tokens(layout: Layout, config: Mapping[str, Any], wanted: int | None = None) -> int | None:
-    """How many tokens T5's text has, or the zeros in its place: as wanted, or the pipeline's default; FLUX without
-    guidance was distilled with 256. None of a model without T5's text."""
+    """How many tokens T5's or Qwen's text has, or the zeros in T5's place: as wanted, or the pipeline's default; FLUX.1
+    without guidance was distilled with 256. None of a model without such a text."""
     if layout.tokens is None or wanted is not None:
         return wanted if layout.tokens is not None else None
-    return 256 if layout.guiding(config) == "none" else layout.tokens
+    return 256 if layout.pipeline == FLUX.pipeline and layout.guiding(config) == "none" else layout.tokens
 
 
 def tokenizers_of(folder: Path, source: str, layout: Layout, hold: Hold | None = None) -> list[Any]:
@@ -109,12 +111,12 @@ def tokenizers_of(folder: Path, source: str, layout: Layout, hold: Hold | None =
     found = []
     for tokenizer, (encoder, kind) in zip(layout.tokenizers, layout.encoders.items(), strict=True):
         config = read_json(folder / encoder / "config.json")
-        positions = longest if kind == T5 else config.get("max_position_embeddings", 77)
-        rows = config.get("vocab_size", 32128 if kind == T5 else 49408)
+        positions = longest if kind in (T5, QWEN) else config.get("max_position_embeddings", 77)
+        rows = config.get("vocab_size", ROWS.get(kind, ROWS[CLIP]))
         if type(positions) is not int or type(rows) is not int:
             raise InputError(
                 f"{source}: {encoder}/config.json has max_position_embeddings {positions!r} and vocab_size {rows!r}; "
                 "expected whole numbers."
             )
-        found.append(open_tokenizer(folder, source, tokenizer, positions, rows, of_t5=kind == T5))
+        found.append(open_tokenizer(folder, source, tokenizer, positions, rows, kind))
     return found

@@ -50,7 +50,7 @@ class Model:
     prediction: str = ""  # what the denoiser predicts; the scheduler's configuration decides
     guiding: Guiding = "classifier_free"  # embedded: the denoiser is told the scale; none: it was distilled without
     sigmas: Sigmas | None = None  # a flow model's usual grid; None of other models
-    tokens: int | None = None  # of T5's text or the zeros in its place; None: the pipeline's default
+    tokens: int | None = None  # of T5's or Qwen's text, or the zeros in T5's place; None: the pipeline's
     licence: str = ""
     denoiser: Repository | None = None
     adapter: Repository | None = None  # a LoRA of the denoiser
@@ -86,7 +86,7 @@ class Hold:
     tiling: bool = False  # decode large images in overlapping tiles, which changes pixels near the seams
     autoencoder: str | None = None  # a folder or hub id whose autoencoder takes the place of the model's own
     sigmas: Sigmas | None = None  # a flow model's grid; None: the model's own
-    tokens: int | None = None  # of T5's text; None: the model's own
+    tokens: int | None = None  # of T5's or Qwen's text; None: the model's own
     compiling: Compiling | None = None  # the denoiser
     channels_last: bool = False  # the layout of convolutions' weights
     attention: Attending = "auto"  # the denoiser's kernel

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from alignbench.diffusion.layouts import Layout
+from alignbench.diffusion.layouts import CLIP, QWEN, T5, Layout
 from alignbench.diffusion.registry import read_json
 from alignbench.errors import InputError, RunError
 
@@ -48,7 +48,7 @@ class TextParts:
     pixels: Sequence[int]  # height and width of the pictures
     index: Mapping[str, Any]  # model_index.json
     config: Any  # the denoiser's
-    tokens: int | None  # of T5's text
+    tokens: int | None  # of T5's or Qwen's text
 
 
 @dataclass(frozen=True)
@@ -139,31 +139,56 @@ def tokenised(tokenizer: Any, texts: Sequence[str], device: torch.device) -> Int
     return tokens.to(device)
 
 
+def as_read(tokenizer: Any, texts: Sequence[str]) -> list[str]:
+    """The texts as a tokenizer gets them: Qwen's model is told each as what a user says, in its template of a talk, and
+    answers without thinking aloud."""
+    if not of_qwen(tokenizer):
+        return list(texts)
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        for text in texts
+    ]
+
+
+def of_qwen(tokenizer: Any) -> bool:
+    """Whether a tokenizer is Qwen's."""
+    from transformers import Qwen2TokenizerFast
+
+    return isinstance(tokenizer, Qwen2TokenizerFast)
+
+
 def truncated(tokenizers: Sequence[Any], texts: Sequence[str]) -> list[bool]:
     """Which texts are longer than one of the tokenizers keeps."""
     cut = [False] * len(texts)
     for tokenizer in tokenizers if texts else ():
-        rows = tokenizer(list(texts), truncation=False, verbose=False).input_ids
+        rows = tokenizer(as_read(tokenizer, texts), truncation=False, verbose=False).input_ids
         cut = [before or len(row) > tokenizer.model_max_length for before, row in zip(cut, rows, strict=True)]
     return cut
 
 
-def open_tokenizer(folder: Path, source: str, part: str, positions: int, vocabulary: int, of_t5: bool = False) -> Any:
+def open_tokenizer(folder: Path, source: str, part: str, positions: int, vocabulary: int, encoder: str = CLIP) -> Any:
     """A tokenizer, which cuts off where its text encoder ends, of so many positions and rows for tokens: some say no
-    length of their own, and T5 reads any. Raises RunError where it cannot be read, InputError where the two do not
-    fit."""
-    from transformers import CLIPTokenizer, T5Tokenizer
+    length of their own, and those of T5 and Qwen, which `encoder` names, read any. Raises RunError where it cannot be
+    read, InputError where the two do not fit."""
+    from transformers import CLIPTokenizer, Qwen2TokenizerFast, T5Tokenizer
 
     config = folder / part / "tokenizer_config.json"
     named = read_json(config).get("tokenizer_class") if config.is_file() else None
-    kind = T5Tokenizer if of_t5 and named not in ("CLIPTokenizer", "CLIPTokenizerFast") else CLIPTokenizer
+    kind: Any = Qwen2TokenizerFast if encoder == QWEN else CLIPTokenizer
+    if encoder == T5 and named not in ("CLIPTokenizer", "CLIPTokenizerFast"):
+        kind = T5Tokenizer
     try:
         tokenizer = kind.from_pretrained(folder, subfolder=part)
         numbers = tokenizer.get_vocab().values()
     except Exception as error:  # the library raises all kinds for a broken file
         raise RunError(f"cannot load {source}: {' '.join(str(error).split())}") from error
-    own = positions if of_t5 else tokenizer.model_max_length
-    if type(own) not in (int, float) or own < (1 if of_t5 else SHORTEST):
+    if encoder == QWEN and not tokenizer.chat_template:
+        raise InputError(f"{source}: {part} has no chat template; expected that of Qwen3, in which prompts are told.")
+    any_length = encoder in (T5, QWEN)
+    own = positions if any_length else tokenizer.model_max_length
+    if type(own) not in (int, float) or own < (1 if any_length else SHORTEST):
         raise InputError(f"{source}: {part} has model_max_length {own!r}; expected a number of tokens, such as 77.")
     if max(numbers, default=0) >= vocabulary:
         raise InputError(

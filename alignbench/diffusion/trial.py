@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from alignbench.diffusion.architecture import Architecture
-from alignbench.diffusion.latent_scale import LatentScale
+from alignbench.diffusion.latent_scale import scale_of
 from alignbench.diffusion.text import TextEncoder
 from alignbench.errors import InputError, RunError
 from alignbench.keys import Key
@@ -19,8 +19,8 @@ def without_overflow(vae: Any, source: str, size: tuple[int, int]) -> tuple[Any,
     and what to say then. Raises InputError where it does not help."""
     if vae.dtype != torch.float16:
         return vae, []
-    noise = Key("overflow").normal(1, vae.config.latent_channels, *size).to(vae.device)
-    latents = LatentScale.of(vae.config).to_autoencoder(noise)
+    scale = scale_of(vae)
+    latents = scale.to_autoencoder(Key("overflow").normal(1, len(scale.mean), *size).to(vae.device))
 
     def works() -> bool:
         pictures = vae.decode(latents.to(vae.dtype)).sample
@@ -40,11 +40,14 @@ def check_runs(source: str, text: TextEncoder, network: Any, vae: Any, architect
     a wrong kind in a configuration file is noticed by no library before."""
     try:
         side = architecture.least(network.config)
-        latents = torch.zeros(1, vae.config.latent_channels, side, side, device=network.device)
+        scale = scale_of(vae)
+        latents = torch.zeros(1, len(scale.mean), side, side, device=network.device)
         told = text.encode([""])
         if network.config.get("guidance_embeds"):
             told["guidance"] = torch.ones(1, device=network.device)
         architecture.call(network, latents, torch.zeros(1, dtype=torch.long, device=network.device), told)
-        vae.decode(latents.to(vae.dtype))
+        vae.decode(scale.to_autoencoder(latents).to(vae.dtype))
+    except InputError:
+        raise
     except Exception as error:  # whatever a library makes of such a value
         raise RunError(f"cannot run {source}: {' '.join(str(error).split())}") from error

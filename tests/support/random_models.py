@@ -18,8 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
+)
 
 from alignbench import Key
 from alignbench.diffusion import registry as models
@@ -201,6 +216,13 @@ TRUE_SD35_MEDIUM: dict[str, Any] = {
     "dual_attention_layers": tuple(range(13)),
 }
 TRUE_FLUX: dict[str, Any] = {"guidance_embeds": True}  # the class's defaults are FLUX.1's
+TRUE_KLEIN_4B: dict[str, Any] = {
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
 
 
 def small_t5(width: int) -> T5EncoderModel:
@@ -256,6 +278,41 @@ def small_flux(folder: Path, guidance: bool = True) -> Path:
         "vae": AutoencoderKL(**FLOW_VAE | {"scaling_factor": 0.3611, "shift_factor": 0.1159}),
     }
     return save(folder, "FluxPipeline", parts, flow=DYNAMIC if guidance else STATIC | {"shift": 1.0})
+
+
+def small_klein(folder: Path, distilled: bool = True) -> Path:
+    """FLUX.2 [klein] in miniature: three of 28 layers of Qwen3, whose tokens are bytes, and an autoencoder whose folded
+    latents have running means and variances of their own. Its files say no size, and 16 pixels are asked for."""
+    vae = {name: value for name, value in SMALL_VAE.items() if name != "latent_channels"}
+    parts: dict[str, Any] = {
+        "text_encoder": Qwen3ForCausalLM(
+            Qwen3Config(
+                vocab_size=260,
+                hidden_size=8,
+                intermediate_size=16,
+                num_hidden_layers=28,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=4,
+                max_position_embeddings=1024,
+            )
+        ),
+        "transformer": Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            axes_dims_rope=(4, 4, 4, 4),
+            joint_attention_dim=24,
+            timestep_guidance_channels=16,
+            guidance_embeds=False,
+        ),
+        "vae": AutoencoderKLFlux2(**vae, latent_channels=4, layers_per_block=1),
+    }
+    parts["vae"].bn.running_mean.copy_(0.3 * Key("klein", "mean").normal(16))
+    parts["vae"].bn.running_var.copy_(0.5 + Key("klein", "variance").normal(16).square())
+    return save(folder, "Flux2KleinPipeline", parts, {"is_distilled": distilled}, flow=DYNAMIC)
 
 
 def true_sd15(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -326,7 +383,11 @@ def save(
             initialise(network, Key(key, part))
         network.to(dtype or torch.float32).save_pretrained(folder / part)
         if "text" in part:
-            write_tokenizer(folder / part.replace("text_encoder", "tokenizer"), small)
+            place = folder / part.replace("text_encoder", "tokenizer")
+            if isinstance(network, Qwen3ForCausalLM):
+                write_bytes(place)
+            else:
+                write_tokenizer(place, small)
     scheduler = "DDIMScheduler" if flow is None else "FlowMatchEulerDiscreteScheduler"
     write(folder / "model_index.json", **{"_class_name": kind, **(index or {}), **libraries(parts, scheduler)})
     if flow is not None:
@@ -343,7 +404,8 @@ def libraries(parts: Mapping[str, Any], scheduler: str) -> dict[str, Any]:
     for part, network in parts.items():
         found[part] = [type(network).__module__.partition(".")[0], type(network).__name__]
         if "text" in part:
-            found[part.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
+            kind = "Qwen2TokenizerFast" if isinstance(network, Qwen3ForCausalLM) else "CLIPTokenizer"
+            found[part.replace("text_encoder", "tokenizer")] = ["transformers", kind]
     return found
 
 
@@ -367,6 +429,26 @@ def write_tokenizer(folder: Path, small: bool) -> None:
     write(
         folder / "tokenizer_config.json", **special, pad_token=pad, model_max_length=77, tokenizer_class="CLIPTokenizer"
     )
+
+
+TALK = (  # Qwen3's, without tools and turns
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def write_bytes(folder: Path) -> None:
+    """A tokenizer of Qwen's class that knows bytes alone, and a template of a talk."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokens = [*bytes_to_unicode().values(), *special]
+    write(folder / "vocab.json", **{token: i for i, token in enumerate(tokens)})
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    named = {"pad_token": special[0], "eos_token": special[2], "unk_token": special[0]}
+    fields = named | {"tokenizer_class": "Qwen2TokenizerFast", "model_max_length": 131072, "chat_template": TALK}
+    write(folder / "tokenizer_config.json", **fields, additional_special_tokens=special)
 
 
 FRESH_PROCESS = """

@@ -128,13 +128,6 @@ def test_odd_sides_of_a_model_that_is_not_here_are_refused_too(name):
     assert models.latent_shape(model) == (16, 128, 128)
 
 
-@pytest.mark.parametrize("kind", ["Flux2KleinPipeline", "Flux2Pipeline"])
-def test_flux_2_is_refused_by_its_name(folders, asked, capsys, tmp_path, kind):
-    other = copied(folders["flux_dev"], tmp_path, "model_index.json", _class_name=kind)
-    assert asked(other, "--resolution", "16") == 2
-    assert f"is a {kind}: FLUX.2, [klein] among it, is not supported; of FLUX.1, --model flux_dev" in one_line(capsys)
-
-
 def test_flux_without_t5_is_refused_whatever_is_left_of_it(folders, asked, capsys, tmp_path):
     other = copied(folders["flux_dev"], tmp_path, "model_index.json", text_encoder_2=NOTHING, tokenizer_2=NOTHING)
     shutil.rmtree(other / "text_encoder_2")

@@ -47,9 +47,10 @@ BUILDERS = {
     "sdxl": random_models.small_sdxl,
     "sd3": random_models.small_sd3,
     "flux": random_models.small_flux,
+    "klein": lambda folder: random_models.small_klein(folder, distilled=False),
 }
 SIGNAL = ("doodl", "universal_guidance")  # which need some left at the first step, where a flow model has none
-OF_FLOW = (("sd3", "diffusion_dpo"), ("flux", "base"))  # by default
+OF_FLOW = (("sd3", "diffusion_dpo"), ("flux", "base"), ("klein", "diffusion_dpo"))  # by default
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_every_algorithm_of_the_project_has_settings_here():
 
 OF_SDXL = [("sdxl", algo) for algo in QUICK]
 # Each algorithm on a family of each kind in turn.
-UNETS, TRANSFORMERS = ("sd", "velocity", "sdxl"), ("sd3", "flux")
+UNETS, TRANSFORMERS = ("sd", "velocity", "sdxl"), ("sd3", "flux", "klein")
 COVER = [(UNETS[i % len(UNETS)], algo) for i, algo in enumerate(sorted(random_models.SHORTEST))]
 COVER += [
     (TRANSFORMERS[i % len(TRANSFORMERS)], algo)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 
 import diffusers
 import pytest
-from transformers import CLIPTextConfig, T5Config
+from transformers import CLIPTextConfig, Qwen3Config, T5Config
 
 from alignbench.diffusion import configs
 from alignbench.diffusion.configs import (
@@ -18,8 +19,8 @@ from alignbench.diffusion.configs import (
     check_index,
     check_scheduler,
 )
-from alignbench.diffusion.flow_configs import FLOW_SCHEDULER, FLUX, SD3
-from alignbench.diffusion.layouts import CLIP, PROJECTED, SD, T5
+from alignbench.diffusion.flow_configs import FLOW_SCHEDULER, FLUX, FLUX2, FLUX2_AUTOENCODER, SD3
+from alignbench.diffusion.layouts import CLIP, PROJECTED, QWEN, SD, T5
 from alignbench.diffusion.layouts import SDXL as SDXL_LAYOUT
 from alignbench.diffusion.schedule import Schedule
 from alignbench.errors import InputError
@@ -184,7 +185,7 @@ def fields_of(kind: type) -> dict[str, object]:
 READINGS = [(name, SCHEDULER) for name in SCHEDULER.classes] + [
     (UNET.classes[0], UNET),
     (AUTOENCODER.classes[0], AUTOENCODER),
-    *((reading.classes[0], reading) for reading in (FLOW_SCHEDULER, SD3, FLUX)),
+    *((reading.classes[0], reading) for reading in (FLOW_SCHEDULER, SD3, FLUX, FLUX2, FLUX2_AUTOENCODER)),
 ]
 
 
@@ -194,9 +195,8 @@ def test_of_each_class_every_field_has_its_kind_and_what_is_fixed_is_its_default
     fields = fields_of(getattr(diffusers, name))
     own = {"variance_type"} if reading is SCHEDULER else {"addition_embed_type"}
     assert set(fields) <= reading.honoured | reading.silent | set(reading.fixed) | own
-    assert {n: v for n, v in reading.fixed.items() if n in fields} == {
-        n: fields[n] for n in reading.fixed if n in fields
-    }
+    defaults = {n: fields[n] for n in reading.fixed if n in fields}
+    assert {n: v for n, v in reading.fixed.items() if n in fields} == json.loads(json.dumps(defaults))
     assert not reading.honoured & reading.silent
     assert not (reading.honoured | reading.silent) & set(reading.fixed)
 
@@ -209,6 +209,20 @@ def test_t5_as_transformers_writes_it_and_as_it_was_published_is_read():
     TEXT[T5].check("f", T5Config().to_dict() | {"architectures": ["T5EncoderModel"]})
     published = {"d_model": 4096, "feed_forward_proj": "gated-gelu", "is_encoder_decoder": True, "output_past": True}
     TEXT[T5].check("f", published | {"num_decoder_layers": 24, "tie_word_embeddings": False, "use_cache": True})
+
+
+def test_qwen_as_transformers_writes_it_and_as_it_was_published_is_read():
+    TEXT[QWEN].check("f", Qwen3Config().to_dict() | {"architectures": [QWEN]})
+    published = {
+        "architectures": [QWEN], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643,
+        "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2560, "initializer_range": 0.02,
+        "intermediate_size": 9728, "max_position_embeddings": 40960, "max_window_layers": 36, "model_type": "qwen3",
+        "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8, "rms_norm_eps": 1e-06,
+        "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": True, "use_sliding_window": False,
+        "vocab_size": 151936,
+    }  # fmt: skip
+    TEXT[QWEN].check("f", published)
 
 
 def test_every_other_scheduler_of_diffusers_is_refused():

@@ -15,7 +15,7 @@ from alignbench.errors import InputError
 
 
 def test_every_family_has_all_that_is_asked_of_one_and_its_models_name_it():
-    assert set(families()) == {"stable_diffusion", "sd3", "flux", "shapes", "mixture"}
+    assert set(families()) == {"stable_diffusion", "sd3", "flux", "flux2", "shapes", "mixture"}
     for name, family in families().items():
         assert isinstance(family, Family)
         assert family.name == name
