@@ -186,7 +186,7 @@ def test_shards_are_together_what_a_plain_suite_is_and_two_suites_on_one_folder_
     assert sum(map(sum, tried)) <= 5  # and hardly any cell was started by both
 
 
-LONG = [{"algo": "base"}, {"algo": "ddpo", "seed": [1, 2], "set": FEW | {"rounds": 60}}]
+LONG = [{"algo": "base"}, {"algo": "ddpo", "seed": [1, 2], "set": FEW | {"rounds": 150}}]
 
 
 @pytest.fixture(scope="module")
