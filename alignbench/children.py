@@ -70,6 +70,14 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def has_spare_core() -> bool:
+    """Whether a thread beside those of a network has a core to itself. Where a network computes with all cores, each
+    of its steps would wait for the one whose core was taken."""
+    import torch
+
+    return torch.cuda.is_initialized() or torch.get_num_threads() < cores()
+
+
 def cards() -> tuple[str, ...]:
     """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
     import torch

@@ -1,4 +1,4 @@
-"""Work that is done in a thread, behind the one that hands it over."""
+"""Work that is done in a thread, behind the one that hands it over, where there is a core for it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, TypeVar
+
+from alignbench.children import has_spare_core
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -17,16 +19,18 @@ class Behind(Generic[T, R]):
 
     def __init__(self, work: Callable[[T], R]) -> None:
         self.results: list[R] = []
-        self._work, self._pool, self._last = work, ThreadPoolExecutor(1), None
-
-    _last: Future[R] | None
+        self._work, self._last = work, list[Future[R]]()
+        self._pool = ThreadPoolExecutor(1) if has_spare_core() else None
 
     def __enter__(self) -> Behind[T, R]:
         return self
 
     def __call__(self, piece: T) -> None:
         self._wait()
-        self._last = self._pool.submit(self._work, piece)
+        if self._pool is None:
+            self.results.append(self._work(piece))
+        else:
+            self._last.append(self._pool.submit(self._work, piece))
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -37,9 +41,9 @@ class Behind(Generic[T, R]):
             if kind is None:  # else what went wrong first is what is raised
                 raise
         finally:
-            self._pool.shutdown()
+            if self._pool is not None:
+                self._pool.shutdown()
 
     def _wait(self) -> None:
-        last, self._last = self._last, None
-        if last is not None:
-            self.results.append(last.result())
+        while self._last:
+            self.results.append(self._last.pop().result())

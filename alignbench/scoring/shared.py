@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from alignbench.children import has_spare_core
 from alignbench.images import as_floats, to_bytes
 from alignbench.interface import Prompt, Reward
 from alignbench.scoring.preprocessing import Preprocessing, exact
@@ -91,8 +92,11 @@ class SharedPictures:
 
 
 def ahead(make: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """What is made of each item, in order; while one is in use, the next is made in another thread, on the same GPU: a
-    thread begins with the first one, and each of several processes has its own."""
+    """What is made of each item, in order; while one is in use, the next is made in another thread if there is a core
+    for it, on the same GPU: a thread begins with the first one, and each of several processes has its own."""
+    if not has_spare_core():
+        yield from map(make, items)
+        return
     card = torch.cuda.current_device() if torch.cuda.is_initialized() else None
     with ThreadPoolExecutor(1) if card is None else ThreadPoolExecutor(1, "", torch.cuda.set_device, (card,)) as pool:
         waiting: Future[R] | None = None

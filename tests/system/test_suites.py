@@ -186,7 +186,7 @@ def test_shards_are_together_what_a_plain_suite_is_and_two_suites_on_one_folder_
     assert sum(map(sum, tried)) <= 5  # and hardly any cell was started by both
 
 
-LONG = [{"algo": "base"}, {"algo": "ddpo", "seed": [1, 2], "set": FEW | {"rounds": 150}}]
+LONG = [{"algo": "base"}, {"algo": "ddpo", "seed": [1, 2], "set": FEW | {"rounds": 150, "learning_rate": 1e-4}}]
 
 
 @pytest.fixture(scope="module")

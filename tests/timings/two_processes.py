@@ -115,7 +115,9 @@ def suites(rounds: int) -> list[float]:
     from suites import FEW, came_to, finished, write_suite
 
     with tempfile.TemporaryDirectory() as folder:
-        cells = [{"algo": "ddpo", "seed": list(range(1, CELLS + 1)), "set": FEW | {"rounds": rounds}}]
+        cells = [
+            {"algo": "ddpo", "seed": list(range(1, CELLS + 1)), "set": FEW | {"rounds": rounds, "learning_rate": 1e-4}}
+        ]
         path, seconds = write_suite(Path(folder), cells), []
         for jobs in ("1", "2"):
             started = time.monotonic()

@@ -6,7 +6,15 @@ import threading
 
 import pytest
 
+from alignbench.experiment import behind
 from alignbench.experiment.behind import Behind
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["a spare core", "none"])
+def spare(request, monkeypatch):
+    """Whether there is a core for the thread."""
+    monkeypatch.setattr(behind, "has_spare_core", lambda: request.param)
+    return request.param
 
 
 def handed(work, pieces, ends=None):
@@ -22,7 +30,7 @@ def full(_):
     raise OSError("disk full")
 
 
-def test_pieces_are_done_in_order_by_another_thread():
+def test_pieces_are_done_in_order_by_another_thread_where_a_core_is_left_for_it(spare):
     threads = []
 
     def work(piece):
@@ -33,10 +41,11 @@ def test_pieces_are_done_in_order_by_another_thread():
         for piece in range(4):
             later(piece)
     assert later.results == [0, 2, 4, 6]
-    assert threading.main_thread() not in threads
+    assert (threading.main_thread() not in threads) is spare
 
 
-def test_the_next_piece_is_made_while_one_is_worked_on():
+def test_the_next_piece_is_made_while_one_is_worked_on(monkeypatch):
+    monkeypatch.setattr(behind, "has_spare_core", lambda: True)
     begun, made = threading.Event(), threading.Event()
 
     def work(_):
@@ -74,6 +83,7 @@ def test_what_was_handed_over_is_done_where_the_one_that_hands_over_fails():
     assert done == ["first"]
 
 
-def test_of_two_errors_the_first_is_raised():
-    with pytest.raises(ValueError, match="drawing"):
+def test_of_two_errors_the_first_is_raised(spare):
+    """Where nothing is done behind, the first is that of the work."""
+    with pytest.raises(ValueError if spare else OSError, match="drawing" if spare else "disk full"):
         handed(full, ["first"], ValueError("drawing"))

@@ -108,7 +108,17 @@ def test_a_picture_that_fails_leaves_the_others_their_scores():
     assert rows[1] == (pytest.approx(shared(scorer).pixels(DOWN, [1]).mean().item()), None)
 
 
-def test_what_is_made_ahead_comes_in_order_from_another_thread_and_is_never_much():
+def test_where_no_core_is_left_nothing_is_made_ahead(monkeypatch):
+    monkeypatch.setattr("alignbench.scoring.shared.has_spare_core", lambda: False)
+    made = []
+    found = ahead(lambda i: made.append((i, threading.current_thread())) or i * i, range(3))
+    assert next(found) == 0
+    assert made == [(0, threading.main_thread())]
+    assert list(found) == [1, 4]
+
+
+def test_what_is_made_ahead_comes_in_order_from_another_thread_and_is_never_much(monkeypatch):
+    monkeypatch.setattr("alignbench.scoring.shared.has_spare_core", lambda: True)
     made, used = [], []
 
     def make(item: int) -> int:
