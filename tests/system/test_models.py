@@ -231,7 +231,7 @@ def test_the_mixture_and_the_embedded_model_need_no_network(no_network):
         (b"{", r"model_index.json is not JSON"),
         (b"\xff\xfe", r"model_index.json is not JSON"),
         (b"[]", r"model_index.json does not hold a JSON object"),
-        (b'{"_class_name": "QwenImagePipeline"}', r"class 'QwenImagePipeline' are not supported; .* FLUX\.2 \[klein\]\)"),
+        (b'{"_class_name": "QwenImagePipeline"}', r"'QwenImagePipeline' are not supported; .* FLUX\.2 \[klein\]\)"),
         (b"{}", r"class None are not supported; expected StableDiffusionPipeline"),
     ],
 )
