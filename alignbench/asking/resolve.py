@@ -205,17 +205,23 @@ def _check_algorithm(options: RunOptions, model: Model, algorithm: Algorithm) ->
         raise InputError(f"--budget: {why}: what an image costs is the model's sampling; leave it out.")
 
 
+def _or_fetch(model: Model) -> str:
+    """What else may be done where nothing is known of a model but its place on the hub."""
+    of_hub = model.preset == "other" and not Path(model.source).is_absolute()
+    return f", or, if its files are not here yet, `alignbench fetch models {model.source}` first" if of_hub else ""
+
+
 def sampling_of(model: Model, options: SamplingOptions) -> Sampling:
     """How a model is sampled: as asked, else in its own way. Raises InputError."""
     kernel = options.kernel if isinstance(options, RunOptions) else "ddim"
     if kernel == "exact" and options.eta is not None:
         raise InputError("--kernel exact draws from p(x_s | x_t) itself; --eta has no place in it.")
+    either = f"leave it out{_or_fetch(model)}."
     if options.sigmas is not None and model.sigmas is None:
-        raise InputError(f"--sigmas {options.sigmas}: model {model.name!r} is no flow model with grids; leave it out.")
+        raise InputError(f"--sigmas {options.sigmas}: model {model.name!r} is no flow model with grids; {either}")
     if options.text_length is not None and model.tokens is None:
-        raise InputError(
-            f"--text-length {options.text_length}: model {model.name!r} has no text of T5 of that length; leave it out."
-        )
+        of = f"--text-length {options.text_length}: model {model.name!r}"
+        raise InputError(f"{of} has no text of T5 or Qwen of that length; {either}")
     if model.guiding == "none" and options.guidance is not None and guided(options.guidance):
         raise InputError(
             f"--guidance {options.guidance:g}: this model has no guidance ({model.name!r} was distilled without it); "

@@ -67,15 +67,12 @@ def collect_all(
     batch: int,
     reduction: Reduction = "mean",
     keep_x0: bool = False,
-    window: range | None = None,
-    keep_means: bool = False,
 ) -> list[Episode]:
     """`collect`, at most `batch` prompts at a time, shared among processes. All of them get all episodes, in the order
     of the prompts."""
     return problem.gather([
         collect(
-            problem, policy, [prompts[i] for i in part], [keys[i] for i in part], sampling, reduction, keep_x0=keep_x0,
-            window=window, keep_means=keep_means,
+            problem, policy, [prompts[i] for i in part], [keys[i] for i in part], sampling, reduction, keep_x0=keep_x0
         )
         for part in problem.shard(chunked(range(len(prompts)), batch))
     ])  # fmt: skip

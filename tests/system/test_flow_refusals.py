@@ -108,7 +108,11 @@ def test_a_field_that_does_not_belong_to_the_family_is_named(
         ("sd3", ["--resolution", "64"], "has positions for 48; choose a smaller --resolution."),
         ("flux_schnell", ["--guidance", "3"], "--guidance 3: this model has no guidance ('flux_schnell' was distilled"),
         ("sd", ["--sigmas", "linspace"], "--sigmas linspace: model 'sd' is no flow model with grids; leave it out."),
-        ("sd", ["--text-length", "64"], "--text-length 64: model 'sd' has no text of T5 of that length; leave it out."),
+        (
+            "sd",
+            ["--text-length", "64"],
+            "--text-length 64: model 'sd' has no text of T5 or Qwen of that length; leave it out.",
+        ),
         ("flux_dev", ["--text-length", "513"], "--text-length 513: expected at most 512."),
         ("sd3", ["--text-length", "0"], "--text-length 0: expected at least 1."),
         ("sd3", ["--kernel", "exact"], "--kernel exact: the reverse kernel of model 'sd3' is not known"),
@@ -118,6 +122,12 @@ def test_a_field_that_does_not_belong_to_the_family_is_named(
 def test_what_the_model_cannot_do_is_refused(folders, asked, capsys, name, arguments, message):
     assert asked(folders[name], *arguments) == 2
     assert message in one_line(capsys)
+
+
+@pytest.mark.parametrize("option", [["--sigmas", "linspace"], ["--text-length", "64"]])
+def test_of_a_hub_id_that_is_not_here_a_refusal_says_how_to_learn_what_it_is(asked, capsys, option):
+    assert asked("someone/a-model", *option) == 2
+    assert "its files are not here yet, `alignbench fetch models someone/a-model` first." in one_line(capsys)
 
 
 @pytest.mark.parametrize("name", ["sd35_medium", "flux_dev"])
