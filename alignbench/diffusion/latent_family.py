@@ -66,7 +66,7 @@ class LatentFamily:
                 f"model {model.name!r} has parts of several repositories; fetch it without --to and copy the hub's "
                 "cache."
             )
-        first, *_ = [hub.snapshot(part, model.name, folder) for part in parts]
+        first, *_ = [hub.snapshot(part, model.typed, folder) for part in parts]
         return first
 
     def device(self, wanted: str) -> str:
@@ -87,7 +87,7 @@ class LatentFamily:
             folder = self.place(model).folder
             layout = check_folder(folder, model.source)
             if model.denoiser is not None:
-                check_denoiser_in(hub.placed(denoiser_of(model.denoiser), model.name)[0], layout)
+                check_denoiser_in(hub.placed(denoiser_of(model.denoiser), model.typed)[0], layout)
             latent_shape_in(folder, model.source, wishes.resolution)
         elif model in self.models and wishes.resolution is not None:
             check_resolution(wishes.resolution, self.enlarged * self.patch)
@@ -169,5 +169,5 @@ def place_of(model: Model) -> Place:
     """A folder, or a snapshot of the hub's cache, whose name is the commit."""
     if Path(model.source).is_dir():
         return Place(Path(model.source), "folder")
-    first, *_ = [hub.snapshot(part, model.name) for part in needs_of(model)]
+    first, *_ = [hub.snapshot(part, model.typed) for part in needs_of(model)]
     return Place(first, model.source, first.name)

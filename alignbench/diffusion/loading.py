@@ -45,16 +45,16 @@ def load_pipeline(model: Model, folder: Path, source: str, revision: str | None,
         info["autoencoder_sha256"] = autoencoder_digest(autoencoder)
     aligned, denoiser = {}, None
     if model.denoiser is not None:
-        denoiser, aligned["denoiser"] = hub.placed(denoiser_of(model.denoiser), model.name)
+        denoiser, aligned["denoiser"] = hub.placed(denoiser_of(model.denoiser), model.typed)
     pipeline = LatentPipeline(
         load_components(folder, model.source, info, meter, hold, denoiser, autoencoder), aligned=aligned
     )
     if model.adapter is not None:
-        place, said = hub.placed(adapter_files.repository(model.adapter), model.name)
+        place, said = hub.placed(adapter_files.repository(model.adapter), model.typed)
         return open_frozen(pipeline, place, said)
     if model.refiner is None:
         return pipeline
-    refiner = hub.snapshot(pipeline_of(model.refiner), model.name)
+    refiner = hub.snapshot(pipeline_of(model.refiner), model.typed)
     experts = LatentPipeline(load_refiner(refiner, pipeline.components, hold))
     return RefinedPipeline(pipeline, experts, {"refiner": f"{model.refiner.name}@{refiner.name}"})
 

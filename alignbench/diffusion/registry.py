@@ -64,6 +64,11 @@ class Model:
         return self.name if named().get(self.name) == self else "other"
 
     @property
+    def typed(self) -> str:
+        """What a user types for it: its name, else the folder or hub id."""
+        return self.source if self.preset == "other" else self.name
+
+    @property
     def identity(self) -> str:
         """What tells this model from others in a configuration: its name, of a folder its path."""
         return self.source if Path(self.source).is_absolute() else self.name

@@ -128,6 +128,8 @@ def test_what_the_model_cannot_do_is_refused(folders, asked, capsys, name, argum
 def test_of_a_hub_id_that_is_not_here_a_refusal_says_how_to_learn_what_it_is(asked, capsys, option):
     assert asked("someone/a-model", *option) == 2
     assert "its files are not here yet, `alignbench fetch models someone/a-model` first." in one_line(capsys)
+    assert run_command_line(["fetch", "models", "someone/a-model"]) == 1
+    assert "run `alignbench fetch models someone/a-model`." in one_line(capsys)
 
 
 @pytest.mark.parametrize("name", ["sd35_medium", "flux_dev"])
