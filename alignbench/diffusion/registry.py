@@ -65,8 +65,8 @@ class Model:
 
     @property
     def typed(self) -> str:
-        """What a user types for it: its name, else the folder or hub id."""
-        return self.source if self.preset == "other" else self.name
+        """What a user types to have it fetched: its name, or the hub id that the name was made of."""
+        return self.source if self.name == self.source.replace("/", "--") else self.name
 
     @property
     def identity(self) -> str:

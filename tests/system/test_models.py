@@ -390,7 +390,7 @@ def test_a_hub_model_that_is_not_here_says_what_to_do(cache, no_network, monkeyp
         models.load(model, Meter())
     message = str(caught.value)
     for part in (
-        f"model {model.name!r} is not on this machine: {model.source} (model_index.json, denoiser, vae, "
+        f"model {name!r} is not on this machine: {model.source} (model_index.json, denoiser, vae, "
         "text encoders, tokenizers, scheduler)",
         f"looked for in {cache}",
         "cannot be reached",
@@ -424,7 +424,7 @@ def test_half_a_snapshot_is_not_taken_for_a_whole_one(cache, no_network, monkeyp
     """An interrupted download leaves one behind; the next run has to go on with it rather than load it."""
     offline(monkeypatch)
     (snapshot(cache) / name).unlink()
-    with pytest.raises(RunError, match="model 'org--name' is not on this machine"):
+    with pytest.raises(RunError, match="model 'org/name' is not on this machine"):
         load("org/name")
 
 
@@ -501,7 +501,7 @@ def test_an_interrupted_download_is_continued(hub, cache):
 
 
 def test_a_failed_download_gives_the_servers_reason_in_one_line(hub, cache):
-    with pytest.raises(RunError, match=r"^model 'org--other' is not on this machine: .*downloading failed: .*404.*$"):
+    with pytest.raises(RunError, match=r"^model 'org/other' is not on this machine: .*downloading failed: .*404.*$"):
         load("org/other")
 
 
