@@ -384,7 +384,8 @@ class Problem(Sharing, Protocol):
 
     def rounds(self, n: int, state: Mapping[str, Any]) -> Iterator[Round]:
         """The rounds still to do. Restores `state` (anything with state_dict) from the last checkpoint, saves it after
-        each round, times rounds, shows progress, and probes the policy on held-out prompts."""
+        each round (large ones less often, so that writing takes little of the time), times rounds, shows progress, and
+        probes the policy on held-out prompts."""
 
     def check(self, policy: Policy, plan: Mapping[str, float], probe: Callable[[], Probe]) -> None:
         """The start-up check, before `rounds`, while the policy still equals its reference.

@@ -34,6 +34,7 @@ METRICS = "metrics.jsonl"
 ROLLBACK = "rollback.json"
 SPIKE = 100  # times the median of the last gradients' norms: a gradient that large ends a round
 USUAL = 20, 50  # how many of them there must be, and how many are kept
+SELDOM = 1.0, 20  # a checkpoint that takes longer (seconds) is written again after so many times as long at the soonest
 PROBES = 5  # times a run looks at its policy on held-out prompts, the first before training
 
 
@@ -71,6 +72,7 @@ class CellProblem:
     _done: int = field(default=0, init=False)
     _optimisers: dict[int, str] = field(default_factory=dict, init=False)  # id -> name in the state
     _norms: dict[str, list[float]] = field(default_factory=dict, init=False)  # of the last gradients, by optimiser
+    _saved: tuple[float, float] = field(default=(0.0, 0.0), init=False)  # seconds the last checkpoint took; when it was
 
     def check(self, policy: Policy, plan: Mapping[str, float], probe: Callable[[], Probe]) -> None:
         before, processes = self.meter.total, self.processes
@@ -99,7 +101,8 @@ class CellProblem:
         self.meter.total, self.seconds, self._done, self._norms = Cost(), 0.0, 0, {}
 
     def rounds(self, n: int, state: Mapping[str, Any]) -> Iterator[TrainingRound]:
-        """See `Problem.rounds`. Killed at any moment, a run repeats at most the round it was in."""
+        """See `Problem.rounds`. Killed at any moment, a run repeats the round it was in, and where checkpoints are large
+        (see `SELDOM`) those since the last one."""
         self._optimisers = {id(item): name for name, item in state.items()}
         first = self._restore(n, state)
         again = self._rolled_back()
@@ -118,7 +121,8 @@ class CellProblem:
             fresh = self._probe(state, index + 1, record) if self._probe_is_due(index + 1, n) else {}
             if not fresh:
                 self._append(record)
-            self._save(index + 1, state)
+            if index + 1 == n or self._save_is_due():
+                self._save(index + 1, state)
             probed = fresh or probed
             shown = {name: current.logged.get(name) for name in ("reward", "kl")}
             self.progress.advance(1, **shown, **probed)
@@ -198,9 +202,15 @@ class CellProblem:
         if self.report is not None:
             self.report(int(line["round"]), {name: value for name, value in line.items() if name != "round"})
 
+    def _save_is_due(self) -> bool:
+        """Whether writing takes less than a twentieth of the time, in which all other processes wait."""
+        took, ended = self._saved
+        return took < SELDOM[0] or time.monotonic() - ended >= SELDOM[1] * took
+
     def _save(self, done: int, state: Mapping[str, Any]) -> None:
         if not self.processes.first:
             return
+        started = time.monotonic()
         content = {
             "done": done,
             "state": {name: item.state_dict() for name, item in state.items()},
@@ -210,6 +220,7 @@ class CellProblem:
         }
         with replace_file(self.folder / CHECKPOINT) as temporary:
             torch.save(content, temporary)
+        self._saved = time.monotonic() - started, time.monotonic()
 
     def _restore(self, n: int, state: Mapping[str, Any]) -> int:
         """Load the last checkpoint into `state`, cut the curve back to it, and see that all processes begin with the
