@@ -101,8 +101,8 @@ class CellProblem:
         self.meter.total, self.seconds, self._done, self._norms = Cost(), 0.0, 0, {}
 
     def rounds(self, n: int, state: Mapping[str, Any]) -> Iterator[TrainingRound]:
-        """See `Problem.rounds`. Killed at any moment, a run repeats the round it was in, and where checkpoints are large
-        (see `SELDOM`) those since the last one."""
+        """See `Problem.rounds`. Killed at any moment, a run repeats the round it was in, and those since the last
+        checkpoint where these are large (see `SELDOM`)."""
         self._optimisers = {id(item): name for name, item in state.items()}
         first = self._restore(n, state)
         again = self._rolled_back()
