@@ -15,7 +15,7 @@ from alignbench.children import PARENT, THREADS, command, cores, has_safe_path, 
 from alignbench.errors import warn
 from alignbench.processes import LAUNCHER
 
-AGAIN = "the same command continues from the last round."
+AGAIN = "the same command continues from the last checkpoint."
 
 
 def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str], processes: int) -> int:

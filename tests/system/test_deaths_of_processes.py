@@ -111,7 +111,7 @@ def test_processes_end_with_their_launcher_and_at_a_time_limit(tmp_path):
     run, pids = begun(tmp_path, 2, 100_000, curve(tmp_path) + 3)
     run.process.terminate()
     done = run.ended(60)
-    assert lines(done) == ["alignbench: ended by SIGTERM; the same command continues from the last round."]
+    assert lines(done) == ["alignbench: ended by SIGTERM; the same command continues from the last checkpoint."]
     assert done.returncode == 143
     until(lambda: not alive(pids), 10)
 

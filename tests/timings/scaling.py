@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import ceil
+from math import ceil, log2
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +259,7 @@ class Round:
             "shares of unequal size": longest - work,
             "gradients": several * 2 * 4 * trained / ASSUMED["bytes/s of gradients"] * self.updates,
             "gathering paths": several * gathered / gloo["gather_bytes_per_second"],
-            "votes": several * votes * gloo["vote_seconds"] * (gpus - 1),
+            "votes": votes * gloo["vote_seconds"] * ceil(log2(gpus)),
         }
         written = sent.checkpoint_bytes_per_weight * trained / ASSUMED["bytes/s of the shared disk"]
         if written > SELDOM[0]:
@@ -290,7 +290,7 @@ def main() -> None:
         print(f"{name}: a round on `tiny` gathers {found.gathered_bytes:,} bytes, paths are {found.expected_bytes:,}")
     nets, rows = denoisers(), []
     fastest = {
-        "vote_seconds": min(found["vote_seconds"] / (int(n) - 1) for n, found in measured.items()),  # to a neighbour
+        "vote_seconds": min(found["vote_seconds"] / log2(int(n)) for n, found in measured.items()),  # of an exchange
         "gather_bytes_per_second": max(found["gather_bytes_per_second"] for found in measured.values()),
     }
     for algorithm, model in CASES:
