@@ -60,6 +60,10 @@ LABELS = {
     "compare testbed": "`alignbench compare results/testbed`",
     "cell": "`alignbench run --algo base --model tiny`, whole",
 }
+PARTS = {
+    "imports": "of that, PyTorch, diffusers and transformers are imported",
+    "passes": "and the denoiser alone, called by diffusers as often",
+}
 
 
 def start_up() -> tuple[str, list[Row]]:
@@ -70,5 +74,7 @@ def start_up() -> tuple[str, list[Row]]:
         own += [shown(found["ours"]["processor_seconds"], 1) if "processor_seconds" in found["ours"] else "–"]
         times = found.get("ratio_of_processor_seconds", found.get("ratio_of_seconds"))
         rows.append([LABELS[work], *own, shown(times) if times else "–"])
+    for part, label in PARTS.items():
+        rows.append([label, "–", shown(content["libraries"][part]["processor_seconds"], 1), "–"])
     before = f"{content['peer']}, " if "peer" in content else ""
     return f"what|seconds:|of processors:|{before}times as long:", rows

@@ -3,7 +3,8 @@ cell takes on the embedded model.
 
     python tests/timings/start_up.py [--peer FOLDER] [--output results/timings/start_up.json]
 
-With `--peer`, a folder with another state of this repository does the same by turns, in the same environment.
+With `--peer`, a folder with another state of this repository does the same by turns, in the same environment. Then what
+of the cell is not alignbench: importing the libraries, and the denoiser's passes on random numbers, by diffusers alone.
 """
 
 from __future__ import annotations
@@ -43,6 +44,25 @@ WORKS = {
     "compare testbed": "`alignbench compare results/testbed`",
     "cell": "`alignbench run --algo base --model tiny`, whole",
 }
+IMPORTS = """
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+"""
+PASSES = """
+import sys, time
+from alignbench.devices import keep_freed
+keep_freed()
+unet = UNet2DConditionModel.from_pretrained(sys.argv[1]).eval()
+channels, side, width = unet.config.in_channels, unet.config.sample_size, unet.config.cross_attention_dim
+before = time.process_time()
+with torch.no_grad():
+    for b in map(int, sys.argv[4:]):
+        x, text = torch.randn(2 * b, channels, side, side), torch.randn(2 * b, int(sys.argv[3]), width)
+        for step in range(int(sys.argv[2])):
+            unet(x, step, text)
+print(time.process_time() - before)
+"""
 WITHIN = {"first line": 3.0, "compare results": 3.0, "compare testbed": 3.0}  # seconds
 
 
@@ -76,6 +96,30 @@ def timed(root: Path, work: str) -> Row:
         return {"seconds": seconds, "processor_seconds": used.ru_utime + used.ru_stime}
 
 
+def of_libraries(turns: int) -> dict[str, list[float]]:
+    """Processor seconds of importing what the cell imports of others, and of its passes of the denoiser, guided."""
+    from alignbench.asking import prompts
+    from alignbench.devices import BATCH, chunked
+    from alignbench.diffusion.registry import find
+
+    tiny = find("tiny")
+    weights = ROOT / "alignbench" / "shapes" / "weights" / "tiny"
+    words = json.loads((weights / "text_encoder" / "config.json").read_text())["max_position_embeddings"]
+    batches = [str(len(part)) for part in chunked(range(len(prompts.take("shapes", "test"))), BATCH[3])]
+    found: dict[str, list[float]] = {"imports": [], "passes": []}
+    for _ in range(turns):
+        before = os.times()
+        subprocess.run([sys.executable, "-c", IMPORTS], check=True)
+        after = os.times()
+        found["imports"].append(sum(after[2:4]) - sum(before[2:4]))  # of children that have ended
+        own = [str(weights / "unet"), str(tiny.steps), str(words), *batches]
+        said = subprocess.run(
+            [sys.executable, "-c", IMPORTS + PASSES, *own], check=True, capture_output=True, text=True
+        )
+        found["passes"].append(float(said.stdout))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path)
@@ -101,6 +145,11 @@ def main() -> None:
             line += "".join(f"; the peer's {kind} by ours {shown(found[f'ratio_of_{kind}'])}" for kind in kinds)
         print(line.replace("_", " "), flush=True)
         report["works"][work] = found
+    if "cell" in asked.works:
+        parts = of_libraries(asked.turns)
+        report["libraries"] = {name: {"processor_seconds": spread(seconds)} for name, seconds in parts.items()}
+        for name, found in report["libraries"].items():
+            print(f"{name}: {shown(found['processor_seconds'])} processor seconds", flush=True)
     report["environment"] = environment("cpu")
     if asked.output is not None:
         write_text(asked.output, json.dumps(report, indent=1) + "\n")
