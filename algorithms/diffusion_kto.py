@@ -18,8 +18,8 @@ Departures  LoRA by default (the authors train every weight: tuning="full"), wit
             which leaves no gradient under σ. Latents are the posterior mean. No flips, no weights of the two labels
             (theirs are both 1), AdamW not in 8 bit. The warm-up is one update ahead. On a flow model L is the error of
             its velocity.
-Optimum     Not aimed at. Under σ, g has no bound where an image is desirable more often than not, so that rounds decide
-            how far it goes. log σ is logistic regression: of q, the share of desirable, β (g − κ) = log q/(1 − q).
+Optimum     Not aimed at. While σ is straight it rests where d p_w − (1 − d) p_l leads, d the share of winners; at d = ½
+            nowhere. log σ is logistic regression: of q, the chance of being desirable, β (g − κ) = log q/(1 − q).
 Units       `beta` is that of the authors' code: means over elements, no ½. Over sums it is β / D, printed at the start.
 Symbols     B images of a batch, one of each pair.
 """

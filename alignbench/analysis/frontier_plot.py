@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ WIDE = 2.6  # a panel ends at this many times the optimum's divergence
 SIZE = (5.6, 4.2)  # of a panel, in inches
 FONT = 8.5
 TICKS_APART = 0.07  # of the vertical axis
+LETTERS = 80  # of the small print that a panel is wide
+UNBROKEN = str.maketrans(" ", "\N{NO-BREAK SPACE}")
 
 
 def drawn(found: Sequence[Panel]) -> list[Panel]:
@@ -121,7 +124,7 @@ class _Drawing:
         """Names beside the points, and what lies outside; `unit` points make a pixel."""
         named, taken = self.named, [_box(axis.get_legend(), unit)]
         if beyond := [s for s in self.panel.standings if s not in self.inner]:
-            places = (f"{self.short(s)} at {_kl(s):.{0 if _kl(s) > 99 else 1}f}" for s in beyond)
+            places = (f"{self.short(s)} at {_kl(s):.{0 if _kl(s) > 99 else 1}f}".translate(UNBROKEN) for s in beyond)
             where: dict[str, Any] = {"xycoords": "axes fraction", "va": "top", "fontsize": 7}
             taken.append(_box(_write(axis, f"further out: {', '.join(places)}", (4, -3), (0, 1), **where), unit))
         if not named:
@@ -215,7 +218,8 @@ def _mark(axis: Axes, standing: Standing, named: bool) -> None:
 def _write(axis: Axes, text: str, offset: tuple[float, float], at: tuple[float, float], **how: Any) -> Annotation:
     """A text at an offset in points, for which nothing makes room."""
     usual: dict[str, Any] = {"color": "#444444", "textcoords": "offset points", "fontsize": FONT}
-    written = axis.annotate(written_out(text), at, offset, **(usual | how))
+    lines = textwrap.fill(written_out(text), LETTERS).replace("\N{NO-BREAK SPACE}", " ")
+    written = axis.annotate(lines, at, offset, **(usual | how))
     written.set_in_layout(False)
     return written
 

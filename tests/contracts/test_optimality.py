@@ -304,7 +304,7 @@ SHORT = {
     "ddpo": ({"steps": 20, "set": {"rounds": 20, "samples_per_round": 512, "batch": 512}}, 0.11, 0.1),
     "draft": ({"steps": 20}, 0.2, 0.18),
     "diffusion_kto": ({"steps": 20}, 0.7, 0.25),
-    "mapo": ({"steps": 20}, 0.7, 0.35),
+    "mapo": ({"steps": 20}, 0.25, 0.12),
     "rollover": ({**FEW, "steps": 10, "set": {"candidates": 3}}, 1.2, 1.0),
     "refl": ({"steps": 20, "set": {"steps": 20, "samples_per_update": 128, "batch": 128}}, 0.25, 0.15),
     "dpok": ({"steps": 20, "set": {"rounds": 15}}, 0.3, 0.16),

@@ -32,6 +32,7 @@ def test_a_table_is_what_its_file_says(page, name, facts):
 
 FLOW = (
     "flow_grpo", "diffusion_nft", "awm", "diffusion_dpo", "dpok", "ddpo", "reward_weighted_regression", "draft",
+    "diffusion_kto", "mapo", "rollover",
 )  # fmt: skip
 
 
@@ -84,6 +85,56 @@ def of_the_testbed(facts: Facts) -> Iterator[str]:
         for r in ("quadratic_proxy", "quadratic")
     )
     yield f"Best-of-64 earns {proxy:.2f} instead of {true:.2f}".replace("-", "−").replace("Best−of−64", "Best-of-64")
+    yield from of_methods_that_do_not_aim(facts)
+
+
+def of_methods_that_do_not_aim(facts: Facts) -> Iterator[str]:
+    """Of the testbed: Diffusion-KTO, MaPO and rollover."""
+    rewards = {"gaussian": "linear", "grid": "quadratic", "overlap": "quadratic"}
+
+    def span(problem: str, method: str, name: str = "regret", digits: int = 2) -> str:
+        found = facts.standing(problem, rewards[problem], method).metrics[name].seeds
+        return " to ".join(dict.fromkeys(f"{end(found):.{digits}f}" for end in (min, max)))
+
+    def mean(problem: str, method: str, name: str, reward: str = "") -> float:
+        return facts.standing(problem, reward or rewards[problem], method).metrics[name].value
+
+    kto, half = (f"diffusion_kto desirable_share={share}" for share in (0.8, 0.5))
+    rest, winners = (mean("gaussian", method, "kl") for method in (kto, "sft"))
+    yield f"on gaussian at a KL of {rest:.2f} (`sft`: {winners:.2f}; p\\*: 0.875)"
+    yield f"a regret of {span('gaussian', kto)} nats there"
+    others = [span(problem, "diffusion_kto", digits=1) for problem in ("grid", "overlap")]
+    yield f"of {others[0]} on grid and {others[1]} on overlap"
+    gone, off = mean("gaussian", half, "kl"), span("gaussian", half, "excess_kl")
+    yield f"to a KL of {gone:.1f} on gaussian, {off} off the frontier: a regret of {span('gaussian', half)}"
+    mapo = [f"mapo rounds={setting}" for setting in ("3 beta=0.02", "20 beta=0.02", "20 beta=0.1")]
+    yield f"at a regret of {span('gaussian', mapo[0])} nats on gaussian"
+    yield f"{mean('gaussian', mapo[0], 'excess_kl'):.2f} off the frontier"
+    yield f"Twenty leave it by {mean('gaussian', mapo[1], 'excess_kl'):.2f}"
+    yield f"by {mean('gaussian', mapo[2], 'excess_kl'):.1f} (a regret of {span('gaussian', mapo[2], digits=1)})"
+    moved = mean("grid", mapo[2], "regret"), span("grid", mapo[2], "excess_kl")
+    yield f"On grid the preset stops at {span('grid', mapo[0], digits=1)}"
+    yield f"they come to {moved[0]:.1f}, {moved[1]} off the frontier"
+    yield f"On overlap the preset stops at {span('overlap', 'mapo', digits=1)}"
+    noises = {
+        problem: [
+            standing.metrics
+            for group in facts.testbed.groups
+            if group.evaluation.prompts == problem
+            for standing in group.optimality
+            if (standing.scorer, standing.method) == ("quadratic", "rollover")
+        ]
+        for problem in ("grid", "grid64")
+    }
+    assert [len(found) for found in noises.values()] == [3, 3]
+    (first, *_), found = noises["grid"], [m["regret"].value for both in noises.values() for m in both]
+    reward, spent = f"{first['reward'].value:.4f}".replace("-", "−"), first["kl"].value
+    yield f"whatever it costs ({first['regret'].value:.1f})"
+    yield f"earns all that there is ({reward}) for {spent:.1f} nats"
+    yield f"a regret of {min(found):.1f} to {max(found):.1f} nats over three noises"
+    assert all(f"{m['excess_kl'].value:.1f}" == "0.1" for both in noises.values() for m in both)
+    far = [mean(problem, "rollover", "regret", "linear") for problem in ("gaussian", "overlap")]
+    yield f"it goes as far: {far[0]:.1f} on gaussian and {far[1]:.1f} on overlap (linear)"
 
 
 def of_the_flow_testbed(facts: Facts) -> Iterator[str]:
@@ -106,6 +157,14 @@ def of_the_flow_testbed(facts: Facts) -> Iterator[str]:
     yield f"modes ({both['diffusion_dpo'][1]:.1f} on grid)"
     pair = both["ddpo"], both["draft"]
     yield f"({pair[0][0]:.2f} and {pair[1][0]:.2f}) and not far on grid ({pair[0][1]:.1f} and {pair[1][1]:.1f})"
+    pair = both["diffusion_kto"], both["mapo"]
+    yield f"at a KL of {metric('gaussian', 'diffusion_kto', 'kl'):.2f} on gaussian, a regret of {pair[0][0]:.2f}"
+    yield f"on grid it has {pair[0][1]:.1f}"
+    off = [metric(problem, "mapo", "excess_kl") for problem in ("gaussian", "grid")]
+    yield f"a regret of {pair[1][0]:.2f} on gaussian, {off[0]:.2f} off the frontier, and {pair[1][1]:.1f} on grid"
+    yield f"{off[1]:.1f} off it"
+    yield f"for {metric('grid', 'rollover', 'kl'):.1f} nats on grid"
+    yield f"regrets of {both['rollover'][0]:.1f} and {both['rollover'][1]:.1f}"
 
 
 def of_the_scorers(content: dict[str, Any]) -> Iterator[str]:

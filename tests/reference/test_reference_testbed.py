@@ -90,6 +90,7 @@ STATED = {
     "draft": 0.08,
     "refl": 0.1,
     "reward_weighted_regression": 0.12,
+    "mapo": 0.15,
 }
 
 
@@ -165,6 +166,7 @@ def test_methods_without_a_temperature_are_off_the_optimum_as_their_headers_say(
         ("demon", {"rule": "tanh"}, 0.3),
         ("doodl", {"updates": 10}, 0.5),
         ("noise_search", {}, 1.4),
+        ("rollover", {}, 5.0),
         ("steering", {"n": 4}, 0.25),  # has one, and too few particles for it
     ):
         found = aligned(files, algorithm, "grid", **fields)
@@ -180,9 +182,10 @@ def test_at_equal_compute_methods_that_look_on_the_way_come_nearer_than_best_of_
             assert result.configuration.budget == {"nfe": 1000}
             assert sum(result.cost.per_image[f"denoiser_{way}"] for way in ("forward", "backward")) <= 1000
             regret[result.configuration.algorithm] = result.metrics["quadratic.regret"]
-    assert len(regret) == 8
+    assert len(regret) == 9
     for name in ("classifier_guidance", "universal_guidance", "steering", "svdd", "demon"):
         assert regret[name].high < regret["best_of_n"].low
+    assert regret["rollover"].low > regret["best_of_n"].high
 
 
 def test_guidance_is_exact_for_one_gaussian_and_a_linear_reward(files):
@@ -197,6 +200,30 @@ def test_diffusion_dpo_goes_further_than_fine_tuning_on_winners(groups):
             standings(groups[name], scorer, algo)[0].metrics["regret"].value for algo in ("diffusion_dpo", "sft")
         )
         assert dpo < sft
+
+
+def test_diffusion_kto_stops_a_little_beyond_the_winners_and_leaves_the_frontier_with_as_many_losers(groups):
+    """What the share of winners decides; neither comes to the optimum of the easy problem."""
+    four, half = (
+        standings(groups["gaussian"], "linear", f"diffusion_kto desirable_share={share}")[0].metrics
+        for share in (0.8, 0.5)
+    )
+    (winners,) = standings(groups["gaussian"], "linear", "sft")
+    for name in ("reward", "kl"):
+        assert max(winners.metrics[name].seeds) < min(four[name].seeds), name
+        assert max(four[name].seeds) < min(half[name].seeds), name
+    assert max(four["excess_kl"].seeds) < min(half["excess_kl"].seeds)
+    assert min(*four["regret"].seeds, *half["regret"].seeds) > 0.3
+
+
+def test_mapo_leaves_the_frontier_the_longer_it_trains(groups):
+    """And goes further with the authors' β."""
+    short, long, authors = (
+        standings(groups["gaussian"], "linear", f"mapo rounds={setting}")[0].metrics
+        for setting in ("3 beta=0.02", "20 beta=0.02", "20 beta=0.1")
+    )
+    for name in ("excess_kl", "regret"):
+        assert max(short[name].seeds) < min(long[name].seeds) < max(long[name].seeds) < min(authors[name].seeds), name
 
 
 def test_the_exact_kernel_leaves_base_on_the_frontier(files):

@@ -73,6 +73,18 @@ def test_what_is_far_out_is_named_with_its_divergence_and_not_drawn():
     assert names(axis) == {"base", "further out: ddpo at 849"}
 
 
+def test_a_long_list_of_what_is_far_out_stays_in_its_panel_and_breaks_between_methods():
+    far = [stands(f"diffusion_dpo rounds={n}", 849.0 + n, 54.0, trains=True) for n in range(10, 16)]
+    figure = frontier_figure([panel(BASE, *far)])
+    (axis,) = figure.axes
+    (said,) = [text for text in axis.texts if text.get_text().startswith("further out")]
+    lines = said.get_text().split("\n")
+    assert ", ".join(line.removesuffix(",") for line in lines).count(" at ") == 6
+    assert len(lines) > 1
+    assert all(line.endswith(",") for line in lines[:-1])
+    assert said.get_window_extent().x1 < axis.get_window_extent().x1
+
+
 def test_the_legend_says_what_trains_and_what_pays_at_test_time():
     (axis,) = frontier_figure([panel(stands("svdd", 0.2, 0.5), stands("ddpo", 0.3, 0.5, trains=True))]).axes
     texts = [text.get_text() for text in axis.get_legend().get_texts()]
