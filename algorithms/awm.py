@@ -143,7 +143,7 @@ class AWM(GroupTraining):  # which has the groups, their advantage, steps and wh
         """One pass over a round's images in `updates_per_round` optimiser steps. ℓ_old of the first is ℓ itself, that
         of the others is measured before it."""
         parts = shuffled_parts(range(len(data)), key("order"), self.updates_per_round)
-        shares = [problem.shard(part) for part in parts]
+        shares = [problem.shard(part, self.batch) for part in parts]
         terms = partial(self.terms, policy, data, sampling, key)
         with torch.no_grad():
             later = [[self.score(term.under(policy), term) for term in terms(part)] for part in shares[1:]]

@@ -151,7 +151,7 @@ class D3PO(PolicyGradient):  # which has eta, tuning and rank
         """The terms of (1), one forward pass over winners and losers each; they add up to the mean over pairs and
         steps."""
         actions = len(path.actions)
-        for part in chunked(problem.shard(pairs), self.batch):
+        for part in chunked(problem.shard(pairs, self.batch), self.batch):
             images = [winner for winner, _ in part] + [loser for _, loser in part]
             for action in range(actions):
                 log_ratio = log_ratios(policy, moves_of(path, images, [action] * len(images)))

@@ -191,7 +191,7 @@ class DDPO(PolicyGradient):  # which has eta, steps, tuning and rank
         draws its own actions, in an order of its own."""
         trained = len(path.actions) - self.skip_last
         kept = max(1, round(self.action_fraction * trained))
-        for part in chunked(problem.shard(images), self.batch):
+        for part in chunked(problem.shard(images, self.batch), self.batch):
             drawn = [key(image).permutation(trained)[:kept] for image in part]
             for actions in zip(*drawn, strict=True):
                 moves = moves_of(path, part, actions)

@@ -109,7 +109,7 @@ class DiffusionDPO(PairTraining):  # which has what both of the paper's methods 
                 update = current.index * self.updates_per_round + k
                 set_rate(optimiser, self.rate(update))
                 order = self.order(problem, pairs, update)
-                places = problem.shard(range(len(order)))
+                places = problem.shard(range(len(order)), self.batch)
                 losses = self.losses(policy, pairs, order, places, current.key("update", k), seen)
                 norm = problem.step(losses, optimiser, self.max_norm)
             current.log(gradient_norm=norm, **summary(problem.gather(seen), policy.train_timesteps))

@@ -112,7 +112,7 @@ class DiffusionKTO(PairTraining):
                 update = current.index * self.updates_per_round + k
                 set_rate(optimiser, warmed_up(self.learning_rate, update, self.warmup))
                 order, key = self.order(problem, pairs, update), current.key("update", k)
-                places = problem.shard(range(len(order)))
+                places = problem.shard(range(len(order)), self.batch)
                 before = self.before(policy, pairs, order, places, key)
                 kappa = reference_point(torch.cat(problem.gather([before.gains])))
                 losses = self.losses(policy, pairs, order, places, key, before.reference, kappa, seen)

@@ -140,7 +140,7 @@ class DiffusionNFT(GroupTraining):  # which has the groups, their advantage, ste
         done = []
         for part in shuffled_parts(range(len(data)), key("order"), self.updates_per_round):
             seen: list[tuple[Tensor, Tensor]] = []
-            own = problem.shard(part)
+            own = problem.shard(part, self.batch)
             images, keys = [data[i] for i in own], [key("image", i) for i in own]
             losses = self.losses(policy, old, images, keys, len(part), sampling, seen)
             norm = problem.step(losses, optimiser, self.max_norm)

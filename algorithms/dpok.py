@@ -214,12 +214,13 @@ class DPOK(PolicyGradient):  # which has eta, steps, tuning and rank
     def fit(
         self, problem: Problem, value: Value, optimiser: Optimizer, data: Experience, key: Key
     ) -> Float[Tensor, ""]:
-        """One step on V of (3); the mean squared error before it."""
-        rows = data.draw(self.value_batch, key)
-        moves, returns, ahead = data.pick(problem.shard(rows))
-        error = (value(moves, ahead) - returns).square().sum() / len(rows)
-        problem.step(error, optimiser)
-        return torch.stack(problem.gather([error.detach()])).sum()
+        """One step on V of (3), which is small: one process takes it. The mean squared error before it."""
+        errors = []
+        for rows in problem.shard([data.draw(self.value_batch, key)]):
+            moves, returns, ahead = data.pick(rows)
+            errors.append((value(moves, ahead) - returns).square().sum() / len(rows))
+        problem.step(errors, optimiser)
+        return problem.gather([error.detach() for error in errors])[0]
 
     def update(
         self,
@@ -246,7 +247,7 @@ class DPOK(PolicyGradient):  # which has eta, steps, tuning and rank
         seen: list[tuple[Tensor, Tensor]],
     ) -> Iterator[Float[Tensor, ""]]:
         """The terms of (2), one forward pass each; they add up to the mean over moves. `seen` gets log ρ and KL_t."""
-        for part in chunked(problem.shard(rows), self.batch):
+        for part in chunked(problem.shard(rows, self.batch), self.batch):
             moves, returns, ahead = data.pick(part)
             with torch.no_grad():
                 advantage = self.reward_weight * (returns - value(moves, ahead))

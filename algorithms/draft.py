@@ -178,7 +178,7 @@ class DRaFT(Training):
     ) -> Iterator[Float[Tensor, ""]]:
         """The terms of (1) or (2), one backward pass each; `rewards` receives those of the sampled images."""
         count = len(prompts) * (1 + self.resamples)
-        for part in chunked(problem.shard(range(len(prompts))), self.batch):
+        for part in chunked(problem.shard(range(len(prompts)), self.batch), self.batch):
             asked, own = [prompts[i] for i in part], [keys[i] for i in part]
             condition = policy.condition(asked)
             x0 = sample_through(policy, condition, own, sampling, depth)

@@ -102,7 +102,7 @@ class MaPO(PairTraining):
                 update = current.index * self.updates_per_round + k
                 set_rate(optimiser, warmed_up(self.learning_rate, update, self.warmup))
                 order = self.order(problem, pairs, update)
-                places = problem.shard(range(len(order)))
+                places = problem.shard(range(len(order)), self.batch)
                 losses = self.losses(policy, pairs, order, places, current.key("update", k), seen)
                 norm = problem.step(losses, optimiser, self.max_norm)
             current.log(gradient_norm=norm, **summary(problem.gather(seen)))

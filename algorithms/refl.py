@@ -164,7 +164,7 @@ class ReFL(Training):
         rewards: list[Tensor],
     ) -> Iterator[Float[Tensor, ""]]:
         """The terms of (1) and (2), one backward pass each."""
-        for part in chunked(problem.shard(range(len(prompts))), self.batch):
+        for part in chunked(problem.shard(range(len(prompts)), self.batch), self.batch):
             asked, own = [prompts[i] for i in part], [keys[i] for i in part]
             estimates = self.estimates(policy, asked, own, sampling)
             earned = rewards_of(policy, problem.reward, estimates, asked)

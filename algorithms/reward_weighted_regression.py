@@ -158,7 +158,7 @@ class RewardWeightedRegression(Training):
         done = []
         for part in shuffled_parts(range(len(data)), key("order"), self.updates_per_round):
             seen: list[Tensor] = []
-            own = problem.shard(part)
+            own = problem.shard(part, self.batch)
             images, keys = [data[i] for i in own], [key("image", i) for i in own]
             losses = self.losses(problem, policy, images, keys, len(part), seen)
             norm = problem.step(losses, optimiser, self.max_norm)

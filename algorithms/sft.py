@@ -74,7 +74,7 @@ class SFT(PairTraining):  # which has what both of the paper's methods share
                 update = current.index * self.updates_per_round + k
                 set_rate(optimiser, warmed_up(self.learning_rate, update, self.warmup))
                 order = self.order(problem, pairs, update)
-                places = problem.shard(range(len(order)))
+                places = problem.shard(range(len(order)), self.batch)
                 losses = self.losses(policy, pairs, order, places, current.key("update", k), seen)
                 norm = problem.step(losses, optimiser, self.max_norm)
             current.log(loss=torch.cat(problem.gather(seen)).mean(), gradient_norm=norm)

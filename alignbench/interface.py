@@ -345,8 +345,9 @@ class Round(Protocol):
 class Sharing(Protocol):
     """Work that the processes of a run share; one process has all of it."""
 
-    def shard(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's share of items that are the same on every process. It may be empty."""
+    def shard(self, items: Sequence[T], together: int = 1) -> Sequence[T]:
+        """This process's share of items that are the same on every process. It may be empty. With `together`, the
+        size of a forward pass, it is of whole passes wherever there are enough of them (see `Processes.shard`)."""
 
     def gather(self, parts: Sequence[T]) -> list[T]:
         """What came of the shares of all processes, in the order of the items that were shared."""

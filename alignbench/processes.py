@@ -70,9 +70,17 @@ class Processes:
         """This process's own log in a folder that all share; the first one's has no number in its name."""
         return folder / (_numbered(name, self.rank) if self.rank else name)
 
-    def shard(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's share of items that are the same on every process: every `size`-th."""
-        return items[self.rank :: self.size] if self.size > 1 else items
+    def shard(self, items: Sequence[T], together: int = 1) -> Sequence[T]:
+        """This process's share of items that are the same on every process: every `size`-th run of `together` of them.
+        Cut into forward passes of so many it has passes that one process would make, whose sums round as they do there.
+        Fewer runs than processes are cut anew, evenly, so that no process idles."""
+        if self.size == 1:
+            return items
+        runs = range(0, len(items), together)
+        if len(runs) >= self.size:
+            return [item for start in runs[self.rank :: self.size] for item in items[start : start + together]]
+        start, end = (-(-len(items) * k // self.size) for k in (self.rank, self.rank + 1))
+        return items[start:end]
 
     def gather(self, parts: Sequence[T]) -> list[T]:
         """What came of all shares, on every process. Part j of process r stands at place j · size + r, which is the

@@ -190,7 +190,7 @@ class _OneRound:
     def check(self, policy: Policy, plan: Mapping[str, float], probe: Callable[[], Probe]) -> None:
         """Costs nothing, as the real one."""
 
-    def shard(self, items: Sequence[T]) -> Sequence[T]:
+    def shard(self, items: Sequence[T], together: int = 1) -> Sequence[T]:
         return items
 
     def gather(self, parts: Sequence[T]) -> list[T]:

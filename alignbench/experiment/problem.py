@@ -127,8 +127,8 @@ class CellProblem:
             shown = {name: current.logged.get(name) for name in ("reward", "kl")}
             self.progress.advance(1, **shown, **probed)
 
-    def shard(self, items: Sequence[T]) -> Sequence[T]:
-        return self.processes.shard(items)
+    def shard(self, items: Sequence[T], together: int = 1) -> Sequence[T]:
+        return self.processes.shard(items, together)
 
     def gather(self, parts: Sequence[T]) -> list[T]:
         return self.processes.gather(parts)

@@ -23,19 +23,17 @@ FEW = {
 }  # fmt: skip
 FEWER = {**FEW, "samples_per_round": 2, "samples_per_update": 1, "pairs_per_update": 2, "updates_per_round": 1}
 FEWER |= {"moves_per_update": 1, "value_batch": 1, "samples_per_prompt": 2}
-# As little as two processes share unevenly: for networks.
-LEAST = {**FEW, "rounds": 1, "samples_per_round": 6, "samples_per_update": 3, "pairs_per_update": 3, "batch": 2}
+# As little as two and three processes share unevenly, in passes of two pictures: for networks.
+LEAST = {**FEW, "rounds": 1, "samples_per_round": 6, "samples_per_update": 5, "pairs_per_update": 5, "batch": 2}
 LEAST |= {"updates_per_round": 1, "moves_per_update": 5, "value_batch": 5, "passes": 1, "samples_per_prompt": 2}
-SINGLE = {**LEAST, "batch": 1, "value_batch": 1}
-SIZES = {"fewer": FEWER, "least": LEAST, "single": SINGLE}  # of faults that are none
+ONE_PASS = {**LEAST, "batch": 7}  # which processes cut
+SIZES = {"fewer": FEWER, "least": LEAST, "one pass": ONE_PASS}  # of faults that are none
 OWN = {"refl": {"steps": 8, "prior_weight": 0.5}, "dpok": {"future_kl": True, "lookahead": True}}
 OWN |= {"d3po": {"samples_per_round": 14}, "reward_weighted_regression": {"samples_per_prompt": 1}}
 SAME = {"mixture": 1e-6, "mixture_flow": 1e-6, "tiny": 1e-5}  # weights, by toy
-# On pictures, the share of weights that may differ by more where a forward pass of one process has another number of
-# them: its sums round otherwise, and Adam's first step divides a gradient that is nothing but rounding by itself, so
-# that a few weights move in either direction: 8 of draft's 2.8 million by up to 3e-5, 4 of refl's by 6e-5, 1 of mapo's,
-# 4 of dpok's 38 thousand. With one picture a pass, and one move of dpok's value network ("single"), none of any
-# algorithm differs by more than 1e-6.
+# On pictures, the share of weights that may differ by more where an update has fewer forward passes than there are
+# processes, which cut them. Sums of passes of other sizes round otherwise, and Adam's first step divides a gradient
+# that is nothing but rounding by itself, so that a few weights move in either direction.
 STRAY = 2e-4
 
 
@@ -114,7 +112,7 @@ def train(folder: Path, toy_name: str, fault: str, names: Sequence[str]) -> None
 class Everything:
     """What an algorithm asks that does not share a part of its work."""
 
-    def shard(self, items: Sequence[Any]) -> Sequence[Any]:
+    def shard(self, items: Sequence[Any], together: int = 1) -> Sequence[Any]:
         return items
 
     def gather(self, parts: Sequence[Any]) -> list[Any]:
@@ -137,7 +135,7 @@ def plant(fault: str, rank: int) -> None:
 
         Processes.sum_gradients = averaged  # type: ignore[method-assign]
     elif fault == "a padded duplicate":
-        Processes.shard = lambda self, items: [  # type: ignore[method-assign]
+        Processes.shard = lambda self, items, together=1: [  # type: ignore[method-assign]
             items[(self.rank + k * self.size) % len(items)] for k in range(-(-len(items) // self.size))
         ]
     elif fault == "seeds per rank":

@@ -5,7 +5,7 @@
     python tests/timings/processes.py --kills 40
 
 The largest difference of a weight and of a number of the curve, and whether the cost is the same: on the exact
-testbeds, and on the embedded model with one picture in a forward pass, with sizes that do not divide. With `--kills`,
+testbeds, and on the embedded model with two pictures in a forward pass, with sizes that do not divide. With `--kills`,
 a run of two or three processes is killed at random moments (a process, the launcher, or all at once), continued with
 another number of them, and compared with one that nobody killed.
 """
@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "system")]
 from several import Came, trained  # noqa: E402
 from warm import execute  # noqa: E402
 
-CASES = {"mixture": ("none", (2, 3)), "mixture_flow": ("none", (2, 3)), "tiny": ("single", (2,))}  # sizes, processes
+CASES = {"mixture": ("none", (2, 3)), "mixture_flow": ("none", (2, 3)), "tiny": ("least", (2, 3))}  # sizes, processes
 
 
 def of_curves(one: Came, other: Came) -> float:

@@ -161,7 +161,7 @@ class Recorder:
     def __init__(self):
         self.gradients = []
 
-    def shard(self, items):
+    def shard(self, items, together=1):
         return items
 
     def gather(self, parts):

@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 
+from alignbench.devices import chunked
 from alignbench.errors import CannotContinue, Diverged, InputError, RunError, Unsupported
 from alignbench.launch import _ended
 from alignbench.processes import (
@@ -42,6 +43,30 @@ def test_shares_are_all_of_the_items_once_and_differ_by_one_at_most(size, count)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     # What `gather` does with them: part j of process r stands at place j · size + r.
     assert [own[j] for j in range(count) for own in shares if j < len(own)] == list(range(count))
+
+
+def passes(size, count, batch):
+    """The forward passes that each process makes of its share."""
+    return [[list(part) for part in chunked(Processes(r, size).shard(range(count), batch), batch)] for r in range(size)]
+
+
+@pytest.mark.parametrize(("size", "count", "batch"), [(2, 4, 2), (2, 9, 4), (3, 5, 2), (3, 22, 4), (5, 5, 1)])
+def test_processes_share_the_forward_passes_of_one_wherever_each_has_one(size, count, batch):
+    """Passes of the same items round alike. They come in order, and a process has one more than another at most."""
+    (alone,) = passes(1, count, batch)
+    shares = passes(size, count, batch)
+    assert [own[j] for j in range(len(alone)) for own in shares if j < len(own)] == alone
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize(("size", "count", "batch"), [(2, 16, 16), (3, 4, 2), (8, 64, 16), (3, 2, 8), (2, 0, 4)])
+def test_fewer_forward_passes_than_processes_are_cut_smaller_so_that_none_idles(size, count, batch):
+    assert len(passes(1, count, batch)[0]) < size
+    shares = passes(size, count, batch)
+    assert [item for own in shares for part in own for item in part] == list(range(count))
+    assert [len(own) for own in shares] == [1] * min(size, count) + [0] * max(0, size - count)
+    sizes = [sum(map(len, own)) for own in shares]
+    assert max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])
