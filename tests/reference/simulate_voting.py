@@ -96,7 +96,8 @@ def measured(
         cells.append(learned.path)
     (group,) = alignbench.compare(cells).groups
     (human,) = [item for item in group.versus if item.scorer == "Human"]
-    column = alignbench.compare(files, "best_of_n reward=Disliked", votes=[log]).groups[0].votes[0]
+    (disliked,) = [label for label in alignbench.compare(files).groups[0].methods if "Disliked" in label]
+    column = alignbench.compare(files, disliked, votes=[log]).groups[0].votes[0]
     (preferred,) = column.versus
     heard = audit(
         AuditOptions.parse({"pairs": folder / "pairs", "scorers": ["shapes_style", "shapes_truth", HUMAN]}), True
