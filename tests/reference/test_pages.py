@@ -245,13 +245,16 @@ def of_the_electorate(_: Facts) -> Iterator[str]:
     yield f"agrees with {agree['Human']:.0f} % of the labels, style alone with {agree['shapes_style']:.0f} %"
     updates = settings["fields"]["rounds"] * settings["fields"]["updates_per_round"]
     yield f"{updates} updates of Diffusion-DPO"
-    seeds = [100 * rate for rate in human["seeds"]]
-    assert 0.5 < human["low"] < 0.52
-    yield f"wins {100 * human['win rate']:.1f} % (interval {100 * human['low']:.1f} to {100 * human['high']:.1f})"
-    yield f"of the {settings['test prompts']} test prompts against the unaligned one"
-    yield f"Its three seeds win {seeds[0]:.1f}, {seeds[1]:.1f} and {seeds[2]:.1f} %"
+    again = stored("statistics/voting_dev")["human"]
+    for one in (human, again):
+        seeds = [f"{100 * rate:.1f}" for rate in one["seeds"]]
+        yield f"{seeds[0]}, {seeds[1]} and {seeds[2]} %"
+        yield f"together {100 * one['win rate']:.1f} % (interval {100 * one['low']:.1f} to {100 * one['high']:.1f})"
+    yield f"of the {settings['test prompts']} test prompts against the unaligned model"
     yield f"the mean rises by {human['difference']:.2f}"
-    yield f"its p of {human['adjusted p']:.2f}"
+    yield f"The first trial has p = {human['adjusted p']:.2f}"
+    assert again["low"] < 0.5 < again["high"]
+    yield "does not repeat it"
 
 
 SAYS: dict[str, Callable[[Facts], Iterator[str]]] = {

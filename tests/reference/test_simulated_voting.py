@@ -28,14 +28,24 @@ def test_the_figures_are_of_the_script_as_it_stands(found):
     }
 
 
+def test_the_second_trial_has_other_seeds_and_prompts_and_is_the_same_otherwise(found):
+    again = stored("statistics/voting_dev")
+    differ = {"seeds": [4, 5, 6], "split": "dev", "test prompts": 100}
+    assert again["settings"] == found["settings"] | differ
+    assert {name: again[name] for name in found if name not in ("settings", "human")} == {
+        name: found[name] for name in found if name not in ("settings", "human")
+    }
+
+
 def test_every_rater_voted_to_the_end_and_checks_make_no_pairs(found):
     votes, pairs = found["votes"], found["pairs"]
     assert votes["cast"] == RATERS * EACH == 200
     assert pairs["ties"] < pairs["pairs"] < votes["on new pairs"] < votes["cast"]
 
 
-def test_the_win_rate_is_the_mean_of_its_seeds_and_lies_in_its_interval(found):
-    human = found["human"]
+@pytest.mark.parametrize("file", ["voting", "voting_dev"])
+def test_the_win_rate_is_the_mean_of_its_seeds_and_lies_in_its_interval(file):
+    human = stored(f"statistics/{file}")["human"]
     assert len(human["seeds"]) == len(SEEDS)
     assert human["win rate"] == pytest.approx(sum(human["seeds"]) / len(SEEDS))
     assert human["low"] < human["win rate"] < human["high"]
