@@ -252,9 +252,13 @@ def of_the_electorate(_: Facts) -> Iterator[str]:
         yield f"together {100 * one['win rate']:.1f} % (interval {100 * one['low']:.1f} to {100 * one['high']:.1f})"
     yield f"of the {settings['test prompts']} test prompts against the unaligned model"
     yield f"the mean rises by {human['difference']:.2f}"
-    yield f"The first trial has p = {human['adjusted p']:.2f}"
     assert again["low"] < 0.5 < again["high"]
-    yield "does not repeat it"
+    yield "and is open"
+    six = stored("statistics/voting_six")["human"]
+    seeds = [f"{100 * rate:.1f}" for rate in six["seeds"][3:]]
+    yield f"win {seeds[0]}, {seeds[1]} and {seeds[2]} % there"
+    low, high = (100 * six[name] for name in ("low", "high"))
+    yield f"together {100 * six['win rate']:.1f} % (interval {low:.1f} to {high:.1f}, p = {six['adjusted p']:.3f})"
 
 
 SAYS: dict[str, Callable[[Facts], Iterator[str]]] = {

@@ -43,11 +43,18 @@ def test_every_rater_voted_to_the_end_and_checks_make_no_pairs(found):
     assert pairs["ties"] < pairs["pairs"] < votes["on new pairs"] < votes["cast"]
 
 
-@pytest.mark.parametrize("file", ["voting", "voting_dev"])
+def test_all_six_seeds_are_those_of_the_first_trial_and_three_more(found):
+    six = stored("statistics/voting_six")
+    assert six["settings"] == found["settings"] | {"seeds": [1, 2, 3, 4, 5, 6]}
+    assert six["human"]["seeds"][:3] == found["human"]["seeds"]
+
+
+@pytest.mark.parametrize("file", ["voting", "voting_dev", "voting_six"])
 def test_the_win_rate_is_the_mean_of_its_seeds_and_lies_in_its_interval(file):
-    human = stored(f"statistics/{file}")["human"]
-    assert len(human["seeds"]) == len(SEEDS)
-    assert human["win rate"] == pytest.approx(sum(human["seeds"]) / len(SEEDS))
+    content = stored(f"statistics/{file}")
+    human, seeds = content["human"], content["settings"]["seeds"]
+    assert len(human["seeds"]) == len(seeds)
+    assert human["win rate"] == pytest.approx(sum(human["seeds"]) / len(seeds))
     assert human["low"] < human["win rate"] < human["high"]
 
 
