@@ -7,10 +7,11 @@ The electorate is the shapes world's simulated human with noise: a rater prefers
     P(x ≻ y) = 1 / (1 + exp(−w (u(x, c) − u(y, c)) − b)),                                                     (1)
 
 u the human's utility (alignbench/shapes/style.py), w a rater's own weight around 1, b a draw to the left; who is
-careless answers at random. They vote through the session of `alignbench vote`, on pictures that the embedded model and
-best-of-n made of training prompts. Of their votes `alignbench pairs --from-votes` makes preference pairs, `audit` and
-`train-reward` read these, and Diffusion-DPO learns from them and nothing else. Its pictures of the test prompts are
-compared with the unaligned model's on u itself, which no method ever saw.
+careless answers at random. They vote through the session of `alignbench vote`, on the two of eight pictures of a
+training prompt that the learned reward likes best and least, without being told which. Of their votes `alignbench pairs
+--from-votes` makes preference pairs, `audit` and `train-reward` read these, and Diffusion-DPO learns from them and
+nothing else. Its pictures of the test prompts are compared with the unaligned model's on u itself, which no method ever
+saw.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,12 @@ from alignbench.judging.vote_pairs import pairs_from_votes
 from alignbench.record.votes import Log, Served, Shown, read_log, suspects
 
 HUMAN = f"{TESTS}/support/plugins/human.py:Human"
+DISLIKED = f"{TESTS}/support/plugins/disliked.py:Disliked"
 RATERS, EACH = 10, 20  # 200 votes, checks and repeats among them
 LEFT, CARELESS = 0.5, 9  # the draw to the left of rater 8; the number of who answers at random
 TIE = 0.2  # difference in utility below which a rater says that neither is better
-CANDIDATES = 8  # of best-of-n: pictures that differ more teach more
-SETTINGS = {"rounds": 2, "updates_per_round": 15}  # some ten looks at each pair
+CANDIDATES = 8  # pictures of a prompt, of which the best and the worst are voted on: what differs more teaches more
+SETTINGS = {"rounds": 4, "updates_per_round": 10}  # seventeen looks at each pair
 VOTED, TESTED, SEEDS = 200, 200, (1, 2, 3)
 
 
@@ -72,19 +73,21 @@ def electorate(files: Sequence[Path], path: Path) -> Log:
     return everybody(files, path, RATERS, EACH, choose)
 
 
-def measured(folder: Path, seeds: Sequence[int], voted: int, tested: int, settings: dict[str, Any]) -> dict[str, Any]:
+def measured(
+    folder: Path, seeds: Sequence[int], voted: int, split: str, tested: int, settings: dict[str, Any]
+) -> dict[str, Any]:
     """All figures. `folder` keeps cells, votes and pairs, so that a call that was killed continues."""
     asked = {"model": "tiny", "scorers": [HUMAN], "quiet": True}
     on_training = {**asked, "split": "train", "limit": voted, "output": folder / "voted"}
-    files = [
-        alignbench.run(algo="base", **on_training).path,
-        alignbench.run(algo="best_of_n", set={"n": CANDIDATES}, **on_training).path,
+    worst, best = [
+        alignbench.run(algo="best_of_n", set={"n": CANDIDATES}, reward=reward, **on_training)
+        for reward in (DISLIKED, "shapes_preference")
     ]
+    files = [worst.path, best.path]
     log = folder / "votes.jsonl"
     votes = read_log(log) if log.exists() else electorate(files, log)
     made = pairs_from_votes(log, files, folder / "pairs")
-    on_test = {**asked, "limit": tested, "output": folder / "tested"}
-    started = time.process_time()
+    on_test = {**asked, "split": split, "limit": tested, "output": folder / "tested"}
     cells = [alignbench.run(algo="base", **on_test).path]
     for seed in seeds:
         learned = alignbench.run(
@@ -93,20 +96,21 @@ def measured(folder: Path, seeds: Sequence[int], voted: int, tested: int, settin
         cells.append(learned.path)
     (group,) = alignbench.compare(cells).groups
     (human,) = [item for item in group.versus if item.scorer == "Human"]
-    column = alignbench.compare(files, votes=[log]).groups[0].votes[0]
+    (disliked,) = [label for label in alignbench.compare(files).groups[0].methods if "Disliked" in label]
+    column = alignbench.compare(files, disliked, votes=[log]).groups[0].votes[0]
     (preferred,) = column.versus
     heard = audit(
         AuditOptions.parse({"pairs": folder / "pairs", "scorers": ["shapes_style", "shapes_truth", HUMAN]}), True
     )
     return {
         "settings": {
-            "raters": RATERS, "each": EACH, "voted prompts": voted, "test prompts": tested, "best of": CANDIDATES,
-            "fields": settings, "seeds": list(seeds),
+            "raters": RATERS, "each": EACH, "voted prompts": voted, "test prompts": tested, "split": split,
+            "best and worst of": CANDIDATES, "fields": settings, "seeds": list(seeds),
         },
         "votes": {
             "cast": len(votes.votes), "on new pairs": column.worth.votes, "agreement": column.worth.alpha.raw,
             "alpha": column.worth.alpha.alpha, "failed checks": sorted(suspects(votes)),
-            "best of n preferred": [preferred.rate.rate, preferred.shown.low, preferred.shown.high],
+            "best preferred to worst": [preferred.rate.rate, preferred.shown.low, preferred.shown.high],
         },
         "pairs": {"pairs": made.pairs, "ties": made.ties},
         "agree with the labels": {name: _rates(one.accuracy.rates) for name, one in heard.scorers.items()},
@@ -115,7 +119,6 @@ def measured(folder: Path, seeds: Sequence[int], voted: int, tested: int, settin
             "adjusted p": human.rate_test.adjusted, "difference": human.difference,
             "seeds": [rate for _, rate in human.seeds],
         },
-        "processor seconds": round(time.process_time() - started, 1),
     }  # fmt: skip
 
 
@@ -130,12 +133,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where cells and votes are kept; a temporary one if left out")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--voted", type=int, default=VOTED, help="training prompts that are voted on")
-    parser.add_argument("--tested", type=int, default=TESTED, help="test prompts")
+    parser.add_argument("--split", choices=("dev", "test"), default="test", help="dev to choose settings on")
+    parser.add_argument("--tested", type=int, default=TESTED, help="prompts of it")
     parser.add_argument("--rounds", type=int, default=SETTINGS["rounds"])
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         settings = {**SETTINGS, "rounds": given.rounds}
-        found = measured(given.folder or Path(temporary), given.seeds, given.voted, given.tested, settings)
+        found = measured(given.folder or Path(temporary), given.seeds, given.voted, given.split, given.tested, settings)
     write_text(given.output, json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

@@ -290,9 +290,40 @@ def of_the_model_card(_: Facts) -> Iterator[str]:
     yield f"Of the 200 held-out test captions {100 * whole['flow/tiny_flow-shapes-base']:.1f} % are drawn wholly right"
 
 
+def of_the_electorate(_: Facts) -> Iterator[str]:
+    found = stored("statistics/voting")
+    settings, votes, pairs, human = (found[name] for name in ("settings", "votes", "pairs", "human"))
+    assert not votes["failed checks"]
+    yield f"Ten raters cast {votes['cast']} votes"
+    yield f"best and worst of {settings['best and worst of']} pictures"
+    rate, low, high = (100 * value for value in votes["best preferred to worst"])
+    yield f"prefer the best to the worst in {rate:.0f} % (interval of people {low:.0f} to {high:.0f})"
+    yield f"agree in {100 * votes['agreement']:.0f} % (Krippendorff's α {votes['alpha']:.2f})"
+    yield f"{votes['on new pairs']} of the votes make {pairs['pairs']} pairs, {pairs['ties']} of them ties"
+    agree = {name: 100 * rates["half"] for name, rates in found["agree with the labels"].items()}
+    yield f"agrees with {agree['Human']:.0f} % of the labels, style alone with {agree['shapes_style']:.0f} %"
+    updates = settings["fields"]["rounds"] * settings["fields"]["updates_per_round"]
+    yield f"{updates} updates of Diffusion-DPO"
+    again = stored("statistics/voting_dev")["human"]
+    for one in (human, again):
+        seeds = [f"{100 * rate:.1f}" for rate in one["seeds"]]
+        yield f"{seeds[0]}, {seeds[1]} and {seeds[2]} %"
+        yield f"together {100 * one['win rate']:.1f} % (interval {100 * one['low']:.1f} to {100 * one['high']:.1f})"
+    yield f"of the {settings['test prompts']} test prompts against the unaligned model"
+    yield f"the mean rises by {human['difference']:.2f}"
+    assert again["low"] < 0.5 < again["high"]
+    yield "and is open"
+    six = stored("statistics/voting_six")["human"]
+    seeds = [f"{100 * rate:.1f}" for rate in six["seeds"][3:]]
+    yield f"win {seeds[0]}, {seeds[1]} and {seeds[2]} % there"
+    low, high = (100 * six[name] for name in ("low", "high"))
+    yield f"together {100 * six['win rate']:.1f} % (interval {low:.1f} to {high:.1f}, p = {six['adjusted p']:.3f})"
+
+
 SAYS: dict[str, Callable[[Facts], Iterator[str]]] = {
     "results/testbed/README.md": of_the_testbed,
     "results/testbed_flow/README.md": of_the_flow_testbed,
+    "results/statistics/README.md": of_the_electorate,
     "results/flow/README.md": of_the_flow_world,
     "results/timings/README.md": of_the_timings,
     "rewards/README.md": of_the_audit,
