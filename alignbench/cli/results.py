@@ -123,6 +123,8 @@ def show(what: str, *, json: Flag = False) -> int:
 def ls(folder: Path = Path("results"), *, json: Flag = False) -> int:
     """List the cells of a folder: how far each is, how large, and what can be continued.
 
+    Rows that lie apart from a result are not read; `alignbench show FILE` checks them.
+
     Parameters
     ----------
     folder: Path

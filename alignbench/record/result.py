@@ -355,7 +355,7 @@ def _read(path: Path) -> Result:
         else:
             genuine = content.get("digest") == digest_of(content)
     except ValidationError as error:
-        raise ResultFileError(_problem(path, error)) from None
+        raise ResultFileError(problem_of(path, error)) from None
     except ResultFileError:
         raise
     except (ValueError, RecursionError) as error:
@@ -367,7 +367,7 @@ def _read(path: Path) -> Result:
     try:
         return Result.model_validate(content | lists)
     except ValidationError as error:
-        raise ResultFileError(_problem(path, error)) from None
+        raise ResultFileError(problem_of(path, error)) from None
 
 
 def _lists(path: Path, content: dict[str, Any]) -> tuple[bool, dict[str, list[Any]]]:
@@ -401,7 +401,7 @@ def _parsed(name: str, lines: Iterable[bytes], found: dict[str, list[Any]]) -> I
             yield line
 
 
-def _problem(path: Path, error: ValidationError) -> str:
+def problem_of(path: Path, error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"])) or "result"
     problem = first["msg"].removeprefix("Value error, ")
