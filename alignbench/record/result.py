@@ -282,6 +282,8 @@ class Result(_Record):
             raise ValueError("two rows are of one image")
         if any(found.prompt not in known for found in self.diversity):
             raise ValueError("it has the diversity of a prompt that is not among the prompts")
+        if len({found.prompt for found in self.diversity}) < len(self.diversity):
+            raise ValueError("two lines are of one prompt's diversity")
         if self.schema_ == 1 and (self.diversity or any(row.sha256 or row.picture for row in self.rows)):
             raise ValueError("schema 1 says nothing of single pictures")
         if self.status == "complete" and not self.rows:
