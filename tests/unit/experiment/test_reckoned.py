@@ -21,7 +21,7 @@ from alignbench.meter import Cost
 LESS = {  # of what is done once, so that what is counted one by one is counted soon
     "rounds": 2, "samples_per_round": 8, "samples_per_update": 4, "samples_per_prompt": 2, "updates_per_round": 2,
     "pairs_per_update": 4, "moves_per_update": 8, "passes": 1, "batch": 64, "steps": 4, "iterations": 2, "levels": 2,
-    "candidates": 2, "n": 2, "updates": 2, "value_updates": 2, "value_batch": 8, "skip_first": 0,
+    "candidates": 2, "n": 2, "updates": 2, "value_updates": 2, "value_batch": 8, "skip_first": 0, "interval": 1,
 }  # fmt: skip
 FINISHES = 60  # a count that can be counted one by one as well
 
