@@ -12,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -42,28 +43,52 @@ def reckoned(count: Callable[[Any, float], tuple[Cost, Cost]], algorithm: Algori
     if not beyond:
         with contextlib.suppress(TooLong):
             return count(algorithm, PATIENCE)
-    large = beyond or {name: value for name, value in counts.items() if value > SMALL}
-
-    @functools.cache
-    def at(*lowered: int) -> Numbers:
-        asked = dataclasses.replace(algorithm, **dict(zip(large, lowered, strict=True)))  # type: ignore[type-var]
-        return tuple(Fraction(n) for cost in count(asked, math.inf) for n in cost.as_dict().values())
-
-    if (bases := _bases(at, len(large))) is not None:
-        found = [round(n) for n in _along(at, list(zip(large.values(), bases, strict=True)), ())]
-        kinds = list(Cost().as_dict())
-        halves = found[: len(kinds)], found[len(kinds) :]
-        alignment, sampling = (Cost(**dict(zip(kinds, half, strict=True))) for half in halves)
-        return alignment, sampling
+    large = {name: value for name, value in counts.items() if value > SMALL}
+    for lowered in (large, beyond) if beyond else (large,):
+        with contextlib.suppress(ValueError):  # lowered counts do not fit each other: fewer may
+            if (found := _lowered(count, algorithm, lowered)) is not None:
+                return found
     for name, value in beyond.items():
         raise InputError(f"{name}={value}: expected at most {MOST} for a dry run, which cannot reckon beyond it.")
     return count(algorithm, math.inf)
 
 
-def _bases(at: Callable[..., Numbers], counts: int) -> list[int] | None:
-    """For each count where it is lowered to: from there on cost grows evenly with it. None where one nowhere does."""
-    least, found = [BASES[-1][0]] * counts, list[int]()
-    for place in range(counts):
+def _lowered(
+    count: Callable[[Any, float], tuple[Cost, Cost]], algorithm: Algorithm, large: Mapping[str, int]
+) -> tuple[Cost, Cost] | None:
+    """`count` of an algorithm from lower ones of these counts, or None where cost does not grow evenly with each."""
+
+    def asked(lowered: Sequence[int]) -> Any:
+        return dataclasses.replace(algorithm, **dict(zip(large, lowered, strict=True)))  # type: ignore[type-var]
+
+    @functools.cache
+    def at(*lowered: int) -> Numbers:
+        return tuple(Fraction(n) for cost in count(asked(lowered), math.inf) for n in cost.as_dict().values())
+
+    least = _least(asked, len(large))
+    if least is None or (bases := _bases(at, least)) is None:
+        return None
+    found = [round(n) for n in _along(at, list(zip(large.values(), bases, strict=True)), ())]
+    kinds = list(Cost().as_dict())
+    halves = found[: len(kinds)], found[len(kinds) :]
+    alignment, sampling = (Cost(**dict(zip(kinds, half, strict=True))) for half in halves)
+    return alignment, sampling
+
+
+def _least(asked: Callable[[Sequence[int]], Any], counts: int) -> Sequence[int] | None:
+    """The lowest bases with which there is such an algorithm; a count may have to be as large as another."""
+    for lowered in sorted(itertools.product([base for base, _ in BASES], repeat=counts), key=sum):
+        with contextlib.suppress(ValueError):
+            asked(lowered)
+            return lowered
+    return None
+
+
+def _bases(at: Callable[..., Numbers], least: Sequence[int]) -> list[int] | None:
+    """For each count where it is lowered to, the others at their least: from there on cost grows evenly with it. None
+    where one nowhere does."""
+    found: list[int] = []
+    for place in range(len(least)):
         for base, third in BASES:
             with contextlib.suppress(ValueError):  # it may not fit other counts
                 one, two, more = (at(*least[:place], k * base, *least[place + 1 :]) for k in (1, 2, third))
