@@ -45,6 +45,7 @@ from alignbench.record.votes import Log
 
 DEFAULT_BASELINE = "base"
 RIVAL = "best_of_n"  # what methods of one budget are compared with, besides the baseline
+FEW_METHODS = 40  # up to which every two are compared where nobody says; the time grows with their square
 FEW_PROMPTS = 6  # below which no p value can fall under 0.05
 
 
@@ -56,15 +57,15 @@ def compare(
     skip_bad: bool = False,
     published: bool = False,
     family: Family = "scorer",
-    duels: bool = False,
+    duels: bool | None = False,
     margin: Sequence[str] = (),
     control: str | None = None,
     votes: Sequence[Path] = (),
 ) -> Comparison:
     """Compare result files; see the module's docstring. `family` says which p values are adjusted for each other,
-    `duels` adds every two methods with interval and p, `margin` holds SCORER=AMOUNT, `control` names the scorer at
-    whose equal value win rates are shown as well, `votes` are logs of `alignbench vote`. Raises InputError for a
-    scorer or baseline nobody has, and for votes on other pictures."""
+    `duels` adds every two methods with interval and p (None: of few methods), `margin` holds SCORER=AMOUNT, `control`
+    names the scorer at whose equal value win rates are shown as well, `votes` are logs of `alignbench vote`. Raises
+    InputError for a scorer or baseline nobody has, and for votes on other pictures."""
     loaded = load(paths, skip_bad)
     return compare_loaded(loaded, baseline, by, scorers, published, family, duels, margin, control, votes)
 
@@ -78,7 +79,7 @@ def compare_loaded(
     scorers: Sequence[str] = (),
     published: bool = False,
     family: Family = "scorer",
-    duels: bool = False,
+    duels: bool | None = False,
     margin: Sequence[str] = (),
     control: str | None = None,
     votes: Sequence[Path] = (),
@@ -142,6 +143,9 @@ def _group(runs: Sequence[Run], asked: Asked, logs: Sequence[tuple[Path, Log]]) 
     evaluation = ordered[0].result.evaluation
     reported = beside(evaluation, methods, means) if asked.published else None
     notes += reported.notes if reported else []
+    every_two = len(placed) <= FEW_METHODS if asked.duels is None else asked.duels
+    if asked.duels is None and not every_two:
+        notes.append(f"{len(placed)} methods: every two of them, with interval and p, are compared with --duels.")
     return Group(
         evaluation=evaluation,
         methods=[method.label for method in methods],
@@ -151,7 +155,7 @@ def _group(runs: Sequence[Run], asked: Asked, logs: Sequence[tuple[Path, Log]]) 
         versus=versus,
         family=asked.family,
         pairwise={name: found.rates for name, found in won.items()},
-        duels=duels(placed, scores, asked.family) if asked.duels else [],
+        duels=duels(placed, scores, asked.family) if every_two else [],
         ranks={name: ranks(found, Key("ranks")) for name, found in won.items()},
         parts=parts,
         means=means,

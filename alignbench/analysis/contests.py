@@ -29,7 +29,7 @@ class Asked:
     scorers: tuple[str, ...]
     published: bool
     family: Family
-    duels: bool
+    duels: bool | None  # None: of few methods
     margins: Mapping[str, float]
     control: str | None
 

@@ -58,7 +58,7 @@ def compare(
     family: str
         Which p values are adjusted for each other: those of one scorer, of the whole table, or none.
     duels: bool
-        Also show every two methods against each other, with interval and p.
+        Also show every two methods against each other, with interval and p. JSON has them of up to 40 methods anyway.
     margin: str
         SCORER=AMOUNT: a difference that does not matter. Says which methods are equal within it, or not worse.
     control: str
@@ -76,7 +76,7 @@ def compare(
     from alignbench.analysis.tables import notes, render
     from alignbench.files import write_text
 
-    places, all_duels = files or (Path("results"),), duels or format == "json"
+    places, all_duels = files or (Path("results"),), duels or (None if format == "json" else False)
     comparison = compare_files(
         places, baseline, by, scorer or (), skip_bad, published, family, all_duels, margin or (), control, votes or ()
     )
@@ -122,6 +122,8 @@ def show(what: str, *, json: Flag = False) -> int:
 
 def ls(folder: Path = Path("results"), *, json: Flag = False) -> int:
     """List the cells of a folder: how far each is, how large, and what can be continued.
+
+    Rows that lie apart from a result are not read; `alignbench show FILE` checks them.
 
     Parameters
     ----------

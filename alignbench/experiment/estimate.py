@@ -1,8 +1,8 @@
 """What a cell would cost, counted by running its algorithm against a stand-in that computes nothing.
 
 The stand-in has the model's schedule and latents of its kind, but tiny ones, and counts like the real pipeline; one
-round of training is run and multiplied. Seconds are only given where the model is at hand: one batch of the real
-denoiser is timed.
+round of training is run and multiplied, and large counts are reckoned from small ones. Seconds are only given where
+the model is at hand: one batch of the real denoiser is timed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from alignbench.asking.resolve import Cell
 from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.rollout import initial_noise
 from alignbench.diffusion.schedule import Schedule
+from alignbench.errors import Unsupported
 from alignbench.experiment.metered import MeteredReward
 from alignbench.experiment.problem import TrainingRound
+from alignbench.experiment.reckoned import TooLong, reckoned
 from alignbench.interface import (
     Algorithm,
     PairBatch,
@@ -206,36 +208,53 @@ class _OneRound:
 
 def estimate(cell: Cell) -> Estimate | None:
     """The cost of a cell, or None where it depends on what a run has to find out: the model's shapes before they are
-    downloaded, or what a second of a budget comes to. Raises Unsupported where a budget does not pay for one image."""
-    shape = cell.family.latent_shape(cell.model, cell.evaluated, cell.options.resolution)
-    if shape is None:
+    downloaded, or what a second of a budget comes to. Raises Unsupported where the algorithm cannot run, or a budget
+    does not pay for one image."""
+    if cell.family.latent_shape(cell.model, cell.evaluated, cell.options.resolution) is None:
         return None
-    meter = Meter()
-    small = (*shape[:-2], *(min(side, SIDE) for side in shape[-2:])) if len(shape) > 2 else shape
-    stand_in = StandIn(cell.family.typical_schedule(cell.model), small, meter, cell.sampling)
-    problem = _OneRound(
-        stand_in, MeteredReward("stand-in", _MeanReward(), meter), cell.training, cell.sampling, meter, Key("estimate")
-    )
-    if (pairs := cell.configuration.pairs) is not None:
-        problem.pairs = _SomePairs(stand_in, int(pairs["count"] or 0))
-    algorithm, budget = cell.algorithm, cell.configuration.budget
+    problem, algorithm, budget = _problem(cell), cell.algorithm, cell.configuration.budget
+    if (steps := getattr(algorithm, "steps", None)) is not None:
+        problem.pipeline.timesteps(steps)  # refuses more than the schedule has
+    if reason := algorithm.unsupported(problem):
+        raise Unsupported(reason)
     if budget and isinstance(algorithm, TestTimeAlgorithm):
         if "seconds" in budget:
             return None
         algorithm = algorithm.for_budget(budget, problem)
-    sampler = algorithm.align(problem)
-    trained = meter.total
-    prompts = (list(cell.evaluated) * IMAGES)[:IMAGES]
-    sampler(prompts, [Key("estimate", i) for i in range(IMAGES)])
-    one = meter.total - trained
+    trained, some = reckoned(lambda asked, seconds: _counted(cell, asked, seconds), algorithm)
     made = 0
-    if pairs is not None and pairs["source"] == "made":
+    if (pairs := cell.configuration.pairs) is not None and pairs["source"] == "made":
         made = int(pairs["count"] or 0) * int(pairs["candidates"] or 0)
     steps = cell.sampling.steps * cell.sampling.evaluations
     alignment = trained + Cost(denoiser_forward=made * steps, decode_forward=made, reward_forward=made)
     images = len(cell.evaluated) * cell.options.images_per_prompt
-    evaluation = Cost(**{name: value * images // IMAGES for name, value in one.as_dict().items()})
+    evaluation = Cost(**{name: value * images // IMAGES for name, value in some.as_dict().items()})
     return Estimate(algorithm, alignment, evaluation, _seconds(cell, alignment + evaluation))
+
+
+def _problem(cell: Cell) -> _OneRound:
+    """A cell's problem on the stand-in, whose meter is at zero."""
+    shape, meter = cell.family.latent_shape(cell.model, cell.evaluated, cell.options.resolution) or (), Meter()
+    small = (*shape[:-2], *(min(side, SIDE) for side in shape[-2:])) if len(shape) > 2 else shape
+    stand_in = StandIn(cell.family.typical_schedule(cell.model), small, meter, cell.sampling)
+    reward, pairs = MeteredReward("stand-in", _MeanReward(), meter), cell.configuration.pairs
+    some = _SomePairs(stand_in, int(pairs["count"] or 0)) if pairs is not None else None
+    return _OneRound(stand_in, reward, cell.training, cell.sampling, meter, Key("estimate"), some)
+
+
+def _counted(cell: Cell, algorithm: Algorithm, seconds: float) -> tuple[Cost, Cost]:
+    """What is counted of an algorithm's alignment, and of IMAGES images of its sampler. Raises TooLong."""
+    problem, end = _problem(cell), time.monotonic() + seconds
+
+    def moved() -> None:
+        if time.monotonic() > end:
+            raise TooLong
+
+    problem.meter.moved = moved
+    sampler = algorithm.align(problem)
+    trained = problem.meter.total
+    sampler((list(cell.evaluated) * IMAGES)[:IMAGES], [Key("estimate", i) for i in range(IMAGES)])
+    return trained, problem.meter.total - trained
 
 
 def _seconds(cell: Cell, cost: Cost) -> float | None:

@@ -22,7 +22,7 @@ from alignbench.errors import CannotContinue, Diverged, InputError, ResultFileEr
 from alignbench.experiment import cut_off, evaluate, optimality
 from alignbench.experiment.align import add_pairs, align, problem_of
 from alignbench.experiment.budget import resolve_budget
-from alignbench.experiment.diversity import diversity_of, remove_latents
+from alignbench.experiment.diversity import LATENTS, diversity_of, remove_latents
 from alignbench.experiment.draft import Draft, Found, rows_of
 from alignbench.experiment.evaluate import Generated, Scores
 from alignbench.experiment.pairs import Made
@@ -79,7 +79,7 @@ def _lead(cell: Cell, force: bool, quiet: bool, trained: Trained | None, process
     work = work_of(cell)
     done = _finished(cell, work, force)
     if done is not None:
-        work.settle()
+        work.settle(passing=LATENTS)
         return Outcome(done, cell.path, was_complete=True)
     cell.needs.check()
     check_installed(cell.options.report_to)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -37,6 +38,7 @@ from alignbench.record.pictures import ImageStore, Slot
 from alignbench.record.result import Result, identity
 from alignbench.scoring.score_cache import ScoreCache
 from alignbench.sourced import is_hashed
+from alignbench.testbed.exact_problem import info as exact_reward
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,21 @@ def score_results(
                 if save:
                     results.write(cell.path, _with_columns(cell, report))
             done.append(Rescored(cell.path, report, tuple(cell.scorers) if save else ()))
+    for cell in cells if save else ():
+        if unmeasured := _unmeasured(cell):
+            command = shlex.join(["alignbench", "evaluate", str(cell.path), "--scorers", *unmeasured])
+            warn(
+                f"{cell.path}: how far {', '.join(unmeasured)} is from its optimum is not told: it takes the sampler, "
+                f"not images alone; `{command}` tells it."
+            )
     return done
+
+
+def _unmeasured(cell: _Cell) -> list[str]:
+    """The new columns of which a run would also tell how far the images are from the optimum: rewards of the exact
+    testbed, which alone gives results metrics."""
+    new = {name: reward for name, reward in cell.scorers.items() if name not in cell.result.frontiers}
+    return [name for name, reward in new.items() if cell.result.metrics and reward.info() == exact_reward(name)]
 
 
 def _cell(path: Path, result: Result, scorers: Mapping[str, Reward]) -> _Cell:

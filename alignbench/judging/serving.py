@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
+from jaxtyping import UInt8
 
 from alignbench import plugins
 from alignbench.devices import device_of
 from alignbench.errors import AlignbenchError, InputError, RunError
-from alignbench.images import read_image
+from alignbench.images import read_pixels
 from alignbench.interface import Prompt, Reward
 from alignbench.judging.options import ServeOptions
 from alignbench.pictures import PictureError
 from alignbench.remote.server import HOST, HOSTS, Refused, ScorerServer, make_server, size_of
+from alignbench.scoring.shared import SharedPictures
 from alignbench.scoring.values import score_images
 from alignbench.sourced import identity_of
 
@@ -39,11 +39,12 @@ def server_of(name: str, reward: Reward, port: int, device: str = "cpu", hosts: 
         values: list[float | None] = [None] * len(texts)
         try:
             for places in alike([size_of(content) for content in contents]):
-                images = torch.stack([decoded(contents[i]) for i in places])
-                own = [prompts[i] for i in places]
-                if reason := reward.unsupported(own, tuple(images.shape[1:])):
+                pictures, own = SharedPictures([reward], device), [prompts[i] for i in places]
+                for i in places:
+                    pictures.add(pixels := decoded(contents[i]))
+                if reason := reward.unsupported(own, (3, *pixels.shape[:2])):
                     raise Refused(reason)
-                for i, (value, failed) in zip(places, score_images(name, reward, images.to(device), own), strict=True):
+                for i, (value, failed) in zip(places, score_images(name, reward, pictures, own), strict=True):
                     values[i] = value if failed is None else None
         except RunError:
             raise
@@ -67,9 +68,9 @@ def alike(sizes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
         yield from (places[i : i + n] for i in range(0, len(places), n))
 
 
-def decoded(content: bytes) -> Float[Tensor, "3 h w"]:
-    """A PNG file, whose size was looked at, as RGB in [0, 1]. Raises Refused for what cannot be decoded."""
+def decoded(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """A PNG file, whose size was looked at, as 8-bit pixels. Raises Refused for what cannot be decoded."""
     try:
-        return read_image(content, formats=("PNG",))
+        return read_pixels(content, formats=("PNG",))
     except PictureError as error:
         raise Refused(f"an image is no PNG that can be read ({error}).") from None

@@ -87,7 +87,8 @@ def _comparisons(entry: dict[str, Any], n: int, where: str) -> Iterator[tuple[tu
         raise InputError(f"{where}: human_preference is {shown(preference)}; expected [1, 0] or [0, 1].")
     if ranked and ranked[0, 1] != preference[0]:
         raise InputError(
-            f"{where}: human_preference is {shown(preference)} and rank is {shown(rank)}, which contradict each other."
+            f"{where}: human_preference is {shown(preference)} and rank is {shown(rank)}, which contradict each other. "
+            "Correct the entry, or leave it out."
         )
     yield (0, 1), float(preference[0])
 

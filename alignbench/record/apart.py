@@ -53,11 +53,15 @@ class Apart:
         """For JSON."""
         return {"file": self.file, "schema": self.schema, **self.lengths}
 
+    def file_of(self, path: Path) -> Path:
+        """The file with the lists of the result at a path. Raises Absent."""
+        return _found(path, self.file)
+
     @contextlib.contextmanager
     def opened(self, path: Path) -> Iterator[dict[str, Iterator[bytes]]]:
         """The lines of each list of the result at a path, which have to be taken in the order of the lists' names.
         Raises Absent where their file is not there, and ValueError, as they are taken, where it is damaged."""
-        stream, left = _opened(_found(path, self.file)), [LARGEST]
+        stream, left = _opened(self.file_of(path)), [LARGEST]
         yield {name: _taken(stream, self.lengths[name], left, self.file) for name in LISTS}
         if stream.read(1):
             raise ValueError(f"{self.file} holds more than it should")

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from alignbench.errors import InputError, ResultFileError
 from alignbench.locks import in_use
 from alignbench.reading import json_of, read_bytes
 from alignbench.record import apart
-from alignbench.record.result import Result, read
+from alignbench.record.contents import content_of
+from alignbench.record.result import Result, Status, problem_of, read
 
 STATE = "cell.json"  # in the folder of a cell
 WEIGHTS = "adapter"  # likewise, a folder with what was trained
@@ -25,6 +28,34 @@ class Listed:
     detail: str
     bytes: int  # of the result file and its folder
     can_continue: bool
+
+
+class Head(BaseModel):
+    """What is said of a result."""
+
+    model_config = ConfigDict(strict=True)
+
+    status: Status
+    reason: str | None
+    finished: str | None
+    images: int
+
+
+def head_of(path: Path) -> Head:
+    """What is said of the result at a path. Rows that lie apart are not read, so that nothing is known of their
+    digest; that their file is there is. Raises ResultFileError."""
+    content = content_of(path)
+    if "apart" not in content:
+        result = read(path)
+        images = len(result.rows)
+        return Head(status=result.status, reason=result.reason, finished=result.finished, images=images)
+    said = apart.Apart.of(content["apart"], path)
+    said.file_of(path)
+    told = {name: content.get(name) for name in ("status", "reason", "finished")}
+    try:
+        return Head.model_validate({**told, "images": said.lengths["rows"]})
+    except ValidationError as error:
+        raise ResultFileError(problem_of(path, error)) from None
 
 
 def cells_of(folder: Path) -> list[Listed]:
@@ -82,12 +113,12 @@ def _cells(folder: Path) -> Iterator[Listed]:
         else:
             size += sum(map(_size, (results[name], *apart.files_of(results[name]))))
             try:
-                result = read(results[name])
+                head = head_of(results[name])
             except ResultFileError as error:
                 yield Listed(name, "unreadable", str(error).removeprefix(f"{results[name]}: "), size, False)
                 continue
-            unfinished = result.status in ("partial", "failed")
-            yield Listed(name, result.status, _detail(result), size, unfinished)
+            unfinished = head.status in ("partial", "failed")
+            yield Listed(name, head.status, _detail(head), size, unfinished)
 
 
 def _size(path: Path) -> int:
@@ -98,10 +129,10 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _detail(result: Result) -> str:
-    if result.status == "complete":
-        return f"{len(result.rows)} images, {result.finished}"
-    return result.reason or ""
+def _detail(head: Head) -> str:
+    if head.status == "complete":
+        return f"{head.images} images, {head.finished}"
+    return head.reason or ""
 
 
 def _begun(folder: Path) -> tuple[str, str]:

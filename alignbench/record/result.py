@@ -282,6 +282,8 @@ class Result(_Record):
             raise ValueError("two rows are of one image")
         if any(found.prompt not in known for found in self.diversity):
             raise ValueError("it has the diversity of a prompt that is not among the prompts")
+        if len({found.prompt for found in self.diversity}) < len(self.diversity):
+            raise ValueError("two lines are of one prompt's diversity")
         if self.schema_ == 1 and (self.diversity or any(row.sha256 or row.picture for row in self.rows)):
             raise ValueError("schema 1 says nothing of single pictures")
         if self.status == "complete" and not self.rows:
@@ -355,7 +357,7 @@ def _read(path: Path) -> Result:
         else:
             genuine = content.get("digest") == digest_of(content)
     except ValidationError as error:
-        raise ResultFileError(_problem(path, error)) from None
+        raise ResultFileError(problem_of(path, error)) from None
     except ResultFileError:
         raise
     except (ValueError, RecursionError) as error:
@@ -367,7 +369,7 @@ def _read(path: Path) -> Result:
     try:
         return Result.model_validate(content | lists)
     except ValidationError as error:
-        raise ResultFileError(_problem(path, error)) from None
+        raise ResultFileError(problem_of(path, error)) from None
 
 
 def _lists(path: Path, content: dict[str, Any]) -> tuple[bool, dict[str, list[Any]]]:
@@ -401,7 +403,7 @@ def _parsed(name: str, lines: Iterable[bytes], found: dict[str, list[Any]]) -> I
             yield line
 
 
-def _problem(path: Path, error: ValidationError) -> str:
+def problem_of(path: Path, error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"])) or "result"
     problem = first["msg"].removeprefix("Value error, ")

@@ -86,9 +86,10 @@ class Resumable:
         """Say that the work is done and what is here belongs to it: a call that finds no result begins anew."""
         self._mark(attempt, running=False)
 
-    def settle(self) -> None:
+    def settle(self, passing: str | None = None) -> None:
         """Say that the work is done where its process died between its last file and saying so, and remove what that
-        one left. Nothing happens while another process holds the folder, or where it is of other work."""
+        one left, the folder `passing` with it, which finished work does not need. Nothing happens while another process
+        holds the folder, or where it is of other work."""
         try:
             saved = dict(json_of(read_bytes(self.folder / self.state)))
             same = not list(differences(dict(saved["configuration"]), self.configuration))
@@ -98,6 +99,8 @@ class Resumable:
         if running and same and in_use(self.folder) is None:
             with exclusive(self.folder):
                 remove_leftovers(self.folder)
+                if passing is not None:
+                    shutil.rmtree(self.folder / passing, ignore_errors=True)
                 self.finish(attempt)
 
     def clear(self) -> None:

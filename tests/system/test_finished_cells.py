@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +158,17 @@ def test_points_are_scored_as_well(toy_cell, tmp_path):
     assert command("score", path, "--scorers", reward, "quadratic_proxy", "--save") == 0
     assert [row.scores for row in results.read(path).rows] == [row.scores for row in asked.rows]
     assert results.read(path).scorers == asked.scorers
+
+
+def test_a_reward_whose_optimum_is_known_says_what_its_column_lacks_and_what_tells_it(toy_cell, capsys):
+    path = run(toy_cell("base", prompts="grid", train_prompts=None, reward="quadratic", limit=4, scorers=())).path
+    assert command("score", path, "--scorers", "quadratic_proxy", f"{TOY}:FirstCoordinate", "--save") == 0
+    said = capsys.readouterr().err
+    assert "how far quadratic_proxy is from its optimum is not told" in said
+    words = shlex.split(said[said.index("`") + 1 : said.rindex("`")])
+    assert command(*words[1:]) == 0
+    (other,) = (found for found in path.parent.glob("*.json") if found != path)
+    assert {*results.read(other).frontiers} == {"quadratic", "quadratic_proxy"}
 
 
 def change_a_picture(cell):

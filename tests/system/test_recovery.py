@@ -170,6 +170,24 @@ def test_of_two_that_run_one_cell_the_second_waits_and_finds_it_done(cell, capfd
     assert capfd.readouterr().err.count("waiting for it") == 1
 
 
+def test_latents_that_a_death_left_in_a_finished_cell_go_when_its_command_is_typed_again(tmp_path, monkeypatch):
+    asked = {"algo": "base", "model": "tiny", "limit": 2, "images_per_prompt": 2, "steps": 2, "output": tmp_path}
+    cell = resolve(RunOptions.parse(asked | {"scorers": ("jpeg_compressibility",), "reward": "none"}))
+
+    def died(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "remove_latents", died)
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(cell, quiet=True)
+    assert read(cell.path).status == "complete"
+    assert len(list((cell.folder / "latents").iterdir())) == 4
+    assert run_cell(cell, quiet=True).was_complete
+    assert not (cell.folder / "latents").exists()
+    assert len(list((cell.folder / "images").glob("*.png"))) == 4
+
+
 @pytest.mark.parametrize("place", ["/proc/none", "file", "file/below"])
 def test_without_a_cache_there_is_one_line_and_another_place(place, tmp_path, monkeypatch):
     (tmp_path / "file").touch()

@@ -38,6 +38,7 @@ from alignbench.record import result as results
 from alignbench.remote import client, official_packages, server
 from alignbench.remote.client import RemoteScorer
 from alignbench.remote.server import ScorerServer
+from alignbench.scoring.shared import SharedPictures
 
 CAPTIONS = ["a red circle", "a blue star", "two green squares", "a small cyan ring", "a large red star"]
 PROMPTS = [Prompt(f"p{i}", text) for i, text in enumerate(CAPTIONS)]
@@ -125,6 +126,17 @@ def test_a_served_learned_scorer_says_what_it_says_at_home_and_names_its_weights
         assert torch.equal(remote(images, PROMPTS[:3]), reward(images, PROMPTS[:3]))
         assert remote.info() == reward.info()
         assert len(remote.info().files) >= 1
+
+
+def test_of_pictures_that_are_served_a_network_gets_eight_bits_and_no_whole_picture_becomes_floats(
+    scorer_files, monkeypatch
+):
+    def whole(_):
+        raise AssertionError("a whole picture was made floats")
+
+    monkeypatch.setattr(SharedPictures, "images", property(whole))
+    with running(server_of("hpsv2_1", recipe.scorer("hpsv2_1"), 0)) as url:
+        assert RemoteScorer(url)(pictures(2, 50, 70), PROMPTS[:2]).isfinite().all()
 
 
 def test_many_pictures_go_in_several_requests_and_come_back_in_order(monkeypatch):

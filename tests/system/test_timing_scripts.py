@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from places import TESTS
+from places import ROOT, TESTS
 
 FOLDER = TESTS / "timings"
 GPU = FOLDER / "gpu.py"
@@ -70,3 +70,13 @@ def test_the_script_for_a_gpu_goes_on_where_it_was_killed(tmp_path):
     assert "peak: not begun" in late.stdout
     refused = subprocess.run([*command(output)[:2], "--output", output], capture_output=True, text=True)
     assert "is of miniatures; name another --output." in refused.stderr
+
+
+@pytest.mark.parametrize("folder", ["timings", "reference", "support", "system", "unit"])
+def test_names_that_nobody_defines_are_found_where_mypy_does_not_look(folder):
+    words = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise"]
+    place = TESTS / folder / "of_nobody.py"
+    found = subprocess.run(
+        [*words, "--stdin-filename", str(place), "-"], input="print(nobody)\n", text=True, capture_output=True, cwd=ROOT
+    )
+    assert "F821 Undefined name `nobody`" in found.stdout

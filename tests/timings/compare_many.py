@@ -91,7 +91,7 @@ def one(method: Method, seed: int | None, prompts: int = PROMPTS, images: int = 
         ],
         metrics={}, curve=curve, budget=None,
         cost=Costs(
-            alignment=counts, alignment_seconds=400.0, per_image=counts, per_image_seconds=0.1,
+            alignment=counts, alignment_seconds=400.0, per_image=dict[str, float](counts), per_image_seconds=0.1,
             peak_memory_bytes=2**30,
         ),
         environment={}, attempts=1, started="2026-01-01T00:00:00+00:00", finished="2026-01-01T01:00:00+00:00",

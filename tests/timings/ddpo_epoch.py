@@ -47,7 +47,7 @@ def build(folder: Path) -> Path:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         (packages,) = folder.glob("lib/*/site-packages")
-        here = Path(metadata.distribution("torch").locate_file(""))
+        here = Path(str(metadata.distribution("torch").locate_file("")))
         for found in itertools.chain.from_iterable(map(here.glob, OF_TORCH)):
             (packages / found.name).symlink_to(found)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *PEER], check=True)
@@ -60,6 +60,7 @@ class Turns:
     def __init__(self) -> None:
         self.answers, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
         self.update, self.begun = 0.0, False
+        self.loaded, self.started = 0.0, (0.0, 0.0)
 
     def wait(self) -> None:
         """Say what the last epoch took, and wait until the next one is asked for."""
@@ -245,8 +246,8 @@ class Worker:
     """A process that makes an epoch when it is asked to."""
 
     def __init__(self, python: Path, side: str, work: Path) -> None:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command(python, "epochs", side, work), env=own(side), text=True, **pipes)
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process: Any = subprocess.Popen(command(python, "epochs", side, work), env=own(side), text=True, **pipes)
         self.loading_mib = self.read()["loading_mib"]
 
     def __call__(self) -> dict[str, float]:

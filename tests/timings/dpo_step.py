@@ -210,7 +210,7 @@ class Worker:
     def __init__(self, road: str, folder: str, arguments: list[str]) -> None:
         self.road, self.errors = road, tempfile.TemporaryFile("w+")  # noqa: SIM115
         command = [sys.executable, __file__, *arguments, "--work", road, folder]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         self.process = subprocess.Popen(command, text=True, **pipes)
 
     def __call__(self, updates: int) -> dict[str, float]:

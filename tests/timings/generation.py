@@ -79,7 +79,7 @@ class Diffusers:
         self.pipeline = DiffusionPipeline.from_pretrained(WEIGHTS / model, dtype=torch.float32, **absent).to(device())
         self.pipeline.set_progress_bar_config(disable=True)
         self.prompts, self.batch = prompts_of(count), batch
-        self.options = {"num_inference_steps": found.steps, "guidance_scale": found.guidance}
+        self.options: dict[str, Any] = {"num_inference_steps": found.steps, "guidance_scale": found.guidance}
         if found.sigmas == "linspace":
             self.options |= {"sigmas": torch.linspace(1, 1 / found.steps, found.steps, dtype=torch.float64).tolist()}
             self.options |= {"max_sequence_length": found.tokens}

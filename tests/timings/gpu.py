@@ -86,7 +86,7 @@ def main() -> None:
         if left < making + budget + SPARE:
             print(f"{name}: not begun, with {left:.0f} of --most {asked.most:g} seconds left; the same command goes on")
             continue
-        if making and not make_model(apart, part.family, work, asked.small):
+        if making and part.family and not make_model(apart, part.family, work, asked.small):
             continue
         found = apart("measure", (name, work, asked.small), budget)
         report["parts"][name] = found

@@ -74,7 +74,8 @@ class PlainDDPO:
     def update(self, condition: Condition, batches: list[tuple[slice, list[Tensor], list[Tensor], Tensor]]) -> None:
         rewards = torch.cat([batch[-1] for batch in batches])
         advantages = ((rewards - rewards.mean()) / (rewards.std() + 1e-6)).clamp(-5, 5)
-        actions = [i for i in range(len(self.steps)) if step_of(*[batches[0][1][0]] * 2, self.steps, i)[1] > 0]
+        first = batches[0][1][0]
+        actions = [i for i in range(len(self.steps)) if step_of(first, first, self.steps, i)[1] > 0]
         for rows, latents, densities, _ in batches:
             denoise = guided(self.policy, condition[rows], self.guidance)
             for i in actions:

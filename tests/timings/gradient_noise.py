@@ -26,7 +26,7 @@ from torch import Tensor
 
 from alignbench import Key, Policy, Prompt, Prompts, Sampling, plugins
 from alignbench.diffusion.episodes import draw_prompts, moves_of
-from alignbench.diffusion.optimisers import tuning_of
+from alignbench.diffusion.optimisers import Tuned, tuning_of
 from alignbench.diffusion.registry import find, load
 from alignbench.diffusion.rollout import rollout
 from alignbench.diffusion.transition import log_density
@@ -55,6 +55,7 @@ def gradients(policy: Policy, reward: Any, prompts: Sequence[Prompt], keys: Sequ
     (slope,) = torch.autograd.grad(rewards.sum(), x)
     rewards = rewards.detach()
     signal, estimates = [], []
+    assert path.x0 is not None
     for action in reversed(range(len(path.actions))):
         foreseen = reward(policy.decode(path.x0[action]), prompts)
         missed = rewards - foreseen
@@ -88,7 +89,7 @@ class Found(NamedTuple):
     noise: Float[Tensor, "actions baselines"]  # squared, of a single image
 
 
-def measure(tuning: str, how: Sampling, images: int) -> Found:
+def measure(tuning: Tuned, how: Sampling, images: int) -> Found:
     pipeline = load(find("tiny"), Meter())
     policy = pipeline.adapt(tuning_of(tuning, 4), Key("noise", "adapter"))
     reward = plugins.load("rewards", "shapes_preference")()

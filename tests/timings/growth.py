@@ -104,11 +104,16 @@ def written(place: Path, prompts: int) -> dict[str, float]:
     from compare_many import Method, one
 
     from alignbench.record import result as results
-    from alignbench.record.result import Diversity, Result
+    from alignbench.record.result import Diversity, PictureStatistic, Result
 
     def made(algorithm: str, seed: int | None) -> Result:
         plain = one(Method(algorithm, {}, "truth"), seed, prompts, IMAGES)
-        like = {"edge_density": 0.123456, "colour_entropy": 3.123456, "saturation": 0.123456, "darkness": 0.123456}
+        like: dict[PictureStatistic, float] = {
+            "edge_density": 0.123456,
+            "colour_entropy": 3.123456,
+            "saturation": 0.123456,
+            "darkness": 0.123456,
+        }
         rows = [
             replace(row, sha256=sha256(f"{algorithm} {seed} {i}".encode()).hexdigest(), picture=like)
             for i, row in enumerate(plain.rows)

@@ -9,6 +9,7 @@ a process of its own; they take turns. An option that this device does not have 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import tempfile
 import time
@@ -101,7 +102,7 @@ def measured(names: list[str], images: int, pairs: int, turns: int) -> dict[str,
         told = [str(images), str(pairs), name]
         with sides({name: [__file__, "--work", name, *told] for name in names}) as own:
             rows = {
-                word: by_turns({name: lambda side=side, word=word: side(word) for name, side in own.items()}, turns)
+                word: by_turns({name: functools.partial(side, word) for name, side in own.items()}, turns)
                 for word in ("generate", "update")
             }
             first = {name: side.about["first_seconds"] for name, side in own.items()}

@@ -100,7 +100,7 @@ def of_one_process(folder: Path, algorithm: str) -> None:
             counts.clear()
             problem = toy.problem(folder / f"{rounds}-{processes.rank}")
             problem.processes = processes
-            sampler, _ = align(build_algorithm(algorithm, kind, "tiny", fields | {"rounds": rounds})[0], problem)
+            sampler: Any = align(build_algorithm(algorithm, kind, "tiny", fields | {"rounds": rounds})[0], problem)[0]
             found.append(dict(counts))
         if processes.first:
             trained = sum(p.numel() for p in sampler.pipeline.parameters())

@@ -63,13 +63,13 @@ def ours(names: Sequence[str], work: Path, apart: bool) -> Score:
 
     def score(paths: Sequence[Path], texts: Sequence[str]) -> list[float]:
         items = [Item(path, Prompt(str(i), text), 0) for i, (path, text) in enumerate(zip(paths, texts, strict=True))]
-        values = []
+        values: list[float] = []
         for command in [[name] for name in rewards] if apart else [list(rewards)]:
             forget()
             with tempfile.TemporaryDirectory() as kept:
                 own = {name: rewards[name] for name in command}
                 report = score_items(items, own, 32, "cpu", Path(kept), Progress(quiet=True))
-            values += [row.scores[name] for name in command for row in report.rows]
+            values += [float(row.scores[name]) for name in command for row in report.rows]  # type: ignore[arg-type]
         return values
 
     return score
@@ -212,7 +212,7 @@ class Worker:
         own = {"PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])}
         own |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         command = [str(python), __file__, "--work", side, ",".join(names), str(work)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, env=os.environ | own, text=True, **pipes)
 
     def __call__(self, times: int = 1) -> dict[str, Any]:

@@ -42,9 +42,9 @@ class Side:
     """A process that works when it is asked to."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-        self.process = subprocess.Popen([sys.executable, *command], env=environment, text=True, **pipes)
+        self.process: Any = subprocess.Popen([sys.executable, *command], env=environment, text=True, **pipes)
         self.about = self._read()
 
     def __call__(self, word: str = "") -> Row:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 
 import numpy as np
 import pytest
 
+from alignbench.analysis import compare as comparing
 from alignbench.analysis.compare import compare
 from alignbench.analysis.statistics import win_rate
 from alignbench.analysis.tables import render
+from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError, ResultFileError, UnknownName
 from alignbench.keys import Key
 
@@ -807,3 +810,23 @@ def test_the_order_of_the_files_changes_nothing(make_result):
     expected = render(compare(paths, by="category"), "json")
     for order in itertools.islice(itertools.permutations(paths), 1, 720, 97):
         assert render(compare(order, by="category"), "json") == expected
+
+
+@pytest.mark.parametrize(("flags", "two"), [([], 0), (["--duels"], 3)])
+def test_json_has_every_two_of_few_methods_and_of_more_where_they_are_asked_for(
+    flags, two, make_result, tmp_path, monkeypatch
+):
+    files = [make_result("base", [1.0, 2.0, 3.0])]
+    files += [make_result(f"b{n}", [1.0 + n, 2.5, 3.0], "best_of_n", {"n": n}) for n in (2, 4)]
+
+    def compared(few):
+        monkeypatch.setattr(comparing, "FEW_METHODS", few)
+        words = ["compare", *map(str, files), "--format", "json", "--output", str(tmp_path / "out.json"), *flags]
+        assert run_command_line(words) == 0
+        return json.loads((tmp_path / "out.json").read_text())["groups"][0]
+
+    few, many = compared(3), compared(2)
+    assert [len(group["duels"]) for group in (few, many)] == [3, two]
+    assert few.keys() == many.keys()
+    said = [note for note in many["notes"] if note not in few["notes"]]
+    assert said == ([] if flags else ["3 methods: every two of them, with interval and p, are compared with --duels."])

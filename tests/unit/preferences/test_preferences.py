@@ -379,7 +379,7 @@ def test_hpdv2s_test_file_gives_all_pairs_of_its_ranks(tmp_path):
         ('[{"prompt": "x", "image_path": ["a.png", "b.png"], "rank": [1, NaN]}]', r"not JSON \(holds NaN"),
         (
             '[{"prompt": "x", "image_path": ["a.png", "b.png"], "human_preference": [1, 0], "rank": [2, 1]}]',
-            r"entry 0: human_preference is \[1, 0\] and rank is \[2, 1\], which contradict each other",
+            r"entry 0: human_preference is \[1, 0\] and rank is \[2, 1\], which contradict each other\. Correct",
         ),
         (
             '[{"prompt": "x", "image_path": ["a.png", "b.png"], "human_preference": [true, false]}]',

@@ -174,3 +174,21 @@ def test_a_listing_counts_both_files(path, tmp_path):
     (cell,) = cells_of(tmp_path)
     assert cell.bytes == path.stat().st_size + rows_of(path).stat().st_size
     assert cell.detail.startswith("3 images")
+
+
+def test_a_listing_reads_no_rows_that_lie_apart_and_says_what_is_wrong_with_the_head(path, tmp_path, monkeypatch):
+    def opened(*_):
+        raise AssertionError("the rows were read")
+
+    monkeypatch.setattr(apart, "_opened", opened)
+    (cell,) = cells_of(tmp_path)
+    assert (cell.state, cell.detail[:8]) == ("complete", "3 images")
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"status": "great"}))
+    (cell,) = cells_of(tmp_path)
+    assert cell.state == "unreadable"
+    assert cell.detail.startswith("status: Input should be 'complete', 'partial'")
+    path.write_text(json.dumps(content))
+    rows_of(path).unlink()
+    (cell,) = cells_of(tmp_path)
+    assert (cell.state, "bring that file there too" in cell.detail) == ("unreadable", True)

@@ -168,6 +168,16 @@ def test_the_diversity_of_an_unknown_prompt_is_refused():
         make([1.0], schema=2, diversity=[Diversity(prompt="p9", pictures=0.5, latents=1.0)])
 
 
+def test_the_diversity_of_one_prompt_is_not_told_twice(path):
+    def twice(content):
+        content["diversity"] = 2 * [{"prompt": "p0", "pictures": 0.5, "latents": 1.0}]
+        content["schema"] = 2
+        content["digest"] = digest_of(content)
+
+    edited(path, twice)
+    refused(path, r"two lines are of one prompt's diversity \(1 problems in all\)")
+
+
 def test_nan_is_refused_when_read_and_when_written(path, tmp_path):
     path.write_text(path.read_text().replace("0.2", "NaN"))
     refused(path, "holds NaN")
