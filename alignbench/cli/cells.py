@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignbench.asking.options import EvaluateOptions, RunOptions
-from alignbench.cli.flags import Flag, takes
+from alignbench.cli.flags import Flag, Whole, takes
 from alignbench.cli.output import listing, note, print_json, say, typed
 from alignbench.errors import InputError
 
@@ -20,7 +20,7 @@ def run(
     given: dict[str, Any],
     *,
     config: Path | None = None,
-    processes: int = 1,
+    processes: Whole = 1,
     force: Flag = False,
     dry_run: Flag = False,
     json: Flag = False,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from alignbench.choices import Breakdown, CurveAxis, Family, Format
-from alignbench.cli.flags import Flag, Names, Paths
+from alignbench.cli.flags import Flag, Names, Paths, Whole
 from alignbench.cli.output import (
     PICTURES,
     check_ending,
@@ -148,7 +148,7 @@ def ls(folder: Path = Path("results"), *, json: Flag = False) -> int:
 
 def sheet(
     *files: Path,
-    prompts: int | None = None,
+    prompts: Whole | None = None,
     method: Names = None,
     output: Path = Path("sheet.png"),
     sprite: Flag = False,

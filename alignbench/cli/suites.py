@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignbench.cli.flags import Flag
+from alignbench.cli.flags import Flag, Whole
 from alignbench.cli.output import listing, note, print_json, say, typed
 from alignbench.cli.report import write_report
 from alignbench.errors import AlignbenchError, InputError
@@ -28,7 +28,7 @@ def suite(
     /,
     *,
     on: str = HERE,
-    jobs: int | None = None,
+    jobs: Whole | None = None,
     only: str | None = None,
     shard: str | None = None,
     output: Path | None = None,

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from cyclopts import Parameter
 
-from alignbench.cli.flags import Flag, Names
+from alignbench.cli.flags import Flag, Names, Whole
 from alignbench.cli.output import say, typed
 from alignbench.errors import InputError
 
@@ -21,11 +21,11 @@ def vote(
     task: Names = None,
     votes: Path = Path("votes.jsonl"),
     raters: Names = None,
-    each: int = 100,
+    each: Whole = 100,
     adaptive: Flag = False,
-    seed: int | None = None,
+    seed: Whole | None = None,
     host: str = "127.0.0.1",
-    port: int = 8765,
+    port: Whole = 8765,
     import_: Annotated[Path | None, Parameter(name="--import")] = None,
 ) -> int:
     """Open a page on which people vote blindly: two pictures of one prompt and noise, and which is better.
