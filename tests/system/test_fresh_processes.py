@@ -60,6 +60,38 @@ def test_importing_it_loads_no_torch(statement):
     assert "torch" not in loaded_by(statement)
 
 
+INTERRUPTED = """
+import sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+sys.argv[1:] = ["compare", "nowhere"]
+from alignbench.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["alignbench.cli.app", "cyclopts", "alignbench.cli.results", "numpy"])
+def test_an_interrupt_at_any_import_is_one_line(module):
+    code = INTERRUPTED.format(module=module)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode in (130, -signal.SIGINT)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("alignbench: interrupted; ")
+
+
+def test_several_processes_leave_no_temporary_folder(tmp_path):
+    code = "import sys; from alignbench.launch import launch; sys.exit(launch(['nobody'], {'limit': 1}, [], 2))"
+    surroundings = os.environ | {"TMPDIR": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path.parent / "inductor")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=surroundings)
+    assert done.returncode == 2
+    assert "several processes share" in done.stderr  # of a command that none may share: soon over
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_bare_import_of_a_plugin_folder_says_what_to_import(group):
     done = subprocess.run([sys.executable, "-c", f"import {group}"], capture_output=True, text=True, cwd=ROOT)
