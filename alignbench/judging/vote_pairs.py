@@ -44,9 +44,9 @@ class FromVotes:
 def pairs_from_votes(
     path: Path, results: Sequence[Path], folder: Path, question: str | None = None, force: bool = False
 ) -> FromVotes:
-    """Make the folder, or go on with it; made already of these votes, it is left as it is. Raises InputError where votes
-    are of other pictures, of none of these results, or the folder holds anything else; `force` replaces pairs of other
-    votes."""
+    """Make the folder, or go on with it; made already of these votes, it is left as it is. Raises InputError where
+    votes are of other pictures, of none of these results, or the folder holds anything else; `force` replaces pairs of
+    other votes."""
     log = read_log(path)
     names = [q.name for q in log.header.questions]
     name = names[0] if question is None else question
