@@ -51,3 +51,13 @@ def test_an_option_of_several_values_needs_one(command, option, capsys):
     said = capsys.readouterr().err
     assert option in said
     assert "at least 1" in said
+
+
+@pytest.mark.parametrize("command", ["compare", "report", "plan", "plot", "frontier", "sheet", "vote"])
+def test_a_bad_file_may_be_skipped_where_there_is_an_option_for_it(command, tmp_path, capsys):
+    (tmp_path / "bad.json").write_text("")
+    assert run_command_line([command, str(tmp_path / "bad.json")]) == 2
+    said = capsys.readouterr().err
+    has = any(argument.name == "--skip-bad" for argument in app[command].assemble_argument_collection())
+    assert ("--skip-bad leaves such files out" in said) == has
+    assert ("Name the other files" in said) != has

@@ -62,7 +62,7 @@ def test_as_many_for_one_as_for_the_other_is_a_tie(files, tmp_path):
 def test_who_fails_the_checks_has_no_say(tmp_path):
     files = cells(tmp_path / "results", prompts=80)
     log = voted(files, tmp_path / "votes.jsonl", {"anna": "left"}, Rules(same=0.2, other_prompt=0))
-    with pytest.raises(InputError, match="no votes on 'overall' .*, but for those of 'anna', who failed"):
+    with pytest.raises(InputError, match=r"no votes on 'overall' .*, but for those of 'anna', who failed"):
         pairs_from_votes(log, files, tmp_path / "pairs")
 
 
