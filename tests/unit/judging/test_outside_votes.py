@@ -177,3 +177,5 @@ def test_a_parquet_file_of_something_else_is_refused_by_row(files, tmp_path, cha
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
     with pytest.raises(InputError, match="cannot be read as parquet"):
         import_votes(tmp_path / "bad.parquet", files, tmp_path / "votes.jsonl")
+    with pytest.raises(InputError, match=r"none\.parquet: there is no such file"):
+        import_votes(tmp_path / "none.parquet", files, tmp_path / "votes.jsonl")
