@@ -34,7 +34,9 @@ def main() -> None:
         with guarded():
             traceback.print_exc()
         code = 1
-    sys.exit(code)
+    from alignbench.processes import leave
+
+    leave(code)
 
 
 if __name__ == "__main__":

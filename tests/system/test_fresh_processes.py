@@ -92,6 +92,26 @@ def test_several_processes_leave_no_temporary_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+ABORTING = """
+import os, sys
+class Connection:
+    def __del__(self):
+        os.abort()
+kept = Connection()
+sys.argv[1:] = ["compare", "nowhere"]
+from alignbench.__main__ import main
+main()
+"""
+
+
+def test_one_of_several_processes_ends_with_its_own_exit_code_and_takes_no_connection_apart():
+    """A library aborts where it is taken apart while its threads use a connection, as after a run that has failed."""
+    surroundings = os.environ | {"WORLD_SIZE": "2", "RANK": "0"}
+    done = subprocess.run([sys.executable, "-c", ABORTING], capture_output=True, text=True, env=surroundings)
+    assert done.returncode == 2
+    assert "several processes share" in done.stderr
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_bare_import_of_a_plugin_folder_says_what_to_import(group):
     done = subprocess.run([sys.executable, "-c", f"import {group}"], capture_output=True, text=True, cwd=ROOT)

@@ -61,3 +61,12 @@ def test_a_bad_file_may_be_skipped_where_there_is_an_option_for_it(command, tmp_
     has = any(argument.name == "--skip-bad" for argument in app[command].assemble_argument_collection())
     assert ("--skip-bad leaves such files out" in said) == has
     assert ("Name the other files" in said) != has
+
+
+def test_more_processes_than_the_machine_could_hold_are_refused_before_any_starts(monkeypatch, capsys):
+    monkeypatch.setattr("alignbench.children.cores", lambda: 4)
+    monkeypatch.setattr("alignbench.launch.launch", lambda *_: 0)
+    assert run_command_line(["run", "--algo", "base", "--processes", "32"]) == 0
+    assert run_command_line(["run", "--algo", "base", "--processes", "33"]) == 2
+    said = capsys.readouterr().err
+    assert said == "alignbench: --processes 33: expected at most 32, which is 8 for each core here.\n"
