@@ -258,9 +258,10 @@ def begin(paths: Sequence[Path], asked: Asked) -> Session:
     """Start a session, or go on with one. Raises InputError where the log is of other pictures or questions, or another
     process holds it."""
     ground = ground_of(paths)
+    header = header_of(ground, asked)  # what cannot be asked leaves no file behind
     file = opened(asked.log)
     try:
-        log = read_log(asked.log) if file.size else Log(header_of(ground, asked))
+        log = read_log(asked.log) if file.size else Log(header)
         check_same(log.header, ground, asked)
         chooser = Chooser(ground, log.header.rules, Key("votes", log.header.seed), log.header.adaptive)
         session = Session(ground, asked, log, secret_of(asked.log), file, chooser)

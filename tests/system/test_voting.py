@@ -293,6 +293,7 @@ def test_options_that_mean_nothing_are_refused_in_one_line(arguments, words, fil
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
+    assert not list(tmp_path.glob("*.jsonl*"))
 
 
 def test_a_full_disk_is_said_and_nothing_is_lost_or_half_written(files, log, monkeypatch):
