@@ -9,6 +9,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from alignbench.children import PARENT, THREADS, command, cores, has_safe_path, set_defaults
@@ -24,22 +25,23 @@ def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str
     One that dies ends them all. They end with this process, however it ends.
     """
     import yaml
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
     logging.disable()  # how they end is told in one line below
-    asked = tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8")  # noqa: SIM115
-    yaml.safe_dump(dict(options), asked, allow_unicode=True)
-    asked.flush()
+    folder = tempfile.TemporaryDirectory(prefix="alignbench-")
+    asked = Path(folder.name, "asked.yaml")
+    asked.write_text(yaml.safe_dump(dict(options), allow_unicode=True), encoding="utf-8")
     debug = ["--debug"] if "--debug" in sys.argv else []
-    program, *arguments = command([*words, "--config", asked.name, *flags, *debug], has_safe_path())
+    program, *arguments = command([*words, "--config", str(asked), *flags, *debug], has_safe_path())
     set_defaults({**dict.fromkeys(THREADS, str(max(1, cores() // processes))), "GLOO_SOCKET_IFNAME": "lo"})
     os.environ |= {PARENT: str(os.getpid()), LAUNCHER: "1"}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
+        logs_specs=DefaultLogsSpecs(folder.name),  # torch's own folder would stay
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
@@ -57,7 +59,7 @@ def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str
         return 128 + error.sigval
     finally:
         logging.disable(logging.NOTSET)
-        asked.close()
+        folder.cleanup()
         for name in (PARENT, LAUNCHER):
             os.environ.pop(name, None)
     return 0

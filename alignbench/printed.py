@@ -113,3 +113,8 @@ def guarded() -> Iterator[None]:
     """Whatever is printed within, by whomever, is visible and can be encoded."""
     with contextlib.redirect_stdout(guard(sys.stdout)), contextlib.redirect_stderr(guard(sys.stderr)):
         yield
+
+
+def how_many(count: int, word: str) -> str:
+    """A number of things."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"

@@ -11,6 +11,7 @@ then raise the same, and do the same about it.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
@@ -21,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from alignbench.errors import AlignbenchError, CannotContinue, Diverged, InputError, RunError, Unsupported, described
 
@@ -374,6 +375,18 @@ def _voice() -> Any:
     """Where a process speaks for another one that cannot."""
     place = os.environ.pop(_VOICE, None)
     return sys.stderr if place is None else os.fdopen(int(place), "w", encoding="utf-8")
+
+
+def leave(code: int) -> NoReturn:
+    """End this process. One of several does not take its connections apart: where the run has failed they are in use,
+    and their library would abort."""
+    if launched() > 1:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 @contextlib.contextmanager

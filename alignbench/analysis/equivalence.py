@@ -42,5 +42,7 @@ def margins_of(words: Sequence[str], scorers: Sequence[str]) -> Mapping[str, flo
             margin = math.nan
         if not (math.isfinite(margin) and margin > 0):
             raise InputError(f"--margin {word!r}: expected a number above 0, in the units of {name}, behind the =.")
+        if name in found:
+            raise InputError(f"--margin {word!r}: {name} has a margin already; leave one out.")
         found[name] = margin
     return found

@@ -91,8 +91,9 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 @no_garbage_collection()
-def load(paths: Sequence[Path], skip_bad: bool = False) -> Loaded:
-    """Read result files; a folder means its `*.json`. Raises ResultFileError for a bad file unless told to skip it."""
+def load(paths: Sequence[Path], skip_bad: bool | None = None) -> Loaded:
+    """Read result files; a folder means its `*.json`. Raises ResultFileError for a bad file unless told to skip it.
+    None is of a caller that has no such option."""
     files: list[Path] = []
     for path in paths:
         if is_folder(path):
@@ -104,14 +105,16 @@ def load(paths: Sequence[Path], skip_bad: bool = False) -> Loaded:
     if not files:
         below = folders_below(path for path in paths if is_folder(path))
         more = f" There are some in {', '.join(map(str, below))}." if below else ""
-        raise InputError(f"no result files to compare; make one with `alignbench run`.{more}")
+        places = f"in {', '.join(map(str, paths))}" if paths else "are named"
+        raise InputError(f"no result files {places}; make one with `alignbench run`.{more}")
     loaded = Loaded({}, [], [])
     for file in sorted(set(files)):
         try:
             result = read(file)
         except ResultFileError as error:
             if not skip_bad:
-                raise ResultFileError(f"{error} (--skip-bad leaves such files out.)") from None
+                way = "Name the other files." if skip_bad is None else "(--skip-bad leaves such files out.)"
+                raise ResultFileError(f"{error} {way}") from None
             loaded.skipped.append(Unfinished(file, "unreadable", str(error)))
             continue
         if result.status == "complete":

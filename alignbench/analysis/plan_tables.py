@@ -174,7 +174,7 @@ def _of_plan(plan: Plan) -> dict[str, Any]:
     sources = {"": parts.of_prompts, " × images": parts.of_images or {}}
     return {
         "sd": {
-            " × ".join(AXES[axis] for axis in factors) + also: math.sqrt(variance)
+            " × ".join(AXES[axis] for axis in factors) + also: _finite(math.sqrt(variance))
             for also, source in sources.items()
             for factors, variance in source.items()
         },

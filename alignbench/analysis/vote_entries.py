@@ -41,7 +41,15 @@ def entries_of(path: Path, log: Log, runs: Sequence[Run], name: str) -> list[Ent
 
 
 def read_logs(paths: Sequence[Path]) -> list[tuple[Path, Log]]:
-    return [(path, read_log(path)) for path in paths]
+    """Several logs. Raises InputError where two hold one vote, as a log and its copy do: it would count twice."""
+    logs = [(path, read_log(path)) for path in paths]
+    holder: dict[str, Path] = {}
+    for path, log in logs:
+        for nonce in log.served:
+            if nonce in holder:
+                raise InputError(f"{holder[nonce]} and {path} hold the same votes; leave one out.")
+        holder |= dict.fromkeys(log.served, path)
+    return logs
 
 
 def check_pictures(path: Path, log: Log, runs: Sequence[Run], rows: Mapping[int, int]) -> None:

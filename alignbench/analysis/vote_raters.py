@@ -11,7 +11,7 @@ from alignbench.analysis.statistics import WinRate, win_rate
 from alignbench.analysis.vote_entries import Entry, Votes
 from alignbench.analysis.vote_statistics import Alpha, alpha_of
 from alignbench.keys import Key
-from alignbench.record.votes import Log, Shown, checks_of, suspects
+from alignbench.record.votes import OURS, Log, Shown, checks_of, suspects
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Raters:
     skipped: int
     alpha: Alpha
     myself: WinRate | None  # how often a repeat got the same answer
-    left: WinRate | None  # share of left among left and right
+    left: WinRate | None  # share of left among left and right, where sides were drawn at random
     failed: Sequence[str]  # raters who fail the checks by the rule of the log
     checks: int
     passed: int
@@ -37,7 +37,12 @@ def worth_of(logs: Sequence[Log], name: str, entries: Sequence[Entry]) -> Raters
     votes = Votes(turned)
     checks = [passed for log in logs for own in checks_of(log, name).values() for passed in own]
     casts = [c for log in logs for c in log.cast if log.header.questions[c.pair.question].name == name]
-    sides = [c for c in casts if c.vote.choice in ("left", "right") and c.pair.check in ("", "repeat")]
+    drawn = {nonce for log in logs if log.header.source == OURS for nonce in log.votes}
+    sides = [
+        c
+        for c in casts
+        if c.pair.nonce in drawn and c.vote.choice in ("left", "right") and c.pair.check in ("", "repeat")
+    ]
     left = None
     if sides:
         chosen = np.array([float(c.vote.choice == "left") for c in sides])

@@ -128,7 +128,12 @@ def vote_reading(group: Group) -> list[str]:
                 "random, so no method gains by it; it makes wins and losses more alike."
             )
         for v in column.versus or column.duels:
-            lines.append(f"{column.name}: {v.method} against {v.against} within ±5 points takes {_needed(v)}.")
+            both = f"{column.name}: {v.method} against {v.against}"
+            lines.append(
+                f"{both} within ±5 points takes {_needed(v)}."
+                if v.needed.votes
+                else f"{both}: every pair ties, so it is not to be told how many votes ±5 points take."
+            )
     return lines
 
 

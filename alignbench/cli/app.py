@@ -83,8 +83,7 @@ def _run(arguments: Sequence[str]) -> int:
             print(f"alignbench: {said(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("alignbench: interrupted; the same command continues where it stopped.", file=sys.stderr)
-        return 130
+        return _interrupted()
     except SystemExit as error:  # of a plug-in: no command of ours ends so
         print(f"alignbench: a plug-in ended the program (SystemExit: {said(error)}).", file=sys.stderr)
         return 1
@@ -100,12 +99,24 @@ def _run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             raise
+        if _is_of_interrupt(error):
+            return _interrupted()
         if is_full(error, Path()):  # a library that says so in words of its own
             print("alignbench: the disk is full; free some space, then type the same command again.", file=sys.stderr)
             return 1
         kind = type(error).__name__
         print(f"alignbench: unexpected {kind}: {said(error)} (--debug shows where)", file=sys.stderr)
         return 1
+
+
+def _interrupted() -> int:
+    print("alignbench: interrupted; the same command continues where it stopped.", file=sys.stderr)
+    return 130
+
+
+def _is_of_interrupt(error: BaseException | None) -> bool:
+    """Whether an error arose while an interrupt ended things, such as an import that it had cut short."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_of_interrupt(error.__context__))
 
 
 def _check_environment() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignbench.asking.options import EvaluateOptions, RunOptions
-from alignbench.cli.flags import Flag, takes
+from alignbench.cli.flags import Flag, Whole, takes
 from alignbench.cli.output import listing, note, print_json, say, typed
 from alignbench.errors import InputError
 
@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from alignbench.asking.resolve import Cell
     from alignbench.experiment.run import Outcome
 
+PER_CORE = 8  # processes of a run: more of them would take the machine's memory, and help nobody
+
 
 @takes(RunOptions)
 def run(
     given: dict[str, Any],
     *,
     config: Path | None = None,
-    processes: int = 1,
+    processes: Whole = 1,
     force: Flag = False,
     dry_run: Flag = False,
     json: Flag = False,
@@ -119,10 +121,13 @@ def evaluate(
 
 def _wants_several(processes: int) -> bool:
     """Whether several processes were asked for and are not there. Raises InputError where others are."""
+    from alignbench.children import cores
     from alignbench.processes import launched, started_by_accelerate
 
     if processes < 1:
         raise InputError(f"--processes {processes}: expected at least 1.")
+    if processes > (most := PER_CORE * cores()):
+        raise InputError(f"--processes {processes}: expected at most {most}, which is {PER_CORE} for each core here.")
     if launched() == 1 and started_by_accelerate():
         note("accelerate launch started one process: for several, use --processes or accelerate launch --multi_gpu")
     if processes > 1 and launched() not in (1, processes):

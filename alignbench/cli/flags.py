@@ -5,19 +5,32 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 from pydantic.fields import FieldInfo
 
 from alignbench.asking.options import HEADINGS, Options, option_of
+from alignbench.errors import shown
+
+
+def _whole(_: Any, tokens: Sequence[Token]) -> int:
+    """A whole number. What is none is refused: it would be rounded by itself."""
+    text = tokens[0].value
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{shown(text)}; expected a whole number.") from None
+
 
 Command = Callable[..., int]
 Flag = Annotated[bool, Parameter(negative=())]  # has no --no-... beside it
-Names = Annotated[tuple[str, ...] | None, Parameter(consume_multiple=True, negative=())]
-Paths = Annotated[tuple[Path, ...] | None, Parameter(consume_multiple=True, negative=())]
+Whole = Annotated[int, Parameter(converter=_whole)]
+SOME = 1  # values at least of an option that takes several: none would mean the default, or nothing at all
+Names = Annotated[tuple[str, ...] | None, Parameter(consume_multiple=SOME, negative=())]
+Paths = Annotated[tuple[Path, ...] | None, Parameter(consume_multiple=SOME, negative=())]
 
 COMMAND = Group("Command", sort_key=len(HEADINGS))  # what a command itself takes, below the options
 GROUPS = {heading: Group(heading, sort_key=place) for place, heading in enumerate(HEADINGS)}
@@ -55,7 +68,8 @@ def _parameter(model: type[Options], name: str, field: FieldInfo) -> inspect.Par
         group=GROUPS[option.heading],
         negative=(),
         metavar=option.metavar,
-        consume_multiple=get_origin(kind) is tuple,
+        consume_multiple=SOME if get_origin(kind) is tuple else None,
+        converter=_whole if kind is int else None,
         show_default=(lambda _: str(field.default)) if _worth_showing(field.default) else False,
         required=field.is_required(),
     )

@@ -12,6 +12,7 @@ from alignbench.cli.flags import Flag, takes
 from alignbench.cli.output import check_ending, listing, print_json, report, say, typed
 from alignbench.errors import InputError
 from alignbench.judging.options import AccuracyOptions, TrainRewardOptions
+from alignbench.printed import how_many
 
 
 @takes(PairsOptions)
@@ -60,7 +61,8 @@ def _pairs_from_votes(given: dict[str, Any], results: Sequence[Path], log: Path,
     from alignbench.judging.vote_pairs import pairs_from_votes
 
     made = pairs_from_votes(log, results or (Path("results"),), Path(given.get("output", "pairs")), task, force)
-    say(f"{made.pairs} pairs from {made.votes} votes of {made.raters} raters, in {made.folder}")
+    pairs_of, votes, raters = how_many(made.pairs, "pair"), how_many(made.votes, "vote"), how_many(made.raters, "rater")
+    say(f"{pairs_of} from {votes} of {raters}, in {made.folder}")
     say(f"  ties  {made.ties}")
     if made.left_out:
         say(f"  left out, by the rule in the log  {', '.join(made.left_out)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignbench.choices import Format
-from alignbench.cli.flags import Flag, Names
+from alignbench.cli.flags import Flag, Names, Whole
 from alignbench.cli.output import note, say_written, screen
 
 
@@ -13,11 +13,11 @@ def plan(
     *files: Path,
     baseline: str = "base",
     scorer: Names = None,
-    prompts: int | None = None,
-    images: int | None = None,
-    seeds: int | None = None,
+    prompts: Whole | None = None,
+    images: Whole | None = None,
+    seeds: Whole | None = None,
     power: float = 0.8,
-    family_size: int | None = None,
+    family_size: Whole | None = None,
     skip_bad: Flag = False,
     format: Format = "table",
     output: Path | None = None,

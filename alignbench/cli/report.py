@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignbench.choices import Family
-from alignbench.cli.flags import Flag, Names, Paths
+from alignbench.cli.flags import Flag, Names, Paths, Whole
 from alignbench.cli.output import check_ending, megabytes, note, say, say_written
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def report(
     output: Path = Path("report.html"),
     baseline: str = "base",
     scorer: Names = None,
-    images: int | None = None,
+    images: Whole | None = None,
     open: Flag = False,
     skip_bad: Flag = False,
     family: Family = "scorer",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from alignbench.choices import Breakdown, CurveAxis, Family, Format
-from alignbench.cli.flags import Flag, Names, Paths
+from alignbench.cli.flags import Flag, Names, Paths, Whole
 from alignbench.cli.output import (
     PICTURES,
     check_ending,
@@ -150,9 +150,9 @@ def ls(folder: Path = Path("results"), *, json: Flag = False) -> int:
 
 def sheet(
     *files: Path,
-    prompts: int | None = None,
+    prompts: Whole | None = None,
     method: Names = None,
-    output: Path = Path("sheet.png"),
+    output: Path | None = None,
     sprite: Flag = False,
 ) -> int:
     """Draw pictures of several methods side by side: a row a method, a column a prompt, all from the same noise.
@@ -166,7 +166,7 @@ def sheet(
     method: str
         Only these methods, in this order.
     output: Path
-        Picture to write, .png.
+        Picture to write, .png (default: sheet.png).
     sprite: bool
         Instead keep each result's small pictures as one file beside it, which `report` and `sheet` read where the
         folder is gone.
@@ -180,11 +180,13 @@ def sheet(
         raise InputError(f"--prompts {prompts}: expected at least 1.")
     if sprite and method:
         raise InputError("--method: a sprite is of one result; name the files instead.")
+    if sprite and output:
+        raise InputError(f"--output {output}: a sprite is written beside its result; leave one of them out.")
     if sprite:
         for made in write_sprites(files or (Path("results"),), prompts):
             say_written(made)
         return 0
-    drawn = draw_sheet(files or (Path("results"),), prompts or 6, method or ())
+    drawn, output = draw_sheet(files or (Path("results"),), prompts or 6, method or ()), output or Path("sheet.png")
     with replace_file(output) as temporary:
         drawn.save(temporary, format="PNG", optimize=True)
     say_written(output)

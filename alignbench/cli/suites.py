@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignbench.cli.flags import Flag
+from alignbench.cli.flags import Flag, Whole
 from alignbench.cli.output import listing, note, print_json, say, typed
 from alignbench.cli.report import write_report
 from alignbench.errors import AlignbenchError, InputError
@@ -28,7 +28,7 @@ def suite(
     /,
     *,
     on: str = HERE,
-    jobs: int | None = None,
+    jobs: Whole | None = None,
     only: str | None = None,
     shard: str | None = None,
     output: Path | None = None,
@@ -153,10 +153,13 @@ def _engine(rows: Sequence[Row], on: str, jobs: int | None) -> Engine:
 def _show_plan(rows: Sequence[Row], json: bool) -> int:
     """The cells, and what those that are left would cost together; the exit code, 2 where a cell is wrong input."""
     from alignbench.analysis.formats import number
-    from alignbench.suites.plan import total
+    from alignbench.suites.plan import look, total
 
+    look(rows)
     for row in rows if not json else ():
-        say(f"{row.text}  ->  {row.path}" if row.path else f"{row.text}: {row.state}: {row.reason}")
+        there = f" (already {'complete' if row.state == 'done' else row.state})" if row.was_there else ""
+        wrong = row.state == "failed" and not row.was_there
+        say(f"{row.text}: {row.state}: {row.reason}" if wrong else f"{row.text}  ->  {row.path}{there}")
     note("counting what they cost together")
     whole = total(rows)
     cost = whole.cost.as_dict()
@@ -175,7 +178,7 @@ def _show_plan(rows: Sequence[Row], json: bool) -> int:
 
 def _of_wrong(rows: Sequence[Row]) -> int:
     """Say which rows are wrong input; the exit code of a dry run."""
-    wrong = [row for row in rows if row.state == "failed"]
+    wrong = [row for row in rows if row.state == "failed" and not row.was_there]
     for row in wrong:
         note(f"alignbench: {row.text}: {row.reason}")
     return 2 if wrong else 0

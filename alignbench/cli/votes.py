@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 from cyclopts import Parameter
 
-from alignbench.cli.flags import Flag, Names
+from alignbench.cli.flags import Flag, Names, Whole
 from alignbench.cli.output import say, typed
 from alignbench.errors import InputError
+from alignbench.printed import how_many
 
 if TYPE_CHECKING:
     from alignbench.judging.voting_asked import Asked
+
+EACH, HOST, PORT = 100, "127.0.0.1", 8765
 
 
 def vote(
@@ -21,11 +24,11 @@ def vote(
     task: Names = None,
     votes: Path = Path("votes.jsonl"),
     raters: Names = None,
-    each: int = 100,
+    each: Whole = EACH,
     adaptive: Flag = False,
-    seed: int | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8765,
+    seed: Whole | None = None,
+    host: str = HOST,
+    port: Whole = PORT,
     import_: Annotated[Path | None, Parameter(name="--import")] = None,
 ) -> int:
     """Open a page on which people vote blindly: two pictures of one prompt and noise, and which is better.
@@ -60,16 +63,32 @@ def vote(
     """
     _check(files, votes, each, port)
     if import_ is not None:
-        from alignbench.judging.outside_votes import import_votes
-
-        made = import_votes(import_, files, votes)
-        say(f"{made.votes} votes of {made.raters} raters in {made.path}: {', '.join(made.questions)}")
-        return 0
+        others: dict[str, Any] = {"task": task, "raters": raters, "adaptive": adaptive or None, "seed": seed}
+        changed = {"each": (each, EACH), "host": (host, HOST), "port": (port, PORT)}
+        others |= {name: value for name, (value, default) in changed.items() if value != default}
+        return _import(import_, files, votes, [name for name, value in others.items() if value is not None])
     from alignbench.judging.voting_asked import Asked
     from alignbench.judging.voting_served import is_local, raters_of
 
     names = raters_of(raters or ())
     _serve(files, Asked(votes, task or (), names, each, seed, adaptive, closed=not is_local(host)), host, port)
+    return 0
+
+
+def _import(source: Path, files: tuple[Path, ...], votes: Path, others: list[str]) -> int:
+    """Make a log of votes that were cast elsewhere. Options of the page, such as these `others`, mean nothing then."""
+    if others:
+        raise InputError(f"--{others[0]}: --import opens no page; leave one of them out.")
+    from alignbench.judging.outside_votes import import_votes
+
+    made = import_votes(source, files, votes)
+    cast = f"{how_many(made.votes, 'vote')} of {how_many(made.raters, 'rater')}"
+    say(f"{cast} in {made.path}: {', '.join(made.questions)}")
+    if made.repeats:
+        say(f"  {made.repeats} of them on a pair that the rater had judged: for agreement with oneself alone")
+    if made.identical:
+        say(f"  {how_many(made.identical, 'row')} left out, on one picture of two methods: a tie")
+    say(f"see them with: alignbench compare {typed(*files)} --votes {typed(made.path)}")
     return 0
 
 

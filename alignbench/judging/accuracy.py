@@ -109,7 +109,7 @@ def _described(options: AccuracyOptions, chosen: Chosen, n: int, source: Encoded
         "ties": sum(pair.label == 0.5 for pair in pairs),
         "skipped": {chosen.pair(i).place: why for i, why in sorted(source.skipped.items())},
         "pictures": source.notes.counts,
-        "summary": chosen.summary(),
+        "summary": chosen.summary(n),
     }
 
 
@@ -150,14 +150,7 @@ def text(report: Report, screen: Screen = WHOLE) -> str:
         for row in report.rows
     ]
     title = f"agreement with the labels of {pairs['path']}: {pairs['used']} pairs, {pairs['prompts']} prompts"
-    notes = [f"pairs: {pairs['summary']}"]
-    if pairs["used"] < pairs["counts"]["used"]:
-        notes[0] += f", the first {pairs['used']} of them (--limit)"
-    if pairs["pictures"]:
-        notes.append(f"pairs with pictures: {'; '.join(counted(pairs['pictures']))}")
-    if pairs["skipped"]:
-        place, why = next(iter(pairs["skipped"].items()))
-        notes.append(f"skipped: {len(pairs['skipped'])} with an image that cannot be read, first {place}: {why}")
+    notes = about_pairs(pairs)
     notes += [f"{row.name} judges none: {row.reason}" for row in report.rows if not row.pairs]
     notes += [
         f"{row.name} fails on {row.failed} pairs, first: {row.reason}"
@@ -172,6 +165,17 @@ def text(report: Report, screen: Screen = WHOLE) -> str:
     notes += [f"{head}: {DEFINITIONS[name]}" for name, head in HEADS.items()]
     notes.append(INTERVALS + few_prompts(pairs["prompts"]))
     return plain(Table(title, header, rows), screen) + remarks(notes, screen)
+
+
+def about_pairs(pairs: Mapping[str, Any]) -> list[str]:
+    """Which pairs a report is of, and which it is not."""
+    notes = [f"pairs: {pairs['summary']}"]
+    if pairs["pictures"]:
+        notes.append(f"pairs with pictures: {'; '.join(counted(pairs['pictures']))}")
+    if pairs["skipped"]:
+        place, why = next(iter(pairs["skipped"].items()))
+        notes.append(f"skipped: {len(pairs['skipped'])} with an image that cannot be read, first {place}: {why}")
+    return notes
 
 
 def few_prompts(count: int) -> str:

@@ -94,7 +94,7 @@ def audit(options: AuditOptions, quiet: bool = False) -> Report:
             "ties": int((judged[LABELS] == 0.5).sum()),
             "skipped": {chosen.pair(i).place: why for i, why in sorted(source.skipped.items())},
             "pictures": source.notes.counts,
-            "summary": chosen.summary(),
+            "summary": chosen.summary(n),
         },
         scorers={item.name: _findings(item, judged[item.name], chosen, prompts) for item in audited},
         agreement=agreements(judged, prompts, Key("audit", options.seed)("bootstrap")),

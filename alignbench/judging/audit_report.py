@@ -9,10 +9,9 @@ from alignbench.analysis.agreement import Agreement
 from alignbench.analysis.formats import Table, percent, plain, remarks
 from alignbench.analysis.plots import audit_figure
 from alignbench.analysis.statistics import WinRate
-from alignbench.judging.accuracy import INTERVALS, few_prompts
+from alignbench.judging.accuracy import INTERVALS, about_pairs, few_prompts
 from alignbench.judging.alterations import CHANGES
 from alignbench.judging.audit import Report, ScorerAudit
-from alignbench.pictures import counted
 from alignbench.printed import WHOLE, Screen
 
 if TYPE_CHECKING:
@@ -79,12 +78,7 @@ def text(report: Report, screen: Screen = WHOLE) -> str:
     rows = [[f"{name}: {c}", *_cells(found, c)] for name, found in report.scorers.items() for c in CHANGES]
     header = ["", "images", "change / spread", "flips %", "95 % interval"]
     parts.append(plain(Table("sensitivity: mean change of a score, and decisions that turn", header, rows), screen))
-    notes = [f"pairs: {pairs['summary']}"]
-    if pairs["pictures"]:
-        notes.append(f"pairs with pictures: {'; '.join(counted(pairs['pictures']))}")
-    if pairs["skipped"]:
-        place, why = next(iter(pairs["skipped"].items()))
-        notes.append(f"skipped: {len(pairs['skipped'])} with an image that cannot be read, first {place}: {why}")
+    notes = about_pairs(pairs)
     for name, found in report.scorers.items():
         notes += [
             f"{name} did not score {'any' if c and not found.sensitivity[c] else 'some'} of {c or 'the pairs'}: {why}"

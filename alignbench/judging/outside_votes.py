@@ -10,24 +10,38 @@ Label Studio's JSON is read where its tasks have these columns as data, and its 
 A parquet file has Pick-a-Pic's columns: the caption is the prompt, model_0 and model_1 are the methods, label_0 is the
 choice and user_id the rater; rows that nobody judged are passed over, and its copies of pictures are not read: what is
 counted is the result's own picture of that method and prompt. What was shown on which side is as the table says: a is
-left. Everything else is refused by row.
+left. What a rater says of a pair again is a repeat, which counts for nobody but tells how far they agree with
+themselves. One picture of two methods is a tie, whatever was said of it. Everything else is refused by row.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alignbench.errors import InputError, UnknownName, shown
-from alignbench.files import replace_file
+from alignbench.files import canonical_json, replace_file
 from alignbench.judging.ballot import Ground, ground_of
+from alignbench.judging.voting_asked import now
 from alignbench.preferences.columns import OF_JUDGEMENT, check_agreement
 from alignbench.preferences.parquet import opened
-from alignbench.record.votes import Header, Log, Question, Rules, Served, Shown, Vote, line_of
+from alignbench.record.votes import (
+    LONGEST_NAME,
+    Choice,
+    Header,
+    Identical,
+    Log,
+    Question,
+    Rules,
+    Served,
+    Shown,
+    Vote,
+    check_questions,
+    line_of,
+)
 from alignbench.texts import json_of, table_rows, text_of
 
 COLUMNS = ("prompt", "method_a", "method_b", "choice", "rater")
@@ -50,6 +64,8 @@ class Imported:
     votes: int
     raters: int
     questions: Sequence[str]
+    repeats: int  # of the votes
+    identical: int  # rows about one picture of two methods
 
 
 def import_votes(source: Path, results: Sequence[Path], path: Path) -> Imported:
@@ -58,15 +74,15 @@ def import_votes(source: Path, results: Sequence[Path], path: Path) -> Imported:
         raise InputError(f"{path} is there already; name a new --votes.")
     rows = list(_rows(source))
     if not rows:
-        raise InputError(f"{source}: no votes.")
+        raise InputError(f"{source}: no votes; expected a row of {', '.join(COLUMNS)} for each, below these names.")
     if len(rows) > MOST:
         raise InputError(f"{source}: {len(rows)} rows; at most {MOST} are read.")
     ground = ground_of(results)
     names = list(dict.fromkeys(_text(row, "question", where) or "overall" for where, row in rows))
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    check_questions(names, str(source))
     header = Header(
         schema=1,
-        created=now,
+        created=now(),
         evaluation=ground.evaluation,
         seed=0,
         source=f"imported from {source.name}",
@@ -75,16 +91,14 @@ def import_votes(source: Path, results: Sequence[Path], path: Path) -> Imported:
         rules=Rules(same=0, other_prompt=0, repeat=0, overlap=0),
         rule="none: imported votes have no checks",
     )
-    log, content = Log(header), [line_of(header)]
-    finder = _Finder(ground)
+    taken = _Taken(_Finder(ground), Log(header), [line_of(header)], names)
     for number, (where, row) in enumerate(rows):
-        question = names.index(_text(row, "question", where) or "overall")
-        for line in _lines(finder, where, row, number, question, now):
-            log.add(line)
-            content.append(line_of(line))
+        taken.take(where, row, number)
     with replace_file(path) as temporary:
-        temporary.write_bytes(b"".join(content))
-    return Imported(path, len(log.votes), len({vote.rater for vote in log.votes.values()}), names)
+        temporary.write_bytes(b"".join(taken.content))
+    cast = taken.log.cast
+    raters, repeats = len({c.vote.rater for c in cast}), sum(bool(c.pair.check) for c in cast)
+    return Imported(path, len(cast), raters, names, repeats, taken.identical)
 
 
 class _Finder:
@@ -129,37 +143,79 @@ class _Finder:
         return shown_one
 
 
-def _lines(
-    finder: _Finder, where: str, row: Mapping[str, Any], number: int, question: int, now: str
-) -> Iterator[Served | Vote]:
-    """A pair that was shown, and the vote on it."""
-    first, second = _text(row, "method_a", where), _text(row, "method_b", where)
-    prompt = finder.prompt(_text(row, "prompt", where), where)
-    one, other = finder.method(first, where), finder.method(second, where)
-    if one == other:
-        raise InputError(f"{where}: {shown(first)} against itself.")
-    sample, taken = _whole(row, "sample", where), _whole(row, "milliseconds", where)
-    left, right = (finder.picture(method, prompt, sample, where) for method in (one, other))
-    rater, said = _text(row, "rater", where), _text(row, "choice", where)
-    named = {first: "left", second: "right"}
-    choice = named.get(said) or CHOICES.get(said.lower())
+@dataclass
+class _Taken:
+    """The log, row by row."""
+
+    finder: _Finder
+    log: Log
+    content: list[bytes]  # its lines
+    questions: Sequence[str]
+    identical: int = 0  # rows about one picture of two methods
+    _judged: set[Hashable] = field(default_factory=set)
+    _alike: set[Hashable] = field(default_factory=set)
+
+    def take(self, where: str, row: Mapping[str, Any], number: int) -> None:
+        """Take in what a row says. Raises InputError naming it."""
+        finder, first, second = self.finder, _text(row, "method_a", where), _text(row, "method_b", where)
+        prompt = finder.prompt(_text(row, "prompt", where), where)
+        one, other = finder.method(first, where), finder.method(second, where)
+        if one == other:
+            raise InputError(f"{where}: {shown(first)} against itself.")
+        sample, taken = _whole(row, "sample", where), _whole(row, "milliseconds", where)
+        left, right = (finder.picture(method, prompt, sample, where) for method in (one, other))
+        rater, choice = _text(row, "rater", where), _chosen(_text(row, "choice", where), first, second, where)
+        if not 0 < len(rater) <= LONGEST_NAME or not rater.isprintable():
+            raise InputError(f"{where}: the rater is {shown(rater)}; expected a name of 1 to {LONGEST_NAME} letters.")
+        pair = (prompt, sample, *sorted((one, other)))
+        if finder.ground.alike(left, right):
+            self.identical += 1
+            if pair not in self._alike:
+                self._add(Identical(item=number, prompt=prompt, left=left, right=right, at=now()))
+            self._alike.add(pair)
+            return
+        question = self.questions.index(_text(row, "question", where) or "overall")
+        place = (rater, question, pair)
+        content = canonical_json([number, rater, question, prompt, left.sha256, right.sha256, choice, taken])
+        nonce = hashlib.sha256(content.encode()).hexdigest()[:32]
+        self._add(
+            Served(
+                nonce=nonce,
+                rater=rater,
+                item=number,
+                question=question,
+                prompt=prompt,
+                left=left,
+                right=right,
+                check="repeat" if place in self._judged else "",
+                at=now(),
+            )
+        )
+        self._add(
+            Vote(
+                nonce=nonce,
+                rater=rater,
+                choice=choice,
+                left=left.sha256,
+                right=right.sha256,
+                milliseconds=taken,
+                at=now(),
+            )
+        )
+        if choice != "skip":
+            self._judged.add(place)
+
+    def _add(self, line: Served | Vote | Identical) -> None:
+        self.log.add(line)
+        self.content.append(line_of(line))
+
+
+def _chosen(said: str, first: str, second: str, where: str) -> Choice:
+    """A choice by a word of the table, or by a method's name."""
+    choice = {first: "left", second: "right"}.get(said) or CHOICES.get(said.lower())
     if choice is None:
         raise InputError(f"{where}: the choice is {shown(said)}; expected a, b, tie or skip.")
-    if not 0 < len(rater) <= 40 or not rater.isprintable():
-        raise InputError(f"{where}: the rater is {shown(rater)}; expected a name of 1 to 40 letters.")
-    nonce = hashlib.sha256(f"{number} {where}".encode()).hexdigest()[:32]
-    yield Served(
-        nonce=nonce, rater=rater, item=number, question=question, prompt=prompt, left=left, right=right, at=now
-    )
-    yield Vote(
-        nonce=nonce,
-        rater=rater,
-        choice=choice,  # type: ignore[arg-type]
-        left=left.sha256,
-        right=right.sha256,
-        milliseconds=taken,
-        at=now,
-    )
+    return choice  # type: ignore[return-value]
 
 
 def _rows(source: Path) -> Iterator[Row]:

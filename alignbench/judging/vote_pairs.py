@@ -6,6 +6,7 @@ Raters who fail the checks by the log's own rule have no say; of the same pictur
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ from typing import Any
 
 from alignbench.analysis.load import Run, load, methods_of
 from alignbench.analysis.vote_entries import Entry, entries_of
-from alignbench.errors import InputError, UnknownName
-from alignbench.files import make_folder, replace_file, sha256_of, write_text
+from alignbench.errors import InputError, UnknownName, shown
+from alignbench.files import LEFTOVER, canonical_json, make_folder, replace_file, sha256_of, write_text
 from alignbench.pictures import PictureError, content_of
 from alignbench.preferences.lines import FOLDER_FILE
 from alignbench.reading import json_of, read_bytes
@@ -43,8 +44,9 @@ class FromVotes:
 def pairs_from_votes(
     path: Path, results: Sequence[Path], folder: Path, question: str | None = None, force: bool = False
 ) -> FromVotes:
-    """Make the folder; made already of these votes, it is left as it is. Raises InputError where votes are of other
-    pictures, of none of these results, or the folder holds anything else; `force` replaces pairs of other votes."""
+    """Make the folder, or go on with it; made already of these votes, it is left as it is. Raises InputError where
+    votes are of other pictures, of none of these results, or the folder holds anything else; `force` replaces pairs of
+    other votes."""
     log = read_log(path)
     names = [q.name for q in log.header.questions]
     name = names[0] if question is None else question
@@ -59,9 +61,16 @@ def pairs_from_votes(
         e for e in entries_of(path, log, runs, name) if e.rater and e.rater not in bad and e.won in (0.0, 0.5, 1.0)
     ]
     if not entries:
-        raise InputError(f"{path}: no votes on {name!r} between these results.")
+        left_out = f", but for those of {', '.join(map(shown, sorted(bad)))}, who failed checks" if bad else ""
+        raise InputError(f"{path}: no votes on {name!r} between these results{left_out}.")
     rows = _rows(entries, runs)
-    about = {"schema": SCHEMA, "log": sha256_of(path), "question": name, "left_out": sorted(bad)}
+    about = {
+        "schema": SCHEMA,
+        "log": sha256_of(path),
+        "question": name,
+        "left_out": sorted(bad),
+        "pairs": hashlib.sha256(canonical_json([row for row, _ in rows]).encode()).hexdigest(),  # of these results
+    }
     _write(folder, rows, about, force)
     ties = sum(row["label"] == 0.5 for row, _ in rows)
     return FromVotes(folder, len(rows), ties, len(entries), len({e.rater for e in entries}), sorted(bad))
@@ -91,17 +100,20 @@ def _rows(entries: Sequence[Entry], runs: Sequence[Run]) -> list[tuple[dict[str,
 
 
 def _write(folder: Path, rows: Sequence[tuple[dict[str, Any], list[Path]]], about: dict[str, Any], force: bool) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(not LEFTOVER.fullmatch(path.name) for path in folder.iterdir())):
         known = _made(folder / MADE)
         if known == about and (folder / FOLDER_FILE).is_file():
             return
         if known is None:
             raise InputError(f"{folder} holds other things than pairs from votes; choose a new folder.")
-        if not force:
-            raise InputError(f"{folder} holds pairs of other votes; --force replaces them, or choose a new folder.")
+        if known != about and not force:
+            raise InputError(
+                f"{folder} holds pairs of other votes or results; --force replaces them, or choose a new folder."
+            )
         (folder / FOLDER_FILE).unlink(missing_ok=True)
+    make_folder(folder)
+    write_text(folder / MADE, json.dumps(about, indent=1) + "\n")  # first, so that what a kill leaves is known
     make_folder(folder / IMAGES)
-    write_text(folder / MADE, json.dumps(about, indent=1) + "\n")
     lines = []
     for row, pictures in rows:
         names = [_copied(picture, folder) for picture in pictures]

@@ -23,6 +23,7 @@ from alignbench.judging.voting_asked import Asked, check_same, header_of, now
 from alignbench.judging.voting_log import LogFile, opened, secret_of
 from alignbench.keys import Key
 from alignbench.pictures import PictureError, content_of, read
+from alignbench.printed import how_many
 from alignbench.record.digests import digest, picture_of
 from alignbench.record.votes import (
     LONGEST_NAME,
@@ -250,18 +251,19 @@ class Session:
     def summary(self) -> str:
         """How many votes there are."""
         raters = {vote.rater for vote in self.log.votes.values()}
-        return f"{len(self.log.votes)} votes of {len(raters)} raters in {self.asked.log}"
+        return f"{how_many(len(self.log.votes), 'vote')} of {how_many(len(raters), 'rater')} in {self.asked.log}"
 
 
 def begin(paths: Sequence[Path], asked: Asked) -> Session:
     """Start a session, or go on with one. Raises InputError where the log is of other pictures or questions, or another
     process holds it."""
     ground = ground_of(paths)
+    header = header_of(ground, asked)  # what cannot be asked leaves no file behind
     file = opened(asked.log)
     try:
-        log = read_log(asked.log) if file.size else Log(header_of(ground, asked))
+        log = read_log(asked.log) if file.size else Log(header)
         check_same(log.header, ground, asked)
-        chooser = Chooser(ground, log.header.rules, Key("votes", log.header.seed), asked.adaptive)
+        chooser = Chooser(ground, log.header.rules, Key("votes", log.header.seed), log.header.adaptive)
         session = Session(ground, asked, log, secret_of(asked.log), file, chooser)
         if not file.size:
             session._append(log.header)

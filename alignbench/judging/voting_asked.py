@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alignbench.errors import InputError, shown
 from alignbench.judging.ballot import Ground
-from alignbench.record.votes import Header, Question, Rules
+from alignbench.record.votes import Header, Question, Rules, check_questions
 
 PAPER = {  # the three questions of the human study of Diffusion-DPO (Wallace et al. 2023, section 5.1)
     "overall": Question(name="overall", text="Which picture do you prefer, given the text?"),
@@ -36,10 +36,8 @@ class Asked:
 
 def questions_of(asked: Sequence[str]) -> list[Question]:
     """The questions by their short names, or in the user's own words."""
-    found = [PAPER.get(text) or Question(name=text, text=text) for text in asked or ("overall",)]
-    if len({question.name for question in found}) < len(found):
-        raise InputError("--task: one question stands there twice.")
-    return found
+    check_questions(asked, "--task")
+    return [PAPER.get(text) or Question(name=text, text=text) for text in asked or ("overall",)]
 
 
 def header_of(ground: Ground, asked: Asked) -> Header:
@@ -73,6 +71,8 @@ def check_same(header: Header, ground: Ground, asked: Asked) -> None:
     if asked.questions and questions_of(asked.questions) != header.questions:
         texts = ", ".join(shown(question.name) for question in header.questions)
         raise InputError(f"{asked.log} asks {texts}; leave --task out, or name another --votes.")
+    if asked.adaptive and not header.adaptive:
+        raise InputError(f"{asked.log} was not begun with --adaptive; leave it out, or name another --votes.")
     if asked.seed is not None and asked.seed != header.seed:
         raise InputError(f"{asked.log} has --seed {header.seed}; leave it out, or name another --votes.")
 

@@ -12,13 +12,14 @@ from alignbench.analysis.verdict import listed
 from alignbench.analysis.vote_statistics import FEWEST_RATERS
 from alignbench.analysis.votes import VoteColumn, VoteVersus
 from alignbench.page.statements import Statement
+from alignbench.printed import how_many
 
 
 def of_votes(group: Group) -> list[Statement]:
     """A statement on each question that people were asked: who is preferred, of how many raters, how far they agree."""
     return [
         Statement(
-            column.name, _lines(column, items), f"{column.worth.votes} votes, {_counted(column.worth.raters, 'rater')}"
+            column.name, _lines(column, items), f"{column.worth.votes} votes, {how_many(column.worth.raters, 'rater')}"
         )
         for column in group.votes
         if (items := column.versus or column.duels)
@@ -42,7 +43,7 @@ def _lines(column: VoteColumn, items: Sequence[VoteVersus]) -> list[str]:
         )
     trusted = [f"{item.method} {_rate(item.trusted)}" for item in items if item.trusted is not None]
     if trusted:
-        count = _counted(len(column.worth.failed), "rater")
+        count = how_many(len(column.worth.failed), "rater")
         lines.append(f"Without {count} who failed checks: {listed(trusted)}.")
     alpha = column.worth.alpha
     if alpha.units and not math.isnan(alpha.alpha):
@@ -59,13 +60,9 @@ def _shown(item: VoteVersus) -> str:
     alone = " on this run alone" if item.this_run else ""
     return (
         f"{item.method} over {item.against}, {_rate(item.shown)} of {item.votes} votes by "
-        f"{_counted(item.raters, 'rater')}{alone}"
+        f"{how_many(item.raters, 'rater')}{alone}"
     )
 
 
 def _rate(rate: WinRate | None) -> str:
     return "" if rate is None else f"{percent(rate.rate)} % ({percent(rate.low)} to {percent(rate.high)})"
-
-
-def _counted(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"

@@ -49,9 +49,10 @@ class Chosen:
         """Of the source and of which of its pairs these are."""
         return hashlib.sha256(f"{self.source.sha256} {array('q', self.numbers).tolist()}".encode()).hexdigest()
 
-    def summary(self) -> str:
-        """One line: how many pairs are used, and what became of the others."""
-        return f"{len(self)} of {self.counts['total']} pairs used{_rest(self.counts)}"
+    def summary(self, first: int | None = None) -> str:
+        """One line: how many pairs are used, perhaps the first of them alone, and what became of the others."""
+        few = f", the first {first} of them (--limit)" if first is not None and first < len(self) else ""
+        return f"{len(self)} of {self.counts['total']} pairs used{_rest(self.counts)}{few}"
 
 
 def choose(source: PairSource, ties: Ties, models: str | None, exclude: Collection[str]) -> Chosen:

@@ -148,6 +148,8 @@ def opened(path: Path) -> Iterator[Any]:
         raise InputError(
             f"{path} cannot be read as parquet: it holds a text that is not UTF-8. Copy it again."
         ) from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file.") from None
     except (pa.ArrowException, OSError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} cannot be read as parquet: {reason} Copy it again.") from error

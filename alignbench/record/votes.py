@@ -9,6 +9,7 @@ it was edited, and is refused.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -21,7 +22,10 @@ from alignbench.reading import complete_lines, json_of
 from alignbench.record.result import Digest, Result
 
 SCHEMA: Final = 1
+OURS = "alignbench vote"  # the source of a log whose votes were asked for here, sides drawn at random
 LONGEST_NAME = 40  # characters of a rater's name
+LONGEST_QUESTION = 200  # and of a question's
+MOST_QUESTIONS = 20
 LARGEST = 2**31
 
 Choice = Literal["left", "right", "tie", "skip"]
@@ -39,7 +43,7 @@ class _Line(BaseModel):
 class Question(_Line):
     """What is asked about a pair."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Annotated[str, Field(min_length=1, max_length=LONGEST_QUESTION)]
     text: Annotated[str, Field(min_length=1, max_length=500)]
     of_prompt: bool = True  # whether a picture of another prompt has to lose
 
@@ -80,8 +84,8 @@ class Header(_Line):
     evaluation: str
     seed: int
     adaptive: bool = False
-    source: Text = "alignbench vote"  # or where outside votes come from
-    questions: Annotated[list[Question], Field(min_length=1, max_length=20)]
+    source: Text = OURS  # or where outside votes come from
+    questions: Annotated[list[Question], Field(min_length=1, max_length=MOST_QUESTIONS)]
     cells: Annotated[list[VotedCell], Field(min_length=2, max_length=1000)]
     rules: Rules
     rule: Text  # in words
@@ -237,6 +241,17 @@ def _parsed(text: bytes, where: str) -> _Line:
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+
+
+def check_questions(names: Sequence[str], where: str) -> None:
+    """Raise InputError for questions that no log holds."""
+    if len(names) > MOST_QUESTIONS:
+        raise InputError(f"{where}: {len(names)} questions; at most {MOST_QUESTIONS} are asked about a pair.")
+    for name in names:
+        if not 0 < len(name) <= LONGEST_QUESTION or not name.isprintable():
+            raise InputError(f"{where}: the question is {shown(name)}; expected 1 to {LONGEST_QUESTION} letters.")
+    if len(set(names)) < len(names):
+        raise InputError(f"{where}: one question stands there twice.")
 
 
 def line_of(line: _Line) -> bytes:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from alignbench.asking.options import RunOptions
 from alignbench.asking.resolve import Cell, resolve
@@ -136,6 +136,34 @@ def _can_use_gpu(cell: Cell) -> bool:
         return True
 
 
+class Settled(NamedTuple):
+    """What a job has come to."""
+
+    state: State
+    reason: str | None
+    is_there: bool = True  # its result, and not another one in its place
+
+
+def settled(job: Job) -> Settled | None:
+    """What a job has come to by the file that is there; None where it is left to be run."""
+    try:
+        result = job.final()
+    except InputError as error:  # it is of another configuration, or damaged
+        return Settled("failed", explained(error), is_there=False)
+    if result is None:
+        return None
+    if result.status == "diverged":
+        return Settled("failed", f"diverged: {result.reason}")
+    return Settled("unsupported" if result.status == "unsupported" else "done", result.reason)
+
+
+def look(rows: Sequence[Row]) -> None:
+    """Say of rows, before any is run, what they have come to."""
+    for row in rows:
+        if row.job is not None and (found := settled(row.job)) is not None:
+            row.state, row.reason, row.was_there = found.state, found.reason, found.is_there
+
+
 @dataclass(frozen=True)
 class Total:
     """What the cells that are left would cost together, as far as it is known."""
@@ -147,21 +175,15 @@ class Total:
 
 
 def total(rows: Sequence[Row]) -> Total:
-    """The cost of the rows that are to be run. Cells that cost the same, such as seeds of one, are counted once."""
+    """The cost of the rows that wait. What cells cost that ask for as much, such as seeds of one, is worked out once;
+    one that stands there twice is run once."""
     found: dict[str, Estimate | None] = {}
-    left = [row for row in rows if row.job is not None and _is_left(row.job)]
-    each = [_estimated(resolve(row.options), found) for row in left]
+    left = {row.path: row for row in rows if row.state == "waiting"}
+    each = [_estimated(resolve(row.options), found) for row in left.values()]
     known = [one for one in each if one is not None]
     timed = [one.seconds for one in known if one.seconds is not None]
     cost = sum((one.alignment + one.evaluation for one in known), Cost())
     return Total(len(left), cost, sum(timed) if timed else None, len(left) - len(known))
-
-
-def _is_left(job: Job) -> bool:
-    try:
-        return job.final() is None
-    except InputError:
-        return True
 
 
 def _estimated(cell: Cell, found: dict[str, Estimate | None]) -> Estimate | None:

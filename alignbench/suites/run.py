@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from alignbench.asking.suite import explained
-from alignbench.errors import AlignbenchError, InputError
+from alignbench.errors import AlignbenchError
 from alignbench.locks import in_use
 from alignbench.suites.child import Ended, Gone, Held, why
 from alignbench.suites.local import Engine
-from alignbench.suites.plan import Job, Row, State
+from alignbench.suites.plan import Job, Row, State, settled
 
 TRIES = 3  # at a cell whose process dies: a worker that was killed, a node that was lost
 PAUSE = 0.1  # seconds between two looks at the engine
@@ -132,19 +132,13 @@ class _Running:
 
     def is_final(self, row: Row, job: Job) -> bool:
         """Whether there is nothing left to do for a row; its state then says so."""
-        try:
-            result = job.final()
-        except InputError as error:  # it is of another configuration, or damaged
-            self.change(row, "failed", explained(error))
-            return True
-        if result is None:
+        found = settled(job)
+        if found is None:
             return False
-        job.work.settle()
-        row.was_there = row.tries == 0
-        if result.status == "diverged":
-            self.change(row, "failed", f"diverged: {result.reason}")
-        else:
-            self.change(row, "unsupported" if result.status == "unsupported" else "done", result.reason)
+        if found.is_there:
+            job.work.settle()
+            row.was_there = row.tries == 0
+        self.change(row, found.state, found.reason)
         return True
 
     def take(self, row: Row, job: Job, ended: Ended) -> None:

@@ -258,6 +258,12 @@ def test_the_command_prints_writes_and_draws(pairs, tmp_path, capsys):
     }
 
 
+def test_a_limit_is_said_beside_the_pairs_that_there_are(pairs):
+    said = audit_report.text(audit(AuditOptions(pairs=pairs, scorers=[RED], limit=1), quiet=True))
+    assert "pairs used" in said
+    assert ", the first 1 of them (--limit)" in said
+
+
 def test_the_figure_shows_the_numbers(pairs):
     report = audit(AuditOptions(pairs=pairs, scorers=[RED, DARKNESS]), quiet=True)
     first, second, third = audit_report.figure(report).axes

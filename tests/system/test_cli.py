@@ -172,7 +172,7 @@ def test_a_config_file_gives_options_and_the_command_line_wins(here, capsys):
         (["run", "--algo", "ddpo", "--set", "clip"], "--set clip: expected NAME=VALUE"),
         (["run", "--algo", "ddpo", "--set", "clip=-1"], "clip must be positive, got -1.0"),
         (["run", "--algo", "ddpo", "--limit", "0"], "--limit 0: expected at least 1."),
-        (["run", "--algo", "ddpo", "--limit", "many"], 'Invalid value for --limit: unable to convert "many" into int'),
+        (["run", "--algo", "ddpo", "--limit", "many"], "--limit: 'many'; expected a whole number"),
         (["run", "--algo", "base", "--eta", "3"], "eta must lie in [0, 1], got 3.0"),
         (
             ["run", "--algo", "doodl", "--reward", "jpeg_compressibility", "--limit", "2"],

@@ -60,6 +60,58 @@ def test_importing_it_loads_no_torch(statement):
     assert "torch" not in loaded_by(statement)
 
 
+INTERRUPTED = """
+import sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+sys.argv[1:] = ["compare", "nowhere"]
+from alignbench.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["alignbench.cli.app", "cyclopts", "alignbench.cli.results", "numpy"])
+def test_an_interrupt_at_any_import_is_one_line(module):
+    code = INTERRUPTED.format(module=module)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode in (130, -signal.SIGINT)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("alignbench: interrupted; ")
+
+
+def test_several_processes_leave_no_temporary_folder(tmp_path):
+    code = "import sys; from alignbench.launch import launch; sys.exit(launch(['nobody'], {'limit': 1}, [], 2))"
+    surroundings = os.environ | {"TMPDIR": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path.parent / "inductor")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=surroundings)
+    assert done.returncode == 2
+    assert "several processes share" in done.stderr  # of a command that none may share: soon over
+    assert list(tmp_path.iterdir()) == []
+
+
+ABORTING = """
+import os, sys
+class Connection:
+    def __del__(self):
+        os.abort()
+kept = Connection()
+sys.argv[1:] = ["compare", "nowhere"]
+from alignbench.__main__ import main
+main()
+"""
+
+
+def test_one_of_several_processes_ends_with_its_own_exit_code_and_takes_no_connection_apart():
+    """A library aborts where it is taken apart while its threads use a connection, as after a run that has failed."""
+    surroundings = os.environ | {"WORLD_SIZE": "2", "RANK": "0"}
+    done = subprocess.run([sys.executable, "-c", ABORTING], capture_output=True, text=True, env=surroundings)
+    assert done.returncode == 2
+    assert "several processes share" in done.stderr
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_bare_import_of_a_plugin_folder_says_what_to_import(group):
     done = subprocess.run([sys.executable, "-c", f"import {group}"], capture_output=True, text=True, cwd=ROOT)

@@ -65,6 +65,25 @@ def test_a_dry_run_says_what_the_cells_cost_together_and_runs_none(tmp_path, cap
     assert capsys.readouterr().out.splitlines()[-1].startswith("cells to run: 2; together 288 denoiser evaluations")
 
 
+def test_a_dry_run_knows_what_is_there_and_counts_a_cell_once(tmp_path, capsys):
+    """`base` has no seed, so that three cells are one."""
+    path = write_suite(tmp_path, [{"algo": "base", "seed": [1, 2, 3]}, SMALL[1]])
+    assert run_command_line(["suite", str(path), "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("cells to run: 2; together 288 denoiser evaluations")
+    (base, *_, best) = suite_cells(path)
+    made = run_cell(resolve(base.options), quiet=True).path
+    resolve(best.options).path.write_text("{}")
+    assert run_command_line(["suite", str(path), "--dry-run", "--json"]) == 2
+    content = json.loads(capsys.readouterr().out)
+    assert [(cell["state"], cell["was_there"]) for cell in content["cells"]] == [("done", True)] * 3 + [
+        ("failed", False)
+    ]
+    assert "not an alignbench result" in content["cells"][3]["reason"]
+    assert content["total"]["cells"] == 0
+    assert run_command_line(["suite", str(path), "--dry-run"]) == 2
+    assert f"->  {made} (already complete)" in capsys.readouterr().out
+
+
 def test_shards_and_patterns_take_their_cells(tmp_path):
     cells = suite_cells(write_suite(tmp_path, twelve()))
 

@@ -283,6 +283,8 @@ def test_loopback_alone_needs_no_key():
         (["--raters", "anna", "anna"], "twice"),
         (["--raters", "0"], "expected 1 to"),
         (["--task", "overall", "overall"], "twice"),
+        (["--task", "x" * 201], "expected 1 to 200 letters"),
+        (["--task", *map(str, range(21))], "at most 20"),
     ],
 )
 def test_options_that_mean_nothing_are_refused_in_one_line(arguments, words, files, tmp_path, monkeypatch, capsys):
@@ -291,6 +293,7 @@ def test_options_that_mean_nothing_are_refused_in_one_line(arguments, words, fil
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
+    assert not list(tmp_path.glob("*.jsonl*"))
 
 
 def test_a_full_disk_is_said_and_nothing_is_lost_or_half_written(files, log, monkeypatch):
@@ -412,6 +415,8 @@ def test_a_log_of_other_pictures_questions_or_results_is_not_continued(files, lo
         begin(files, Asked(log, ("alignment",)))
     with pytest.raises(InputError, match="has --seed 3"):
         begin(files, Asked(log, seed=4))
+    with pytest.raises(InputError, match="was not begun with --adaptive; leave it out"):
+        begin(files, Asked(log, adaptive=True))
     more = cells(tmp_path / "others", ("base", "refl", "draft"))
     with pytest.raises(InputError, match=r"has no votes on draft.json"):
         begin(more, Asked(log))
@@ -421,6 +426,13 @@ def test_a_log_of_other_pictures_questions_or_results_is_not_continued(files, lo
     Image.new("RGB", (24, 24)).save(picture)
     with pytest.raises(InputError, match=r"refl/images/\d+-0\.png was changed after .*refl\.json was written"):
         begin(files, Asked(log))
+
+
+def test_a_log_goes_on_as_it_was_begun(files, log):
+    with session_of(files, log, adaptive=True):
+        pass
+    with contextlib.closing(begin(files, Asked(log))) as session:
+        assert session._chooser.adaptive
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -561,7 +562,7 @@ def test_a_folder_stands_for_the_json_files_in_it_and_no_file_counts_twice(make_
 
 
 def test_nothing_to_compare_says_what_to_do(tmp_path):
-    with pytest.raises(InputError, match="no result files to compare; make one with `alignbench run`"):
+    with pytest.raises(InputError, match=re.escape(f"no result files in {tmp_path}; make one with `alignbench run`")):
         compare([tmp_path])
     with pytest.raises(ResultFileError, match=r"missing\.json: there is no such file"):
         compare([tmp_path / "missing.json"])

@@ -109,3 +109,5 @@ def test_margins_are_shown_and_wrong_ones_are_refused(make_result):
             compare([base, other], margin=[word])
     with pytest.raises(UnknownName, match="no scorer in these files named 's'"):
         compare([base, other], margin=["s=1"])
+    with pytest.raises(InputError, match="r has a margin already"):
+        compare([base, other], margin=["r=0.02", "r=0.03"])

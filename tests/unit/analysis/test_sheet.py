@@ -66,6 +66,8 @@ def test_the_command_writes_a_picture_and_refuses_what_it_cannot(cell, tmp_path,
     for arguments, message in (
         (["--output", "x.jpg"], "--output x.jpg: expected a .png file."),
         (["--prompts", "0"], "--prompts 0: expected at least 1."),
+        (["--sprite", "--output", "x.png"], "--output x.png: a sprite is written beside its result"),
+        (["--sprite", "--method", "base"], "--method: a sprite is of one result"),
     ):
         assert run_command_line(["sheet", str(tmp_path), *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -162,3 +162,15 @@ def test_json_says_the_same_in_every_encoding(monkeypatch):
 def test_a_command_to_copy_names_the_file_that_is_meant():
     assert typed("a b", "c") == "'a b' c"
     assert typed("it's\x1b[2J\u202e\n") == r"$'it\'s\x1b[2J\xe2\x80\xae\x0a'"
+
+
+def test_an_error_that_an_interrupt_led_to_is_the_interrupt(monkeypatch, capsys):
+    def cut_short(*_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise ImportError("cannot load module more than once per process")
+
+    monkeypatch.setattr("alignbench.analysis.compare.compare", cut_short)
+    assert run_command_line(["compare"]) == 130
+    assert capsys.readouterr().err == "alignbench: interrupted; the same command continues where it stopped.\n"

@@ -210,7 +210,9 @@ def test_scores_of_any_size_end_no_plan(tmp_path, capsys):
     make_result = writer(tmp_path)
     for size in (1e307, 1e150, 1e100, 1e-160, 5e-324):
         make_result("base", [0.0] * 12)
+        make_result("wild", [-1e308, 0.0, 1e308] * 4, "refl")
         for seed in (1, 2, 3):
             make_result(f"ddpo{seed}", [size * (i % (seed + 1) - 0.4) for i in range(12)], "ddpo", seed=seed)
-        assert run_command_line(["plan", str(tmp_path)]) == 0, capsys.readouterr().err
+        for form in ("table", "csv", "json"):
+            assert run_command_line(["plan", str(tmp_path), "--format", form]) == 0, capsys.readouterr().err
         capsys.readouterr()

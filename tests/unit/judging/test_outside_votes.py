@@ -75,8 +75,69 @@ def test_from_the_command_line(files, tmp_path, capsys):
     table, log = tmp_path / "votes.csv", tmp_path / "votes.jsonl"
     table.write_text(f"{HEADER}p0,base,refl,a,anna\n")
     assert run_command_line(["vote", *map(str, files), "--import", str(table), "--votes", str(log)]) == 0
-    assert "1 votes of 1 raters" in capsys.readouterr().out
+    assert "1 vote of 1 rater in" in capsys.readouterr().out
     assert run_command_line(["vote", *map(str, files), "--import", str(tmp_path / "x.txt"), "--votes", str(log)]) == 2
+
+
+def column_of(files, tmp_path, *rows):
+    """The column of votes, and what was made, of a table with these rows."""
+    (tmp_path / "votes.csv").write_text(HEADER + "\n".join(rows))
+    made = import_votes(tmp_path / "votes.csv", files, tmp_path / "votes.jsonl")
+    (column,) = compare(files, votes=[tmp_path / "votes.jsonl"]).groups[0].votes
+    return column, made
+
+
+def test_what_a_rater_says_of_a_pair_again_counts_for_agreement_with_oneself_alone(files, tmp_path):
+    again = ["p0,base,refl,a,anna", "p0,base,refl,a,anna", "p0,refl,base,a,anna", "p0,base,refl,a,ben"]
+    column, made = column_of(files, tmp_path, *again, "p1,base,refl,skip,anna", "p1,base,refl,b,anna")
+    assert (made.votes, made.repeats) == (6, 2)
+    (against,) = column.versus
+    assert (against.votes, against.raters, against.majority) == (3, 2, None)
+    assert column.worth.myself.rate == 0.5  # the same once, the other way round once
+
+
+def test_one_picture_of_two_methods_is_a_tie_whatever_is_said_of_it(tmp_path):
+    files = cells(tmp_path / "results", prompts=6, same=[2])
+    column, made = column_of(files, tmp_path, "p2,base,refl,a,anna", "p2,base,refl,a,ben", "p3,base,refl,b,anna")
+    assert (made.votes, made.raters, made.identical) == (1, 1, 2)
+    (against,) = column.versus
+    assert (against.votes, against.identical) == (1, 1)
+    assert against.rate.rate == 0.75
+
+
+def test_nothing_is_said_of_sides_that_nobody_drew(files, tmp_path):
+    column, _ = column_of(files, tmp_path, *(f"p{i},base,refl,a,anna" for i in range(6)))
+    assert column.worth.left is None
+
+
+@pytest.mark.parametrize(
+    ("questions", "said"),
+    [
+        (["q" * 300], r"votes\.csv: the question is 'qqq.*expected 1 to 200 letters"),
+        ([f"q{i}" for i in range(21)], "21 questions; at most 20"),
+        (["which\x07"], "the question is 'which"),
+    ],
+)
+def test_questions_that_no_log_holds_are_refused(files, tmp_path, questions, said):
+    rows = "".join(f"p0,base,refl,a,anna,{question}\n" for question in questions)
+    (tmp_path / "votes.csv").write_text(f"{HEADER[:-1]},question\n{rows}")
+    with pytest.raises(InputError, match=said):
+        import_votes(tmp_path / "votes.csv", files, tmp_path / "votes.jsonl")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--task", "overall"], ["--raters", "5"], ["--each", "7"], ["--adaptive"], ["--seed", "0"],
+        ["--host", "10.0.0.1"], ["--port", "0"],
+    ],
+)  # fmt: skip
+def test_no_option_of_the_page_is_passed_over(files, tmp_path, option, capsys):
+    (tmp_path / "votes.csv").write_text(f"{HEADER}p0,base,refl,a,anna\n")
+    typed = ["--import", str(tmp_path / "votes.csv"), "--votes", str(tmp_path / "votes.jsonl")]
+    assert run_command_line(["vote", *map(str, files), *typed, *option]) == 2
+    assert capsys.readouterr().err == f"alignbench: {option[0]}: --import opens no page; leave one of them out.\n"
+    assert not (tmp_path / "votes.jsonl").exists()
 
 
 def parquet(path, **changes):
@@ -116,3 +177,5 @@ def test_a_parquet_file_of_something_else_is_refused_by_row(files, tmp_path, cha
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
     with pytest.raises(InputError, match="cannot be read as parquet"):
         import_votes(tmp_path / "bad.parquet", files, tmp_path / "votes.jsonl")
+    with pytest.raises(InputError, match=r"none\.parquet: there is no such file"):
+        import_votes(tmp_path / "none.parquet", files, tmp_path / "votes.jsonl")

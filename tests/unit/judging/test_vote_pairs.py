@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
 from voted import cells
 
+from alignbench import files as files_of_ours
 from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError
+from alignbench.files import replace_file
+from alignbench.judging import vote_pairs
 from alignbench.judging.vote_pairs import pairs_from_votes
 from alignbench.judging.voting import begin
 from alignbench.judging.voting_asked import Asked
@@ -58,7 +62,7 @@ def test_as_many_for_one_as_for_the_other_is_a_tie(files, tmp_path):
 def test_who_fails_the_checks_has_no_say(tmp_path):
     files = cells(tmp_path / "results", prompts=80)
     log = voted(files, tmp_path / "votes.jsonl", {"anna": "left"}, Rules(same=0.2, other_prompt=0))
-    with pytest.raises(InputError, match="no votes on 'overall'"):
+    with pytest.raises(InputError, match=r"no votes on 'overall' .*, but for those of 'anna', who failed"):
         pairs_from_votes(log, files, tmp_path / "pairs")
 
 
@@ -68,7 +72,7 @@ def test_made_again_they_are_left_and_other_votes_replace_them_by_force_alone(fi
     content = (tmp_path / "pairs" / "pairs.jsonl").read_bytes()
     pairs_from_votes(log, files, tmp_path / "pairs")
     assert (tmp_path / "pairs" / "pairs.jsonl").read_bytes() == content
-    with pytest.raises(InputError, match="pairs of other votes; --force"):
+    with pytest.raises(InputError, match="pairs of other votes or results; --force"):
         pairs_from_votes(log, files, tmp_path / "pairs", "alignment")
     pairs_from_votes(log, files, tmp_path / "pairs", "alignment", force=True)
     assert json.loads((tmp_path / "pairs" / "votes.json").read_text())["question"] == "alignment"
@@ -83,6 +87,45 @@ def test_pictures_that_have_gone_are_named(files, tmp_path):
     (files[1].with_suffix("") / "images" / "00003-0.png").unlink()
     with pytest.raises(InputError, match=r"00003-0\.png cannot be read"):
         pairs_from_votes(log, files, tmp_path / "pairs")
+
+
+def test_what_was_cut_short_at_any_file_goes_on(files, tmp_path, monkeypatch):
+    """The names of what is written, in order; then a stop before each of them, and the same command again."""
+    log = voted(files, tmp_path / "votes.jsonl", {"anna": "refl"})
+    names: list[str] = []
+    stop = ""
+
+    @contextlib.contextmanager
+    def stopping(path, sync=True):
+        names.append(path.name)
+        if path.name == stop:
+            path.with_name(f".{path.name}.1.tmp").touch()
+            raise KeyboardInterrupt
+        with replace_file(path, sync) as temporary:
+            yield temporary
+
+    monkeypatch.setattr(vote_pairs, "replace_file", stopping)
+    monkeypatch.setattr(files_of_ours, "replace_file", stopping)
+    whole = pairs_from_votes(log, files, tmp_path / "whole")
+    written = {path.name: path.read_bytes() for path in whole.folder.rglob("*") if path.is_file()}
+    assert len(names) == len(written) == 12
+    for k, stop in enumerate(list(dict.fromkeys(names))):
+        with pytest.raises(KeyboardInterrupt):
+            pairs_from_votes(log, files, tmp_path / str(k))
+        stop = ""
+        pairs_from_votes(log, files, tmp_path / str(k))
+        found = {path.name: path.read_bytes() for path in (tmp_path / str(k)).rglob("*") if path.is_file()}
+        assert {name: content for name, content in found.items() if not name.endswith(".tmp")} == written
+
+
+def test_pairs_of_fewer_results_are_not_taken_for_those_of_all(tmp_path):
+    files = cells(tmp_path / "results", ("base", "refl", "draft"), prompts=6)
+    log = voted(files, tmp_path / "votes.jsonl", {"anna": "refl"})
+    few = pairs_from_votes(log, files[:2], tmp_path / "pairs")
+    with pytest.raises(InputError, match="pairs of other votes or results; --force"):
+        pairs_from_votes(log, files, tmp_path / "pairs")
+    every = pairs_from_votes(log, files, tmp_path / "pairs", force=True)
+    assert few.pairs < every.pairs == len(open_pairs(tmp_path / "pairs"))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +158,7 @@ def test_from_the_command_line_to_accuracy(files, tmp_path, capsys):
     log = voted(files, tmp_path / "votes.jsonl", {"anna": "refl"})
     folder = tmp_path / "pairs"
     assert run_command_line(["pairs", *map(str, files), "--from-votes", str(log), "--output", str(folder)]) == 0
-    assert "5 pairs from 5 votes of 1 raters" in capsys.readouterr().out
+    assert "5 pairs from 5 votes of 1 rater" in capsys.readouterr().out
     assert run_command_line(["accuracy", "--pairs", str(folder), "--scorers", "jpeg_compressibility"]) == 0
     assert "jpeg_compressibility" in capsys.readouterr().out
     assert run_command_line(["pairs", "--from-votes", str(log), "--model", "tiny"]) == 2

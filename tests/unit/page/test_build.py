@@ -247,3 +247,11 @@ def test_what_pictures_are_like_and_who_looks_hacked_stand_on_the_page(tmp_path)
 
 def test_older_results_have_no_table_of_what_pictures_are_like(page):
     assert "What pictures are like" not in page
+
+
+def test_an_evaluation_without_the_scorers_that_were_asked_for_says_so(tmp_path):
+    draw = pictured(tmp_path)
+    here = [draw("base", {"r": [1.0, 2.0]}), draw("best", {"r": [2.0, 3.0]}, "best_of_n", red=9)]
+    there = draw("other", {"s": [1.0, 2.0]}, evaluation={"eval_seed": 7})
+    page = build([*here, there], tmp_path / "page.html", Wanted(scorers=["s"])).text
+    assert page.count("None of the scorers that were asked for has scores here.") == 1

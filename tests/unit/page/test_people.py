@@ -17,9 +17,11 @@ from alignbench import Key
 from alignbench.analysis.compare import compare
 from alignbench.analysis.vote_entries import Entry
 from alignbench.analysis.vote_ranks import vote_ranks, vote_shares
+from alignbench.analysis.vote_tables import vote_reading
 from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError
 from alignbench.judging import voting_log
+from alignbench.judging.outside_votes import import_votes
 from alignbench.page.build import Wanted, build
 from alignbench.page.charts import forest
 from alignbench.page.people import of_votes
@@ -168,3 +170,30 @@ def test_strengths_by_votes_are_those_worked_by_hand():
     assert shares.rates[0, 1] == pytest.approx(5 / 18)
     assert shares.by_prompt[:, 1, 0].tolist() == pytest.approx([1, 0.5, 2 / 3])
     assert vote_ranks(entries, placed, Key("test")).strength.tolist() == pytest.approx([0.0, math.log(2)])
+
+
+def test_one_vote_in_two_logs_is_refused(files, log, capsys):
+    hold(files, log, {"anna": 0.0, "ben": 0.0}, each=6)
+    copy = log.with_name("copy.jsonl")
+    copy.write_bytes(log.read_bytes())
+    for command in (["compare"], ["report", "--output", str(log.with_name("page.html"))]):
+        assert run_command_line([*command, *map(str, files), "--votes", str(log), str(copy)]) == 2
+        assert capsys.readouterr().err == f"alignbench: {log} and {copy} hold the same votes; leave one out.\n"
+
+
+def test_a_log_without_a_vote_says_so(files, log):
+    hold(files, log, {}, each=6)
+    (group,) = compare(files, votes=[log]).groups
+    assert f"{log}: nobody has voted yet." in group.notes
+
+
+def test_where_every_pair_ties_no_number_of_votes_is_told(tmp_path, log):
+    files = cells(tmp_path / "results", prompts=6)
+    table = tmp_path / "votes.csv"
+    table.write_text(
+        "prompt,method_a,method_b,choice,rater\n" + "".join(f"p{i},base,refl,tie,anna\n" for i in range(6))
+    )
+    import_votes(table, files, log)
+    (group,) = compare(files, votes=[log]).groups
+    said = [line for line in vote_reading(group) if "±5 points" in line]
+    assert said == ["votes: refl against base: every pair ties, so it is not to be told how many votes ±5 points take."]
