@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alignbench import plugins
 from alignbench.asking import data, naming
@@ -36,6 +36,8 @@ from alignbench.preferences.choosing import Chosen
 from alignbench.quantities import UNGUIDED, guided
 from alignbench.record.result import Configuration
 from alignbench.sourced import Sourced
+
+Asked = TypeVar("Asked", bound=SamplingOptions)
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Cell:
 def resolve(options: RunOptions) -> Cell:
     """Load the named plug-ins, apply preset and overrides, check what can be checked without the model's weights."""
     model = registry.find(options.model)
+    options = under_one_name(model, options)
     family = registry.family_of(model)
     defaults = defaults_of(model)
     kind = plugins.load("algorithms", options.algorithm)
@@ -209,6 +212,13 @@ def _or_fetch(model: Model) -> str:
     """What else may be done where nothing is known of a model but its place on the hub."""
     of_hub = model.preset == "other" and not Path(model.source).is_absolute()
     return f", or, if its files are not here yet, `alignbench fetch models {model.source}` first" if of_hub else ""
+
+
+def under_one_name(model: Model, options: Asked) -> Asked:
+    """The options with one way of saying that there is no guidance: 1. A denoiser that is told it is told any."""
+    if model.guiding == "embedded" or options.guidance is None or not 0 <= options.guidance < UNGUIDED:
+        return options
+    return options.model_copy(update={"guidance": UNGUIDED})
 
 
 def sampling_of(model: Model, options: SamplingOptions) -> Sampling:
