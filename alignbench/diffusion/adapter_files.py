@@ -83,12 +83,16 @@ def repository(of: Repository) -> Part:
             return [f"unet/{NETWORK}, {LORA} or {PEFT}"]
         return []
 
+    def instead(absent: Sequence[str]) -> list[str]:
+        return weights.half_precision(str(place / part / NETWORK) for part in DENOISERS) if absent else []
+
     return Part(
         of,
         [str(place / name) for name in (*network, LORA, PEFT, PEFT_CONFIG)],
         f"an adapter: {LORA}, {PEFT} or unet/{NETWORK}",
         hub.copied(of),
         missing,
+        instead,
     )
 
 

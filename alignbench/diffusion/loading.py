@@ -17,7 +17,7 @@ from alignbench.diffusion.experts import RefinedPipeline
 from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.hub import Repository
 from alignbench.diffusion.latent import Components, LatentPipeline
-from alignbench.diffusion.layouts import AUTOENCODER, QWEN, REFINER_LAYOUT, Layout, denoiser_of, layout_of, pipeline_of
+from alignbench.diffusion.layouts import QWEN, REFINER_LAYOUT, Layout, layout_of, network_of, pipeline_of
 from alignbench.diffusion.on_disk import EMBEDDED, latent_shape_in, schedule_in, text_tokens, tokenizers_of
 from alignbench.diffusion.registry import Hold, Model, read_json
 from alignbench.diffusion.schedule import Schedule
@@ -45,7 +45,7 @@ def load_pipeline(model: Model, folder: Path, source: str, revision: str | None,
         info["autoencoder_sha256"] = autoencoder_digest(autoencoder)
     aligned, denoiser = {}, None
     if model.denoiser is not None:
-        denoiser, aligned["denoiser"] = hub.placed(denoiser_of(model.denoiser), model.typed)
+        denoiser, aligned["denoiser"] = hub.placed(network_of(model.denoiser), model.typed)
     pipeline = LatentPipeline(
         load_components(folder, model.source, info, meter, hold, denoiser, autoencoder), aligned=aligned
     )
@@ -68,7 +68,7 @@ def find_autoencoder(name: str) -> Path:
     if folder.is_dir():
         folder = folder / "vae" if (folder / "vae").is_dir() else folder
     elif hub.HUB_ID.fullmatch(name):
-        folder = hub.snapshot(hub.files_of(Repository(name), AUTOENCODER), name)
+        folder = hub.snapshot(network_of(Repository(name)), name)
     absent = [] if (folder / "config.json").is_file() else ["config.json"]
     absent += weights.missing(folder, weights.NETWORK)
     if absent:
