@@ -20,6 +20,7 @@ from alignbench.asking.rewarded import NoReward, reward_name_of
 from alignbench.asking.sources import IMAGE, Sources
 from alignbench.choices import NO_REWARD
 from alignbench.diffusion import registry
+from alignbench.diffusion.latent_family import LatentFamily
 from alignbench.diffusion.registry import Family, Hold, Model
 from alignbench.errors import InputError
 from alignbench.interface import (
@@ -139,7 +140,7 @@ def resolve(options: RunOptions) -> Cell:
         budget={str(kind): limit for kind, limit in options.budget.items()} if options.budget else None,
         task=asked.sources.task if asked.sources else None,
         adapter=adapter_digest,
-        vae=_vae(options),
+        vae=_vae(options, family, model),
         vae_tiling=options.vae_tiling,
         resolution="x".join(map(str, options.resolution)) if options.resolution else None,
         code=_code(options, kind, own | scorers, options.prompts, train_name),
@@ -285,10 +286,12 @@ def _code(
     return {name: source for name, source in found.items() if source is not None} or None
 
 
-def _vae(options: RunOptions) -> str | None:
+def _vae(options: RunOptions, family: Family, model: Model) -> str | None:
     """What the configuration keeps of --vae: of a folder what it holds, of the hub's its name."""
     if options.vae is None or not Path(options.vae).exists():
         return options.vae
     from alignbench.diffusion.loading import autoencoder_digest, find_autoencoder
 
-    return autoencoder_digest(find_autoencoder(options.vae))
+    embedded = family if isinstance(family, LatentFamily) and family.at_hand else None
+    of = model.source if embedded is None else str(embedded.place(model).folder)
+    return autoencoder_digest(find_autoencoder(options.vae, of))

@@ -40,7 +40,7 @@ def load_pipeline(model: Model, folder: Path, source: str, revision: str | None,
     quieten("diffusers", "transformers")
     info: dict[str, Any] = {"name": model.like or model.name, "source": source}
     info |= {"revision": revision} if revision else {}
-    autoencoder = find_autoencoder(hold.autoencoder) if hold.autoencoder else None
+    autoencoder = find_autoencoder(hold.autoencoder, str(folder)) if hold.autoencoder else None
     if autoencoder is not None:
         info["autoencoder_sha256"] = autoencoder_digest(autoencoder)
     aligned, denoiser = {}, None
@@ -59,11 +59,14 @@ def load_pipeline(model: Model, folder: Path, source: str, revision: str | None,
     return RefinedPipeline(pipeline, experts, {"refiner": f"{model.refiner.name}@{refiner.name}"})
 
 
-def find_autoencoder(name: str) -> Path:
-    """The folder of an autoencoder: one that holds it, a pipeline's, or a repository's. Raises InputError."""
+def find_autoencoder(name: str, of: str) -> Path:
+    """The folder of an autoencoder: one that holds it, a pipeline's, or a repository's. Raises InputError, for a file
+    with the line that makes a folder of it: as an autoencoder of the model `of`, a folder or a repository, since a file
+    does not say how its latents are scaled, for which diffusers would take Stable Diffusion 1's."""
     folder = Path(name)
     if folder.is_file():
-        line = conversion.conversion(AUTOENCODER_CLASS, "from_single_file", folder, "--vae")
+        as_its = {"config": of, "subfolder": "vae"}
+        line = conversion.conversion(AUTOENCODER_CLASS, "from_single_file", folder, "--vae", **as_its)
         raise InputError(f"--vae {name!r} is a file; expected a folder or hub id. Make a folder of it once: {line}")
     if folder.is_dir():
         folder = folder / "vae" if (folder / "vae").is_dir() else folder
