@@ -43,9 +43,9 @@ def weights_among(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*") if path.suffix in ENDINGS and path.is_file())
 
 
-def instead(folder: Path, part: str, kind: str, option: str = "--model") -> str:
+def instead(folder: Path, part: str, kind: str, option: str = "--model", absent: Iterable[str] = ()) -> str:
     """Behind the message that the weights of a part are missing: what its folder holds instead, and what to type where
-    that can be converted. `kind` is the class of the whole, which `option` names."""
+    that can be converted. `kind` is the class of the whole, which `option` names, and of which parts may be absent."""
     held = weights_among(folder / part)
     if not held:
         return ""
@@ -54,7 +54,7 @@ def instead(folder: Path, part: str, kind: str, option: str = "--model") -> str:
         return f"{said}, which is not read."
     return (
         f"{said}: pickled weights, which can run code and are not read. If you trust them, convert the folder once: "
-        f"{conversion(kind, 'from_pretrained', folder, option)}"
+        f"{conversion(kind, 'from_pretrained', folder, option, **dict.fromkeys(absent))}"
     )
 
 
@@ -92,10 +92,10 @@ def whole_model(names: Sequence[str], path: Path, option: str = "--model") -> st
     return None
 
 
-def conversion(kind: str, reader: str, path: Path, option: str = "--model", **named: str) -> str:
+def conversion(kind: str, reader: str, path: Path, option: str = "--model", **named: str | None) -> str:
     """The line that makes a folder which is read of a folder or file that is not, and the option that names it."""
     made = path.with_name(f"{path.stem if path.is_file() else path.name}-safetensors")
-    given = "".join(f", {name}={quoted(value)}" for name, value in named.items())
+    given = "".join(f", {name}={value if value is None else quoted(value)}" for name, value in named.items())
     code = f"from diffusers import {kind} as P; P.{reader}({quoted(path)}{given}).save_pretrained({quoted(made)})"
     return f"{python_line(code)}, then {option} {shlex.quote(str(made))}"
 

@@ -99,7 +99,10 @@ class Layout:
         if not (absent := self.missing(folder)):
             return
         parts = [part for part in self.networks if f"{part}/{weights.stem_of(part)}.safetensors" in absent]
-        said = next(filter(None, (conversion.instead(folder, part, self.pipeline) for part in parts)), "")
+        left_out = [part for part in self.optional if part not in self.encoders]
+        left_out += [part.replace("text_encoder", "tokenizer") for part in left_out]  # diffusers wants to be told
+        found = (conversion.instead(folder, part, self.pipeline, absent=left_out) for part in parts)
+        said = next(filter(None, found), "")
         raise RunError(f"cannot load {source}: {', '.join(absent)} missing.{said}")
 
 

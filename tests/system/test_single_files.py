@@ -1,7 +1,8 @@
-"""The lines that make a folder of a model or an autoencoder in one file, run on miniatures in the original's names."""
+"""The lines that make a folder which is read of one file or of pickles, run on miniatures."""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import random_models
 import torch
+from diffusers import SD3Transformer2DModel
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
@@ -18,9 +20,10 @@ from alignbench.asking.options import RunOptions
 from alignbench.asking.resolve import resolve
 from alignbench.diffusion import original_names
 from alignbench.diffusion import registry as models
+from alignbench.diffusion.adapters import open_policy
 from alignbench.diffusion.registry import Hold
 from alignbench.diffusion.rollout import PipelineSampler
-from alignbench.errors import InputError
+from alignbench.errors import InputError, RunError
 from alignbench.meter import Meter
 
 COMMIT = "0" * 40
@@ -117,3 +120,46 @@ def test_the_line_for_an_autoencoder_in_one_file_scales_latents_as_the_model_tha
     for field in ("scaling_factor", "shift_factor", "latent_channels"):
         assert ours.get(field) == theirs.get(field)
     torch.testing.assert_close(drawn(folder, autoencoder=made), drawn(folder), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [random_models.small_sd3, functools.partial(random_models.small_sd3, t5=False), random_models.small_flux],
+    ids=["SD3", "SD3 without T5", "FLUX"],
+)
+def test_the_line_for_a_flow_model_in_pickles_makes_a_folder_that_draws_the_same(tmp_path, build):
+    folder = build(tmp_path / "model")
+    whole = Path(shutil.copytree(folder, tmp_path / "whole"))
+    for path in sorted(folder.rglob("*.safetensors")):
+        name = "pytorch_model.bin" if "text" in path.parent.name else path.with_suffix(".bin").name
+        torch.save(load_file(path), path.with_name(name))
+        path.unlink()
+    with pytest.raises(RunError, match="pickled weights, which can run code") as raised:
+        drawn(folder, resolution=(16, 16))
+    code, made = re.search(r"python -c '(.*)', then --model (\S+)$", str(raised.value)).groups()
+    exec(code)
+    assert torch.equal(drawn(Path(made), resolution=(16, 16)), drawn(whole, resolution=(16, 16)))
+
+
+def test_the_line_for_a_transformer_in_pickles_makes_an_adapter_that_is_read(tmp_path):
+    """In its place: the folder is named again."""
+    folder = random_models.small_sd3(tmp_path / "model")
+    pipeline = models.load(models.find(str(folder)), Meter())
+    place = tmp_path / "adapter" / "transformer"
+    network = SD3Transformer2DModel.from_pretrained(folder / "transformer")
+    with torch.no_grad():
+        network.proj_out.weight.mul_(2)
+    network.save_pretrained(place, safe_serialization=False)
+    with pytest.raises(InputError, match="is a pickle") as raised:
+        open_policy(pipeline, tmp_path / "adapter")
+    exec(re.search(r"`python -c '(.*)'`", str(raised.value))[1])
+    policy = open_policy(pipeline, tmp_path / "adapter")
+    assert torch.equal(policy.denoiser.proj_out.weight, network.proj_out.weight)
+
+
+def test_a_transformer_of_another_class_is_told_by_its_class(tmp_path):
+    """And not by a field that its file does not have."""
+    sd3, flux = random_models.small_sd3(tmp_path / "sd3"), random_models.small_flux(tmp_path / "flux")
+    pipeline = models.load(models.find(str(flux)), Meter(), Hold(resolution=(16, 16)))
+    with pytest.raises(RunError, match="_class_name is 'SD3Transformer2DModel', not 'FluxTransformer2DModel'"):
+        open_policy(pipeline, sd3 / "transformer")
