@@ -151,10 +151,9 @@ class Steering:
     def unsupported(self, problem: Problem) -> str | None:
         steps = self.sampling(problem).steps
         if self.n > 1 and not any(self.checks(i, steps) for i in range(steps)):
-            return (
-                f"interval={self.interval} leaves no check within {steps} steps, and without one this is best_of_n; "
-                f"set it to less than {steps - 1}."
-            )
+            instead = f"set it to less than {steps - 1}" if steps > 2 else "sample in at least 3 steps"
+            none = f"interval={self.interval} leaves no check within {steps} steps, and without one this is best_of_n"
+            return f"{none}; {instead}."
         return without_gaussian_steps(problem, "steering")
 
 

@@ -38,8 +38,9 @@ class Prompt:
 class Sampling:
     """How a pipeline is sampled: number of steps, classifier-free guidance scale, DDIM's η in [0, 1].
 
-    A guidance of at most 1 is none, as in diffusers, and is kept as 1. Kernel `exact` draws from the true p(x_s | x_t),
-    where it is known in closed form; those of flow_transition.py are flow models', and two of them take an η above 1.
+    A guidance of at most 1 is none, as in diffusers, and is kept as 1, unless the denoiser is told the scale. Kernel
+    `exact` draws from the true p(x_s | x_t), where it is known in closed form; those of flow_transition.py are flow
+    models', and two of them take an η above 1.
     """
 
     steps: int
@@ -63,7 +64,7 @@ class Sampling:
             raise ValueError(f"steps must be at least 1, got {self.steps}.")
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance must not be negative, got {self.guidance}.")
-        if not guided(self.guidance):
+        if not guided(self.guidance) and not self.embedded_guidance:
             object.__setattr__(self, "guidance", 1.0)
         most = math.inf if self.kernel in ("flow_sde", "dance_sde") else 1
         if not 0 <= self.eta <= most or self.eta == math.inf:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from alignbench import plugins
 from alignbench.asking.refused import explained
@@ -90,17 +90,11 @@ def _reward_name(value: str) -> str:
     return plugins.full_name("rewards", value)
 
 
-def _guidance(value: float) -> float:
-    """At most 1 is no guidance, so that one configuration has one name."""
-    return 1.0 if 0 <= value <= 1 else value
-
-
 Count = Annotated[int, Field(ge=1, le=1_000_000)]  # of things that are kept in memory, all of them
 Tokens = Annotated[int, Field(ge=1, le=512)]  # of T5's or Qwen's text; diffusers' pipelines take no more either
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Finite, Field(gt=0)]
-Guidance = Annotated[Finite, AfterValidator(_guidance)]
 Fields = Annotated[dict[str, Any], BeforeValidator(assignments)]
 Budget = Annotated[dict[BudgetKind, Positive] | None, BeforeValidator(assignments)]
 Pixels = Annotated[tuple[int, int] | None, BeforeValidator(_pixels)]
@@ -169,8 +163,10 @@ class SamplingOptions(Options):
     """How images are sampled; each is by default the model's own."""
 
     steps: Annotated[int | None, Option(EVALUATION, HASHED)] = Field(None, description="Sampling steps.")
-    guidance: Annotated[Guidance | None, Option(EVALUATION, HASHED)] = Field(
-        None, description="Classifier-free guidance scale; at most 1 is none, and 0 means the same as 1."
+    guidance: Annotated[Finite | None, Option(EVALUATION, HASHED)] = Field(
+        None,
+        description="Classifier-free guidance scale; at most 1 is none, and 0 means the same as 1. A denoiser that is "
+        "told the scale (FLUX.1 [dev]) is told any.",
     )
     eta: Annotated[Finite | None, Option(EVALUATION, HASHED)] = Field(
         None,

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alignbench import plugins
 from alignbench.asking import data, naming
@@ -20,6 +20,7 @@ from alignbench.asking.rewarded import NoReward, reward_name_of
 from alignbench.asking.sources import IMAGE, Sources
 from alignbench.choices import NO_REWARD
 from alignbench.diffusion import registry
+from alignbench.diffusion.latent_family import LatentFamily
 from alignbench.diffusion.registry import Family, Hold, Model
 from alignbench.errors import InputError
 from alignbench.interface import (
@@ -36,6 +37,8 @@ from alignbench.preferences.choosing import Chosen
 from alignbench.quantities import UNGUIDED, guided
 from alignbench.record.result import Configuration
 from alignbench.sourced import Sourced
+
+Asked = TypeVar("Asked", bound=SamplingOptions)
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Cell:
 def resolve(options: RunOptions) -> Cell:
     """Load the named plug-ins, apply preset and overrides, check what can be checked without the model's weights."""
     model = registry.find(options.model)
+    options = under_one_name(model, options)
     family = registry.family_of(model)
     defaults = defaults_of(model)
     kind = plugins.load("algorithms", options.algorithm)
@@ -136,7 +140,7 @@ def resolve(options: RunOptions) -> Cell:
         budget={str(kind): limit for kind, limit in options.budget.items()} if options.budget else None,
         task=asked.sources.task if asked.sources else None,
         adapter=adapter_digest,
-        vae=_vae(options),
+        vae=_vae(options, family, model),
         vae_tiling=options.vae_tiling,
         resolution="x".join(map(str, options.resolution)) if options.resolution else None,
         code=_code(options, kind, own | scorers, options.prompts, train_name),
@@ -211,6 +215,13 @@ def _or_fetch(model: Model) -> str:
     return f", or, if its files are not here yet, `alignbench fetch models {model.source}` first" if of_hub else ""
 
 
+def under_one_name(model: Model, options: Asked) -> Asked:
+    """The options with one way of saying that there is no guidance: 1. A denoiser that is told it is told any."""
+    if model.guiding == "embedded" or options.guidance is None or not 0 <= options.guidance < UNGUIDED:
+        return options
+    return options.model_copy(update={"guidance": UNGUIDED})
+
+
 def sampling_of(model: Model, options: SamplingOptions) -> Sampling:
     """How a model is sampled: as asked, else in its own way. Raises InputError."""
     kernel = options.kernel if isinstance(options, RunOptions) else "ddim"
@@ -275,10 +286,12 @@ def _code(
     return {name: source for name, source in found.items() if source is not None} or None
 
 
-def _vae(options: RunOptions) -> str | None:
+def _vae(options: RunOptions, family: Family, model: Model) -> str | None:
     """What the configuration keeps of --vae: of a folder what it holds, of the hub's its name."""
     if options.vae is None or not Path(options.vae).exists():
         return options.vae
     from alignbench.diffusion.loading import autoencoder_digest, find_autoencoder
 
-    return autoencoder_digest(find_autoencoder(options.vae))
+    embedded = family if isinstance(family, LatentFamily) and family.at_hand else None
+    of = model.source if embedded is None else str(embedded.place(model).folder)
+    return autoencoder_digest(find_autoencoder(options.vae, of))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Env
+from cyclopts.exceptions import UnusedCliTokensError
 
 from alignbench import __version__
 from alignbench.errors import AlignbenchError, InputError, UnknownName, said
@@ -74,7 +75,7 @@ def _run(arguments: Sequence[str]) -> int:
         code = app([a for a in arguments if a != "--debug"], exit_on_error=False, print_error=False, console=_console())
         return code if isinstance(code, int) else 0
     except CycloptsError as error:
-        print(f"alignbench: {said(error)}", file=sys.stderr)
+        print(f"alignbench: {_not_understood(error)}", file=sys.stderr)
         return 2
     except AlignbenchError as error:
         if debug:
@@ -117,6 +118,15 @@ def _interrupted() -> int:
 def _is_of_interrupt(error: BaseException | None) -> bool:
     """Whether an error arose while an interrupt ended things, such as an import that it had cut short."""
     return error is not None and (isinstance(error, KeyboardInterrupt) or _is_of_interrupt(error.__context__))
+
+
+def _not_understood(error: CycloptsError) -> str:
+    """A command line that is wrong; a word that no option takes with what to do about it."""
+    if not isinstance(error, UnusedCliTokensError) or not error.unused_tokens:
+        return said(error)
+    word = error.unused_tokens[0]
+    expected = "--set before each NAME=VALUE" if "=" in word else "an option before it, see --help"
+    return f"{word!r} belongs to no option; expected {expected}."
 
 
 def _check_environment() -> None:

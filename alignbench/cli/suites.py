@@ -151,7 +151,7 @@ def _engine(rows: Sequence[Row], on: str, jobs: int | None) -> Engine:
 
 
 def _show_plan(rows: Sequence[Row], json: bool) -> int:
-    """The cells, and what those that are left would cost together; the exit code, 2 where a cell is wrong input."""
+    """The cells, and what those that are left would cost together; the exit code: see `_of_failed`."""
     from alignbench.analysis.formats import number
     from alignbench.suites.plan import look, total
 
@@ -166,22 +166,22 @@ def _show_plan(rows: Sequence[Row], json: bool) -> int:
     if json:
         values = {"cells": whole.cells, "cost": cost, "seconds": whole.seconds, "unknown": whole.unknown}
         print_json({"cells": [row.as_values() for row in rows], "total": values})
-        return _of_wrong(rows)
+        return _of_failed(rows)
     names = {"denoiser_forward": "denoiser evaluations forward", "denoiser_backward": "backward"}
     names["reward_forward"] = "reward evaluations"
     parts = [f"{number(cost[name])} {words}" for name, words in names.items()]
     time = f"; about {whole.seconds / 60:.1f} minutes on this machine" if whole.seconds is not None else ""
     unknown = f"; and {whole.unknown} whose cost is not known before they run" if whole.unknown else ""
     say(f"cells to run: {whole.cells}; together {', '.join(parts)}{time}{unknown}")
-    return _of_wrong(rows)
+    return _of_failed(rows)
 
 
-def _of_wrong(rows: Sequence[Row]) -> int:
-    """Say which rows are wrong input; the exit code of a dry run."""
-    wrong = [row for row in rows if row.state == "failed" and not row.was_there]
-    for row in wrong:
+def _of_failed(rows: Sequence[Row]) -> int:
+    """Say which rows cannot be run; the exit code of a dry run, 2 where one is wrong input."""
+    failed = [row for row in rows if row.state == "failed" and not row.was_there]
+    for row in failed:
         note(f"alignbench: {row.text}: {row.reason}")
-    return 2 if wrong else 0
+    return 2 if any(row.wrong_input for row in failed) else int(bool(failed))
 
 
 def _show(rows: Sequence[Row], json: bool, report: bool, conclude: bool) -> None:

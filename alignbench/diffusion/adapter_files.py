@@ -83,12 +83,16 @@ def repository(of: Repository) -> Part:
             return [f"unet/{NETWORK}, {LORA} or {PEFT}"]
         return []
 
+    def instead(absent: Sequence[str]) -> list[str]:
+        return weights.half_precision(str(place / part / NETWORK) for part in DENOISERS) if absent else []
+
     return Part(
         of,
         [str(place / name) for name in (*network, LORA, PEFT, PEFT_CONFIG)],
         f"an adapter: {LORA}, {PEFT} or unet/{NETWORK}",
         hub.copied(of),
         missing,
+        instead,
     )
 
 
@@ -98,8 +102,8 @@ def whole_checkpoint(path: Path, names: Sequence[str]) -> str | None:
     if not ours or any("lora" in name for name in names):
         return None
     held = f"{ours[0]}, and {len(names) - 1} more tensors"
-    kind = conversion.SDXL if any(name.startswith("conditioner.") for name in names) else conversion.SD
-    return f"{path} is a whole checkpoint in one file ({held}); expected {EXPECTED}. {_folder_of(path, kind)}"
+    what = conversion.whole_model(names, path, "--adapter") or _folder_of(path)
+    return f"{path} is a whole checkpoint in one file ({held}); expected {EXPECTED}. It is {what}"
 
 
 def _of_file(path: Path) -> Found:
@@ -155,8 +159,7 @@ def _refuse_pickle(path: Path) -> None:
             f"U.from_pretrained({quoted(folder)}, use_safetensors=False{asked}).save_pretrained({quoted(folder)})"
         )
     elif path.suffix == ".ckpt":
-        advice = _folder_of(path, conversion.SD)
-        raise InputError(f"{path} is a pickle, which may run code and is not read. {advice}")
+        raise InputError(f"{path} is a pickle, which may run code and is not read. If you trust it, {_folder_of(path)}")
     else:
         line = (
             "import torch; from safetensors.torch import save_file; "
@@ -169,9 +172,10 @@ def _refuse_pickle(path: Path) -> None:
     )
 
 
-def _folder_of(path: Path, kind: str) -> str:
+def _folder_of(path: Path) -> str:
     """How a checkpoint in one file becomes a folder, which holds its denoiser in a folder of its own."""
-    return f"Make a folder of it once: {conversion.conversion(kind, 'from_single_file', path, '--adapter')}"
+    line = conversion.conversion(conversion.SD, "from_single_file", path, "--adapter")
+    return f"make {conversion.ONCE}: {line}"
 
 
 def _listed(folder: Path) -> str:

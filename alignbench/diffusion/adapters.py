@@ -105,7 +105,8 @@ def _check_config(pipeline: LatentPipeline, path: Path) -> None:
     own: dict[str, Any] = json.loads(pipeline.components.denoiser.to_json_string())
     defaults = inspect.signature(type(pipeline.components.denoiser).__init__).parameters
     left_out = {name: defaults[name].default for name in own if name in defaults}
-    for name, value in {**left_out, **read_json(path)}.items():
+    said = read_json(path)  # its class first, by which the others are explained
+    for name, value in {"_class_name": said.get("_class_name", own["_class_name"]), **left_out, **said}.items():
         known = name in own and (name == "_class_name" or not name.startswith("_"))
         if known and not _same(value, own[name]):
             raise RunError(

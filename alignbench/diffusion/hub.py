@@ -33,6 +33,9 @@ class Part:
     contents: str  # the files in a word or two, as messages name them
     advice: str  # what to do where they cannot be downloaded
     missing: Callable[[Path], Sequence[str]]  # what a snapshot lacks
+    instead: Callable[[Sequence[str]], Sequence[str]] = (
+        lambda absent: ()
+    )  # files in the place of what a repository lacks
 
 
 def files_of(repository: Repository, files: Sequence[str]) -> Part:
@@ -85,7 +88,10 @@ def snapshot(part: Part, model: str, folder: Path | None = None) -> Path:
         elsewhere = f"Where it can, run `alignbench fetch models {model}`."
         raise RunError(f"{absent}, and the model hub cannot be reached. {elsewhere} {part.advice}")
     try:
-        return Path(snapshot_download(part.repository.name, **_where(part, folder)))
+        found = Path(snapshot_download(part.repository.name, **_where(part, folder)))
+        if others := part.instead(part.missing(found)):
+            found = Path(snapshot_download(part.repository.name, **_where(part, folder, others)))
+        return found
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{absent}, and downloading failed: {reason} {part.advice}") from error
@@ -99,5 +105,6 @@ def placed(part: Part, model: str) -> tuple[Path, str]:
     return found / part.repository.inside, "/".join(filter(None, (said, part.repository.inside.strip("./"))))
 
 
-def _where(part: Part, folder: Path | None) -> dict[str, Any]:
-    return {"revision": part.repository.revision, "allow_patterns": list(part.patterns), "local_dir": folder}
+def _where(part: Part, folder: Path | None, others: Sequence[str] = ()) -> dict[str, Any]:
+    patterns = [*part.patterns, *others]
+    return {"revision": part.repository.revision, "allow_patterns": patterns, "local_dir": folder}

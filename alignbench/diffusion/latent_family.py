@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from alignbench.diffusion import adapter_files, hub, registry
 from alignbench.diffusion.configs import check_denoiser_in, check_folder
 from alignbench.diffusion.hub import Part, Repository
-from alignbench.diffusion.layouts import denoiser_of, layout_of, pipeline_of
+from alignbench.diffusion.layouts import layout_of, network_of, pipeline_of
 from alignbench.diffusion.on_disk import check_resolution, latent_shape_in, schedule_in, tokenizers_of
 from alignbench.diffusion.registry import Hold, Model, Wishes
 from alignbench.errors import InputError
@@ -87,7 +87,7 @@ class LatentFamily:
             folder = self.place(model).folder
             layout = check_folder(folder, model.source)
             if model.denoiser is not None:
-                check_denoiser_in(hub.placed(denoiser_of(model.denoiser), model.typed)[0], layout)
+                check_denoiser_in(hub.placed(network_of(model.denoiser), model.typed)[0], layout)
             latent_shape_in(folder, model.source, wishes.resolution)
         elif model in self.models and wishes.resolution is not None:
             check_resolution(wishes.resolution, self.enlarged * self.patch)
@@ -160,7 +160,7 @@ def needs_of(model: Model) -> list[Part]:
     if Path(model.source).is_dir():
         return []
     parts = [pipeline_of(Repository(model.source, model.revision))]
-    parts += [denoiser_of(model.denoiser)] if model.denoiser else []
+    parts += [network_of(model.denoiser)] if model.denoiser else []
     parts += [adapter_files.repository(model.adapter)] if model.adapter else []
     return parts + ([pipeline_of(model.refiner)] if model.refiner else [])
 

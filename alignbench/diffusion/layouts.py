@@ -16,7 +16,6 @@ from alignbench.errors import InputError, RunError
 
 UNET, TRANSFORMER = "unet", "transformer"  # where a denoiser lies, and what stands before its layers in LoRA files
 DENOISERS = (UNET, TRANSFORMER)
-AUTOENCODER = ("config.json", "diffusion_pytorch_model.safetensors")
 REFINER = "StableDiffusionXLImg2ImgPipeline"
 CLIP, PROJECTED, T5 = "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"
 QWEN = "Qwen3ForCausalLM"
@@ -100,7 +99,10 @@ class Layout:
         if not (absent := self.missing(folder)):
             return
         parts = [part for part in self.networks if f"{part}/{weights.stem_of(part)}.safetensors" in absent]
-        said = next(filter(None, (conversion.instead(folder, part, self.pipeline) for part in parts)), "")
+        left_out = [part for part in self.optional if part not in self.encoders]
+        left_out += [part.replace("text_encoder", "tokenizer") for part in left_out]  # diffusers wants to be told
+        found = (conversion.instead(folder, part, self.pipeline, absent=left_out) for part in parts)
+        said = next(filter(None, found), "")
         raise RunError(f"cannot load {source}: {', '.join(absent)} missing.{said}")
 
 
@@ -179,11 +181,12 @@ def pipeline_of(repository: Repository) -> Part:
         contents="model_index.json, denoiser, vae, text encoders, tokenizers, scheduler",
         advice="Copy the diffusers folder here and pass its path as --model. `--model tiny` works offline.",
         missing=_missing,
+        instead=weights.half_precision,
     )
 
 
-def denoiser_of(repository: Repository) -> Part:
-    """A denoiser of the hub, in the folder that is meant: its configuration, and its weights in one file or shards."""
+def network_of(repository: Repository) -> Part:
+    """One network of the hub, in the folder that is meant: its configuration, and its weights in one file or shards."""
     folder = PurePosixPath(repository.inside)
     names = [str(folder / name) for name in ("config.json", *weights.patterns(weights.NETWORK))]
 
@@ -191,7 +194,7 @@ def denoiser_of(repository: Repository) -> Part:
         absent = [] if (snapshot / names[0]).is_file() else ["config.json"]
         return [str(folder / name) for name in (*absent, *weights.missing(snapshot / folder, weights.NETWORK))]
 
-    return Part(repository, names, ", ".join(names[:2]), hub.copied(repository), missing)
+    return Part(repository, names, ", ".join(names[:2]), hub.copied(repository), missing, weights.half_precision)
 
 
 def _missing(snapshot: Path) -> list[str]:

@@ -17,7 +17,7 @@ from alignbench.diffusion.experts import RefinedPipeline
 from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.hub import Repository
 from alignbench.diffusion.latent import Components, LatentPipeline
-from alignbench.diffusion.layouts import AUTOENCODER, QWEN, REFINER_LAYOUT, Layout, denoiser_of, layout_of, pipeline_of
+from alignbench.diffusion.layouts import QWEN, REFINER_LAYOUT, Layout, layout_of, network_of, pipeline_of
 from alignbench.diffusion.on_disk import EMBEDDED, latent_shape_in, schedule_in, text_tokens, tokenizers_of
 from alignbench.diffusion.registry import Hold, Model, read_json
 from alignbench.diffusion.schedule import Schedule
@@ -40,12 +40,12 @@ def load_pipeline(model: Model, folder: Path, source: str, revision: str | None,
     quieten("diffusers", "transformers")
     info: dict[str, Any] = {"name": model.like or model.name, "source": source}
     info |= {"revision": revision} if revision else {}
-    autoencoder = find_autoencoder(hold.autoencoder) if hold.autoencoder else None
+    autoencoder = find_autoencoder(hold.autoencoder, str(folder)) if hold.autoencoder else None
     if autoencoder is not None:
         info["autoencoder_sha256"] = autoencoder_digest(autoencoder)
     aligned, denoiser = {}, None
     if model.denoiser is not None:
-        denoiser, aligned["denoiser"] = hub.placed(denoiser_of(model.denoiser), model.typed)
+        denoiser, aligned["denoiser"] = hub.placed(network_of(model.denoiser), model.typed)
     pipeline = LatentPipeline(
         load_components(folder, model.source, info, meter, hold, denoiser, autoencoder), aligned=aligned
     )
@@ -59,16 +59,19 @@ def load_pipeline(model: Model, folder: Path, source: str, revision: str | None,
     return RefinedPipeline(pipeline, experts, {"refiner": f"{model.refiner.name}@{refiner.name}"})
 
 
-def find_autoencoder(name: str) -> Path:
-    """The folder of an autoencoder: one that holds it, a pipeline's, or a repository's. Raises InputError."""
+def find_autoencoder(name: str, of: str) -> Path:
+    """The folder of an autoencoder: one that holds it, a pipeline's, or a repository's. Raises InputError, for a file
+    with the line that makes a folder of it: as an autoencoder of the model `of`, a folder or a repository, since a file
+    does not say how its latents are scaled, for which diffusers would take Stable Diffusion 1's."""
     folder = Path(name)
     if folder.is_file():
-        line = conversion.conversion(AUTOENCODER_CLASS, "from_single_file", folder, "--vae")
+        as_its = {"config": of, "subfolder": "vae"}
+        line = conversion.conversion(AUTOENCODER_CLASS, "from_single_file", folder, "--vae", **as_its)
         raise InputError(f"--vae {name!r} is a file; expected a folder or hub id. Make a folder of it once: {line}")
     if folder.is_dir():
         folder = folder / "vae" if (folder / "vae").is_dir() else folder
     elif hub.HUB_ID.fullmatch(name):
-        folder = hub.snapshot(hub.files_of(Repository(name), AUTOENCODER), name)
+        folder = hub.snapshot(network_of(Repository(name)), name)
     absent = [] if (folder / "config.json").is_file() else ["config.json"]
     absent += weights.missing(folder, weights.NETWORK)
     if absent:

@@ -2,10 +2,10 @@
 
 A LoRA adds (alpha / rank) B A to a layer's weight (Hu et al. 2021, https://arxiv.org/abs/2106.09685). Its tensors are
 spelled in several ways: by diffusers (`unet.LAYER.lora.down.weight`, before 0.22 `LAYER_WITHOUT_TO_Q.to_q_lora.down`;
-of SD3 and FLUX `transformer.LAYER.lora_A.weight`), by peft (`base_model.model.LAYER.lora_A.weight`), and by kohya's
-scripts (`lora_unet_LAYER.lora_down.weight`, with underscores for dots, and for SDXL in the block numbers of the
-original code). The rank stands in the shapes. Alpha stands in peft's configuration, in an `alpha` of each layer, or
-nowhere: then it is the rank.
+of SD3 and FLUX `transformer.LAYER.lora_A.weight`), by peft (`base_model.model.LAYER.lora_A.weight`), by kohya's scripts
+(`lora_unet_LAYER.lora_down.weight`, with underscores for dots), and by ai-toolkit
+(`diffusion_model.LAYER.lora_A.weight`), the last two for SDXL and FLUX with the layers of the original code. The rank
+stands in the shapes. Alpha stands in peft's configuration, in an `alpha` of each layer, or nowhere, and is the rank.
 
 A file is data. What a LoRA computes otherwise than above is refused by the name of its tensor or of its field, and no
 tensor is left out.
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from alignbench.diffusion.adapter_files import EXPECTED, Found, whole_checkpoint
-from alignbench.diffusion.original_names import original_names
+from alignbench.diffusion.original_names import flux_names, original_names
 from alignbench.diffusion.registry import read_json
 from alignbench.diffusion.states import State, refuse_misfits
 from alignbench.errors import InputError, RunError, shown
@@ -128,16 +128,17 @@ def placed(file: LoraFile, network: Any, model: str) -> Placed:
     """The LoRA on a denoiser. Raises RunError naming the first tensor that does not fit, before anything is made of
     its size."""
     layers = layers_of(network)
-    originals = original_names(layers, network.config.get("layers_per_block"))
-    spellings = {_joined(name): layer for layer, name in [*originals.items(), *zip(layers, layers, strict=True)]}
+    meant = _spellings(layers, network.config.get("layers_per_block"))
     state = dict(file.others)
     for (spelled, matrix), tensor in file.matrices.items():
-        name = f"{spellings.get(_joined(spelled), spelled)}.{matrix}.weight"
-        if name in state:
-            raise RunError(f"{file.path} holds {name} twice, last as {spelled}; expected one LoRA.")
-        state[name] = tensor
+        found = meant.get(_joined(spelled), [spelled])
+        for layer, part in zip(found, _parts(tensor, matrix, found, layers), strict=True):
+            name = f"{layer}.{matrix}.weight"
+            if name in state:
+                raise RunError(f"{file.path} holds {name} twice, last as {spelled}; expected one LoRA.")
+            state[name] = part
     targets = _targets(file, [name for name, _ in network.named_modules()], layers, model)
-    held = {layer for spelled, _ in file.matrices if (layer := spellings.get(_joined(spelled))) is not None}
+    held = {layer for spelled, _ in file.matrices for layer in meant.get(_joined(spelled), ())}
     adapted = [name for name in layers if name in held or _is_one_of(name, targets)]
     if not adapted:
         first = next((layer for layer, _ in file.matrices), next(iter(file.others), "of a LoRA"))
@@ -148,11 +149,27 @@ def placed(file: LoraFile, network: Any, model: str) -> Placed:
     refuse_misfits(file.path, model, _shapes(layers, ranks), state)
     alphas = {name: file.alpha(name, rank) for name, rank in ranks.items()}
     for spelled, alpha in file.alphas.items():
-        layer = spellings.get(_joined(spelled), spelled)
-        if layer not in held:
-            raise RunError(f"{file.path} has an alpha of {layer}, and no LoRA of it; copy it again.")
-        alphas[layer] = alpha
+        for layer in meant.get(_joined(spelled), [spelled]):
+            if layer not in held:
+                raise RunError(f"{file.path} has an alpha of {layer}, and no LoRA of it; copy it again.")
+            alphas[layer] = alpha
     return Placed(_described(ranks, alphas, targets or adapted), state)
+
+
+def _spellings(layers: Mapping[str, Tensor], layers_per_block: object) -> dict[str, Sequence[str]]:
+    """The layers that are meant by each name of one, with underscores for dots."""
+    originals = original_names(layers, layers_per_block)
+    single = [*originals.items(), *zip(layers, layers, strict=True)]
+    found = {_joined(name): meant for name, meant in flux_names(layers).items()}
+    return found | {_joined(name): [layer] for layer, name in single}
+
+
+def _parts(tensor: Tensor, matrix: str, meant: Sequence[str], layers: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    """What each of the layers that one of the original's is has of its matrix: all of A, and its own rows of B."""
+    if matrix == "lora_A" or len(meant) == 1:
+        return [tensor] * len(meant)
+    rows = [len(layers[layer]) for layer in meant]
+    return tensor.split(rows) if tensor.dim() and sum(rows) == len(tensor) else [tensor] * len(meant)
 
 
 def layers_of(network: nn.Module) -> dict[str, Tensor]:

@@ -1,14 +1,16 @@
-"""Layers of a UNet by the names of the original code (CompVis' latent diffusion, Stability's generative-models), by
-which kohya's scripts and others save LoRAs of SDXL.
+"""Layers by the names of the original code, by which kohya's scripts, ai-toolkit and others save LoRAs: of SDXL's UNet
+(CompVis' latent diffusion, Stability's generative-models), and of FLUX.1 and FLUX.2 (Black Forest Labs' code).
 
-Its blocks are numbered through: after the first convolution, each resolution on the way down has `layers_per_block`
-blocks and one that halves it; each on the way up has one block more, the last of which also doubles it.
+A UNet's blocks are numbered through: after the first convolution, each resolution on the way down has
+`layers_per_block` blocks and one that halves it; each on the way up has one block more, the last of which also doubles
+it. FLUX's blocks keep their numbers; but a layer of the original may be several here, whose outputs it makes one after
+another. Its last modulation has its halves the other way round here, and is left out: who names it is refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 OUTSIDE = {
     "conv_in": "input_blocks.0.0",
@@ -26,6 +28,60 @@ IN_RESNETS = {
 }
 BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
+OF_FLUX = {  # by what stands before them: the original's, and what it is here in one of both generations
+    ("double_blocks", "transformer_blocks"): (
+        ("img_attn.qkv", ("attn.to_q", "attn.to_k", "attn.to_v")),
+        ("txt_attn.qkv", ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")),
+        ("img_attn.proj", ("attn.to_out.0",)),
+        ("txt_attn.proj", ("attn.to_add_out",)),
+        ("img_mod.lin", ("norm1.linear",)),
+        ("txt_mod.lin", ("norm1_context.linear",)),
+        ("img_mlp.0", ("ff.net.0.proj",)),
+        ("img_mlp.2", ("ff.net.2",)),
+        ("txt_mlp.0", ("ff_context.net.0.proj",)),
+        ("txt_mlp.2", ("ff_context.net.2",)),
+        ("img_mlp.0", ("ff.linear_in",)),
+        ("img_mlp.2", ("ff.linear_out",)),
+        ("txt_mlp.0", ("ff_context.linear_in",)),
+        ("txt_mlp.2", ("ff_context.linear_out",)),
+    ),
+    ("single_blocks", "single_transformer_blocks"): (
+        ("linear1", ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")),
+        ("linear2", ("proj_out",)),
+        ("modulation.lin", ("norm.linear",)),
+        ("linear1", ("attn.to_qkv_mlp_proj",)),
+        ("linear2", ("attn.to_out",)),
+    ),
+}
+OUTSIDE_FLUX = {
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+    "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
+    "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "single_stream_modulation.linear": "single_stream_modulation.lin",
+    "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
+    "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+    "proj_out": "final_layer.linear",
+}
+
+
+def flux_names(layers: Collection[str]) -> dict[str, Sequence[str]]:
+    """By each name of FLUX's original code, the layers that this is here; empty for other networks."""
+    found: dict[str, Sequence[str]] = {}
+    for (theirs, ours), names in OF_FLUX.items():
+        numbers = {block[1] for layer in layers if (block := re.match(rf"{ours}\.(\d+)\.", layer))}
+        for number in numbers if any(layer.startswith("single_transformer_blocks.") for layer in layers) else ():
+            for name, parts in names:
+                meant = [f"{ours}.{number}.{part}" for part in parts]
+                if all(layer in layers for layer in meant):
+                    found[f"{theirs}.{number}.{name}"] = meant
+    return found | {theirs: [ours] for ours, theirs in OUTSIDE_FLUX.items() if found and ours in layers}
 
 
 def original_names(layers: Iterable[str], layers_per_block: object) -> dict[str, str]:

@@ -6,13 +6,15 @@ torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from alignbench.diffusion.registry import read_json
 from alignbench.errors import InputError
 
 VARIANTS = (None, "fp16", "bf16")  # in the order in which they are looked for
+ENDING = ".safetensors"
 NETWORK, TEXT = "diffusion_pytorch_model", "model"  # what diffusers and transformers call the weights of a network
 
 
@@ -52,9 +54,21 @@ def missing(folder: Path, stem: str) -> list[str]:
     return [path.name for path in found.files if not path.is_file()]
 
 
-def patterns(stem: str) -> list[str]:
-    """Names of the weight files to fetch: those of one file, and of shards with their index."""
-    return [f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{stem}-*-of-*.safetensors"]
+def patterns(stem: str, variant: str | None = None) -> list[str]:
+    """Names of the weight files to fetch: those of one file, and of shards with their index. Two spellings of shards of
+    a half-precision copy are about."""
+    if variant is None:
+        return [f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{stem}-*-of-*.safetensors"]
+    shards = [f"{stem}.{variant}-*-of-*.safetensors", f"{stem}-*-of-*.{variant}.safetensors"]
+    return [f"{stem}.{variant}.safetensors", f"{stem}.safetensors.index.{variant}.json", *shards]
+
+
+def half_precision(absent: Iterable[str]) -> list[str]:
+    """What to fetch in the place of weight files that a repository lacks, such as `unet/diffusion_pytorch_model
+    .safetensors`: their half-precision copies."""
+    lacking = [PurePosixPath(name) for name in absent if name.endswith(ENDING)]
+    stems = [name.with_name(name.name.removesuffix(ENDING)) for name in lacking]
+    return [found for stem in stems for variant in VARIANTS if variant for found in patterns(str(stem), variant)]
 
 
 def _shards(index: Path) -> list[str]:

@@ -21,7 +21,7 @@ import torch
 from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.options import PairsOptions
 from alignbench.asking.presets import defaults_of
-from alignbench.asking.resolve import sampling_of
+from alignbench.asking.resolve import sampling_of, under_one_name
 from alignbench.choices import NO_REWARD
 from alignbench.devices import BATCH, Fitting, chunked
 from alignbench.diffusion import registry
@@ -98,6 +98,7 @@ class Made:
 def make_for(options: PairsOptions, force: bool = False) -> tuple[str, Made]:
     """What `alignbench pairs` does: a line on whose pairs they are, and the folder of them."""
     model = registry.find(options.model)
+    options = under_one_name(model, options)
     family = registry.family_of(model)
     if family.own_pairs is not None:
         raise InputError(

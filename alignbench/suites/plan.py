@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -60,6 +60,7 @@ class Row:
     was_there: bool = False  # its result was there before
     began: float = 0.0  # of `time.monotonic`
     seconds: float = 0.0
+    wrong_input: bool = False  # why it has failed: what was asked, and nothing that is missing or broken
     look_again: float = field(default=0.0, repr=False)  # when to see whether another process still has it
 
     @property
@@ -85,7 +86,7 @@ def planned(cells: Sequence[SuiteCell], only: str | None = None, shard: str | No
     """The rows of a suite, or of those of its cells whose algorithm or result's name is `only`, or of a shard of them.
     A cell that cannot be resolved is a row that has failed. Raises InputError for a wrong shard, and where nothing is
     left."""
-    rows = [_row(cell) for cell in cells]
+    rows = told_apart([_row(cell) for cell in cells])
     if only is not None:
         rows = [row for row in rows if matches(only, *_names(row))]
         if not rows:
@@ -106,7 +107,22 @@ def _row(cell: SuiteCell) -> Row:
     try:
         return Row(0, text, cell.options, job_of(resolve(cell.options), cell.resources))
     except Exception as error:  # a defect in one plug-in must not cost the night's other cells
-        return Row(0, text, cell.options, None, "failed", explained(error))
+        wrong = isinstance(error, InputError)
+        return Row(0, text, cell.options, None, "failed", explained(error), wrong_input=wrong)
+
+
+def told_apart(rows: Sequence[Row]) -> list[Row]:
+    """The rows, of which those that would read alike also say the options in which they differ."""
+    alike: dict[str, list[Row]] = {}
+    for row in rows:
+        alike.setdefault(row.text, []).append(row)
+    found = []
+    for row in rows:
+        asked, others = row.options.asked, [other.options.asked for other in alike[row.text]]
+        own = {name: value for name, value in asked.items() if any(other.get(name) != value for other in others)}
+        text = " ".join([row.text, *(f"{name}={value}" for name, value in own.items())])
+        found.append(replace(row, text=text, job=row.job and replace(row.job, text=text)))
+    return found
 
 
 def job_of(cell: Cell, resources: Resources) -> Job:
@@ -162,6 +178,7 @@ def look(rows: Sequence[Row]) -> None:
     for row in rows:
         if row.job is not None and (found := settled(row.job)) is not None:
             row.state, row.reason, row.was_there = found.state, found.reason, found.is_there
+            row.wrong_input = not found.is_there  # a file of another cell, or a damaged one
 
 
 @dataclass(frozen=True)

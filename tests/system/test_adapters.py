@@ -337,14 +337,18 @@ def test_a_lora_in_a_pickle_is_refused_with_the_line_that_converts_it(tiny, tmp_
 
 @pytest.mark.parametrize(
     ("text", "kind"),
-    [("cond_stage_model.x", "StableDiffusionPipeline"), ("conditioner.x", "StableDiffusionXLPipeline")],
+    [
+        ("cond_stage_model.x", "StableDiffusionPipeline"),
+        ("conditioner.embedders.1.x", "StableDiffusionXLPipeline"),
+        ("other.x", "StableDiffusionPipeline"),
+    ],
 )
 def test_a_whole_checkpoint_in_one_file_is_refused_with_the_line_that_converts_it(tmp_path, text, kind):
     path = tmp_path / "civitai.safetensors"
     save_file({name: torch.zeros(1) for name in ("model.diffusion_model.out.0.bias", text)}, path)
     message = (
         r"civitai.safetensors is a whole checkpoint in one file \(model.diffusion_model.out.0.bias, and 1 more .*"
-        rf"python -c 'from diffusers import {kind} as P; P.from_single_file\(\".*civitai.safetensors\"\)"
+        rf"python -c 'from diffusers import {kind} as P; P.from_single_file\(\".*civitai.safetensors\".*\)"
         r".save_pretrained\(\".*civitai-safetensors\"\)', then --adapter .*civitai-safetensors$"
     )
     for place in (path, tmp_path):

@@ -170,6 +170,11 @@ def test_a_config_file_gives_options_and_the_command_line_wins(here, capsys):
         (["run", "--algo", "ddpo", "--prompts", "no.txt"], "there is no prompt file 'no.txt'"),
         (["run", "--algo", "ddpo", "--set", "clpi=1"], "ddpo: no field named 'clpi'. Did you mean clip"),
         (["run", "--algo", "ddpo", "--set", "clip"], "--set clip: expected NAME=VALUE"),
+        (
+            ["run", "--algo", "ddpo", "--set", "clip=1", "rounds=2"],
+            "'rounds=2' belongs to no option; expected --set before each NAME=VALUE.",
+        ),
+        (["suite", "quick", "more"], "'more' belongs to no option; expected an option before it, see --help."),
         (["run", "--algo", "ddpo", "--set", "clip=-1"], "clip must be positive, got -1.0"),
         (["run", "--algo", "ddpo", "--limit", "0"], "--limit 0: expected at least 1."),
         (["run", "--algo", "ddpo", "--limit", "many"], "--limit: 'many'; expected a whole number"),

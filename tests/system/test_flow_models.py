@@ -168,6 +168,16 @@ def test_embedded_guidance_costs_one_evaluation_and_changes_the_picture(folders)
     assert (drawn[0] - drawn[1]).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("guidance", [0.0, 0.5])
+def test_a_denoiser_that_is_told_the_scale_is_told_one_below_1_too(folders, guidance):
+    """As diffusers' pipeline tells it. Of classifier-free guidance it would be none."""
+    pipeline, sampling = load(folders["flux_dev"]), Sampling(2, guidance, embedded_guidance=True)
+    ours = PipelineSampler(pipeline, sampling)(PROMPTS, KEYS).images
+    theirs = plain_diffusers(folders["flux_dev"])(TEXTS, **as_asked(pipeline, sampling, "linspace")).images
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    assert (ours - PipelineSampler(pipeline, Sampling(2, 1.0))(PROMPTS, KEYS).images).abs().max() > 1e-2
+
+
 def test_the_scale_that_the_denoiser_is_told_is_one_in_losses_and_the_evaluations_in_images(folders):
     """Losses on given images tell it 1 whatever it is sampled with; own images and what is learned from them keep the
     evaluation's, guided or not."""
@@ -362,6 +372,30 @@ def test_half_precision_draws_about_the_same(folders, name, dtype):
     latents = [PipelineSampler(p, Sampling(3, 1.0))(PROMPTS, KEYS).latents for p in (half, whole)]
     assert latents[0].dtype == torch.float32
     torch.testing.assert_close(*latents, atol=0.4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["flux_dev", "flux_schnell"])
+def test_in_half_precision_flux_is_told_what_diffusers_tells_it(folders, name):
+    """The timestep is rounded before it is divided, and by the network once more when it has multiplied. The scale of
+    guidance is in float32."""
+    half, sampling = load(folders[name], dtype="bfloat16"), Sampling(7, 1.0)
+    plain = plain_diffusers.__wrapped__(folders[name]).to(torch.bfloat16)
+    told: dict[Any, list[tuple[Any, Any]]] = {half.denoiser: [], plain.transformer: []}
+
+    def keep(network, given, named) -> None:
+        told[network].append((named["timestep"][:2], None if named.get("guidance") is None else named["guidance"][:2]))
+
+    hooks = [network.register_forward_pre_hook(keep, with_kwargs=True) for network in told]
+    PipelineSampler(half, sampling)(PROMPTS, KEYS)
+    asked = as_asked(half, sampling, "linspace")
+    plain(TEXTS, **asked | {"latents": asked["latents"].to(torch.bfloat16)})
+    hooks[0].remove()
+    ours, theirs = told.values()
+    assert len(ours) == len(theirs) == 7
+    for (t, guidance), (their_t, their_guidance) in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(t, their_t, atol=0, rtol=0)
+        torch.testing.assert_close(guidance, their_guidance, atol=0, rtol=0) if guidance is not None else None
+        assert (guidance is None) == (their_guidance is None) == (name == "flux_schnell")
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux_dev"])

@@ -218,6 +218,17 @@ def test_an_estimate_knows_that_guidance_which_the_denoiser_is_told_costs_nothin
         assert found.evaluation.denoiser_forward == 2 * 3 * times * evaluations
 
 
+def test_a_scale_below_1_is_another_cell_only_where_the_denoiser_is_told_it(folders, tmp_path):
+    def found(name: str, guidance: float):
+        return cell(folders[name], tmp_path, guidance=guidance)
+
+    assert found("sd3", 0.5).path == found("sd3", 1.0).path
+    assert [found("sd3", 0.5).sampling.guidance, found("flux_dev", 0.5).sampling.guidance] == [1.0, 0.5]
+    assert found("flux_dev", 0.5).path != found("flux_dev", 1.0).path
+    with pytest.raises(InputError, match=r"guidance must not be negative, got -0\.5"):
+        found("flux_dev", -0.5)
+
+
 @pytest.mark.parametrize("grid", ["linspace", "scheduler"])
 def test_the_grid_is_a_part_of_a_cells_identity(folders, tmp_path, grid: Sigmas):
     usual, other = cell(folders["sd3"], tmp_path), cell(folders["sd3"], tmp_path, sigmas=grid)

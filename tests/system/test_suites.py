@@ -84,6 +84,29 @@ def test_a_dry_run_knows_what_is_there_and_counts_a_cell_once(tmp_path, capsys):
     assert f"->  {made} (already complete)" in capsys.readouterr().out
 
 
+def test_a_dry_run_tells_what_is_missing_from_what_is_wrong_by_its_exit_code(tmp_path, monkeypatch, capsys):
+    """As a dry run of one cell does."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("ALIGNBENCH_DATA", raising=False)
+    missing = {"algo": "base", "model": "tiny", "prompts": "parti", "scorers": ["jpeg_compressibility"]}
+    missing |= {"reward": "jpeg_compressibility"}
+    for cells, code in (([missing], 1), ([missing, missing | {"sigmas": "linspace"}], 2)):
+        assert run_command_line(["suite", str(write_suite(tmp_path, cells)), "--dry-run"]) == code
+        assert "PartiPrompts.tsv is not on this machine" in capsys.readouterr().err
+
+
+def test_cells_that_would_read_alike_say_the_options_in_which_they_differ(tmp_path):
+    cells = [
+        {"algo": "base", "steps": [4, 8]},
+        {"algo": "best_of_n", "steps": 4, "set": {"n": 2}},
+        {"algo": "base", "steps": 4, "images_per_prompt": 2},
+    ]
+    rows = planned(suite_cells(write_suite(tmp_path, cells)))
+    rest = [row.text.removeprefix("base on mixture").partition("seed=0")[2] for row in rows]
+    assert rest == [" steps=4", " steps=8", "", " steps=4 images_per_prompt=2"]
+    assert all(row.job and row.job.text == row.text for row in rows)
+
+
 def test_shards_and_patterns_take_their_cells(tmp_path):
     cells = suite_cells(write_suite(tmp_path, twelve()))
 

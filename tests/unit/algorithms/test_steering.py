@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -148,6 +149,11 @@ def test_steering_without_a_check_within_its_steps_is_refused_as_best_of_n(make_
         "interval=9 leaves no check within 10 steps, and without one this is best_of_n; set it to less than 9."
     )
     assert Steering(n=4, interval=8).unsupported(make_problem(Bowl(), sampling=SHORT)) is None
+    two = Steering(n=4, interval=1).unsupported(make_problem(Bowl(), sampling=replace(SHORT, steps=2)))
+    assert two == (
+        "interval=1 leaves no check within 2 steps, and without one this is best_of_n; sample in at least 3 steps."
+    )
+    assert Steering(n=4, interval=1).unsupported(make_problem(Bowl(), sampling=replace(SHORT, steps=3))) is None
     assert Steering(n=1).unsupported(make_problem(Bowl(), sampling=SHORT)) is None
 
 

@@ -167,6 +167,8 @@ def test_autoencoders_and_text_encoders_of_other_kinds_are_refused(reading, conf
         ({"unet": ["my_unet", "MyUNet"]}, "unet .*; expected UNet2DConditionModel"),
         ({"tokenizer": ["transformers", "T5Tokenizer"]}, "tokenizer .*; expected CLIPTokenizer or CLIPTokenizerFast"),
         ({"text_encoder": "CLIPTextModel2"}, "text_encoder 'CLIPTextModel2'"),
+        ({"vae": [None, None]}, r"vae \[None, None\]; expected AutoencoderKL"),
+        ({"tokenizer": None}, "tokenizer None; expected CLIPTokenizer or CLIPTokenizerFast"),
     ],
 )
 def test_an_index_with_other_parts_is_refused_by_name(entry, message):
