@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import io
 import os
 import sys
 import threading
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from alignbench.errors import AlignbenchError, CannotContinue, Diverged, InputError, RunError, Unsupported, described
+from alignbench.packed import digest_of, packed, unpacked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,9 +88,9 @@ class Processes:
         order of the items that were shared. A part is anything made of tensors and plain values."""
         if self.size == 1:
             return list(parts)
-        content = _packed(list(parts))
+        content = packed(list(parts))
         lengths = [numbers[0] for numbers in self._vote(0, len(content))]
-        received = [list(parts) if r == self.rank else _unpacked(c) for r, c in enumerate(self._all(content, lengths))]
+        received = [list(parts) if r == self.rank else unpacked(c) for r, c in enumerate(self._all(content, lengths))]
         longest = max(map(len, received))
         return [own[j] for j in range(longest) for own in received if j < len(own)]
 
@@ -132,12 +132,12 @@ class Processes:
         import torch
         import torch.distributed as dist
 
-        content = _packed(value) if self.first else None
+        content = packed(value) if self.first else None
         length = self.agree(0 if content is None else len(content))
         received = torch.empty(length, dtype=torch.uint8) if content is None else content
         with _connected():
             dist.broadcast(received, src=0)
-        return value if self.first else _unpacked(received)
+        return value if self.first else unpacked(received)
 
     def check_same(self, tensors: Sequence[Tensor], what: str) -> None:
         """Raise RunError where these tensors are not the same, to the last bit, on every process."""
@@ -418,34 +418,3 @@ def _status(error: BaseException) -> int:
 def _common(kind: type[BaseException]) -> type[BaseException]:
     """The same kind of error, known to be everybody's."""
     return type(kind.__name__, (kind, Common), {})
-
-
-def _packed(value: Any) -> Tensor:
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
-
-
-def _unpacked(content: Tensor) -> Any:
-    """What another process of this run packed. Its tensors come to this process's own GPU, if they lay on one. The
-    processes of a run trust each other, as in torch's own exchange of objects."""
-    import torch
-
-    def place(storage: Any, location: str) -> Any:
-        return storage.cuda() if location.startswith("cuda") else storage
-
-    return torch.load(io.BytesIO(content.numpy().data), map_location=place, weights_only=False)
-
-
-def digest_of(tensors: Sequence[Tensor]) -> int:
-    """A number that changes with any bit of these tensors: sums of their words, weighted by tensor."""
-    import torch
-
-    total = 0
-    for place, tensor in enumerate(tensors, start=1):
-        flat = tensor.detach().reshape(-1).contiguous()
-        words = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
-        total += place * int(words.sum(dtype=torch.int64))
-    return total % (1 << 62)

@@ -10,17 +10,15 @@ import torch
 from alignbench.devices import chunked
 from alignbench.errors import CannotContinue, Diverged, InputError, RunError, Unsupported
 from alignbench.launch import _ended
+from alignbench.packed import digest_of, packed, unpacked
 from alignbench.processes import (
     ALONE,
     KINDS,
     Processes,
     _common,
     _own_card,
-    _packed,
     _status,
-    _unpacked,
     _words,
-    digest_of,
 )
 
 
@@ -97,7 +95,7 @@ def test_an_error_that_is_everybodys_is_of_the_same_kind_and_says_the_same(kind)
 
 def test_what_processes_send_each_other_arrives():
     sent = [{"a": torch.arange(6.0).reshape(2, 3)}, (1, "two", None), Diverged("nan")]
-    received = _unpacked(_packed(sent))
+    received = unpacked(packed(sent))
     assert torch.equal(received[0]["a"], sent[0]["a"])
     assert received[1] == sent[1]
     assert str(received[2]) == "nan"
