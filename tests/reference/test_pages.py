@@ -199,7 +199,18 @@ def of_an_epoch(content: dict[str, Any]) -> Iterator[str]:
     yield f"Ours reach {made[0]:.0f} % of that, TRL {made[1]:.0f} %"
 
 
+def of_a_cell(content: dict[str, Any]) -> Iterator[str]:
+    cell, libraries = content["works"]["cell"], content["libraries"].values()
+    yield f"on two idle cores, in {content['turns']} turns"
+    own, before = (cell[side]["processor_seconds"]["median"] for side in ("ours", "peer"))
+    least = sum(part["processor_seconds"]["median"] for part in libraries)
+    yield f"The last two rows are {100 * least / own:.0f} % of the cell's processor seconds"
+    yield f"a cell would be {before / least:.2f} times as fast as in that earlier state"
+    yield f"It is {cell['ratio_of_processor_seconds']['median']:.2f} times as fast"
+
+
 def of_the_timings(_: Facts) -> Iterator[str]:
+    yield from of_a_cell(stored("timings/start_up"))
     yield from of_the_scorers(stored("timings/scorers"))
     yield from of_an_epoch(stored("timings/ddpo_epoch"))
     content = stored("timings/gradient_noise")
