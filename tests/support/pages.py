@@ -315,7 +315,8 @@ def dpo_step(_: Facts) -> str:
         content = stored(f"timings/{file}")
         for road, found in content["roads"].items():
             ratio = "{median:.2f} ({least:.2f} to {most:.2f})".format(**found["ratio"])
-            speed = f"{content['pairs_an_update'] / found['seconds']:.2g}"
+            pairs = content["pairs_an_update"] / found["seconds"]
+            speed = f"{pairs:.0f}" if pairs > 99 else f"{pairs:.2g}"
             memory = [f"{found['peak']:.0f}", f"{found['peak'] - found['loaded']:.0f}"]
             rows.append([model, f"`{road}`", speed, ratio, *memory])
     return markdown("model|way|pairs/s:|times as fast:|peak MiB:|of it in updates:", rows)
