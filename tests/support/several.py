@@ -34,8 +34,9 @@ OWN |= {"d3po": {"samples_per_round": 14}, "reward_weighted_regression": {"sampl
 SAME = {"mixture": 1e-6, "mixture_flow": 1e-6, "tiny": 1e-5}  # weights, by toy
 # On pictures, the share of weights that may differ by more where an update has fewer forward passes than there are
 # processes, which cut them. Sums of passes of other sizes round otherwise, and Adam's first step divides a gradient
-# that is nothing but rounding by itself, so that a few weights move in either direction: at a rate of 5e-4 by up to 7e-5. At the presets' rates, in two and three
-# processes, the farthest was one of diffusion_nft's, at 9.8e-6, which another processor may round beyond the bound.
+# that is nothing but rounding by itself, so that a few weights move in either direction: at a rate of 5e-4 by up to
+# 7e-5. At the presets' rates, in two and three processes, the farthest was one of diffusion_nft's, at 9.8e-6, which
+# another processor may round beyond the bound.
 STRAY = 2e-4
 
 
