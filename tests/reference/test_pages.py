@@ -218,10 +218,8 @@ def of_growth(content: dict[str, Any]) -> Iterator[str]:
     few, many = content["cells"][1:]
     assert many["processor_seconds"] / few["processor_seconds"] < many["prompts"] / few["prompts"]
     assert many["peak_mib"] < 1.05 * few["peak_mib"]
-    yield (
-        f"From {few['prompts']:,} to {many['prompts']:,} prompts a cell's seconds grow by less than the prompts do, and "
-        "its memory hardly grows"
-    )
+    sizes = f"From {few['prompts']:,} to {many['prompts']:,} prompts"
+    yield f"{sizes} a cell's seconds grow by less than the prompts do, and its memory hardly grows"
 
 
 def of_the_timings(_: Facts) -> Iterator[str]:
