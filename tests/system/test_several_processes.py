@@ -61,7 +61,7 @@ def test_every_algorithm_comes_to_the_same_in_any_number_of_processes(toy, fault
         check_same(one, trained(tmp_path / str(processes), processes, TRAINING, toy, fault), toy)
 
 
-def test_one_of_two_processes_fits_the_value_network_for_both(tmp_path):
+def test_dpok_with_its_value_network_comes_to_the_same_in_two_processes(tmp_path):
     one, two = (trained(tmp_path / str(n), n, ["dpok"], "mixture", "least") for n in (1, 2))
     check_same(one, two, "mixture")
 
