@@ -1,6 +1,6 @@
 """Votes of a made-up electorate on pictures of the embedded model, and what Diffusion-DPO learns from them.
 
-    python tests/reference/simulate_voting.py --output results/statistics/voting.json
+    PYTHONPATH=tests/support python tests/reference/simulate_voting.py --output results/statistics/voting.json
 
 The electorate is the shapes world's simulated human with noise: a rater prefers picture x to y of caption c with
 

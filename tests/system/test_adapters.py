@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_cache import in_cache
 from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -427,11 +428,8 @@ COMMIT = "1234567890" * 4
 def test_an_adapter_of_the_hubs_cache_is_found_without_network(tiny, plain, tuned, tmp_path, monkeypatch, kind):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    home = tmp_path / "models--org--name"
-    snapshot = home / "snapshots" / COMMIT
+    snapshot = in_cache(tmp_path, "org/name", COMMIT)
     snapshot.mkdir(parents=True)
-    (home / "refs").mkdir()
-    (home / "refs" / "main").write_text(COMMIT)
     with pytest.raises(RunError, match=r"org/name \(an adapter: pytorch_lora_weights.safetensors, \S+ or unet/"):
         adapter_folder(Path("org/name"))
     policy = tuned if kind == "shards" else trained(tiny, DEFAULT)

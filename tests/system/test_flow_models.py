@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import random_models
 import torch
-from diffusers import FluxPipeline, StableDiffusion3Pipeline
+from plain_pipelines import as_asked, plain_diffusers
 
 from alignbench import BiasFineTune, FullFineTune, Key, LoRA, Prompt, Sampling, denoising_error, scale_of
 from alignbench.diffusion import registry as models
@@ -51,25 +51,6 @@ def fresh(folder: Path, **held: Any):
 load = functools.cache(fresh)  # tests leave it as it was, but for adapters of policies that are no more
 
 
-@functools.cache
-def plain_diffusers(folder: Path):
-    kind = StableDiffusion3Pipeline if folder.name.startswith("sd3") else FluxPipeline
-    absent = {"text_encoder_3": None, "tokenizer_3": None} if folder.name == "sd3_without_t5" else {}
-    pipeline = kind.from_pretrained(folder, dtype=torch.float32, **absent)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def as_asked(pipeline, sampling: Sampling, grid: str, size: tuple[int, int] = SIZE) -> dict[str, Any]:
-    """What makes a pipeline of diffusers draw the same: noise, grid and length of T5's text."""
-    n, noise = sampling.steps, pipeline.initial_noise(KEYS)
-    asked = {"num_inference_steps": n, "guidance_scale": sampling.guidance, "output_type": "pt"}
-    asked |= {"height": size[0], "width": size[1], "max_sequence_length": pipeline.info()["text_tokens"]}
-    if pipeline.components.layout.packed > 1:
-        noise = FluxPipeline._pack_latents(noise, *noise.shape)
-    return asked | {"latents": noise} | ({"sigmas": torch.linspace(1, 1 / n, n).tolist()} if grid == "linspace" else {})
-
-
 def leave_the_grid_to_its_scheduler(monkeypatch, pipeline, n: int) -> None:
     """FLUX's pipeline passes the levels itself."""
     usual = pipeline.scheduler.set_timesteps
@@ -96,7 +77,7 @@ def test_pictures_are_those_of_diffusers_on_both_grids(folders, monkeypatch, nam
     plain = plain_diffusers(folders[name])
     if grid == "scheduler" and name.startswith("flux"):
         leave_the_grid_to_its_scheduler(monkeypatch, plain, sampling.steps)
-    theirs = plain(TEXTS, **as_asked(pipeline, sampling, grid)).images
+    theirs = plain(**as_asked(pipeline, sampling, PROMPTS, KEYS), output_type="pt").images
     assert theirs.std() > 0.02
     assert (theirs[0] - theirs[1]).abs().max() > 0.02
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
@@ -108,9 +89,8 @@ def test_pictures_that_are_no_square_are_those_of_diffusers(folders, name):
     pipeline = load(folders[name], resolution=size)
     assert pipeline.latent_shape == (4, 12, 8)
     ours = PipelineSampler(pipeline, sampling)(PROMPTS, KEYS).images
-    theirs = plain_diffusers(folders[name])(
-        TEXTS, **as_asked(pipeline, sampling, pipeline.info()["sigmas"], size)
-    ).images
+    plain = plain_diffusers(folders[name])
+    theirs = plain(**as_asked(pipeline, sampling, PROMPTS, KEYS), output_type="pt").images
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
@@ -173,7 +153,8 @@ def test_a_denoiser_that_is_told_the_scale_is_told_one_below_1_too(folders, guid
     """As diffusers' pipeline tells it. Of classifier-free guidance it would be none."""
     pipeline, sampling = load(folders["flux_dev"]), Sampling(2, guidance, embedded_guidance=True)
     ours = PipelineSampler(pipeline, sampling)(PROMPTS, KEYS).images
-    theirs = plain_diffusers(folders["flux_dev"])(TEXTS, **as_asked(pipeline, sampling, "linspace")).images
+    plain = plain_diffusers(folders["flux_dev"])
+    theirs = plain(**as_asked(pipeline, sampling, PROMPTS, KEYS), output_type="pt").images
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     assert (ours - PipelineSampler(pipeline, Sampling(2, 1.0))(PROMPTS, KEYS).images).abs().max() > 1e-2
 
@@ -205,7 +186,8 @@ def test_a_length_of_t5s_text_makes_the_pictures_that_diffusers_makes_of_it(fold
         told = pipeline.condition(PROMPTS).tensors["text"].shape[1]
         assert (pipeline.info()["text_tokens"], told) == (tokens, tokens + (0 if name == "flux_dev" else 20))
         drawn.append(PipelineSampler(pipeline, sampling)(PROMPTS, KEYS).images)
-        theirs = plain_diffusers(folders[name])(TEXTS, **as_asked(pipeline, sampling, "linspace")).images
+        plain = plain_diffusers(folders[name])
+        theirs = plain(**as_asked(pipeline, sampling, PROMPTS, KEYS), output_type="pt").images
         torch.testing.assert_close(drawn[-1], theirs, atol=1e-4, rtol=0)
     assert (drawn[0] - drawn[1]).abs().max() > 1e-4
 
@@ -332,7 +314,7 @@ def test_a_folder_of_peft_opens_as_peft_computes_it(folders, name, tmp_path):
     pipeline, sampling = load(folders[name]), Sampling(3, 2.0)
     base = PipelineSampler(pipeline, sampling)(PROMPTS, KEYS).images
     ours = PipelineSampler(open_policy(pipeline, tmp_path / "adapter"), sampling)(PROMPTS, KEYS).images
-    theirs = plain(TEXTS, **as_asked(pipeline, sampling, pipeline.info()["sigmas"])).images
+    theirs = plain(**as_asked(pipeline, sampling, PROMPTS, KEYS), output_type="pt").images
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     assert (ours - base).abs().max() > 1e-2
 
@@ -346,9 +328,8 @@ def test_a_lora_that_we_trained_gives_the_same_picture_in_plain_diffusers_in_a_f
     policy = move(pipeline.adapt(LoRA(2, 6.0), Key("a")), 0.3)
     policy.save(tmp_path)
     ours = PipelineSampler(policy, sampling)(PROMPTS, KEYS).images
-    asked = as_asked(pipeline, sampling, pipeline.info()["sigmas"])
-    del asked["output_type"]  # the process asks for tensors by itself
-    theirs = random_models.drawn_by_plain_diffusers(folders[name], tmp_path, tmp_path, prompt=TEXTS, **asked)
+    asked = as_asked(pipeline, sampling, PROMPTS, KEYS)
+    theirs = random_models.drawn_by_plain_diffusers(folders[name], tmp_path, tmp_path, **asked)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     assert (ours - PipelineSampler(pipeline, sampling)(PROMPTS, KEYS).images).abs().max() > 1e-2
 
@@ -387,15 +368,16 @@ def test_in_half_precision_flux_is_told_what_diffusers_tells_it(folders, name):
 
     hooks = [network.register_forward_pre_hook(keep, with_kwargs=True) for network in told]
     PipelineSampler(half, sampling)(PROMPTS, KEYS)
-    asked = as_asked(half, sampling, "linspace")
-    plain(TEXTS, **asked | {"latents": asked["latents"].to(torch.bfloat16)})
+    asked = as_asked(half, sampling, PROMPTS, KEYS)
+    plain(**asked | {"latents": asked["latents"].to(torch.bfloat16)}, output_type="pt")
     hooks[0].remove()
     ours, theirs = told.values()
     assert len(ours) == len(theirs) == 7
     for (t, guidance), (their_t, their_guidance) in zip(ours, theirs, strict=True):
         torch.testing.assert_close(t, their_t, atol=0, rtol=0)
-        torch.testing.assert_close(guidance, their_guidance, atol=0, rtol=0) if guidance is not None else None
         assert (guidance is None) == (their_guidance is None) == (name == "flux_schnell")
+        if guidance is not None:
+            torch.testing.assert_close(guidance, their_guidance, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux_dev"])

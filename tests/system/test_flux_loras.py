@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 import random_models
 import torch
-from diffusers import Flux2KleinPipeline, FluxPipeline
+from plain_pipelines import as_asked, plain_diffusers
 from safetensors.torch import save_file
 
 from alignbench import Key, Prompt, Sampling
@@ -21,9 +21,9 @@ from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.errors import RunError
 from alignbench.meter import Meter
 
-TEXTS = ["a red circle", "two small blue stars"]
-PROMPTS = [Prompt(str(i), text) for i, text in enumerate(TEXTS)]
+PROMPTS = [Prompt(str(i), text) for i, text in enumerate(["a red circle", "two small blue stars"])]
 KEYS = [Key("lora", i) for i in range(2)]
+SAMPLING = Sampling(3, 1.0)
 QKV, ADDED = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
 DOUBLE = {
     "double_blocks.0.img_attn.qkv": QKV,
@@ -112,15 +112,7 @@ def ai_toolkits(path: Path, lora: Mapping) -> Path:
 
 
 def drawn(pipeline) -> torch.Tensor:
-    return PipelineSampler(pipeline, Sampling(3, 1.0))(PROMPTS, KEYS).images
-
-
-def asked(pipeline) -> dict:
-    noise = pipeline.initial_noise(KEYS)
-    if pipeline.components.layout.packed > 1:
-        noise = FluxPipeline._pack_latents(noise, *noise.shape)
-    size = {"height": 16, "width": 16, "max_sequence_length": 16, "guidance_scale": 1.0}
-    return size | {"num_inference_steps": 3, "latents": noise, "prompt": TEXTS, "output_type": "pt"}
+    return PipelineSampler(pipeline, SAMPLING)(PROMPTS, KEYS).images
 
 
 @pytest.mark.parametrize("name", ["flux", "klein"])
@@ -155,11 +147,9 @@ def test_pictures_are_those_of_plain_diffusers_with_the_same_file(bases, tmp_pat
     base = bases[name]
     lora = {n: value for n, value in made(base, 1.0, only).items() if "mod" not in n}
     path = spelled(tmp_path / "lora.safetensors", lora)
-    kind = FluxPipeline if name == "flux" else Flux2KleinPipeline
-    plain = kind.from_pretrained(base.folder, dtype=torch.float32)
-    plain.set_progress_bar_config(disable=True)
+    plain = plain_diffusers.__wrapped__(base.folder)  # what it loads changes it
     plain.load_lora_weights(path)
-    theirs = plain(**asked(base.pipeline)).images
+    theirs = plain(**as_asked(base.pipeline, SAMPLING, PROMPTS, KEYS), output_type="pt").images
     torch.testing.assert_close(drawn(open_policy(base.pipeline, path)), theirs, atol=1e-4, rtol=0)
     assert (theirs - drawn(base.pipeline)).abs().max() > 1e-2
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import random_models
+from hub_cache import in_cache
 from huggingface_hub import constants
 
 from alignbench.diffusion import adapter_files, hub
+from alignbench.diffusion.configs import check_folder
 from alignbench.diffusion.hub import Repository
 from alignbench.diffusion.layouts import network_of, pipeline_of
 from alignbench.errors import RunError
@@ -23,7 +25,7 @@ COMMIT = "0123456789012345678901234567890123456789"
 @pytest.fixture
 def remote(tmp_path, monkeypatch) -> Path:
     """A folder that stands for the repository org/name: what is asked of it comes into the cache."""
-    place, home = tmp_path / "remote", tmp_path / "hub" / "models--org--name"
+    place = tmp_path / "remote"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(hub, "offline", lambda: False)
     usual = huggingface_hub.snapshot_download
@@ -31,14 +33,13 @@ def remote(tmp_path, monkeypatch) -> Path:
     def download(name: str, local_files_only: bool = False, **asked) -> str:
         if local_files_only:
             return usual(name, local_files_only=True, **asked)
-        (home / "refs").mkdir(parents=True, exist_ok=True)
-        (home / "refs" / "main").write_text(COMMIT)
+        snapshot = in_cache(tmp_path / "hub", name, COMMIT)
         for path in filter(Path.is_file, place.rglob("*")):
             inside = path.relative_to(place)
             if any(fnmatch.fnmatch(str(inside), pattern) for pattern in asked["allow_patterns"]):
-                (home / "snapshots" / COMMIT / inside).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, home / "snapshots" / COMMIT / inside)
-        return str(home / "snapshots" / COMMIT)
+                (snapshot / inside).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, snapshot / inside)
+        return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     return place
@@ -106,7 +107,5 @@ def test_a_repository_with_neither_is_one_line_that_names_what_is_missing(remote
     random_models.small_sd3(remote)
     (remote / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     found = hub.snapshot(pipeline_of(Repository("org/name")), "org/name")
-    from alignbench.diffusion.configs import check_folder
-
     with pytest.raises(RunError, match=r"cannot load org/name: vae/diffusion_pytorch_model\.safetensors missing\.$"):
         check_folder(found, "org/name")

@@ -12,6 +12,7 @@ import pytest
 import random_models
 import torch
 from diffusers import Flux2KleinPipeline
+from plain_pipelines import as_asked, plain_diffusers
 from safetensors.torch import load_file, save_file
 from said import one_line
 
@@ -51,20 +52,6 @@ def fresh(folder: Path, **held: Any):
 load = functools.cache(fresh)  # tests leave it as it was, but for adapters of policies that are no more
 
 
-@functools.cache
-def plain_diffusers(folder: Path) -> Flux2KleinPipeline:
-    pipeline = Flux2KleinPipeline.from_pretrained(folder, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def as_asked(pipeline, sampling: Sampling, size: tuple[int, int] = SIZE) -> dict[str, Any]:
-    """What makes diffusers' pipeline draw the same."""
-    asked = {"num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance, "prompt": TEXTS}
-    asked |= {"height": size[0], "width": size[1], "max_sequence_length": pipeline.info()["text_tokens"]}
-    return asked | {"latents": pipeline.initial_noise(KEYS)}
-
-
 def move(policy, scale: float):
     """Give every trained weight noise, so that the policy is far from its reference."""
     with torch.no_grad():
@@ -90,7 +77,7 @@ def test_pictures_are_those_of_diffusers(folders, name, steps, guidance, held):
     assert pipeline.latent_shape == (16, size[0] // 4, size[1] // 4)
     ours = PipelineSampler(pipeline, sampling)(PROMPTS, KEYS).images
     plain = plain_diffusers(folders[name])
-    theirs = plain(**as_asked(pipeline, sampling, size), output_type="pt").images
+    theirs = plain(**as_asked(pipeline, sampling, PROMPTS, KEYS), output_type="pt").images
     assert theirs.std() > 0.02
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
@@ -101,7 +88,7 @@ def test_the_grid_that_is_left_to_the_scheduler_is_its_own(folders, monkeypatch)
     usual = plain.scheduler.set_timesteps
     own = lambda sigmas=None, device=None, mu=None: usual(5, device=device, mu=mu)  # noqa: E731
     monkeypatch.setattr(plain.scheduler, "set_timesteps", own)
-    theirs = plain(**as_asked(pipeline, sampling), output_type="pt").images
+    theirs = plain(**as_asked(pipeline, sampling, PROMPTS, KEYS), output_type="pt").images
     ours = PipelineSampler(pipeline, sampling)(PROMPTS, KEYS).images
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
@@ -112,7 +99,7 @@ def test_a_shift_that_is_static_by_its_file_is_that_of_every_number_of_steps(fol
     assert pipeline.info()["shift"] == 3.0
     assert "shift_by_steps" not in pipeline.info()
     ours = PipelineSampler(pipeline, sampling)(PROMPTS, KEYS).images
-    theirs = plain_diffusers(other)(**as_asked(pipeline, sampling), output_type="pt").images
+    theirs = plain_diffusers(other)(**as_asked(pipeline, sampling, PROMPTS, KEYS), output_type="pt").images
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
@@ -247,7 +234,9 @@ def test_a_lora_that_we_trained_gives_the_same_picture_in_plain_diffusers_in_a_f
     policy = move(pipeline.adapt(LoRA(2, 6.0), Key("a")), 0.3)
     policy.save(tmp_path)
     ours = PipelineSampler(policy, sampling)(PROMPTS, KEYS).images
-    theirs = random_models.drawn_by_plain_diffusers(folders["base"], tmp_path, tmp_path, **as_asked(pipeline, sampling))
+    theirs = random_models.drawn_by_plain_diffusers(
+        folders["base"], tmp_path, tmp_path, **as_asked(pipeline, sampling, PROMPTS, KEYS)
+    )
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     assert (ours - PipelineSampler(pipeline, sampling)(PROMPTS, KEYS).images).abs().max() > 1e-2
 
@@ -258,7 +247,7 @@ def test_half_precision_is_nearer_to_diffusers_in_half_precision_than_that_is_to
     ours = PipelineSampler(half, sampling)(PROMPTS, KEYS).images
     theirs, whole = (
         Flux2KleinPipeline.from_pretrained(folders["klein"], dtype=dtype)(
-            **as_asked(half, sampling), output_type="pt"
+            **as_asked(half, sampling, PROMPTS, KEYS), output_type="pt"
         ).images.float()
         for dtype in (torch.bfloat16, torch.float32)
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from hub_cache import in_cache
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -124,10 +125,7 @@ def no_network(monkeypatch) -> None:
 
 def snapshot(cache: Path, repository: str = "org/name") -> Path:
     """The embedded model as the hub's cache keeps a download of it."""
-    home = cache / f"models--{repository.replace('/', '--')}"
-    (home / "refs").mkdir(parents=True)
-    (home / "refs" / "main").write_text(COMMIT)
-    return Path(shutil.copytree(TINY, home / "snapshots" / COMMIT))
+    return Path(shutil.copytree(TINY, in_cache(cache, repository, COMMIT)))
 
 
 @pytest.mark.parametrize(("name", "source"), [("tiny", "embedded"), ("mixture", "exact")])

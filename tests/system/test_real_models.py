@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import random_models
 import torch
+from hub_cache import in_cache
 from huggingface_hub import constants
 from places import COLOURS
 from safetensors.torch import load_file
@@ -266,14 +267,10 @@ def test_an_adapter_of_another_model_is_refused(folders, cell):
         run_cell(cell("base", folders["sdxl"], adapter=trained.path), quiet=True)
 
 
-def in_cache(cache: Path, weights: hub.Repository | models.Model, folder: Path) -> None:
+def download(cache: Path, weights: hub.Repository | models.Model, folder: Path) -> None:
     """A folder as the hub's cache keeps a download."""
     repository = weights.source if isinstance(weights, models.Model) else weights.name
-    commit = weights.revision or "0123456789abcdef0123456789abcdef01234567"
-    home = cache / f"models--{repository.replace('/', '--')}"
-    (home / "refs").mkdir(parents=True)
-    (home / "refs" / "main").write_text(commit)
-    shutil.copytree(folder, home / "snapshots" / commit)
+    shutil.copytree(folder, in_cache(cache, repository, weights.revision or "0123456789" * 4))
 
 
 @pytest.fixture
@@ -285,7 +282,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def test_sd15_runs_from_a_cache_without_network(folders, cell, cache):
-    in_cache(cache, models.named()["sd15"], folders["sd"])
+    download(cache, models.named()["sd15"], folders["sd"])
     made = run_cell(cell("diffusion_dpo", Path("sd15"), resolution="16"), quiet=True)
     assert made.result.status == "complete"
     assert made.result.evaluation.model["revision"] == models.named()["sd15"].revision
@@ -295,12 +292,12 @@ def test_sd15_runs_from_a_cache_without_network(folders, cell, cache):
 def test_a_released_model_and_its_base_stand_in_one_table(folders, cell, cache, tmp_path, capsys):
     preset = models.named()["sdxl_dpo"]
     assert preset.denoiser is not None
-    in_cache(cache, models.named()["sdxl"], folders["sdxl"])
+    download(cache, models.named()["sdxl"], folders["sdxl"])
     released = random_models.UNet2DConditionModel.from_pretrained(folders["sdxl"] / "unet")
     with torch.no_grad():
         released.conv_out.bias.add_(0.3)
     released.save_pretrained(tmp_path / "released" / "unet")
-    in_cache(cache, preset.denoiser, tmp_path / "released")
+    download(cache, preset.denoiser, tmp_path / "released")
     base = run_cell(cell("base", Path("sdxl"), resolution="16"), quiet=True)
     aligned = run_cell(cell("base", Path("sdxl_dpo"), resolution="16"), quiet=True)
     assert base.result.evaluation == aligned.result.evaluation
@@ -315,7 +312,7 @@ def test_a_released_model_and_its_base_stand_in_one_table(folders, cell, cache, 
 def test_a_released_lora_and_its_base_stand_in_one_table(folders, cell, cache, tmp_path, capsys):
     preset = models.named()["sd15_spo_lora"]
     assert preset.adapter is not None
-    in_cache(cache, models.named()["sd15"], folders["sd"])
+    download(cache, models.named()["sd15"], folders["sd"])
     policy = models.load(models.named()["sd15"], Meter(), models.Hold(resolution=(16, 16))).adapt(LoRA(), Key("lora"))
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -323,7 +320,7 @@ def test_a_released_lora_and_its_base_stand_in_one_table(folders, cell, cache, t
     policy.save(tmp_path / "lora")
     (tmp_path / "released").mkdir()
     (tmp_path / "lora" / "pytorch_lora_weights.safetensors").rename(tmp_path / "released" / preset.adapter.inside)
-    in_cache(cache, preset.adapter, tmp_path / "released")
+    download(cache, preset.adapter, tmp_path / "released")
     base = run_cell(cell("base", Path("sd15"), resolution="16"), quiet=True)
     aligned = run_cell(cell("base", Path("sd15_spo_lora"), resolution="16"), quiet=True)
     assert base.result.evaluation == aligned.result.evaluation
@@ -336,10 +333,10 @@ def test_a_released_lora_and_its_base_stand_in_one_table(folders, cell, cache, t
 def test_the_refined_model_runs_from_a_cache(tmp_path, folders, cell, cache):
     preset = models.named()["sdxl_refiner"]
     assert preset.refiner is not None
-    in_cache(cache, models.named()["sdxl"], folders["sdxl"])
+    download(cache, models.named()["sdxl"], folders["sdxl"])
     with pytest.raises(RuntimeError, match=r"model 'sdxl_refiner' is not on this machine: stabilityai/.*-refiner-1\.0"):
         run_cell(cell("base", Path("sdxl_refiner"), resolution="16"), quiet=True)
-    in_cache(cache, preset.refiner, random_models.small_refiner(tmp_path / "refiner"))
+    download(cache, preset.refiner, random_models.small_refiner(tmp_path / "refiner"))
     made = run_cell(cell("base", Path("sdxl_refiner"), resolution="16"), quiet=True)
     assert made.result.sampler["refiner"] == f"{preset.refiner.name}@{preset.refiner.revision}"
 

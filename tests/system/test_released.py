@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import random_models
 import torch
+from hub_cache import in_cache
 from huggingface_hub import constants
 
 from alignbench import Key, LoRA, Prompt
@@ -78,10 +79,7 @@ def cached(tmp_path, monkeypatch) -> Callable[[hub.Repository | Model, Path], No
 
     def put(weights: hub.Repository | Model, folder: Path) -> None:
         repository = weights.source if isinstance(weights, Model) else weights.name
-        home = cache / f"models--{repository.replace('/', '--')}"
-        (home / "refs").mkdir(parents=True)
-        (home / "refs" / "main").write_text(weights.revision or COMMIT)
-        shutil.copytree(folder, home / "snapshots" / (weights.revision or COMMIT))
+        shutil.copytree(folder, in_cache(cache, repository, weights.revision or COMMIT))
 
     return put
 

@@ -12,6 +12,7 @@ import pytest
 import random_models
 import torch
 from diffusers import SD3Transformer2DModel
+from hub_cache import in_cache
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
@@ -26,7 +27,6 @@ from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.errors import InputError, RunError
 from alignbench.meter import Meter
 
-COMMIT = "0" * 40
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -92,10 +92,8 @@ def test_the_line_for_a_checkpoint_in_one_file_makes_a_folder_that_draws_the_sam
     folder = random_models.small_sd(tmp_path / "sd")
     with pytest.raises(InputError, match=r"a checkpoint of Stable Diffusion 1 in one file") as raised:
         models.find(str(one_file(folder, tmp_path / "one.safetensors")))
-    home = tmp_path / "hub" / "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
-    (home / "refs").mkdir(parents=True)
-    (home / "refs" / "main").write_text(COMMIT)
-    shutil.copytree(folder, home / "snapshots" / COMMIT, ignore=shutil.ignore_patterns("*.safetensors"))
+    home = in_cache(tmp_path / "hub", "stable-diffusion-v1-5/stable-diffusion-v1-5", "0" * 40)
+    shutil.copytree(folder, home, ignore=shutil.ignore_patterns("*.safetensors"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     code, made = re.search(r"python -c '(.*)', then --model (\S+)$", str(raised.value)).groups()

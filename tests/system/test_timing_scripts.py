@@ -72,7 +72,7 @@ def test_the_script_for_a_gpu_goes_on_where_it_was_killed(tmp_path):
     assert "is of miniatures; name another --output." in refused.stderr
 
 
-@pytest.mark.parametrize("folder", ["timings", "reference", "support", "system", "unit"])
+@pytest.mark.parametrize("folder", ["reference", "support", "system", "unit"])
 def test_names_that_nobody_defines_are_found_where_mypy_does_not_look(folder):
     words = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise"]
     place = TESTS / folder / "of_nobody.py"

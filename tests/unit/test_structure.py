@@ -21,9 +21,9 @@ PLUGINS = sorted(path for group in GROUPS for path in (ROOT / group).glob("*.py"
 # Rooms and single files of the core, from the ground up. Each may import from itself and from those before it.
 FLOORS = (
     "printed errors choices keys reading files locks texts pictures quantities interface declared meter devices images "
-    "downloads caches progress packed processes children launch quiet fields provenance sourced plugins record diffusion "
-    "testbed shapes scoring remote preferences analysis page asking experiment suites judging contracts api cli "
-    "__main__"
+    "downloads caches progress packed processes children launch quiet fields provenance sourced plugins record "
+    "diffusion testbed shapes scoring remote preferences analysis page asking experiment suites judging contracts api "
+    "cli __main__"
 ).split()
 # What a plug-in may use of the core beside the public names of `alignbench` itself.
 FOR_PLUGINS: dict[str, set[str]] = {
