@@ -52,7 +52,7 @@ def impatient(asked: Counts, seconds: float) -> tuple[Cost, Cost]:
         (impatient, Counts(n=4000, m=301)),
         (impatient, Counts(n=12, m=3)),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_what_is_reckoned_is_what_would_be_counted(count, asked):
     assert reckoned(count, asked) == product(asked, math.inf)
