@@ -32,6 +32,18 @@ def test_a_table_becomes_a_column(files, tmp_path):
         import_votes(table, files, tmp_path / "votes.jsonl")
 
 
+def test_tables_of_two_questions_with_the_same_rows_are_two_columns_and_a_copy_is_refused(files, tmp_path):
+    logs = [tmp_path / f"{name}.jsonl" for name in ("overall", "alignment", "copy")]
+    for log, question in zip(logs, ("overall", "alignment", "overall"), strict=True):
+        table = log.with_suffix(".csv")
+        table.write_text(f"{HEADER.strip()},question\np0,base,refl,b,anna,{question}\np1,base,refl,b,ben,{question}\n")
+        import_votes(table, files, log)
+    columns = compare(files, votes=logs[:2]).groups[0].votes
+    assert [column.name for column in columns] == ["votes: overall", "votes: alignment"]
+    with pytest.raises(InputError, match="hold the same votes"):
+        compare(files, votes=[logs[0], logs[2]])
+
+
 def test_label_studios_export_is_read(files, tmp_path):
     tasks = [
         {
