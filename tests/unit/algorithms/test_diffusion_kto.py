@@ -48,7 +48,7 @@ def whole(chosen, policy, pairs, count=12, kappa=None):
     """The loss of an update, as it is minimised."""
     order, places, key = epochs(Key("order"), len(pairs), 0, count), range(count), Key("update")
     before = chosen.before(policy, pairs, order, places, key)
-    centre = kto.reference_point(before.gains) if kappa is None else kappa
+    centre = kto.reference_point(torch.cat(before.gains)) if kappa is None else kappa
     return sum(chosen.losses(policy, pairs, order, places, key, before.reference, centre, []))
 
 
@@ -118,7 +118,7 @@ def test_the_reference_point_is_a_constant_of_the_gradient(policy, pairs):
     moved(policy)
     chosen = algorithm(beta=50.0)
     order = epochs(Key("order"), len(pairs), 0, 12)
-    gains = chosen.before(policy, pairs, order, range(12), Key("update")).gains
+    gains = torch.cat(chosen.before(policy, pairs, order, range(12), Key("update")).gains)
     assert not gains.requires_grad
     kappa = max(0.0, float(gains.mean()))
     torch.testing.assert_close(
@@ -192,7 +192,7 @@ def test_pairs_that_cannot_be_read_are_left_out_and_the_others_keep_their_draws(
     moved(policy)
     chosen, places = algorithm(batch=2), range(6)
     before = chosen.before(policy, Holey(), places, places, Key("update"))
-    assert len(before.gains) == 5
+    assert [len(gains) for gains in before.gains] == [2, 1, 2]
     total = sum(chosen.losses(policy, Holey(), places, places, Key("update"), before.reference, 0.0, []))
     each = []
     for i in (0, 1, 3, 4, 5):
