@@ -92,7 +92,8 @@ class CellProblem:
             return False
         if self.processes.first:
             write_text(path, json.dumps({"round": self._done, "reason": str(error)}) + "\n")
-        self.progress.say(f"round {self._done + 1}: {error}; going back to the last checkpoint, and drawing that round anew")
+        again = "going back to the last checkpoint, and drawing that round anew"
+        self.progress.say(f"round {self._done + 1}: {error}; {again}")
         self.start_again()
         return True
 
