@@ -172,7 +172,7 @@ def test_a_config_file_gives_options_and_the_command_line_wins(here, capsys):
         (["run", "--algo", "ddpo", "--set", "clip"], "--set clip: expected NAME=VALUE"),
         (
             ["run", "--algo", "ddpo", "--set", "clip=1", "rounds=2"],
-            "'rounds=2' belongs to no option; expected an option before it, such as --set before each NAME=VALUE of run",
+            "'rounds=2' belongs to no option; expected an option before it, such as --set before each NAME=VALUE",
         ),
         (["ls", "results", "a=b"], "'a=b' belongs to no option; expected an option before it, such as --set"),
         (["suite", "quick", "more"], "'more' belongs to no option; expected an option before it; see --help."),
