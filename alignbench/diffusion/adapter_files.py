@@ -83,7 +83,7 @@ def repository(of: Repository) -> Part:
             return [f"unet/{NETWORK}, {LORA} or {PEFT}"]
         return []
 
-    def instead(absent: Sequence[str]) -> list[str]:
+    def instead(absent: Sequence[str]) -> list[list[str]]:
         return weights.half_precision(str(place / part / NETWORK) for part in DENOISERS) if absent else []
 
     return Part(
