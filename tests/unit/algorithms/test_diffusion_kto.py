@@ -13,6 +13,7 @@ from differences import slopes
 from alignbench import Key, LoRA, PairBatch, Prompt
 from alignbench.diffusion.objectives import denoising_error, noising
 from alignbench.keys import epochs
+from alignbench.processes import Processes
 from alignbench.testbed.exact_pairs import MixturePairs
 from alignbench.testbed.toys import grid
 
@@ -111,6 +112,15 @@ def test_at_the_reference_nothing_has_gained_and_the_probe_says_what_the_loss_is
     assert (expected, none) == (pytest.approx(loss), 0.0)
     torch.testing.assert_close(found, torch.full_like(found, loss), atol=1e-6, rtol=0)
     assert gains.abs().max() < 1e-7
+
+
+def test_the_gains_of_two_processes_are_gathered_in_the_order_of_one(policy, pairs):
+    moved(policy)
+    chosen, order, key = algorithm(batch=2), epochs(Key("order"), len(pairs), 0, 12), Key("update")
+    shares = [Processes(rank, 2).shard(range(12), chosen.batch) for rank in (0, 1)]
+    first, second = (chosen.before(policy, pairs, order, share, key).gains for share in shares)
+    gathered = [gains for both in zip(first, second, strict=True) for gains in both]  # as `Processes.gather` does
+    assert torch.equal(torch.cat(gathered), torch.cat(chosen.before(policy, pairs, order, range(12), key).gains))
 
 
 def test_the_reference_point_is_a_constant_of_the_gradient(policy, pairs):
