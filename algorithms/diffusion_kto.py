@@ -78,7 +78,7 @@ class DiffusionKTO(PairTraining):
         Published("example.sh", "exps/example.sh of jacklishufan/diffusion-kto", EXAMPLE, model="sd15"),
     )
 
-    rounds: int = 2000  # with a checkpoint after each
+    rounds: int = 2000
     batch: int = 8  # images per forward pass
     beta: float = 1000.0  # see Units
     utility: Utility = "kahneman_tversky"
@@ -114,7 +114,7 @@ class DiffusionKTO(PairTraining):
                 order, key = self.order(problem, pairs, update), current.key("update", k)
                 places = problem.shard(range(len(order)), self.batch)
                 before = self.before(policy, pairs, order, places, key)
-                kappa = reference_point(torch.cat(problem.gather([before.gains])))
+                kappa = reference_point(torch.cat([torch.zeros(0), *problem.gather(before.gains)]))
                 losses = self.losses(policy, pairs, order, places, key, before.reference, kappa, seen)
                 norm = problem.step(losses, optimiser, self.max_norm)
             current.log(gradient_norm=norm, kappa=kappa, **summary(problem.gather(seen)))
@@ -123,12 +123,12 @@ class DiffusionKTO(PairTraining):
     @torch.no_grad()
     def before(self, policy: Policy, pairs: Pairs, order: Sequence[int], places: Sequence[int], key: Key) -> Before:
         """What (2) takes as constants, of all images of an update: κ has to be known before the first gradient."""
-        reference, gains = [], [torch.zeros(0)]
+        reference, gains = list[Tensor](), list[Tensor]()
         for batch, keys in keyed_batches(pairs, order, places, self.batch, key):
             shown = self.shown(policy, batch, keys)
             reference.append(shown.error(policy.reference))
             gains.append((reference[-1] - shown.error(policy)).cpu())
-        return Before(reference, torch.cat(gains))
+        return Before(reference, gains)
 
     def losses(
         self,
@@ -189,7 +189,7 @@ class Before(NamedTuple):
     """An update before its first gradient."""
 
     reference: list[Tensor]  # R, batch by batch
-    gains: Float[Tensor, " n"]  # g of all images
+    gains: list[Tensor]  # g, likewise
 
 
 class Seen(NamedTuple):

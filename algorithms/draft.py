@@ -80,7 +80,7 @@ class DRaFT(Training):
         ),
     )  # fmt: skip
 
-    rounds: int = 200  # a checkpoint after each
+    rounds: int = 200
     updates_per_round: int = 10  # optimiser steps
     samples_per_update: int = 4  # B
     batch: int = 4  # images per forward pass

@@ -83,7 +83,7 @@ class ReFL(Training):
         Published("algorithm 1", "arXiv:2304.05977", {"prior_weight": 1.0}),
     )
 
-    rounds: int = 10  # a checkpoint after each
+    rounds: int = 10
     updates_per_round: int = 10  # optimiser steps
     samples_per_update: int = 64  # B
     batch: int = 2  # images per forward pass

@@ -351,7 +351,8 @@ class Sharing(Protocol):
         size of a forward pass, it is of whole passes wherever there are enough of them (see `Processes.shard`)."""
 
     def gather(self, parts: Sequence[T]) -> list[T]:
-        """What came of the shares of all processes, in the order of the items that were shared."""
+        """What came of the shares of all processes, in the order of the items that were shared. A part is what came of
+        one of these items; of a share taken `together`, of one whole forward pass."""
 
 
 @runtime_checkable
@@ -404,7 +405,7 @@ class Problem(Sharing, Protocol):
         Several losses are accumulated, one backward pass each; their sum over all processes is what is minimised, so
         that each is divided by the number of all items and not by this process's. Raises Diverged when
         a loss or the gradient is not finite, or the gradient a hundred times what it was, before the weights change:
-        the run then goes back to its last good round, once.
+        the run then goes back to its last checkpoint, once, and draws that round anew.
         """
 
 

@@ -30,7 +30,7 @@ def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str
     from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
     logging.disable()  # how they end is told in one line below
-    folder = tempfile.TemporaryDirectory(prefix="alignbench-")
+    folder = tempfile.TemporaryDirectory(prefix="alignbench-", ignore_cleanup_errors=True)
     asked = Path(folder.name, "asked.yaml")
     asked.write_text(yaml.safe_dump(dict(options), allow_unicode=True), encoding="utf-8")
     debug = ["--debug"] if "--debug" in sys.argv else []

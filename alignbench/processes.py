@@ -85,7 +85,8 @@ class Processes:
 
     def gather(self, parts: Sequence[T]) -> list[T]:
         """What came of all shares, on every process. Part j of process r stands at place j · size + r, which is the
-        order of the items that were shared. A part is anything made of tensors and plain values."""
+        order of the items that were shared where a part is of one item; of a share taken `together`, where it is of one
+        whole forward pass. A part is anything made of tensors and plain values."""
         if self.size == 1:
             return list(parts)
         content = packed(list(parts))

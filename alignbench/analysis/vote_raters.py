@@ -36,18 +36,17 @@ def worth_of(logs: Sequence[Log], name: str, entries: Sequence[Entry]) -> Raters
     turned = [e if e.one < e.other else e._replace(one=e.other, other=e.one, won=1 - e.won) for e in asked]
     votes = Votes(turned)
     checks = [passed for log in logs for own in checks_of(log, name).values() for passed in own]
-    casts = [c for log in logs for c in log.cast if log.header.questions[c.pair.question].name == name]
-    drawn = {nonce for log in logs if log.header.source == OURS for nonce in log.votes}
+    casts = [(log, c) for log in logs for c in log.cast if log.header.questions[c.pair.question].name == name]
     sides = [
         c
-        for c in casts
-        if c.pair.nonce in drawn and c.vote.choice in ("left", "right") and c.pair.check in ("", "repeat")
+        for log, c in casts
+        if log.header.source == OURS and c.vote.choice in ("left", "right") and c.pair.check in ("", "repeat")
     ]
     left = None
     if sides:
         chosen = np.array([float(c.vote.choice == "left") for c in sides])
         left = win_rate(chosen, votes.numbers([c.pair.rater for c in sides]))
-    times = [c.vote.milliseconds / 1000 for c in casts if c.vote.choice != "skip"]
+    times = [c.vote.milliseconds / 1000 for _, c in casts if c.vote.choice != "skip"]
     return Raters(
         votes=len(asked),
         raters=len({e.rater for e in asked}),

@@ -139,7 +139,7 @@ def vote_columns(
             )
         )
     for (path, log), own in zip(logs, rows, strict=True):
-        if not log.votes:
+        if not log.votes and not log.identical:
             notes.append(f"{path}: nobody has voted yet.")
         if own and (absent := [cell.result for c, cell in enumerate(log.header.cells) if c not in own]):
             notes.append(f"{path}: its votes on {', '.join(absent)} are left out; that is not compared here.")

@@ -125,8 +125,8 @@ def _not_understood(error: CycloptsError) -> str:
     if not isinstance(error, UnusedCliTokensError) or not error.unused_tokens:
         return said(error)
     word = error.unused_tokens[0]
-    expected = "--set before each NAME=VALUE" if "=" in word else "an option before it, see --help"
-    return f"{word!r} belongs to no option; expected {expected}."
+    such = ", such as --set before each NAME=VALUE of run" if "=" in word else ""
+    return f"{word!r} belongs to no option; expected an option before it{such}; see --help."
 
 
 def _check_environment() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 from cyclopts import Parameter
@@ -24,11 +24,11 @@ def vote(
     task: Names = None,
     votes: Path = Path("votes.jsonl"),
     raters: Names = None,
-    each: Whole = EACH,
+    each: Whole | None = None,
     adaptive: Flag = False,
     seed: Whole | None = None,
-    host: str = HOST,
-    port: Whole = PORT,
+    host: str | None = None,
+    port: Whole | None = None,
     import_: Annotated[Path | None, Parameter(name="--import")] = None,
 ) -> int:
     """Open a page on which people vote blindly: two pictures of one prompt and noise, and which is better.
@@ -48,25 +48,28 @@ def vote(
     raters: str
         Who may vote: names, or a number of raters; each gets an address. By default everybody types a name.
     each: int
-        Pairs that each rater is shown, checks and repeats among them.
+        Pairs that each rater is shown, checks and repeats among them (default: 100).
     adaptive: bool
         Ask about the methods whose interval is widest, instead of about all alike.
     seed: int
         Decides sides, order, checks and repeats (default 0; of a log that is there, its own).
     host: str
-        An address of this machine under which others reach it. Any but 127.0.0.1 needs a key in the page's address.
+        An address of this machine under which others reach it (default: 127.0.0.1). Any other needs a key in the page's
+        address.
     port: int
-        Port to listen on; 0 takes a free one.
+        Port to listen on; 0 takes a free one (default: 8765).
     import_: Path
         Serve nothing, but make a log of votes that were cast elsewhere: a .csv with the columns prompt, method_a,
         method_b, choice and rater, Label Studio's .json, or a .parquet with Pick-a-Pic's columns.
     """
     _check(files, votes, each, port)
     if import_ is not None:
-        others: dict[str, Any] = {"task": task, "raters": raters, "adaptive": adaptive or None, "seed": seed}
-        changed = {"each": (each, EACH), "host": (host, HOST), "port": (port, PORT)}
-        others |= {name: value for name, (value, default) in changed.items() if value != default}
-        return _import(import_, files, votes, [name for name, value in others.items() if value is not None])
+        several = {"task": task, "raters": raters}
+        one = {"each": each, "seed": seed, "host": host, "port": port}
+        others = {**several, **{name: None if value is None else (value,) for name, value in one.items()}}
+        given = [f"{name} {typed(*values)}" for name, values in others.items() if values is not None]
+        return _import(import_, files, votes, [*given, *["adaptive"] * adaptive])
+    each, port, host = EACH if each is None else each, PORT if port is None else port, host or HOST
     from alignbench.judging.voting_asked import Asked
     from alignbench.judging.voting_served import is_local, raters_of
 
@@ -111,12 +114,12 @@ def _serve(files: tuple[Path, ...], asked: Asked, host: str, port: int) -> None:
             say("stopped", f"{session.summary()}; see them with: {seen}")
 
 
-def _check(files: tuple[Path, ...], votes: Path, each: int, port: int) -> None:
+def _check(files: tuple[Path, ...], votes: Path, each: int | None, port: int | None) -> None:
     if not files:
         raise InputError("name the results to vote on: alignbench vote A.json B.json.")
     if votes.suffix != ".jsonl":
         raise InputError(f"--votes {votes}: expected a .jsonl file.")
-    if each < 1:
+    if each is not None and each < 1:
         raise InputError(f"--each {each}: expected at least 1.")
-    if not 0 <= port < 2**16:
+    if port is not None and not 0 <= port < 2**16:
         raise InputError(f"--port {port}: expected a port from 0 to 65535.")

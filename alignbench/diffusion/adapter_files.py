@@ -83,7 +83,7 @@ def repository(of: Repository) -> Part:
             return [f"unet/{NETWORK}, {LORA} or {PEFT}"]
         return []
 
-    def instead(absent: Sequence[str]) -> list[str]:
+    def instead(absent: Sequence[str]) -> list[list[str]]:
         return weights.half_precision(str(place / part / NETWORK) for part in DENOISERS) if absent else []
 
     return Part(
@@ -97,13 +97,15 @@ def repository(of: Repository) -> Part:
 
 
 def whole_checkpoint(path: Path, names: Sequence[str]) -> str | None:
-    """Why a file is refused that holds a whole model, as single-file checkpoints do; None where it holds none."""
+    """Why a file is refused that holds a whole model, as single-file checkpoints do, or a part of one; None where it
+    holds neither."""
     ours = [name for name in names if name.startswith(("model.diffusion_model.", "first_stage_model."))]
     if not ours or any("lora" in name for name in names):
         return None
     held = f"{ours[0]}, and {len(names) - 1} more tensors"
-    what = conversion.whole_model(names, path, "--adapter") or _folder_of(path)
-    return f"{path} is a whole checkpoint in one file ({held}); expected {EXPECTED}. It is {what}"
+    if whole := conversion.whole_model(names, path, "--adapter"):
+        return f"{path} is a whole checkpoint in one file ({held}); expected {EXPECTED}. It is {whole}"
+    return f"{path} is no adapter ({held}); expected {EXPECTED}. It is {conversion.part(names)}."
 
 
 def _of_file(path: Path) -> Found:

@@ -72,12 +72,16 @@ def of_file(path: Path) -> str:
             return f"{path.name} cannot be read as safetensors; {EXPECTED}."
         if whole := whole_model(names, path):
             return whole
-        what = next((what for start, what in PARTS if any(name.startswith(start) for name in names)), EXPECTED)
-        return f"{path.name} holds {len(names)} tensors: {what}."
+        return f"{path.name} holds {len(names)} tensors: {part(names)}."
     if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
         what = "pickled weights, which can run code and are not read. If they are SD's and you trust them, make"
         return f"{what} {ONCE}: {conversion(SD, 'from_single_file', path)}"
     return f"{path.name} is a file; {EXPECTED}."
+
+
+def part(names: Sequence[str]) -> str:
+    """What tensors are that make no whole model which is known, and what to do."""
+    return next((what for start, what in PARTS if any(name.startswith(start) for name in names)), EXPECTED)
 
 
 def whole_model(names: Sequence[str], path: Path, option: str = "--model") -> str | None:

@@ -33,9 +33,9 @@ class Part:
     contents: str  # the files in a word or two, as messages name them
     advice: str  # what to do where they cannot be downloaded
     missing: Callable[[Path], Sequence[str]]  # what a snapshot lacks
-    instead: Callable[[Sequence[str]], Sequence[str]] = (
+    instead: Callable[[Sequence[str]], Sequence[Sequence[str]]] = (
         lambda absent: ()
-    )  # files in the place of what a repository lacks
+    )  # files in the place of what a repository lacks, in the order in which they are asked for; of nothing none
 
 
 def files_of(repository: Repository, files: Sequence[str]) -> Part:
@@ -89,8 +89,10 @@ def snapshot(part: Part, model: str, folder: Path | None = None) -> Path:
         raise RunError(f"{absent}, and the model hub cannot be reached. {elsewhere} {part.advice}")
     try:
         found = Path(snapshot_download(part.repository.name, **_where(part, folder)))
-        if others := part.instead(part.missing(found)):
-            found = Path(snapshot_download(part.repository.name, **_where(part, folder, others)))
+        asked = 0
+        while asked < len(ways := part.instead(part.missing(found))):
+            found = Path(snapshot_download(part.repository.name, **_where(part, folder, ways[asked])))
+            asked += 1
         return found
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]

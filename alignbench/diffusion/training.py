@@ -30,7 +30,7 @@ class Training:
 
     trains: ClassVar[bool] = True
 
-    rounds: int  # with a checkpoint after each
+    rounds: int
     updates_per_round: int  # optimiser steps
     batch: int  # per forward pass: a matter of memory alone
     learning_rate: float
@@ -106,7 +106,7 @@ class PairTraining(Training):
     learns_from_pairs: ClassVar[bool] = True
     reads_reward: ClassVar[bool] = False  # one may have labelled the pairs
 
-    rounds: int = 200  # with a checkpoint after each
+    rounds: int = 200
     updates_per_round: int = 10  # optimiser steps
     pairs_per_update: int = 2048
     caption_dropout: float = 0.2  # share of pairs shown without their prompt

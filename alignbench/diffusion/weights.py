@@ -63,12 +63,13 @@ def patterns(stem: str, variant: str | None = None) -> list[str]:
     return [f"{stem}.{variant}.safetensors", f"{stem}.safetensors.index.{variant}.json", *shards]
 
 
-def half_precision(absent: Iterable[str]) -> list[str]:
+def half_precision(absent: Iterable[str]) -> list[list[str]]:
     """What to fetch in the place of weight files that a repository lacks, such as `unet/diffusion_pytorch_model
-    .safetensors`: their half-precision copies."""
+    .safetensors`: their half-precision copies, kind by kind in the order in which they are looked for."""
     lacking = [PurePosixPath(name) for name in absent if name.endswith(ENDING)]
     stems = [name.with_name(name.name.removesuffix(ENDING)) for name in lacking]
-    return [found for stem in stems for variant in VARIANTS if variant for found in patterns(str(stem), variant)]
+    kinds = [variant for variant in VARIANTS if variant and stems]
+    return [[found for stem in stems for found in patterns(str(stem), kind)] for kind in kinds]
 
 
 def _shards(index: Path) -> list[str]:

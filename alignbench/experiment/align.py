@@ -120,7 +120,7 @@ def _make_pairs(
 def align(algorithm: Algorithm, problem: CellProblem) -> tuple[Sampler, int | None]:
     """The sampler of the aligned model, and how many images a forward pass had if they were fewer than asked for.
 
-    A run that diverges once goes on from its last good round; one whose forward passes do not fit into memory, with
+    A run that diverges once goes on from its last checkpoint; one whose forward passes do not fit into memory, with
     half as many images in each, which changes no gradient but for rounding.
     """
     kept, processes = problem.folder / FORWARD_BATCH, problem.processes

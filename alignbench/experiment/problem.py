@@ -86,13 +86,14 @@ class CellProblem:
         self.progress.say("  ".join([f"trains {trained:,} weights", *(f"{k} {v:g}" for k, v in plan.items())]))
 
     def roll_back(self, error: Diverged) -> bool:
-        """Whether the run may go on from its last good round: once. The round that failed is then drawn anew."""
+        """Whether the run may go on from its last checkpoint: once. The round that failed is then drawn anew."""
         path = self.folder / ROLLBACK
         if self.processes.agree(int(path.exists())):
             return False
         if self.processes.first:
             write_text(path, json.dumps({"round": self._done, "reason": str(error)}) + "\n")
-        self.progress.say(f"round {self._done + 1}: {error}; going back to the last good round, and drawing it anew")
+        again = "going back to the last checkpoint, and drawing that round anew"
+        self.progress.say(f"round {self._done + 1}: {error}; {again}")
         self.start_again()
         return True
 

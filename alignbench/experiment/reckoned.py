@@ -4,7 +4,7 @@ Cost grows evenly with a count, such as images of a round or candidates of a ste
 count v is taken at a base b and at 2 b, and
     cost(v) = cost(b) + (cost(2 b) − cost(b)) (v − b)/b,
 for several counts one after another, which is exact for their products as well. That cost grows evenly from b on is
-seen at a third place.
+seen at a third place of each count, and at 3 b of all.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def reckoned(count: Callable[[Any, float], tuple[Cost, Cost]], algorithm: Algori
 def _lowered(
     count: Callable[[Any, float], tuple[Cost, Cost]], algorithm: Algorithm, large: Mapping[str, int]
 ) -> tuple[Cost, Cost] | None:
-    """`count` of an algorithm from lower ones of these counts, or None where cost does not grow evenly with each."""
+    """`count` of an algorithm from lower ones of these counts, or None where cost does not grow evenly with each, or
+    with all together."""
 
     def asked(lowered: Sequence[int]) -> Any:
         return dataclasses.replace(algorithm, **dict(zip(large, lowered, strict=True)))  # type: ignore[type-var]
@@ -67,6 +68,8 @@ def _lowered(
 
     least = _least(asked, len(large))
     if least is None or (bases := _bases(at, least)) is None:
+        return None
+    if len(bases) > 1 and at(*(3 * base for base in bases)) != _along(at, [(3 * base, base) for base in bases], ()):
         return None
     found = [round(n) for n in _along(at, list(zip(large.values(), bases, strict=True)), ())]
     kinds = list(Cost().as_dict())

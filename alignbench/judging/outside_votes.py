@@ -174,9 +174,10 @@ class _Taken:
                 self._add(Identical(item=number, prompt=prompt, left=left, right=right, at=now()))
             self._alike.add(pair)
             return
-        question = self.questions.index(_text(row, "question", where) or "overall")
+        asked = _text(row, "question", where) or "overall"
+        question = self.questions.index(asked)
         place = (rater, question, pair)
-        content = canonical_json([number, rater, question, prompt, left.sha256, right.sha256, choice, taken])
+        content = canonical_json([number, rater, asked, prompt, left.sha256, right.sha256, choice, taken])
         nonce = hashlib.sha256(content.encode()).hexdigest()[:32]
         self._add(
             Served(

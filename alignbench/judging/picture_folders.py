@@ -29,6 +29,7 @@ from alignbench.judging.picture_names import (
     start_of,
 )
 from alignbench.pictures import SUFFIXES
+from alignbench.printed import how_many
 from alignbench.texts import json_of, text_of
 
 
@@ -220,7 +221,7 @@ def coverage(places: Sequence[int], count: int) -> str:
     each = Counter(places)
     low, high = min(each.values()), max(each.values())
     times = "" if high == 1 else f", {low} each," if low == high else f", {low} to {high} each,"
-    pictures = f"{len(places)} picture{'s' if len(places) > 1 else ''}{times}"
+    pictures = f"{how_many(len(places), 'picture')}{times}"
     first, last = min(each) + 1, max(each) + 1
     missing = [i + 1 for i in range(first - 1, last) if i not in each]
     whole = f"prompts {first} to {last} of {count}" if last > first else f"prompt {first} of {count}"

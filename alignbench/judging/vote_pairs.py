@@ -26,7 +26,7 @@ from alignbench.record.votes import read_log, suspects
 
 MADE = "votes.json"  # what the pairs are from
 IMAGES = "images"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ def pairs_from_votes(
         raise InputError(f"{path}: its votes are on evaluation {log.header.evaluation}, which no file here is of.")
     runs = groups[log.header.evaluation]
     bad = suspects(log)
-    entries = [
-        e for e in entries_of(path, log, runs, name) if e.rater and e.rater not in bad and e.won in (0.0, 0.5, 1.0)
-    ]
+    judged = [e for e in entries_of(path, log, runs, name) if e.rater and e.won in (0.0, 0.5, 1.0)]
+    entries = [e for e in judged if e.rater not in bad]
     if not entries:
-        left_out = f", but for those of {', '.join(map(shown, sorted(bad)))}, who failed checks" if bad else ""
+        failed = sorted({e.rater for e in judged})
+        left_out = f", but for those of {', '.join(map(shown, failed))}, who failed checks" if failed else ""
         raise InputError(f"{path}: no votes on {name!r} between these results{left_out}.")
     rows = _rows(entries, runs)
     about = {
@@ -107,9 +107,8 @@ def _write(folder: Path, rows: Sequence[tuple[dict[str, Any], list[Path]]], abou
         if known is None:
             raise InputError(f"{folder} holds other things than pairs from votes; choose a new folder.")
         if known != about and not force:
-            raise InputError(
-                f"{folder} holds pairs of other votes or results; --force replaces them, or choose a new folder."
-            )
+            of = "pairs that an older alignbench made" if known["schema"] == 1 else "pairs of other votes or results"
+            raise InputError(f"{folder} holds {of}; --force replaces them, or choose a new folder.")
         (folder / FOLDER_FILE).unlink(missing_ok=True)
     make_folder(folder)
     write_text(folder / MADE, json.dumps(about, indent=1) + "\n")  # first, so that what a kill leaves is known
@@ -134,9 +133,10 @@ def _copied(picture: Path, folder: Path) -> str:
     return name
 
 
-def _made(path: Path) -> Any:
+def _made(path: Path) -> dict[str, Any] | None:
     """What an earlier call says that the pairs are from; None where there is nothing of the kind."""
     try:
-        return json_of(read_bytes(path))
+        said = json_of(read_bytes(path))
     except ValueError:
         return None
+    return said if isinstance(said, dict) and "schema" in said else None

@@ -44,6 +44,13 @@ class Head(BaseModel):
 def head_of(path: Path) -> Head:
     """What is said of the result at a path. Rows that lie apart are not read, so that nothing is known of their
     digest; that their file is there is. Raises ResultFileError."""
+    try:
+        return _head(path)
+    except apart.Absent:  # it may have been written anew between its two files
+        return _head(path)
+
+
+def _head(path: Path) -> Head:
     content = content_of(path)
     if "apart" not in content:
         result = read(path)

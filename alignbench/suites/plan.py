@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from alignbench.asking.options import RunOptions
 from alignbench.asking.resolve import Cell, resolve
 from alignbench.asking.suite import Resources, SuiteCell, describe, explained, matches, shard_of
-from alignbench.errors import AlignbenchError, InputError, UnknownName
+from alignbench.errors import AlignbenchError, InputError, UnknownName, Unsupported
 from alignbench.experiment.estimate import Estimate, estimate
 from alignbench.experiment.run import final_result, work_of
 from alignbench.meter import Cost
@@ -113,16 +113,23 @@ def _row(cell: SuiteCell) -> Row:
 
 def told_apart(rows: Sequence[Row]) -> list[Row]:
     """The rows, of which those that would read alike also say the options in which they differ."""
-    alike: dict[str, list[Row]] = {}
-    for row in rows:
-        alike.setdefault(row.text, []).append(row)
+    alike: dict[str, list[dict[str, Any]]] = {}
+    every = [row.options.asked for row in rows]
+    for row, asked in zip(rows, every, strict=True):
+        alike.setdefault(row.text, []).append(asked)
+    differing = {text: _differing(group) for text, group in alike.items()}
     found = []
-    for row in rows:
-        asked, others = row.options.asked, [other.options.asked for other in alike[row.text]]
-        own = {name: value for name, value in asked.items() if any(other.get(name) != value for other in others)}
-        text = " ".join([row.text, *(f"{name}={value}" for name, value in own.items())])
+    for row, asked in zip(rows, every, strict=True):
+        own = [f"{name}={value}" for name, value in asked.items() if name in differing[row.text]]
+        text = " ".join([row.text, *own])
         found.append(replace(row, text=text, job=row.job and replace(row.job, text=text)))
     return found
+
+
+def _differing(group: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The names that some have with another value than the first, or not at all."""
+    first = group[0]
+    return {name for other in group for name in {*first, *other} if other.get(name) != first.get(name)}
 
 
 def job_of(cell: Cell, resources: Resources) -> Job:
@@ -212,6 +219,8 @@ def _estimated(cell: Cell, found: dict[str, Estimate | None]) -> Estimate | None
     if key not in found:
         try:
             found[key] = estimate(cell)
-        except AlignbenchError:  # its budget does not pay for one image, as a run will say
+        except Unsupported:  # it costs nothing, as a run will find
+            found[key] = Estimate(cell.algorithm, Cost(), Cost(), None)
+        except AlignbenchError:  # it has a count with which cost does not grow evenly: a run has to find out
             found[key] = None
     return found[key]

@@ -14,6 +14,7 @@ from types import FrameType
 
 from alignbench.asking.suite import explained
 from alignbench.errors import AlignbenchError
+from alignbench.experiment.diversity import LATENTS
 from alignbench.locks import in_use
 from alignbench.suites.child import Ended, Gone, Held, why
 from alignbench.suites.local import Engine
@@ -136,7 +137,7 @@ class _Running:
         if found is None:
             return False
         if found.is_there:
-            job.work.settle()
+            job.work.settle(passing=LATENTS)
             row.was_there = row.tries == 0
         self.change(row, found.state, found.reason)
         return True

@@ -341,7 +341,6 @@ def test_a_lora_in_a_pickle_is_refused_with_the_line_that_converts_it(tiny, tmp_
     [
         ("cond_stage_model.x", "StableDiffusionPipeline"),
         ("conditioner.embedders.1.x", "StableDiffusionXLPipeline"),
-        ("other.x", "StableDiffusionPipeline"),
     ],
 )
 def test_a_whole_checkpoint_in_one_file_is_refused_with_the_line_that_converts_it(tmp_path, text, kind):
@@ -358,6 +357,22 @@ def test_a_whole_checkpoint_in_one_file_is_refused_with_the_line_that_converts_i
     (tmp_path / "old.ckpt").touch()
     with pytest.raises(InputError, match=r"old.ckpt is a pickle.*from_single_file\(\".*old.ckpt\"\)"):
         adapters.digest(tmp_path / "old.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (("out.0.bias", "other.x"), "a denoiser without its text encoders"),
+        (("double_blocks.0.x", "single_blocks.0.x"), "a FLUX model in one file; give the folder of its pipeline"),
+        (("joint_blocks.0.x",), "a Stable Diffusion 3 model in one file; give the folder of its pipeline"),
+    ],
+)
+def test_a_file_that_holds_a_model_of_another_kind_or_a_part_is_refused_as_what_it_is(tmp_path, names, what):
+    path = tmp_path / "civitai.safetensors"
+    save_file({f"model.diffusion_model.{name}": torch.zeros(1) for name in names}, path)
+    for place in (path, tmp_path):
+        with pytest.raises(InputError, match=rf"civitai.safetensors is no adapter \(.*\. It is {what}\.$"):
+            adapters.digest(place)
 
 
 def test_fields_that_a_denoiser_leaves_out_are_those_of_its_class(plain, tuned, tmp_path):

@@ -172,9 +172,10 @@ def test_a_config_file_gives_options_and_the_command_line_wins(here, capsys):
         (["run", "--algo", "ddpo", "--set", "clip"], "--set clip: expected NAME=VALUE"),
         (
             ["run", "--algo", "ddpo", "--set", "clip=1", "rounds=2"],
-            "'rounds=2' belongs to no option; expected --set before each NAME=VALUE.",
+            "'rounds=2' belongs to no option; expected an option before it, such as --set before each NAME=VALUE",
         ),
-        (["suite", "quick", "more"], "'more' belongs to no option; expected an option before it, see --help."),
+        (["ls", "results", "a=b"], "'a=b' belongs to no option; expected an option before it, such as --set"),
+        (["suite", "quick", "more"], "'more' belongs to no option; expected an option before it; see --help."),
         (["run", "--algo", "ddpo", "--set", "clip=-1"], "clip must be positive, got -1.0"),
         (["run", "--algo", "ddpo", "--limit", "0"], "--limit 0: expected at least 1."),
         (["run", "--algo", "ddpo", "--limit", "many"], "--limit: 'many'; expected a whole number"),

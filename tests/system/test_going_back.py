@@ -135,7 +135,7 @@ def test_a_run_that_diverged_once_ends_as_one_whose_round_was_drawn_anew(name, t
     expected = run(toy, name, tuning, known)
     for i, fault in enumerate(of_case(DIVERGES, name, tuning)):
         found = run(toy, name, tuning, tmp_path / str(i), fault)
-        assert any("going back to the last good round" in line for line in found.said), fault
+        assert any("going back to the last checkpoint" in line for line in found.said), fault
         assert torch.equal(found.images, expected.images), fault
         assert found.curve == expected.curve, fault
 

@@ -463,6 +463,9 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+WEIGHTS = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
+
+
 @pytest.fixture
 def hub(cache, monkeypatch) -> Iterator[type[Hub]]:
     """A hub on this machine with the embedded model, and with files that nobody needs."""
@@ -490,6 +493,19 @@ def test_a_hub_model_is_downloaded_once_and_without_what_it_does_not_need(hub, c
     offline(monkeypatch)
     again = load("org/name")
     assert torch.equal(first.condition(PROMPTS).tensors["text"], again.condition(PROMPTS).tensors["text"])
+
+
+def test_of_two_half_precision_copies_the_one_that_is_read_is_downloaded_and_the_other_where_it_is_alone(hub, cache):
+    files = hub.files
+    networks = [f"{part}.safetensors" for part in WEIGHTS]
+    for name in networks:
+        content = files.pop(name)
+        for variant in ("fp16", "bf16")[name == networks[0] :]:  # of the first there is bf16 alone
+            files[name.replace(".safetensors", f".{variant}.safetensors")] = content
+    assert load("org/name").info()["revision"] == COMMIT
+    fetched = {name for name in hub.asked if "16." in name}
+    expected = {name.replace(".safetensors", ".fp16.safetensors") for name in networks[1:]}
+    assert fetched == expected | {networks[0].replace(".safetensors", ".bf16.safetensors")}
 
 
 def test_an_interrupted_download_is_continued(hub, cache):

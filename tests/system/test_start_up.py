@@ -192,7 +192,7 @@ def test_a_run_that_diverges_once_goes_back_a_round_and_draws_it_anew(slope, rea
     assert line["round"] == 26
     assert reason in line["rolled_back"]
     assert reason in problem.progress.said[0]
-    assert "going back to the last good round" in problem.progress.said[0]
+    assert "going back to the last checkpoint, and drawing that round anew" in problem.progress.said[0]
 
 
 def test_the_second_time_the_run_stops(mixture, tmp_path):

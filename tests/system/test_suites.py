@@ -65,6 +65,15 @@ def test_a_dry_run_says_what_the_cells_cost_together_and_runs_none(tmp_path, cap
     assert capsys.readouterr().out.splitlines()[-1].startswith("cells to run: 2; together 288 denoiser evaluations")
 
 
+def test_that_a_cell_which_cannot_run_costs_nothing_is_known_before_it_runs(tmp_path, capsys):
+    """One whose budget does not pay for one image."""
+    path = write_suite(tmp_path, [*SMALL, {"algo": "best_of_n", "budget": {"nfe": 3}}])
+    assert run_command_line(["suite", str(path), "--dry-run", "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)["total"]
+    assert (whole["cells"], whole["unknown"], whole["cost"]["denoiser_forward"]) == (3, 0, 288)
+    assert whole["seconds"] > 0
+
+
 def test_a_dry_run_knows_what_is_there_and_counts_a_cell_once(tmp_path, capsys):
     """`base` has no seed, so that three cells are one."""
     path = write_suite(tmp_path, [{"algo": "base", "seed": [1, 2, 3]}, SMALL[1]])

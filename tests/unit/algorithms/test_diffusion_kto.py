@@ -13,6 +13,7 @@ from differences import slopes
 from alignbench import Key, LoRA, PairBatch, Prompt
 from alignbench.diffusion.objectives import denoising_error, noising
 from alignbench.keys import epochs
+from alignbench.processes import Processes
 from alignbench.testbed.exact_pairs import MixturePairs
 from alignbench.testbed.toys import grid
 
@@ -48,7 +49,7 @@ def whole(chosen, policy, pairs, count=12, kappa=None):
     """The loss of an update, as it is minimised."""
     order, places, key = epochs(Key("order"), len(pairs), 0, count), range(count), Key("update")
     before = chosen.before(policy, pairs, order, places, key)
-    centre = kto.reference_point(before.gains) if kappa is None else kappa
+    centre = kto.reference_point(torch.cat(before.gains)) if kappa is None else kappa
     return sum(chosen.losses(policy, pairs, order, places, key, before.reference, centre, []))
 
 
@@ -113,12 +114,21 @@ def test_at_the_reference_nothing_has_gained_and_the_probe_says_what_the_loss_is
     assert gains.abs().max() < 1e-7
 
 
+def test_the_gains_of_two_processes_are_gathered_in_the_order_of_one(policy, pairs):
+    moved(policy)
+    chosen, order, key = algorithm(batch=2), epochs(Key("order"), len(pairs), 0, 12), Key("update")
+    shares = [Processes(rank, 2).shard(range(12), chosen.batch) for rank in (0, 1)]
+    first, second = (chosen.before(policy, pairs, order, share, key).gains for share in shares)
+    gathered = [gains for both in zip(first, second, strict=True) for gains in both]  # as `Processes.gather` does
+    assert torch.equal(torch.cat(gathered), torch.cat(chosen.before(policy, pairs, order, range(12), key).gains))
+
+
 def test_the_reference_point_is_a_constant_of_the_gradient(policy, pairs):
     """With κ fixed at its value by hand, the loss and its gradient are the same."""
     moved(policy)
     chosen = algorithm(beta=50.0)
     order = epochs(Key("order"), len(pairs), 0, 12)
-    gains = chosen.before(policy, pairs, order, range(12), Key("update")).gains
+    gains = torch.cat(chosen.before(policy, pairs, order, range(12), Key("update")).gains)
     assert not gains.requires_grad
     kappa = max(0.0, float(gains.mean()))
     torch.testing.assert_close(
@@ -192,7 +202,7 @@ def test_pairs_that_cannot_be_read_are_left_out_and_the_others_keep_their_draws(
     moved(policy)
     chosen, places = algorithm(batch=2), range(6)
     before = chosen.before(policy, Holey(), places, places, Key("update"))
-    assert len(before.gains) == 5
+    assert [len(gains) for gains in before.gains] == [2, 1, 2]
     total = sum(chosen.losses(policy, Holey(), places, places, Key("update"), before.reference, 0.0, []))
     each = []
     for i in (0, 1, 3, 4, 5):

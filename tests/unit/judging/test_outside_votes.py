@@ -8,6 +8,7 @@ import pytest
 from voted import cells
 
 from alignbench.analysis.compare import compare
+from alignbench.cli import votes
 from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError
 from alignbench.judging.outside_votes import import_votes
@@ -30,6 +31,18 @@ def test_a_table_becomes_a_column(files, tmp_path):
     assert column.versus[0].rate.rate == pytest.approx(5.5 / 6)
     with pytest.raises(InputError, match="there already"):
         import_votes(table, files, tmp_path / "votes.jsonl")
+
+
+def test_tables_of_two_questions_with_the_same_rows_are_two_columns_and_a_copy_is_refused(files, tmp_path):
+    logs = [tmp_path / f"{name}.jsonl" for name in ("overall", "alignment", "copy")]
+    for log, question in zip(logs, ("overall", "alignment", "overall"), strict=True):
+        table = log.with_suffix(".csv")
+        table.write_text(f"{HEADER.strip()},question\np0,base,refl,b,anna,{question}\np1,base,refl,b,ben,{question}\n")
+        import_votes(table, files, log)
+    columns = compare(files, votes=logs[:2]).groups[0].votes
+    assert [column.name for column in columns] == ["votes: overall", "votes: alignment"]
+    with pytest.raises(InputError, match="hold the same votes"):
+        compare(files, votes=[logs[0], logs[2]])
 
 
 def test_label_studios_export_is_read(files, tmp_path):
@@ -105,6 +118,14 @@ def test_one_picture_of_two_methods_is_a_tie_whatever_is_said_of_it(tmp_path):
     assert against.rate.rate == 0.75
 
 
+def test_a_log_of_identical_pictures_alone_is_no_log_that_nobody_voted_in(tmp_path):
+    files = cells(tmp_path / "results", prompts=6, same=[2])
+    (tmp_path / "votes.csv").write_text(f"{HEADER}p2,base,refl,a,anna\n")
+    import_votes(tmp_path / "votes.csv", files, tmp_path / "votes.jsonl")
+    (group,) = compare(files, votes=[tmp_path / "votes.jsonl"]).groups
+    assert not any("nobody has voted" in note for note in group.notes)
+
+
 def test_nothing_is_said_of_sides_that_nobody_drew(files, tmp_path):
     column, _ = column_of(files, tmp_path, *(f"p{i},base,refl,a,anna" for i in range(6)))
     assert column.worth.left is None
@@ -129,15 +150,22 @@ def test_questions_that_no_log_holds_are_refused(files, tmp_path, questions, sai
     "option",
     [
         ["--task", "overall"], ["--raters", "5"], ["--each", "7"], ["--adaptive"], ["--seed", "0"],
-        ["--host", "10.0.0.1"], ["--port", "0"],
+        ["--host", "10.0.0.1"], ["--port", "0"], ["--each", "100"], ["--host", "127.0.0.1"], ["--port", "8765"],
     ],
 )  # fmt: skip
 def test_no_option_of_the_page_is_passed_over(files, tmp_path, option, capsys):
     (tmp_path / "votes.csv").write_text(f"{HEADER}p0,base,refl,a,anna\n")
     typed = ["--import", str(tmp_path / "votes.csv"), "--votes", str(tmp_path / "votes.jsonl")]
     assert run_command_line(["vote", *map(str, files), *typed, *option]) == 2
-    assert capsys.readouterr().err == f"alignbench: {option[0]}: --import opens no page; leave one of them out.\n"
+    said = f"{' '.join(option)}: --import opens no page; leave one of them out."
+    assert capsys.readouterr().err == f"alignbench: {said}\n"
     assert not (tmp_path / "votes.jsonl").exists()
+
+
+def test_help_tells_the_defaults_of_the_page(capsys):
+    assert run_command_line(["vote", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"(default: {value})" in text for value in (votes.EACH, votes.HOST, votes.PORT))
 
 
 def parquet(path, **changes):

@@ -66,6 +66,34 @@ def test_who_fails_the_checks_has_no_say(tmp_path):
         pairs_from_votes(log, files, tmp_path / "pairs")
 
 
+def test_nobody_is_blamed_who_has_no_votes_there(files, tmp_path, monkeypatch):
+    log = voted(files, tmp_path / "votes.jsonl", {"anna": "skip"})
+    monkeypatch.setattr(vote_pairs, "suspects", lambda _: {"anna", "ben"})
+    with pytest.raises(InputError, match=r"no votes on 'overall' between these results\.$"):
+        pairs_from_votes(log, files, tmp_path / "pairs")
+
+
+def test_pairs_that_an_older_alignbench_made_are_replaced_by_force_alone(files, tmp_path):
+    log = voted(files, tmp_path / "votes.jsonl", {"anna": "refl"})
+    made = tmp_path / "pairs" / "votes.json"
+    pairs_from_votes(log, files, made.parent)
+    about = json.loads(made.read_text())
+    made.write_text(json.dumps({name: value for name, value in about.items() if name != "pairs"} | {"schema": 1}))
+    with pytest.raises(InputError, match="holds pairs that an older alignbench made; --force replaces them, or choose"):
+        pairs_from_votes(log, files, made.parent)
+    pairs_from_votes(log, files, made.parent, force=True)
+    assert json.loads(made.read_text()) == about
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "{}", '{"schema": [1]}'])
+def test_a_damaged_file_beside_pairs_ends_in_one_line(files, tmp_path, content):
+    log = voted(files, tmp_path / "votes.jsonl", {"anna": "refl"})
+    pairs_from_votes(log, files, tmp_path / "pairs")
+    (tmp_path / "pairs" / "votes.json").write_text(content)
+    with pytest.raises(InputError, match=r"holds (other things than pairs|pairs of other votes)"):
+        pairs_from_votes(log, files, tmp_path / "pairs")
+
+
 def test_made_again_they_are_left_and_other_votes_replace_them_by_force_alone(files, tmp_path):
     log = voted(files, tmp_path / "votes.jsonl", {"anna": "refl"}, questions=("overall", "alignment"))
     pairs_from_votes(log, files, tmp_path / "pairs")

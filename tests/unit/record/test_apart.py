@@ -11,7 +11,7 @@ import pytest
 from result_files import writer
 
 from alignbench.errors import ResultFileError, RunError
-from alignbench.record import apart
+from alignbench.record import apart, listing
 from alignbench.record import result as results
 from alignbench.record.listing import cells_of
 
@@ -189,6 +189,12 @@ def test_a_listing_reads_no_rows_that_lie_apart_and_says_what_is_wrong_with_the_
     assert cell.state == "unreadable"
     assert cell.detail.startswith("status: Input should be 'complete', 'partial'")
     path.write_text(json.dumps(content))
+    gone = content | {"apart": content["apart"] | {"file": "r.rows-000000000000.jsonl.gz"}}
+    seen = [gone, content]  # it is written anew between the two looks
+    with monkeypatch.context() as patched:
+        patched.setattr(listing, "content_of", lambda _: seen.pop(0))
+        (cell,) = cells_of(tmp_path)
+    assert (cell.state, seen) == ("complete", [])
     rows_of(path).unlink()
     (cell,) = cells_of(tmp_path)
     assert (cell.state, "bring that file there too" in cell.detail) == ("unreadable", True)

@@ -3,6 +3,7 @@ that starts no process."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import pytest
 from alignbench.asking.options import RunOptions
 from alignbench.asking.suite import Resources
 from alignbench.errors import InputError, ResultFileError, RunError
+from alignbench.experiment.diversity import LATENTS
 from alignbench.locks import exclusive
 from alignbench.record.resumable import Resumable
 from alignbench.suites import run as running
@@ -206,6 +208,17 @@ def test_a_death_after_the_result_was_written_is_no_loss(suite):
     engine.ended = ended
     run(rows, engine)
     assert (states(rows), rows[0].tries, rows[0].was_there) == (["done"], 1, False)
+
+
+def test_a_cell_that_died_after_its_result_leaves_no_latents(suite):
+    rows, engine = suite("a", results={"a": Result()})
+    work = rows[0].job.work
+    with work.held():
+        (work.folder / LATENTS).mkdir()
+        (work.folder / LATENTS / "00000-0.npy").touch()
+    run(rows, engine)
+    assert json.loads((work.folder / "cell.json").read_text())["running"] is False
+    assert not (work.folder / LATENTS).exists()
 
 
 def test_a_result_says_what_its_cell_came_to(suite):
