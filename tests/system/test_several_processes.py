@@ -103,7 +103,7 @@ def test_an_algorithm_that_shares_its_paths_but_not_its_losses_is_told_so(tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("failure", [name for name in FAILURES if name != "defect"])
 def test_what_one_process_meets_is_one_decision_of_all(failure, tmp_path):
-    """They go back to the last good round, or halve the forward pass, together: as one process that met the same."""
+    """They go back to the last checkpoint, or halve the forward pass, together: as one process that met the same."""
     one = trained(tmp_path / "1", 1, ["ddpo"], "mixture", f"alone {failure}")
     check_same(one, trained(tmp_path / "2", 2, ["ddpo"], "mixture", failure), "mixture")
 

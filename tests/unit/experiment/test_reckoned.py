@@ -58,6 +58,15 @@ def test_what_is_reckoned_is_what_would_be_counted(count, asked):
     assert reckoned(count, asked) == product(asked, math.inf)
 
 
+def test_a_cost_that_grows_unevenly_with_two_counts_together_is_refused():
+    def count(asked, seconds):
+        return Cost(denoiser_forward=asked.n * asked.m + (asked.n - 4) ** 2 * (asked.m - 4) ** 2), Cost()
+
+    with pytest.raises(InputError, match="n=20000: expected at most 10000 for a dry run, which cannot reckon beyond"):
+        reckoned(count, Counts(n=20_000, m=400))
+    assert reckoned(count, Counts(n=20_000, m=4))[0] == Cost(denoiser_forward=80_000)
+
+
 def test_a_cost_that_grows_otherwise_is_counted_where_that_ends_and_else_refused():
     def squared(asked, seconds):
         return Cost(denoiser_forward=asked.n**2), Cost()
