@@ -89,7 +89,7 @@ def test_a_killed_process_ends_all_in_one_line_and_another_number_of_them_goes_o
         (line,) = lines(done)
         assert line == (
             f"alignbench: process {rank} of {processes} was ended by SIGKILL; the same command continues from the last "
-            "round."
+            "checkpoint."
         )
         assert done.returncode == 137
         assert not alive(pids)
