@@ -34,7 +34,9 @@ METRICS = "metrics.jsonl"
 ROLLBACK = "rollback.json"
 SPIKE = 100  # times the median of the last gradients' norms: a gradient that large ends a round
 USUAL = 20, 50  # how many of them there must be, and how many are kept
-SELDOM = 1.0, 20  # a checkpoint that takes longer (seconds) is written again after so many times as long at the soonest
+# A checkpoint that takes longer than so many seconds to write is written again after so many times as long, or after so
+# many seconds where that is sooner: what a kill or a time limit costs is bounded.
+SELDOM = 1.0, 20, 300.0
 PROBES = 5  # times a run looks at its policy on held-out prompts, the first before training
 
 
@@ -204,9 +206,9 @@ class CellProblem:
             self.report(int(line["round"]), {name: value for name, value in line.items() if name != "round"})
 
     def _save_is_due(self) -> bool:
-        """Whether writing takes less than a twentieth of the time, in which all other processes wait."""
-        took, ended = self._saved
-        return took < SELDOM[0] or time.monotonic() - ended >= SELDOM[1] * took
+        """Whether a checkpoint, for which all other processes wait, is worth its time by now."""
+        (short, times, longest), (took, ended) = SELDOM, self._saved
+        return took < short or time.monotonic() - ended >= min(times * took, longest)
 
     def _save(self, done: int, state: Mapping[str, Any]) -> None:
         if not self.processes.first:

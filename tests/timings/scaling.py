@@ -262,8 +262,9 @@ class Round:
             "votes": votes * gloo["vote_seconds"] * ceil(log2(gpus)),
         }
         written = sent.checkpoint_bytes_per_weight * trained / ASSUMED["bytes/s of the shared disk"]
-        if written > SELDOM[0]:
-            written = min(written, sum(parts.values()) / SELDOM[1])
+        short, times, longest = SELDOM
+        if written > short:
+            written = min(written, sum(parts.values()) * written / min(times * written, longest))
         return parts | {"the first process's checkpoint": written}
 
 
