@@ -3,9 +3,10 @@
 A LoRA adds (alpha / rank) B A to a layer's weight (Hu et al. 2021, https://arxiv.org/abs/2106.09685). Its tensors are
 spelled in several ways: by diffusers (`unet.LAYER.lora.down.weight`, before 0.22 `LAYER_WITHOUT_TO_Q.to_q_lora.down`;
 of SD3 and FLUX `transformer.LAYER.lora_A.weight`), by peft (`base_model.model.LAYER.lora_A.weight`), by kohya's scripts
-(`lora_unet_LAYER.lora_down.weight`, with underscores for dots), and by ai-toolkit
-(`diffusion_model.LAYER.lora_A.weight`), the last two for SDXL and FLUX with the layers of the original code. The rank
-stands in the shapes. Alpha stands in peft's configuration, in an `alpha` of each layer, or nowhere, and is the rank.
+(`lora_unet_LAYER.lora_down.weight`, with underscores for dots), by ai-toolkit (`diffusion_model.LAYER.lora_A.weight`),
+and by XLabs (`double_blocks.0.processor.qkv_lora1.down.weight`), the last three for SDXL, SD3 and FLUX with the layers
+of the original code. The rank stands in the shapes. Alpha stands in peft's configuration, in an `alpha` of each layer,
+or nowhere, and is the rank.
 
 A file is data. What a LoRA computes otherwise than above is refused by the name of its tensor or of its field, and no
 tensor is left out.
@@ -22,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from alignbench.diffusion.adapter_files import EXPECTED, Found, whole_checkpoint
-from alignbench.diffusion.original_names import flux_names, original_names
+from alignbench.diffusion.original_names import has_halves_swapped, original_names, transformer_names
 from alignbench.diffusion.registry import read_json
 from alignbench.diffusion.states import State, refuse_misfits
 from alignbench.errors import InputError, RunError, shown
@@ -37,7 +39,9 @@ PREFIX = re.compile(
     r"(?:base_model\.model\.|unet\.|transformer\.|lora_unet_|lora_transformer_|(?:model\.)?diffusion_model\.)*"
 )
 OF_PROCESSORS = re.compile(r"\.to_(q|k|v|out)_lora(?=\.)")  # diffusers before it used peft
-MATRIX = re.compile(r"(.+)\.lora(?:\.|_)(down|up|A|B)(?:\.\w+)?\.weight")  # peft may add the adapter's name
+MATRIX = re.compile(  # peft may add the adapter's name; of XLabs the layer's own name ends in `_lora`
+    r"(.+)(?:\.lora[._]|(?<=_lora)\.|(?<=_lora[12])\.)(down|up|A|B)(?:\.\w+)?\.weight"
+)
 ALPHA = re.compile(r"(.+?)(?:\.lora)?\.alpha")
 MATRICES = {"down": "lora_A", "A": "lora_A", "up": "lora_B", "B": "lora_B"}
 TEXT_ENCODERS = re.compile(r"(?:base_model\.model\.)?(?:lora_te\d?_|text_encoder|text_model\.|te\d?_)")
@@ -132,7 +136,7 @@ def placed(file: LoraFile, network: Any, model: str) -> Placed:
     state = dict(file.others)
     for (spelled, matrix), tensor in file.matrices.items():
         found = meant.get(_joined(spelled), [spelled])
-        for layer, part in zip(found, _parts(tensor, matrix, found, layers), strict=True):
+        for layer, part in zip(found, _parts(tensor, spelled, matrix, found, layers), strict=True):
             name = f"{layer}.{matrix}.weight"
             if name in state:
                 raise RunError(f"{file.path} holds {name} twice, last as {spelled}; expected one LoRA.")
@@ -153,23 +157,27 @@ def placed(file: LoraFile, network: Any, model: str) -> Placed:
             if layer not in held:
                 raise RunError(f"{file.path} has an alpha of {layer}, and no LoRA of it; copy it again.")
             alphas[layer] = alpha
-    return Placed(_described(ranks, alphas, targets or adapted), state)
+    return Placed(_described(ranks, alphas, targets or _exactly(adapted, layers)), state)
 
 
 def _spellings(layers: Mapping[str, Tensor], layers_per_block: object) -> dict[str, Sequence[str]]:
     """The layers that are meant by each name of one, with underscores for dots."""
     originals = original_names(layers, layers_per_block)
     single = [*originals.items(), *zip(layers, layers, strict=True)]
-    found = {_joined(name): meant for name, meant in flux_names(layers).items()}
+    found = {_joined(name): meant for name, meant in transformer_names(layers).items()}
     return found | {_joined(name): [layer] for layer, name in single}
 
 
-def _parts(tensor: Tensor, matrix: str, meant: Sequence[str], layers: Mapping[str, Tensor]) -> Sequence[Tensor]:
+def _parts(
+    tensor: Tensor, spelled: str, matrix: str, meant: Sequence[str], layers: Mapping[str, Tensor]
+) -> Sequence[Tensor]:
     """What each of the layers that one of the original's is has of its matrix: all of A, and its own rows of B."""
-    if matrix == "lora_A" or len(meant) == 1:
+    rows = [len(layers[layer]) for layer in meant if layer in layers]
+    if matrix == "lora_A" or not rows or tensor.shape[:1] != (sum(rows),):  # misfits are refused later, by name
         return [tensor] * len(meant)
-    rows = [len(layers[layer]) for layer in meant]
-    return tensor.split(rows) if tensor.dim() and sum(rows) == len(tensor) else [tensor] * len(meant)
+    if has_halves_swapped(spelled, rows[0], layers[meant[0]].shape[1]):
+        return [torch.cat(tensor.chunk(2)[::-1])]
+    return tensor.split(rows)
 
 
 def layers_of(network: nn.Module) -> dict[str, Tensor]:
@@ -272,6 +280,13 @@ def _is_one_of(name: str, ends: Sequence[str]) -> bool:
     return f".{name}".endswith(tuple(f".{end}" for end in ends))
 
 
+def _exactly(adapted: Sequence[str], layers: Mapping[str, Tensor]) -> Sequence[str] | str:
+    """These layers in a way that peft takes for no others: it reads a listed `proj_out` as the end of a name too."""
+    if all(layer in adapted for layer in layers if _is_one_of(layer, adapted)):
+        return adapted
+    return "|".join(map(re.escape, adapted))
+
+
 def _targets(file: LoraFile, modules: Sequence[str], layers: Mapping[str, Tensor], model: str) -> tuple[str, ...]:
     """The layers that the configuration lists, so that one without tensors is found. An expression lists none. Raises
     RunError where one of the names is no layer's that can have a LoRA: peft would refuse too, but with the adapter half
@@ -316,7 +331,7 @@ def _shapes(layers: Mapping[str, Tensor], ranks: Mapping[str, int]) -> dict[str,
     return shapes
 
 
-def _described(ranks: Mapping[str, int], alphas: Mapping[str, float], targets: Sequence[str]) -> LoraConfig:
+def _described(ranks: Mapping[str, int], alphas: Mapping[str, float], targets: Sequence[str] | str) -> LoraConfig:
     """peft's configuration: what most layers have, and the others by name."""
     from peft import LoraConfig
 
@@ -324,7 +339,7 @@ def _described(ranks: Mapping[str, int], alphas: Mapping[str, float], targets: S
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=list(targets),
+        target_modules=targets if isinstance(targets, str) else list(targets),
         rank_pattern={f"^{re.escape(name)}": own for name, own in ranks.items() if own != rank},
         alpha_pattern={f"^{re.escape(name)}": own for name, own in alphas.items() if own != alpha},
     )

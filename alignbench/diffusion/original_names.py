@@ -1,10 +1,11 @@
 """Layers by the names of the original code, by which kohya's scripts, ai-toolkit and others save LoRAs: of SDXL's UNet
-(CompVis' latent diffusion, Stability's generative-models), and of FLUX.1 and FLUX.2 (Black Forest Labs' code).
+(CompVis' latent diffusion, Stability's generative-models), of Stable Diffusion 3 (sd3.5), and of FLUX.1 and FLUX.2
+(Black Forest Labs' code; XLabs' names its attention by processors).
 
 A UNet's blocks are numbered through: after the first convolution, each resolution on the way down has
 `layers_per_block` blocks and one that halves it; each on the way up has one block more, the last of which also doubles
-it. FLUX's blocks keep their numbers; but a layer of the original may be several here, whose outputs it makes one after
-another. Its last modulation has its halves the other way round here, and is left out: who names it is refused.
+it. A transformer's blocks keep their numbers; but a layer of the original may be several here, whose outputs it makes
+one after another. Its modulations of a shift and a scale have their halves the other way round here.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ OF_FLUX = {  # by what stands before them: the original's, and what it is here i
         ("img_mlp.2", ("ff.linear_out",)),
         ("txt_mlp.0", ("ff_context.linear_in",)),
         ("txt_mlp.2", ("ff_context.linear_out",)),
+        ("qkv_lora1", ("attn.to_q", "attn.to_k", "attn.to_v")),
+        ("qkv_lora2", ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")),
+        ("proj_lora1", ("attn.to_out.0",)),
+        ("proj_lora2", ("attn.to_add_out",)),
     ),
     ("single_blocks", "single_transformer_blocks"): (
         ("linear1", ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")),
@@ -51,6 +56,8 @@ OF_FLUX = {  # by what stands before them: the original's, and what it is here i
         ("modulation.lin", ("norm.linear",)),
         ("linear1", ("attn.to_qkv_mlp_proj",)),
         ("linear2", ("attn.to_out",)),
+        ("qkv_lora", ("attn.to_q", "attn.to_k", "attn.to_v")),
+        ("proj_lora", ("proj_out",)),
     ),
 }
 OUTSIDE_FLUX = {
@@ -67,21 +74,56 @@ OUTSIDE_FLUX = {
     "single_stream_modulation.linear": "single_stream_modulation.lin",
     "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
     "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "proj_out": "final_layer.linear",
+}
+OF_SD3 = {
+    ("joint_blocks", "transformer_blocks"): (
+        ("x_block.attn.qkv", ("attn.to_q", "attn.to_k", "attn.to_v")),
+        ("x_block.attn.proj", ("attn.to_out.0",)),
+        ("x_block.attn2.qkv", ("attn2.to_q", "attn2.to_k", "attn2.to_v")),
+        ("x_block.attn2.proj", ("attn2.to_out.0",)),
+        ("x_block.mlp.fc1", ("ff.net.0.proj",)),
+        ("x_block.mlp.fc2", ("ff.net.2",)),
+        ("x_block.adaLN_modulation.1", ("norm1.linear",)),
+        ("context_block.attn.qkv", ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")),
+        ("context_block.attn.proj", ("attn.to_add_out",)),
+        ("context_block.mlp.fc1", ("ff_context.net.0.proj",)),
+        ("context_block.mlp.fc2", ("ff_context.net.2",)),
+        ("context_block.adaLN_modulation.1", ("norm1_context.linear",)),
+    ),
+}
+OUTSIDE_SD3 = {
+    "pos_embed.proj": "x_embedder.proj",
+    "context_embedder": "context_embedder",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
     "proj_out": "final_layer.linear",
 }
 
 
-def flux_names(layers: Collection[str]) -> dict[str, Sequence[str]]:
-    """By each name of FLUX's original code, the layers that this is here; empty for other networks."""
+def transformer_names(layers: Collection[str]) -> dict[str, Sequence[str]]:
+    """By each name of the original code of FLUX or of SD3, the layers that this is here; empty for a UNet."""
+    is_flux = any(layer.startswith("single_transformer_blocks.") for layer in layers)
+    blocks, outside = (OF_FLUX, OUTSIDE_FLUX) if is_flux else (OF_SD3, OUTSIDE_SD3)
     found: dict[str, Sequence[str]] = {}
-    for (theirs, ours), names in OF_FLUX.items():
+    for (theirs, ours), names in blocks.items():
         numbers = {block[1] for layer in layers if (block := re.match(rf"{ours}\.(\d+)\.", layer))}
-        for number in numbers if any(layer.startswith("single_transformer_blocks.") for layer in layers) else ():
+        for number in numbers:
             for name, parts in names:
                 meant = [f"{ours}.{number}.{part}" for part in parts]
                 if all(layer in layers for layer in meant):
                     found[f"{theirs}.{number}.{name}"] = meant
-    return found | {theirs: [ours] for ours, theirs in OUTSIDE_FLUX.items() if found and ours in layers}
+    return found | {theirs: [ours] for ours, theirs in outside.items() if found and ours in layers}
+
+
+def has_halves_swapped(original: str, outputs: int, inputs: int) -> bool:
+    """Whether a layer makes a scale and a shift that the original makes the other way round. Its modulations of three
+    outputs and more are in the same order here."""
+    return "adaLN_modulation" in original and outputs == 2 * inputs
 
 
 def original_names(layers: Iterable[str], layers_per_block: object) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""LoRAs of FLUX.1 and FLUX.2 by the names of the original code, as kohya's scripts and ai-toolkit save them."""
+"""LoRAs of FLUX.1 and FLUX.2 by the names of the original code, as kohya's scripts, ai-toolkit and XLabs save them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,21 @@ SECOND = DOUBLE | {
     "single_blocks.0.linear1": ("attn.to_qkv_mlp_proj",),
     "single_blocks.0.linear2": ("attn.to_out",),
 }
-OUTSIDE = {"img_in": "x_embedder", "txt_in": "context_embedder", "final_layer.linear": "proj_out"}
+LAST = "final_layer.adaLN_modulation.1"  # a shift and a scale, which diffusers has the other way round
+OUTSIDE = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "final_layer.linear": "proj_out",
+    LAST: "norm_out.linear",
+}
+XLABS = {
+    "double_blocks.0.processor.qkv_lora1": QKV,
+    "double_blocks.0.processor.qkv_lora2": ADDED,
+    "double_blocks.0.processor.proj_lora1": ("attn.to_out.0",),
+    "double_blocks.0.processor.proj_lora2": ("attn.to_add_out",),
+    "single_blocks.0.processor.qkv_lora": QKV,
+    "single_blocks.0.processor.proj_lora": ("proj_out",),
+}
 
 
 class Base(NamedTuple):
@@ -67,17 +81,21 @@ def bases(tmp_path_factory) -> dict[str, Base]:
     found = {}
     for name, build, layers in (
         ("flux", random_models.small_flux, FIRST),
+        ("xlabs", random_models.small_flux, XLABS),
         ("klein", random_models.small_klein, SECOND),
     ):
         folder = build(place / name)
         pipeline = models.load(models.find(str(folder)), Meter(), Hold(resolution=(16, 16), tokens=16))
         blocks = {"double": "transformer_blocks.0.", "single": "single_transformer_blocks.0."}
         full = {n: tuple(blocks[n.partition("_")[0]] + part for part in parts) for n, parts in layers.items()}
-        found[name] = Base(folder, pipeline, full | {n: (layer,) for n, layer in OUTSIDE.items()})
+        outside = {} if name == "xlabs" else OUTSIDE
+        found[name] = Base(folder, pipeline, full | {n: (layer,) for n, layer in outside.items()})
     return found
 
 
-def made(base: Base, alpha: float, only: str = "") -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
+def made(
+    base: Base, alpha: float, only: str | tuple[str, ...] = ""
+) -> dict[str, tuple[torch.Tensor, torch.Tensor, float]]:
     """A LoRA of rank 2 of all layers of the original; strong, so that pictures tell."""
     weights = {n.replace(".base_layer", ""): p for n, p in base.pipeline.denoiser.named_parameters()}
     lora = {}
@@ -111,12 +129,27 @@ def ai_toolkits(path: Path, lora: Mapping) -> Path:
     return path
 
 
+def xlabs(path: Path, lora: Mapping) -> Path:
+    """Whose names end in `lora` themselves. It has no alpha either."""
+    halves = [{f"{name}.down.weight": down, f"{name}.up.weight": up} for name, (down, up, _) in lora.items()]
+    save_file({key: tensor for state in halves for key, tensor in state.items()}, path)
+    return path
+
+
 def drawn(pipeline) -> torch.Tensor:
     return PipelineSampler(pipeline, SAMPLING)(PROMPTS, KEYS).images
 
 
-@pytest.mark.parametrize("name", ["flux", "klein"])
-@pytest.mark.parametrize(("spelled", "alpha"), [(kohyas, 3.0), (ai_toolkits, 2.0)])
+@pytest.mark.parametrize(
+    ("name", "spelled", "alpha"),
+    [
+        ("flux", kohyas, 3.0),
+        ("klein", kohyas, 3.0),
+        ("flux", ai_toolkits, 2.0),
+        ("klein", ai_toolkits, 2.0),
+        ("xlabs", xlabs, 2.0),
+    ],
+)
 def test_every_layer_of_the_original_is_added_where_its_outputs_are(bases, tmp_path, name, spelled, alpha):
     """(alpha / rank) B A of each, cut by rows in the order in which the original makes queries, keys and values."""
     base = bases[name]
@@ -127,6 +160,7 @@ def test_every_layer_of_the_original_is_added_where_its_outputs_are(bases, tmp_p
         merged.denoiser.unload_lora()
     with torch.no_grad():
         for original, (down, up, _) in lora.items():
+            up = torch.cat(up.chunk(2)[::-1]) if original == LAST else up
             first = 0
             for layer in base.layers[original]:
                 weight = merged.denoiser.get_submodule(layer).weight
@@ -140,10 +174,16 @@ def test_every_layer_of_the_original_is_added_where_its_outputs_are(bases, tmp_p
 
 @pytest.mark.parametrize(
     ("name", "spelled", "only"),
-    [("klein", kohyas, ""), ("klein", ai_toolkits, ""), ("flux", kohyas, "double_blocks.0.")],
+    [
+        ("klein", kohyas, ""),
+        ("klein", ai_toolkits, ""),
+        ("flux", kohyas, "double_blocks.0."),
+        ("xlabs", xlabs, ""),
+    ],
 )
 def test_pictures_are_those_of_plain_diffusers_with_the_same_file(bases, tmp_path, name, spelled, only):
-    """Which knows FLUX.1's single blocks in their true widths alone."""
+    """Which knows FLUX.1's single blocks by kohya's names in their true widths alone, leaves FLUX.1's layers outside of
+    blocks out, and takes FLUX.2's last modulation for one in its own order."""
     base = bases[name]
     lora = {n: value for n, value in made(base, 1.0, only).items() if "mod" not in n}
     path = spelled(tmp_path / "lora.safetensors", lora)
@@ -159,7 +199,7 @@ def test_pictures_are_those_of_plain_diffusers_with_the_same_file(bases, tmp_pat
     [
         ({"double_blocks.0.img_attn.qkv": 1}, r"attn\.to_q\.lora_B\.weight has shape \(97, 2\), not \(32, 2\)"),
         ({"double_blocks.7.img_attn.qkv": 0}, r"double_blocks_7_img_attn_qkv\.lora_A\.weight is not the model's"),
-        ({"final_layer.adaLN_modulation.1": 0}, r"final_layer_adaLN_modulation_1\.lora_A\.weight is not the model's"),
+        ({"final_layer.adaLN_modulation.7": 0}, r"final_layer_adaLN_modulation_7\.lora_A\.weight is not the model's"),
     ],
 )
 def test_a_layer_that_is_none_of_the_models_is_named(bases, tmp_path, change, message):
@@ -169,6 +209,16 @@ def test_a_layer_that_is_none_of_the_models_is_named(bases, tmp_path, change, me
         lora[name] = (down, torch.cat([up, up[:more]]), alpha)
     with pytest.raises(RunError, match=message):
         open_policy(bases["flux"].pipeline, kohyas(tmp_path / "lora.safetensors", lora))
+
+
+def test_a_layer_whose_name_is_the_end_of_anothers_is_adapted_alone(bases, tmp_path):
+    """peft takes `proj_out` for each layer whose name ends so; of single blocks too."""
+    lora = made(bases["flux"], 2.0, only="final_layer.linear")
+    policy = open_policy(bases["flux"].pipeline, kohyas(tmp_path / "lora.safetensors", lora))
+    assert {name.split(".lora_")[0] for name in policy.state_dict()} == {"proj_out"}
+    policy.save(tmp_path / "again")
+    again = open_policy(bases["flux"].pipeline, tmp_path / "again")
+    torch.testing.assert_close(drawn(again), drawn(policy), atol=0, rtol=0)
 
 
 def test_the_same_layer_by_both_of_its_names_is_two_loras(bases, tmp_path):
