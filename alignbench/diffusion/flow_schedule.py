@@ -75,7 +75,8 @@ class FlowSchedule:
             raise InputError("time_shift_type 'linear' is not supported; expected exponential, as FLUX.2 has it.")
         shift = _dynamic(config, tokens, kind == "linear") if dynamic else number(config, "shift", 1.0)
         if not 0 < shift < math.inf:
-            raise InputError(f"shift {shift!r}: expected a positive number.")
+            of = f" of {tokens} tokens: choose another --resolution;" if dynamic else ":"
+            raise InputError(f"shift {shift:g}{of} expected a positive number.")
         terminal = config.get("shift_terminal")
         if terminal is not None and not 0 < number(config, "shift_terminal", 0) < 1:
             raise InputError(f"shift_terminal {terminal!r}: expected a level in (0, 1).")
@@ -166,7 +167,10 @@ def _dynamic(config: Mapping[str, Any], tokens: int, linear: bool) -> float:
     if first == last:
         raise InputError(f"base_image_seq_len {first!r}: expected another number than max_image_seq_len.")
     mu = low + (high - low) * (tokens - first) / (last - first)
-    return mu if linear else math.exp(mu)
+    try:
+        return mu if linear else math.exp(mu)
+    except OverflowError:
+        return math.inf
 
 
 def empirical(tokens: int, steps: int) -> float:

@@ -13,7 +13,13 @@ from alignbench.diffusion import adapter_files, hub, registry
 from alignbench.diffusion.configs import check_denoiser_in, check_folder
 from alignbench.diffusion.hub import Part, Repository
 from alignbench.diffusion.layouts import layout_of, network_of, pipeline_of
-from alignbench.diffusion.on_disk import check_resolution, latent_shape_in, schedule_in, tokenizers_of
+from alignbench.diffusion.on_disk import (
+    check_resolution,
+    latent_shape_in,
+    schedule_in,
+    shape_and_schedule_in,
+    tokenizers_of,
+)
 from alignbench.diffusion.registry import Hold, Model, Wishes
 from alignbench.errors import InputError
 
@@ -88,9 +94,13 @@ class LatentFamily:
             layout = check_folder(folder, model.source)
             if model.denoiser is not None:
                 check_denoiser_in(hub.placed(network_of(model.denoiser), model.typed)[0], layout)
-            latent_shape_in(folder, model.source, wishes.resolution)
+            shape_and_schedule_in(folder, model.source, self._resolution(model, wishes.resolution))
         elif model in self.models and wishes.resolution is not None:
             check_resolution(wishes.resolution, self.enlarged * self.patch)
+
+    def _resolution(self, model: Model, wanted: tuple[int, int] | None) -> tuple[int, int] | None:
+        """As wanted, or the model's own where that is not what its files say."""
+        return wanted or ((model.resolution, model.resolution) if model.resolution is not None else None)
 
     def refuse_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Any will do."""
@@ -99,12 +109,12 @@ class LatentFamily:
         self, model: Model, prompts: Sequence[Prompt] = (), resolution: tuple[int, int] | None = None
     ) -> tuple[int, ...] | None:
         if model in self.models and self.needs(model):
-            size = resolution or ((model.resolution, model.resolution) if model.resolution else None)
+            size = self._resolution(model, resolution)
             return (self.channels, size[0] // self.enlarged, size[1] // self.enlarged) if size else None
         if registry.missing(model):
             return None
         folder, source, _ = self.place(model)
-        return latent_shape_in(folder, source, resolution)
+        return latent_shape_in(folder, source, self._resolution(model, resolution))
 
     def truncated(self, model: Model, prompts: Sequence[Prompt]) -> list[bool] | None:
         """Which prompts are longer than a text encoder of the model reads; None before it is on this machine."""
@@ -130,9 +140,8 @@ class LatentFamily:
     def load(self, model: Model, meter: Meter, hold: Hold, prompts: Sequence[Prompt] = ()) -> Pipeline:
         from alignbench.diffusion.loading import load_pipeline
 
-        if hold.resolution is None and model.resolution is not None:
-            hold = dataclasses.replace(hold, resolution=(model.resolution, model.resolution))
-        hold = dataclasses.replace(hold, sigmas=hold.sigmas or model.sigmas, tokens=hold.tokens or model.tokens)
+        size, sigmas = self._resolution(model, hold.resolution), hold.sigmas or model.sigmas
+        hold = dataclasses.replace(hold, resolution=size, sigmas=sigmas, tokens=hold.tokens or model.tokens)
         place = self.place(model)
         if self.pipelines and (kind := layout_of(place.folder, model.source).pipeline) not in self.pipelines:
             raise InputError(

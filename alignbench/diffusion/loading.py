@@ -18,7 +18,7 @@ from alignbench.diffusion.flow_schedule import FlowSchedule
 from alignbench.diffusion.hub import Repository
 from alignbench.diffusion.latent import Components, LatentPipeline
 from alignbench.diffusion.layouts import QWEN, REFINER_LAYOUT, Layout, layout_of, network_of, pipeline_of
-from alignbench.diffusion.on_disk import EMBEDDED, latent_shape_in, schedule_in, text_tokens, tokenizers_of
+from alignbench.diffusion.on_disk import EMBEDDED, shape_and_schedule_in, text_tokens, tokenizers_of
 from alignbench.diffusion.registry import Hold, Model, read_json
 from alignbench.diffusion.schedule import Schedule
 from alignbench.diffusion.text import TextEncoder, TextParts
@@ -101,11 +101,8 @@ def load_components(
     layout = layout_of(folder, source)
     layout.check(folder, source)
     configs.check_files(folder, source, layout, denoiser, autoencoder)
-    shape = latent_shape_in(folder, source, hold.resolution, autoencoder)
-    if shape is None:
-        raise InputError(f"{source}: {layout.config} has no sample_size; pass --resolution.")
+    shape, schedule = shape_and_schedule_in(folder, source, hold.resolution, hold.sigmas, autoencoder)
     size = shape[1:]
-    schedule = schedule_in(folder, source, size, hold.sigmas)
     part = layout.denoiser if denoiser is None else ""
     network = _network(denoiser or folder, source, part, layout.network, hold.dtype)
     vae, of = _autoencoder(folder, source, layout, shape[0], hold, autoencoder)

@@ -22,6 +22,20 @@ ROWS = {CLIP: 49408, T5: 32128, QWEN: 151936}  # for tokens, where a file of the
 FLUX_SIDE = 128  # of the autoencoder's latents that FLUX's pipelines draw by default; no file says it
 
 
+def shape_and_schedule_in(
+    folder: Path,
+    source: str,
+    resolution: tuple[int, int] | None,
+    sigmas: Sigmas | None = None,
+    autoencoder: Path | None = None,
+) -> tuple[tuple[int, int, int], Schedule | FlowSchedule]:
+    """Shape of the latents and noise schedule at a resolution. Raises InputError for what no run can be made of."""
+    shape = latent_shape_in(folder, source, resolution, autoencoder)
+    if shape is None:
+        raise InputError(f"{source}: {layout_of(folder, source).config} has no sample_size; pass --resolution.")
+    return shape, schedule_in(folder, source, shape[1:], sigmas)
+
+
 def schedule_in(
     folder: Path, source: str, size: tuple[int, int] | None = None, sigmas: Sigmas | None = None
 ) -> Schedule | FlowSchedule:

@@ -75,6 +75,13 @@ DDIM = {"_class_name": "DDIMScheduler", "beta_start": 0.0001}
         ("sd3", SCHEDULER, DDIM, "_class_name 'DDIMScheduler', which describes no levels of a flow model"),
         ("sd3", SCHEDULER, {"use_karras_sigmas": True}, "use_karras_sigmas True, which is not supported"),
         ("sd3", SCHEDULER, {"shift": "much"}, "shift 'much': expected a number"),
+        (
+            "flux_dev",
+            SCHEDULER,
+            {"base_shift": 0.05, "time_shift_type": "linear"},
+            "shift -0.01875 of 16 tokens: choose another --resolution; expected a positive number.",
+        ),
+        ("flux_dev", SCHEDULER, {"base_shift": 1e6}, "shift inf of 16 tokens: choose another --resolution"),
         ("sd3", SCHEDULER, {"beta_start": 0.1}, "beta_start 0.1, a field that is not known here"),
         ("sd3", "model_index.json", {"scheduler": ["diffusers", "DDIMScheduler"]}, "no levels of a flow model"),
         (
@@ -96,8 +103,10 @@ DDIM = {"_class_name": "DDIMScheduler", "beta_start": 0.0001}
 def test_a_field_that_does_not_belong_to_the_family_is_named(
     folders, asked, capsys, tmp_path, name, file, fields, message
 ):
-    assert asked(copied(folders[name], tmp_path, file, **fields), "--resolution", "16") == 2
-    assert message in one_line(capsys)
+    folder = copied(folders[name], tmp_path, file, **fields)
+    for more in ([], ["--dry-run"]):
+        assert asked(folder, "--resolution", "16", *more) == 2
+        assert message in one_line(capsys)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +129,9 @@ def test_a_field_that_does_not_belong_to_the_family_is_named(
     ],
 )
 def test_what_the_model_cannot_do_is_refused(folders, asked, capsys, name, arguments, message):
-    assert asked(folders[name], *arguments) == 2
-    assert message in one_line(capsys)
+    for more in ([], ["--dry-run"]):
+        assert asked(folders[name], *arguments, *more) == 2
+        assert message in one_line(capsys)
 
 
 @pytest.mark.parametrize("option", [["--sigmas", "linspace"], ["--text-length", "64"]])
