@@ -21,8 +21,9 @@ from alignbench.errors import described
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
+UNREAD = (".heic", ".heif", ".jxl", ".jp2")  # which viewers show, and Pillow alone does not
 LARGEST = 2**26  # pixels of a picture; more is a decompression bomb
 THINNEST = 100  # times as long as wide: a scorer that makes the short side 224 would make a thread of a picture huge
 BYTES = 2**28  # of a file
@@ -168,7 +169,10 @@ def _as_shown(image: Image.Image, turned: bool, deep: bool) -> Picture:
     """A loaded picture in RGB, and what that took."""
     notes = []
     if getattr(image, "is_animated", False):
-        moving, pages = image.format in ("GIF", "PNG", "WEBP"), image.format == "TIFF"  # a phone's JPEG has previews
+        moving, pages = (
+            image.format in ("GIF", "PNG", "WEBP", "AVIF"),
+            image.format == "TIFF",
+        )  # a phone's JPEG has previews
         notes += [MOVING] if moving else [PAGES] if pages else []
     one_channel = image.mode.startswith("I") or image.mode == "F"
     notes += [DEEP] if one_channel or deep else []

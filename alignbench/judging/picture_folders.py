@@ -28,7 +28,7 @@ from alignbench.judging.picture_names import (
     slots_of,
     start_of,
 )
-from alignbench.pictures import SUFFIXES
+from alignbench.pictures import SUFFIXES, UNREAD
 from alignbench.printed import how_many
 from alignbench.texts import json_of, text_of
 
@@ -90,7 +90,7 @@ def find(root: Path, prompts: str | None, split: str, first: int | None) -> Foun
 
 
 def listed(folder: Path) -> Listed:
-    """What lies in a folder. Raises InputError where it cannot be looked into."""
+    """What lies in a folder. Raises InputError where it cannot be looked into, and for a picture that is not read."""
     try:
         paths = sorted(folder.iterdir(), key=lambda path: natural(path.name))
     except OSError as error:
@@ -101,6 +101,11 @@ def listed(folder: Path) -> Listed:
             found.skipped.append(path)
         elif path.is_dir():
             found.folders.append(path)
+        elif path.suffix.lower() in UNREAD:
+            raise InputError(
+                f"{path} is a picture that is not read; expected files ending in {', '.join(SUFFIXES)}. Convert it, "
+                "such as to PNG, or move it away."
+            )
         else:
             (found.pictures if path.suffix.lower() in SUFFIXES else found.skipped).append(path)
     return found

@@ -98,6 +98,7 @@ def test_what_may_count_from_0_or_from_1_is_asked_for(folder):
         (["a.png", "b.png"], None, "2 pictures without a number in their names, and there are 12 prompts"),
         (["a.png"] * 12, 0, "--first-number 0: the pictures in .* are not named by number; leave it out"),
         (["a.txt"], None, r"holds no pictures; expected files ending in \.png, \.jpg"),
+        (["0.png", "1.HEIC"], None, r"1\.HEIC is a picture that is not read; expected .*\. Convert it, such as to PNG"),
         (["x/a.png", "y/a.png"], None, "holds no pictures but folders such as x, y"),
     ],
 )
