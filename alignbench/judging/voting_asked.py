@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alignbench.errors import InputError, shown
 from alignbench.judging.ballot import Ground
-from alignbench.record.votes import Header, Question, Rules, check_questions
+from alignbench.record.votes import OURS, Header, Question, Rules, check_questions
 
 PAPER = {  # the three questions of the human study of Diffusion-DPO (Wallace et al. 2023, section 5.1)
     "overall": Question(name="overall", text="Which picture do you prefer, given the text?"),
@@ -55,7 +55,12 @@ def header_of(ground: Ground, asked: Asked) -> Header:
 
 
 def check_same(header: Header, ground: Ground, asked: Asked) -> None:
-    """Raise InputError where a log is of other pictures, questions or draws."""
+    """Raise InputError where a log is of other pictures, questions or draws, or of votes that were cast elsewhere."""
+    if header.source != OURS:
+        raise InputError(
+            f"{asked.log} holds votes that were cast elsewhere ({header.source}); name another --votes. "
+            "`compare --votes` takes both."
+        )
     known, now = {cell.id: cell for cell in header.cells}, {cell.voted.id: cell.voted for cell in ground.cells}
     for identifier, cell in now.items():
         if identifier not in known:
