@@ -75,8 +75,8 @@ def table_rows(path: Path, tabs: bool = False, needed: Sequence[str] = ()) -> It
     text = text_of(path)
     first = text.lstrip("\r\n").partition("\n")[0]
     mark = "\t" if tabs else ";" if ";" in first and "," not in first else ","
-    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, quoting=quoting, strict=not tabs)
+    source = io.StringIO(text, newline="")
+    reader = csv.reader(source, delimiter=mark, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL, strict=not tabs)
     header: list[str] | None = None
     begun = 1
     try:
