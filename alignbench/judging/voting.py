@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignbench.files import FULL
 from alignbench.judging.ballot import Chooser, Ground, Item, ground_of
-from alignbench.judging.voting_asked import Asked, check_same, header_of, now
+from alignbench.judging.voting_asked import Asked, check_same, check_shown, header_of, now
 from alignbench.judging.voting_log import Changed, LogFile, opened, secret_of
 from alignbench.keys import Key
 from alignbench.pictures import PictureError, content_of, read
@@ -265,6 +265,7 @@ def begin(paths: Sequence[Path], asked: Asked) -> Session:
     try:
         log = read_log(asked.log) if file.size else Log(header)
         check_same(log.header, ground, asked)
+        check_shown(log, ground, asked.log)
         chooser = Chooser(ground, log.header.rules, Key("votes", log.header.seed), log.header.adaptive)
         session = Session(ground, asked, log, secret_of(asked.log), file, chooser)
         if not file.size:

@@ -116,6 +116,29 @@ def test_a_header_with_a_question_or_a_cell_twice_is_refused(files, log):
             read_log(log)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": "p99"}, {"prompt": "p11"}, {"right": {"place": 99}}, {"right": {"sample": 7}},
+        {"right": {"sha256": "0" * 64}}, {"left": {"cell": 0}, "right": {"cell": 0}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_log_that_shows_what_nobody_was_shown_is_not_gone_on_with(change, files, log):
+    with session_of(files, log) as session:
+        session.next("anna", "", [])
+    header, line = log.read_text().splitlines()
+    pair = json.loads(line)
+    assert pair["prompt"] != "p11"
+    for name, value in change.items():
+        pair[name] = pair[name] | value if isinstance(value, dict) else value
+    log.write_text(f"{header}\n{json.dumps(pair)}\n")
+    with pytest.raises(
+        InputError, match=r"a pair on prompt 'p\d+' is not of .*\.json and .*\.json; the log was edited"
+    ):
+        begin(files, Asked(log))
+
+
 def test_a_name_in_other_letters_or_blanks_is_the_same_rater(files, log):
     with session_of(files, log) as session:
         cast(session, "José Ruiz")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
 from voted import cells
 
 from alignbench.analysis.compare import compare
+from alignbench.analysis.vote_tables import vote_reading
 from alignbench.cli import votes
 from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError
@@ -173,6 +175,21 @@ def test_columns_that_a_table_lacks_or_that_are_not_used_are_named(files, tmp_pa
     table.write_text(f"{HEADER.strip()},sampel\np0,base,refl,a,anna,1\n")
     assert run_command_line(["vote", *map(str, files), "--import", str(table), "--votes", str(log)]) == 0
     assert "columns that are not used: 'sampel'" in capsys.readouterr().out
+
+
+def test_of_many_methods_one_line_tells_how_many_votes_they_take(tmp_path):
+    methods = ("refl", "draft", "ddpo", "dpok", "best_of_n")
+    files = cells(tmp_path / "results", methods, prompts=6)
+    duels = list(itertools.combinations(methods, 2))
+    rows = [f"p{i},{one},{other},{'a' if i % 2 else 'b'},anna" for i in range(4) for one, other in duels]
+    (tmp_path / "votes.csv").write_text(HEADER + "\n".join(rows))
+    import_votes(tmp_path / "votes.csv", files, tmp_path / "votes.jsonl")
+    (group,) = compare(files[:4], votes=[tmp_path / "votes.jsonl"]).groups  # 6 duels
+    assert sum("within ±5 points takes about 385 votes" in line for line in vote_reading(group)) == 6
+    (group,) = compare(files, votes=[tmp_path / "votes.jsonl"]).groups
+    (line,) = [line for line in vote_reading(group) if "±5 points" in line]
+    assert line.startswith("votes: each of these 10 rates within ±5 points takes about 385 votes of these raters")
+    assert line.endswith("of people, 5 raters at least, better twenty.")
 
 
 def test_from_the_command_line(files, tmp_path, capsys):
