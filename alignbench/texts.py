@@ -14,6 +14,7 @@ from alignbench.errors import InputError, shown
 from alignbench.reading import read_bytes
 
 MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # what files of another encoding begin with
+MARKED = {",": "comma", ";": "semicolon", "\t": "tab"}
 LONGEST = 2**24  # bytes of a line that is read by itself
 LARGEST = 2**31  # bytes; HPDv2's largest file has a third of it
 
@@ -66,12 +67,16 @@ def streamed(path: Path) -> Iterator[tuple[int, int, str]]:
             begins += len(line)
 
 
-def table_rows(path: Path, tabs: bool = False) -> Iterator[tuple[str, dict[str, str]]]:
+def table_rows(path: Path, tabs: bool = False, needed: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a table with a header: the place of each, and its fields by column in small letters. Commas separate
-    fields, and double quotes hold them together (RFC 4180); where tabs do, quotes are text. Raises InputError by line
+    fields, and double quotes hold them together (RFC 4180); semicolons do where they are in the header and no comma is,
+    as Excel writes them where commas stand in numbers. Where tabs separate, quotes are text. Raises InputError by line
     for a row that has not as many fields as the header: a comma that is not quoted would cut a text short."""
-    source = io.StringIO(text_of(path), newline="")
-    reader = csv.reader(source, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(source, strict=True)
+    text = text_of(path)
+    first = text.lstrip("\r\n").partition("\n")[0]
+    mark = "\t" if tabs else ";" if ";" in first and "," not in first else ","
+    source = io.StringIO(text, newline="")
+    reader = csv.reader(source, delimiter=mark, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL, strict=not tabs)
     header: list[str] | None = None
     begun = 1
     try:
@@ -82,12 +87,16 @@ def table_rows(path: Path, tabs: bool = False) -> Iterator[tuple[str, dict[str, 
             if header is None:
                 header = [name.strip().lower() for name in fields]
                 check_names(header, where)
+                if missing := [name for name in needed if name not in header]:
+                    raise InputError(
+                        f"{where}: no column {', '.join(missing)} between its {MARKED[mark]}s; expected "
+                        f"{', '.join(needed)}."
+                    )
                 continue
             if len(fields) != len(header):
-                mark = "tab" if tabs else "comma"
-                why = "" if tabs else "; a text with a comma in it stands between double quotes"
+                why = "" if tabs else f"; a text with a {MARKED[mark]} in it stands between double quotes"
                 raise InputError(
-                    f"{where}: {len(fields)} fields between its {mark}s, and the header has {len(header)}{why}."
+                    f"{where}: {len(fields)} fields between its {MARKED[mark]}s, and the header has {len(header)}{why}."
                 )
             yield where, dict(zip(header, fields, strict=True))
     except csv.Error as error:

@@ -40,7 +40,7 @@ class Run:
         whoever wrote them and when."""
         configuration = self.result.configuration.model_dump(exclude=IN_EVALUATION | {"seed", "code"})
         configuration["scorers"] = columns_of(self.result)
-        code = [code_of(self.result), {name: scorer.source for name, scorer in self.result.scorers.items()}]
+        code = [self.result.configuration.makers, {name: scorer.source for name, scorer in self.result.scorers.items()}]
         return canonical_json([configuration, code, self.result.sampler])
 
 
@@ -170,13 +170,6 @@ def columns_of(result: Result) -> list[str]:
     return sorted({*result.configuration.scorers, *result.scorers})
 
 
-def code_of(result: Result) -> dict[str, str]:
-    """What the plug-ins are that made the pictures; of scorers, their columns know, and of prompts the evaluation."""
-    asked = result.configuration
-    makers = (asked.algorithm, asked.reward, asked.train_prompts)
-    return {name: source for name, source in (asked.code or {}).items() if name in makers}
-
-
 def natural(label: str) -> list[tuple[bool, float, str]]:
     """A sorting key by which n=8 stands before n=64."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", label)
@@ -194,7 +187,7 @@ def _facts(result: Result) -> dict[str, str]:
     fields = configuration.fields
     if configuration.budget:  # it chose one of them, and the sampler says which value
         fields = {name: result.sampler.get(name, value) for name, value in fields.items()}
-    made_by = code_of(result).values()
+    made_by = configuration.makers.values()
     values = {
         "algorithm": configuration.algorithm,
         **{f"fields.{name}": value for name, value in fields.items()},

@@ -11,6 +11,8 @@ from alignbench.analysis.statistics import WinRate
 from alignbench.analysis.vote_statistics import FEWEST_RATERS
 from alignbench.analysis.votes import VoteColumn, VoteVersus
 
+FEW = 6  # rows up to which each is told how many votes it takes
+
 
 def vote_tables(group: Group) -> list[Table]:
     """Of every question: against the baseline, all duels where there is none or they are asked for, and the raters."""
@@ -127,7 +129,9 @@ def vote_reading(group: Group) -> list[str]:
                 f"{column.name}: the {side} picture was chosen more often than chance does. Sides were drawn at "
                 "random, so no method gains by it; it makes wins and losses more alike."
             )
-        for v in column.versus or column.duels:
+        found = column.versus or column.duels
+        lines += [f"{column.name}: {_needed_of_all(found)}."] if len(found) > FEW else []
+        for v in found if len(found) <= FEW else ():
             both = f"{column.name}: {v.method} against {v.against}"
             lines.append(
                 f"{both} within ±5 points takes {_needed(v)}."
@@ -135,6 +139,28 @@ def vote_reading(group: Group) -> list[str]:
                 else f"{both}: every pair ties, so it is not to be told how many votes ±5 points take."
             )
     return lines
+
+
+def _needed_of_all(items: Sequence[VoteVersus]) -> str:
+    """Of many methods in one line."""
+    votes = [v.needed.votes for v in items if v.needed.votes]
+    raters = [v.needed.raters for v in items if v.people and v.needed.votes and v.needed.raters is not None]
+    if not votes:
+        return "every pair ties, so it is not to be told how many votes ±5 points take"
+    of_people = (
+        f"about {_range(raters)} raters with as many votes on it each as now"
+        if raters
+        else f"{FEWEST_RATERS} raters at least, better twenty"
+    )
+    return (
+        f"each of these {len(items)} rates within ±5 points takes about {_range(votes)} votes of these raters, each on "
+        f"another prompt; of people, {of_people}"
+    )
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _needed(item: VoteVersus) -> str:

@@ -66,11 +66,13 @@ def assignments(value: Any) -> Any:
     """`name=value` strings as a dictionary; a dictionary as it is."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return value
-    found = {}
+    found: dict[str, str] = {}
     for text in value:
         name, equals, rest = str(text).partition("=")
         if not equals or not name:
             raise ValueError("expected NAME=VALUE such as clip=1e-4 or nfe=800")
+        if name in found:
+            raise ValueError(f"{name} is {shown(found[name])} and {shown(rest)}; leave one out")
         found[name] = rest
     return found
 

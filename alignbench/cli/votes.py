@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from alignbench.cli.flags import Flag, Names, Whole
 from alignbench.cli.output import say, typed
-from alignbench.errors import InputError
+from alignbench.errors import InputError, shown
 from alignbench.printed import how_many
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def _import(source: Path, files: tuple[Path, ...], votes: Path, others: list[str
         say(f"  {made.repeats} of them on a pair that the rater had judged: for agreement with oneself alone")
     if made.identical:
         say(f"  {how_many(made.identical, 'row')} left out, on one picture of two methods: a tie")
+    if made.unused:
+        say(f"  columns that are not used: {', '.join(map(shown, made.unused))}")
     say(f"see them with: alignbench compare {typed(*files)} --votes {typed(made.path)}")
     return 0
 

@@ -105,6 +105,10 @@ def ground_of(paths: Sequence[Path]) -> Ground:
         places.append(list(range(len(cells), len(cells) + len(method.runs))))
         cells += [_cell(run, method.label, mixed) for run in method.runs]
         texts |= {prompt.id: prompt.text for run in method.runs for prompt in run.result.prompts}
+    first: dict[str, Path] = {}
+    for cell in cells:
+        if (other := first.setdefault(cell.voted.id, cell.path)) is not cell.path:
+            raise InputError(f"{other} and {cell.path} are one cell with other scorers; leave one out.")
     return Ground(evaluation, cells, places, texts)
 
 

@@ -6,17 +6,20 @@ Pick-a-Pic's parquet.
 
 A row names a prompt by its id or its text, two methods by their label, algorithm or result file, and a choice: a or b
 (left or right, or a method's own name), tie, skip. Optional columns are sample (default 0), question and milliseconds.
-Label Studio's JSON is read where its tasks have these columns as data, and its raters chose `left`, `right` or `tie`.
+Label Studio's JSON is read where its tasks have these columns as data, and its raters chose `left`, `right` or `tie`;
+an annotation without a choice is skipped.
 A parquet file has Pick-a-Pic's columns: the caption is the prompt, model_0 and model_1 are the methods, label_0 is the
 choice and user_id the rater; rows that nobody judged are passed over, and its copies of pictures are not read: what is
 counted is the result's own picture of that method and prompt. What was shown on which side is as the table says: a is
-left. What a rater says of a pair again is a repeat, which counts for nobody but tells how far they agree with
-themselves. One picture of two methods is a tie, whatever was said of it. Everything else is refused by row.
+left. The first row of a rater on a pair counts. What they say of it again is a repeat, which counts for nobody but
+tells how far they agree with themselves. One picture of two methods is a tie, whatever was said of it. Everything else
+is refused by row.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +29,7 @@ from alignbench.errors import InputError, UnknownName, shown
 from alignbench.files import canonical_json, replace_file
 from alignbench.judging.ballot import Ground, ground_of
 from alignbench.judging.voting_asked import now
-from alignbench.preferences.columns import OF_JUDGEMENT, check_agreement
+from alignbench.preferences.columns import OF_JUDGEMENT, check_agreement, is_judged
 from alignbench.preferences.parquet import opened
 from alignbench.record.votes import (
     LONGEST_NAME,
@@ -40,11 +43,13 @@ from alignbench.record.votes import (
     Shown,
     Vote,
     check_questions,
+    folded,
     line_of,
 )
 from alignbench.texts import json_of, table_rows, text_of
 
 COLUMNS = ("prompt", "method_a", "method_b", "choice", "rater")
+OPTIONAL = ("sample", "question", "milliseconds")
 CHOICES = {
     "a": "left", "b": "right", "left": "left", "right": "right", "1": "left", "2": "right", "tie": "tie",
     "both": "tie", "neither": "tie", "same": "tie", "skip": "skip", "": "skip",
@@ -52,6 +57,7 @@ CHOICES = {
 PICK_A_PIC = ("caption", "model_0", "model_1", "label_0", "user_id")
 SAID = {1.0: "a", 0.0: "b", 0.5: "tie"}  # by label_0
 MOST = 1_000_000  # rows
+TOGETHER = 4096  # rows of a parquet file that are read at once
 
 Row = tuple[str, Mapping[str, Any]]  # where it stands, and its values
 
@@ -66,17 +72,18 @@ class Imported:
     questions: Sequence[str]
     repeats: int  # of the votes
     identical: int  # rows about one picture of two methods
+    unused: Sequence[str]  # columns of a table
 
 
 def import_votes(source: Path, results: Sequence[Path], path: Path) -> Imported:
     """Write a log of the votes in a .csv, .tsv, .json or .parquet file on these results. Raises InputError by row."""
     if path.exists():
         raise InputError(f"{path} is there already; name a new --votes.")
-    rows = list(_rows(source))
+    rows = list(itertools.islice(_rows(source), MOST + 1))
     if not rows:
-        raise InputError(f"{source}: no votes; expected a row of {', '.join(COLUMNS)} for each, below these names.")
+        raise InputError(f"{source}: no votes; expected a row for each, or a task with annotations.")
     if len(rows) > MOST:
-        raise InputError(f"{source}: {len(rows)} rows; at most {MOST} are read.")
+        raise InputError(f"{source}: more than {MOST} rows, of which no more are read; cut it in two.")
     ground = ground_of(results)
     names = list(dict.fromkeys(_text(row, "question", where) or "overall" for where, row in rows))
     check_questions(names, str(source))
@@ -98,7 +105,8 @@ def import_votes(source: Path, results: Sequence[Path], path: Path) -> Imported:
         temporary.write_bytes(b"".join(taken.content))
     cast = taken.log.cast
     raters, repeats = len({c.vote.rater for c in cast}), sum(bool(c.pair.check) for c in cast)
-    return Imported(path, len(cast), raters, names, repeats, taken.identical)
+    unused = [name for name in rows[0][1] if name not in COLUMNS + OPTIONAL] if _is_table(source) else []
+    return Imported(path, len(cast), raters, names, repeats, taken.identical, unused)
 
 
 class _Finder:
@@ -109,12 +117,12 @@ class _Finder:
         self.prompts = {identifier: [identifier] for identifier in ground.texts}
         for identifier, text in ground.texts.items():
             self.prompts.setdefault(text, []).append(identifier)
-        self.methods: dict[str, set[int]] = {}
-        for number, cells in enumerate(ground.methods):
-            for cell in (ground.cells[i] for i in cells):
-                label = cell.voted.method
-                for name in (label, label.partition(" ")[0], cell.path.name, cell.path.stem):
-                    self.methods.setdefault(name, set()).add(number)
+        self.owner = {i: number for number, cells in enumerate(ground.methods) for i in cells}
+        self.cells: dict[str, set[int]] = {}
+        for i, cell in enumerate(ground.cells):
+            label = cell.voted.method
+            for name in (label, label.partition(" ")[0], cell.path.name, cell.path.stem):
+                self.cells.setdefault(name, set()).add(i)
 
     def prompt(self, name: str, where: str) -> str:
         found = self.prompts.get(name, [])
@@ -123,23 +131,22 @@ class _Finder:
             raise InputError(f"{where}: {shown(name)} is {reason}.")
         return found[0]
 
-    def method(self, name: str, where: str) -> int:
-        found = self.methods.get(name, set())
+    def cell(self, name: str, where: str) -> int:
+        found = self.cells.get(name, set())
         if not found:
-            raise InputError(f"{where}: {UnknownName('method in these results', name, self.methods)}")
-        if len(found) > 1:
+            raise InputError(f"{where}: {UnknownName('method in these results', name, self.cells)}")
+        if len({self.owner[i] for i in found}) > 1:
             raise InputError(f"{where}: {shown(name)} means several methods; give its label or its result file.")
+        if len(found) > 1:
+            files = ", ".join(self.ground.cells[i].path.name for i in sorted(found))
+            raise InputError(f"{where}: {shown(name)} has several seeds; name a result file: {files}.")
         return next(iter(found))
 
-    def picture(self, method: int, prompt: str, sample: int, where: str) -> Shown:
-        cells = self.ground.methods[method]
-        if len(cells) > 1:
-            raise InputError(
-                f"{where}: {self.ground.cells[cells[0]].voted.method} has several seeds; name a result file."
-            )
-        shown_one = self.ground.cells[cells[0]].shown(cells[0], prompt, sample)
+    def picture(self, i: int, prompt: str, sample: int, where: str) -> Shown:
+        cell = self.ground.cells[i]
+        shown_one = cell.shown(i, prompt, sample)
         if shown_one is None:
-            raise InputError(f"{where}: {self.ground.cells[cells[0]].path} has no picture {sample} of this prompt.")
+            raise InputError(f"{where}: {cell.path} has no picture {sample} of this prompt.")
         return shown_one
 
 
@@ -152,6 +159,7 @@ class _Taken:
     content: list[bytes]  # its lines
     questions: Sequence[str]
     identical: int = 0  # rows about one picture of two methods
+    _raters: dict[str, str] = field(default_factory=dict)  # as they were written first
     _judged: set[Hashable] = field(default_factory=set)
     _alike: set[Hashable] = field(default_factory=set)
 
@@ -159,14 +167,12 @@ class _Taken:
         """Take in what a row says. Raises InputError naming it."""
         finder, first, second = self.finder, _text(row, "method_a", where), _text(row, "method_b", where)
         prompt = finder.prompt(_text(row, "prompt", where), where)
-        one, other = finder.method(first, where), finder.method(second, where)
-        if one == other:
+        one, other = finder.cell(first, where), finder.cell(second, where)
+        if finder.owner[one] == finder.owner[other]:
             raise InputError(f"{where}: {shown(first)} against itself.")
         sample, taken = _whole(row, "sample", where), _whole(row, "milliseconds", where)
-        left, right = (finder.picture(method, prompt, sample, where) for method in (one, other))
-        rater, choice = _text(row, "rater", where), _chosen(_text(row, "choice", where), first, second, where)
-        if not 0 < len(rater) <= LONGEST_NAME or not rater.isprintable():
-            raise InputError(f"{where}: the rater is {shown(rater)}; expected a name of 1 to {LONGEST_NAME} letters.")
+        left, right = (finder.picture(i, prompt, sample, where) for i in (one, other))
+        rater, choice = self._rater(row, where), _chosen(_text(row, "choice", where), first, second, where)
         pair = (prompt, sample, *sorted((one, other)))
         if finder.ground.alike(left, right):
             self.identical += 1
@@ -206,28 +212,49 @@ class _Taken:
         if choice != "skip":
             self._judged.add(place)
 
+    def _rater(self, row: Mapping[str, Any], where: str) -> str:
+        rater = " ".join(_text(row, "rater", where).split())
+        if not 0 < len(rater) <= LONGEST_NAME or not rater.isprintable():
+            raise InputError(f"{where}: the rater is {shown(rater)}; expected a name of 1 to {LONGEST_NAME} letters.")
+        known = self._raters.setdefault(folded(rater), rater)
+        if known != rater:
+            raise InputError(
+                f"{where}: the rater is {shown(rater)}, and above {shown(known)}; write a name in one way."
+            )
+        return rater
+
     def _add(self, line: Served | Vote | Identical) -> None:
         self.log.add(line)
         self.content.append(line_of(line))
 
 
 def _chosen(said: str, first: str, second: str, where: str) -> Choice:
-    """A choice by a word of the table, or by a method's name."""
-    choice = {first: "left", second: "right"}.get(said) or CHOICES.get(said.lower())
+    """A choice by a word of the table, or by a method's name. One that is both, and not of one side, is refused."""
+    by_name, by_word = {first: "left", second: "right"}.get(said), CHOICES.get(said.lower())
+    choice = by_name or by_word
     if choice is None:
         raise InputError(f"{where}: the choice is {shown(said)}; expected a, b, tie or skip.")
+    if by_word not in (None, choice):
+        raise InputError(
+            f"{where}: the choice is {shown(said)}, which is a side and names the method on the other one; write left "
+            "or right."
+        )
     return choice  # type: ignore[return-value]
 
 
 def _rows(source: Path) -> Iterator[Row]:
-    if source.suffix.lower() in (".csv", ".tsv"):
-        yield from table_rows(source, tabs=source.suffix.lower() == ".tsv")
+    if _is_table(source):
+        yield from table_rows(source, tabs=source.suffix.lower() == ".tsv", needed=COLUMNS)
     elif source.suffix.lower() == ".json":
         yield from _label_studio(source)
     elif source.suffix.lower() == ".parquet":
         yield from _pick_a_pic(source)
     else:
         raise InputError(f"{source}: expected a .csv, .tsv, Label Studio's .json, or Pick-a-Pic's .parquet.")
+
+
+def _is_table(source: Path) -> bool:
+    return source.suffix.lower() in (".csv", ".tsv")
 
 
 def _pick_a_pic(source: Path) -> Iterator[Row]:
@@ -238,13 +265,15 @@ def _pick_a_pic(source: Path) -> Iterator[Row]:
             raise InputError(f"{source} has no column {' and no '.join(missing)}; votes need {', '.join(PICK_A_PIC)}.")
         light = [name for name in dict.fromkeys((*PICK_A_PIC, "has_label", *OF_JUDGEMENT)) if name in names]
         number = 0
-        for group in range(handle.num_row_groups):
-            for values in handle.read_row_group(group, columns=light, use_threads=False).to_pylist():
+        for part in handle.iter_batches(TOGETHER, columns=light, use_threads=False):
+            for values in part.to_pylist():
                 where, number = f"{source}, row {number}", number + 1
-                label, judged = values["label_0"], values.get("has_label")
-                if label is None if judged is None else not judged:
+                if not is_judged(values, where):
                     continue
-                if label not in SAID:
+                if empty := [name for name in PICK_A_PIC if values[name] is None]:
+                    raise InputError(f"{where}: no {empty[0]}; correct the row, or leave it out.")
+                label = values["label_0"]
+                if not isinstance(label, Hashable) or label not in SAID:
                     raise InputError(f"{where}: label_0 is {shown(label)}; expected 1, 0 or 0.5.")
                 check_agreement(label, values, where)
                 yield where, {
@@ -261,7 +290,7 @@ def _label_studio(source: Path) -> Iterator[Row]:
     for number, task in enumerate(tasks):
         where = f"{source}, task {number}"
         if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
-            raise InputError(f"{where}: expected an object with data and annotations.")
+            raise InputError(f"{where}: expected data and annotations; export it as JSON, not as JSON-MIN.")
         annotations = task.get("annotations") or []
         if not isinstance(annotations, list):
             raise InputError(f"{where}: annotations is {shown(annotations)}; expected a list.")
@@ -280,14 +309,17 @@ def _label_studio(source: Path) -> Iterator[Row]:
 
 
 def _by(value: Any) -> str:
-    """Who annotated: a number, or an object with an e-mail address or a number."""
+    """Who annotated: a number, or an object with an e-mail address or a number, which a long address leaves to tell."""
     if isinstance(value, dict):
-        value = value.get("email") or value.get("id")
-    return str(value)[:40] if isinstance(value, str | int) else ""
+        mail = value.get("email")
+        value = mail if isinstance(mail, str) and 0 < len(mail) <= LONGEST_NAME else value.get("id")
+    return str(value) if isinstance(value, str | int) else ""
 
 
 def _choice(annotation: Mapping[str, Any], where: str) -> str:
     results = annotation.get("result")
+    if results == []:  # sent without a choice
+        return "skip"
     said = []
     for result in results if isinstance(results, list) else ():
         value = result.get("value") if isinstance(result, dict) else None
@@ -306,6 +338,8 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str:
     value = row.get(name, "" if name not in COLUMNS else None)
     if value is None:
         raise InputError(f"{where}: no {name}; expected {', '.join(COLUMNS)}.")
+    if isinstance(value, float) and value.is_integer():  # a column of numbers, of which some row had none
+        value = int(value)
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise InputError(f"{where}: the {name} is {shown(value)}; expected text.")
     return str(value).strip()

@@ -1,6 +1,7 @@
 """Preference pairs from votes: a folder that `run --pairs`, `train-reward`, `accuracy` and `audit` read.
 
-A pair is two pictures that raters compared; its label is what most of its votes say, ½ where none of the two has more.
+A pair is two pictures that raters compared; its label is the one that more votes chose, ½ where none of the two has
+more.
 Raters who fail the checks by the log's own rule have no say; of the same picture twice nothing is to be learned.
 """
 

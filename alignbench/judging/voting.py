@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from alignbench.files import FULL
 from alignbench.judging.ballot import Chooser, Ground, Item, ground_of
-from alignbench.judging.voting_asked import Asked, check_same, header_of, now
-from alignbench.judging.voting_log import LogFile, opened, secret_of
+from alignbench.judging.voting_asked import Asked, check_same, check_shown, header_of, now
+from alignbench.judging.voting_log import Changed, LogFile, opened, secret_of
 from alignbench.keys import Key
 from alignbench.pictures import PictureError, content_of, read
 from alignbench.printed import how_many
@@ -34,6 +34,7 @@ from alignbench.record.votes import (
     Served,
     Undo,
     Vote,
+    folded,
     line_of,
     read_log,
 )
@@ -57,7 +58,7 @@ class Session:
     secret: bytes
     _file: LogFile
     _chooser: Chooser
-    _items: dict[int, Item] = field(default_factory=dict)
+    _number: int = 0  # of the next item; a log from which somebody cut a rater's lines has gaps
     _of: dict[str, list[Served]] = field(default_factory=dict)  # by rater, in the order they were shown
     _turn: threading.RLock = field(default_factory=threading.RLock)
 
@@ -101,7 +102,7 @@ class Session:
             )
             self._append(line)
             if pair.question == 0:
-                self._chooser.voted(self._items[pair.item], choice)
+                self._chooser.voted(_item_of(pair), choice)
             return {"progress": self._progress(rater)}
 
     def undo(self, rater: str, key: str) -> dict[str, Any]:
@@ -114,7 +115,7 @@ class Session:
             pair = self.log.served[last.nonce]
             self._append(Undo(nonce=last.nonce, rater=rater, at=now()))
             if pair.question == 0:
-                self._chooser.voted(self._items[pair.item], last.choice, sign=-1)
+                self._chooser.voted(_item_of(pair), last.choice, sign=-1)
             return {"pair": self._as_seen(pair), "progress": self._progress(rater)}
 
     def picture(self, nonce: str, side: str) -> bytes:
@@ -151,8 +152,12 @@ class Session:
         name = " ".join(rater.split())
         if not name or len(name) > LONGEST_NAME or not name.isprintable():
             raise Refused(f"a name has 1 to {LONGEST_NAME} letters.", 422, "name")
-        if name not in self._of and len(self._of) >= RATERS:
-            raise Refused(f"{RATERS} raters are here already.", 403)
+        with self._turn:
+            if name not in self._of:
+                same = folded(name)
+                name = next((known for known in self._of if folded(known) == same), name)
+            if name not in self._of and len(self._of) >= RATERS:
+                raise Refused(f"{RATERS} raters are here already.", 403)
         return name
 
     # What is shown
@@ -165,11 +170,11 @@ class Session:
         own = self._of.get(rater, [])
         if own and own[-1].question + 1 < len(self.log.header.questions):
             last = own[-1]
-            return self._written(rater, self._items[last.item], last.item, last.question + 1)
+            return self._written(rater, _item_of(last), last.item, last.question + 1)
         if self._count(rater) >= self.asked.each:
             return None
         while (item := self._chooser.next(rater)) is not None:
-            number = len(self._items)
+            number = self._number
             if item.check or not self.ground.alike(item.left, item.right):
                 return self._written(rater, item, number, 0)
             self._append(Identical(item=number, prompt=item.prompt, left=item.left, right=item.right, at=now()))
@@ -190,21 +195,19 @@ class Session:
             at=now(),
         )
         self._append(pair)
-        self._shown(pair)
+        self._of.setdefault(rater, []).append(pair)
+        if question == 0:
+            self._remember(number, item, rater)
         return pair
 
-    def _shown(self, pair: Served) -> None:
-        self._of.setdefault(pair.rater, []).append(pair)
-        if pair.item not in self._items:
-            self._remember(pair.item, Item(pair.prompt, pair.left, pair.right, pair.check, pair.wrong), pair.rater)
-
     def _remember(self, number: int, item: Item, rater: str) -> None:
-        self._items[number] = item
+        self._number = max(self._number, number + 1)
         self._chooser.shown(item, rater)
 
     def _as_seen(self, pair: Served) -> dict[str, Any]:
         """What a browser may know of a pair: nothing of methods."""
-        own = [p for p in self._of[pair.rater] if p.item == pair.item]
+        of_item = (pair.item, pair.left, pair.right)
+        own = [p for p in self._of[pair.rater] if (p.item, p.left, p.right) == of_item]
         return {
             "nonce": pair.nonce,
             "question": pair.question,
@@ -230,18 +233,17 @@ class Session:
     # The log
 
     def _append(self, line: Line) -> None:
-        """Write a line to disk, then take it in. Where the disk is full, neither happens."""
+        """Write a line to disk, then take it in. Where the disk is full, or another program has changed the log,
+        neither happens."""
+        then = "This was not counted, all before it was; tell who started the server, then choose again."
         try:
             self._file.append(line_of(line))
+        except Changed as error:
+            raise Refused(f"{error}. {then}", 503, "changed") from None
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            raise Refused(
-                "the disk of the server is full. This was not counted, all before it was; tell who started the "
-                "server, then choose again.",
-                507,
-                "full",
-            ) from error
+            raise Refused(f"the disk of the server is full. {then}", 507, "full") from error
         if not isinstance(line, Header):
             self.log.add(line)
 
@@ -263,6 +265,7 @@ def begin(paths: Sequence[Path], asked: Asked) -> Session:
     try:
         log = read_log(asked.log) if file.size else Log(header)
         check_same(log.header, ground, asked)
+        check_shown(log, ground, asked.log)
         chooser = Chooser(ground, log.header.rules, Key("votes", log.header.seed), log.header.adaptive)
         session = Session(ground, asked, log, secret_of(asked.log), file, chooser)
         if not file.size:
@@ -283,12 +286,16 @@ def _replay(session: Session) -> None:
         if isinstance(line, Identical):
             session._remember(line.item, Item(line.prompt, line.left, line.right), "")
         elif line.question == 0:
-            session._remember(line.item, Item(line.prompt, line.left, line.right, line.check, line.wrong), line.rater)
+            session._remember(line.item, _item_of(line), line.rater)
     for pair in log.served.values():
         session._of.setdefault(pair.rater, []).append(pair)
     for cast in log.cast:
         if cast.pair.question == 0:
-            session._chooser.voted(session._items[cast.pair.item], cast.vote.choice)
+            session._chooser.voted(_item_of(cast.pair), cast.vote.choice)
+
+
+def _item_of(pair: Served) -> Item:
+    return Item(pair.prompt, pair.left, pair.right, pair.check, pair.wrong)
 
 
 def encoded(image: Image.Image) -> bytes:

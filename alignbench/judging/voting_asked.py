@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alignbench.errors import InputError, shown
 from alignbench.judging.ballot import Ground
-from alignbench.record.votes import Header, Question, Rules, check_questions
+from alignbench.record.votes import OURS, Header, Log, Question, Rules, Served, check_questions
 
 PAPER = {  # the three questions of the human study of Diffusion-DPO (Wallace et al. 2023, section 5.1)
     "overall": Question(name="overall", text="Which picture do you prefer, given the text?"),
@@ -55,7 +55,12 @@ def header_of(ground: Ground, asked: Asked) -> Header:
 
 
 def check_same(header: Header, ground: Ground, asked: Asked) -> None:
-    """Raise InputError where a log is of other pictures, questions or draws."""
+    """Raise InputError where a log is of other pictures, questions or draws, or of votes that were cast elsewhere."""
+    if header.source != OURS:
+        raise InputError(
+            f"{asked.log} holds votes that were cast elsewhere ({header.source}); name another --votes. "
+            "`compare --votes` takes both."
+        )
     known, now = {cell.id: cell for cell in header.cells}, {cell.voted.id: cell.voted for cell in ground.cells}
     for identifier, cell in now.items():
         if identifier not in known:
@@ -75,6 +80,22 @@ def check_same(header: Header, ground: Ground, asked: Asked) -> None:
         raise InputError(f"{asked.log} was not begun with --adaptive; leave it out, or name another --votes.")
     if asked.seed is not None and asked.seed != header.seed:
         raise InputError(f"{asked.log} has --seed {header.seed}; leave it out, or name another --votes.")
+
+
+def check_shown(log: Log, ground: Ground, path: Path) -> None:
+    """Raise InputError where a log says that something else was shown than two methods' pictures of one prompt, or a
+    check."""
+    owner = {i: number for number, cells in enumerate(ground.methods) for i in cells}
+    for pair in (*log.served.values(), *log.identical):
+        checked = isinstance(pair, Served) and pair.check in ("same", "other prompt")
+        fits = pair.prompt in ground.texts and (checked or owner[pair.left.cell] != owner[pair.right.cell])
+        for one in (pair.left, pair.right):
+            cell = ground.cells[one.cell]
+            fits &= checked or cell.places.get(pair.prompt) == one.place
+            fits &= cell.pictures.get((one.place, one.sample)) == one.sha256
+        if not fits:
+            files = " and ".join(ground.cells[one.cell].path.name for one in (pair.left, pair.right))
+            raise InputError(f"{path}: a pair on prompt {shown(pair.prompt)} is not of {files}; the log was edited.")
 
 
 def now() -> str:

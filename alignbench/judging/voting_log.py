@@ -12,6 +12,11 @@ from pathlib import Path
 from alignbench.errors import InputError
 from alignbench.files import cannot_write, make_folder
 from alignbench.reading import read_bytes
+from alignbench.record.votes import is_whole
+
+
+class Changed(Exception):
+    """Another program has moved, replaced or written to the log: what is appended there may be lost."""
 
 
 @dataclass
@@ -23,7 +28,15 @@ class LogFile:
     size: int
 
     def append(self, content: bytes) -> None:
-        """Write and sync a line. Raises OSError where that fails; the file is then as it was before."""
+        """Write and sync a line. Raises OSError where that fails; the file is then as it was before. Raises Changed
+        where it is no longer the file at its path, or not as long as it was left."""
+        own = os.fstat(self.handle)
+        try:
+            there = os.path.samestat(own, self.path.stat())
+        except OSError:
+            there = False
+        if not there or own.st_size != self.size:
+            raise Changed("the file of votes was moved, replaced or written to by another program")
         try:
             if os.write(self.handle, content) < len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -39,7 +52,8 @@ class LogFile:
 
 def opened(path: Path) -> LogFile:
     """The log at a path, made where there is none, without a last line that a kill tore: nobody was told that it
-    counts. Raises InputError where another process holds it."""
+    counts. One that lacks its end alone, as editors leave it, gets it. Raises InputError where another process holds
+    the log."""
     make_folder(path.parent)
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -52,9 +66,14 @@ def opened(path: Path) -> LogFile:
             raise InputError(
                 f"{path} is in use by another `alignbench vote`; stop it, or name another --votes."
             ) from None
-        end = read_bytes(path).rfind(b"\n") + 1
-        if end < os.fstat(handle).st_size:
+        content = read_bytes(path)
+        end = content.rfind(b"\n") + 1
+        if is_whole(content[end:]):
+            os.write(handle, b"\n")
+            end = len(content) + 1
+        elif end < len(content):
             os.ftruncate(handle, end)
+        if end != len(content):
             os.fsync(handle)
         return LogFile(path, handle, end)
     except BaseException:

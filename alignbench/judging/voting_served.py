@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from alignbench.errors import InputError, shown
 from alignbench.judging.voting import Session
-from alignbench.record.votes import LONGEST_NAME
+from alignbench.record.votes import LONGEST_NAME, folded
 from alignbench.remote.server import ScorerServer
 from alignbench.remote.vote_server import make_vote_server
 
@@ -24,8 +24,8 @@ def raters_of(asked: Sequence[str]) -> tuple[str, ...]:
     for name in asked:
         if not 0 < len(name) <= LONGEST_NAME or not name.isprintable() or name != " ".join(name.split()):
             raise InputError(f"--raters: {shown(name)}; expected names of 1 to {LONGEST_NAME} letters.")
-    if len(set(asked)) < len(asked):
-        raise InputError("--raters: one name stands there twice.")
+    if len(set(map(folded, asked))) < len(asked):
+        raise InputError("--raters: one name stands there twice (A and a are one letter).")
     return tuple(asked)
 
 

@@ -108,6 +108,14 @@ def prompt_of(text: str, identifier: object) -> Prompt:
     return Prompt(hashlib.sha256(text.encode()).hexdigest()[:16] if identifier is None else str(identifier), text)
 
 
+def is_judged(row: Mapping[str, Any], where: str) -> bool:
+    """Whether somebody judged a row in Pick-a-Pic's layout. Raises InputError where its `has_label` says neither."""
+    judged = row.get("has_label")
+    if judged not in (None, True, False):
+        raise InputError(f"{where}: has_label is {shown(judged)}; expected true or false.")
+    return row["label_0"] is not None if judged is None else bool(judged)
+
+
 NO_IMAGE = (None, "", "none", "tie")  # what names no image as the best
 OF_JUDGEMENT = ("label_0", "label_1", "best_image_uid", "image_0_uid", "image_1_uid")
 

@@ -22,6 +22,7 @@ from alignbench.preferences.columns import (
     check_agreement,
     check_some,
     digest_of,
+    is_judged,
 )
 
 HEAVY = ("jpg_0", "jpg_1")
@@ -108,8 +109,8 @@ class ParquetPairs:
 
     def _append(self, values: Mapping[str, Any], file: int, row: int, where: str) -> None:
         """Add a pair by its light columns, or count it where nobody judged it."""
-        label, judged = values["label_0"], values.get("has_label")
-        if label is None if judged is None else not judged:
+        label = values["label_0"]
+        if not is_judged(values, where):
             self.unlabelled += 1
             return
         models = (values.get("model_0"), values.get("model_1"))

@@ -122,6 +122,13 @@ class Configuration(_Record):
     resolution: str | None = None  # in pixels; None: the model's own
     code: dict[str, str] | None = None  # what plug-ins that are not alignbench's own are, by name
 
+    @property
+    def makers(self) -> dict[str, str]:
+        """What the plug-ins are that made the pictures; of scorers, their columns know, and of prompts the
+        evaluation."""
+        makers = (self.algorithm, self.reward, self.train_prompts)
+        return {name: source for name, source in (self.code or {}).items() if name in makers}
+
     def differences(self, other: Configuration) -> list[str]:
         """The names of the entries in which two configurations differ; hyper-parameters as `fields.<name>`."""
         mine, theirs = self.model_dump(), other.model_dump()

@@ -8,7 +8,9 @@ it was edited, and is refused.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alignbench.errors import InputError, shown
 from alignbench.files import canonical_json
-from alignbench.reading import complete_lines, json_of
+from alignbench.reading import is_file, json_of, read_bytes
 from alignbench.record.result import Digest, Result
 
 SCHEMA: Final = 1
@@ -204,26 +206,36 @@ class Log:
 
 
 def read_log(path: Path) -> Log:
-    """A log of votes. A last line without its end, which a kill tore, was never answered and is left out. Raises
-    InputError naming the line for whatever no alignbench wrote."""
-    lines = complete_lines(path)
+    """A log of votes. A last line that a kill tore was never answered and is left out. Raises InputError naming the
+    line for whatever no alignbench wrote."""
+    *lines, last = read_bytes(path).split(b"\n") if is_file(path) else [b""]
+    lines += [last] if is_whole(last) else []
     if not lines:
         raise InputError(f"{path}: no log of votes; `alignbench vote` makes one.")
     log: Log | None = None
     for number, text in enumerate(lines, start=1):
         where = f"{path}, line {number}"
-        line = _parsed(text, where)
+        line = _parsed(text.removeprefix(codecs.BOM_UTF8) if number == 1 else text, where)
         if isinstance(line, Header) == (log is not None):
             raise InputError(f"{where}: expected {'one header, in the first line' if log else 'the header of a log'}.")
         try:
             if log is None:
                 log = Log(line)  # type: ignore[arg-type]
+                _check_header(log.header)
             else:
                 log.add(line)  # type: ignore[arg-type]
         except InputError as error:
             raise InputError(f"{where}: {error}; the log was edited or damaged.") from None
     assert log is not None
     return log
+
+
+def is_whole(last: bytes) -> bool:
+    """Whether the last line of a log lacks nothing but its end, as editors leave it. A torn one is no JSON."""
+    try:
+        return isinstance(json_of(last), dict)
+    except ValueError:
+        return False
 
 
 def _parsed(text: bytes, where: str) -> _Line:
@@ -243,6 +255,13 @@ def _parsed(text: bytes, where: str) -> _Line:
         raise InputError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
 
 
+def _check_header(header: Header) -> None:
+    """Raise InputError where it is not to be told which question or cell a line is about."""
+    for what, names in (("question", [q.name for q in header.questions]), ("cell", [cell.id for cell in header.cells])):
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InputError(f"the {what} {shown(twice)} stands there twice")
+
+
 def check_questions(names: Sequence[str], where: str) -> None:
     """Raise InputError for questions that no log holds."""
     if len(names) > MOST_QUESTIONS:
@@ -254,6 +273,11 @@ def check_questions(names: Sequence[str], where: str) -> None:
         raise InputError(f"{where}: one question stands there twice.")
 
 
+def folded(name: str) -> str:
+    """Equal for names of raters that differ in blanks, in capital letters, or in how a letter is encoded: one rater."""
+    return unicodedata.normalize("NFKC", " ".join(name.split())).casefold()
+
+
 def line_of(line: _Line) -> bytes:
     """A line as it is written."""
     return f"{line.model_dump_json(by_alias=True)}\n".encode()
@@ -262,7 +286,8 @@ def line_of(line: _Line) -> bytes:
 def cell_id(result: Result) -> str:
     """What a cell is but for its scorers, which may be added later."""
     asked = result.configuration.model_dump(exclude={"scorers", "code"})
-    content = [asked, result.sampler, result.evaluation.fingerprint]
+    makers = [made] if (made := result.configuration.makers) else []  # nothing, of a cell without plug-ins
+    content = [asked, result.sampler, result.evaluation.fingerprint, *makers]
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
 
 

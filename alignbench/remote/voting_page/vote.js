@@ -63,6 +63,8 @@ async function decoded(pair) {
         await image.decode();
         break;
       } catch {
+        const reason = await gone(pair.pictures[side]);
+        if (reason) throw new Error(reason);
         wrong("A picture cannot be loaded; trying again.");
         await new Promise((resolve) => setTimeout(resolve, RETRY));
         image.src = `${pair.pictures[side]}?${Date.now()}`;
@@ -73,6 +75,16 @@ async function decoded(pair) {
     images[side] = image;
   }));
   return { ...pair, images };
+}
+
+async function gone(picture) {
+  // Why the server will never show this picture; nothing where it may, or cannot be reached.
+  try {
+    const answer = await fetch(picture);
+    return answer.status === 410 ? (await answer.json()).error : "";
+  } catch {
+    return "";
+  }
 }
 
 async function fetched(have) {
@@ -151,9 +163,8 @@ async function choose(choice) {
   }
   try {
     await onward();
-  } catch (error) {
-    wrong(error.message);
-    await refresh();
+  } catch {
+    await refresh().catch((error) => wrong(error.message));
   }
 }
 

@@ -132,6 +132,8 @@ def test_a_variable_that_would_set_nothing_is_refused(variable, message, monkeyp
         ({"seed": "x"}, "seed x: expected a whole number."),
         ({"dtype": "int8"}, "dtype int8: expected 'float32', 'float16' or 'bfloat16'."),
         ({"set": ["clip"]}, "set clip: expected NAME=VALUE such as clip=1e-4 or nfe=800."),
+        ({"set": ["n=2", "n=3"]}, "set n=2, n=3: n is '2' and '3'; leave one out."),
+        ({"budget": ["nfe=40", "nfe=80"]}, "budget nfe=40, nfe=80: nfe is '40' and '80'; leave one out."),
         ({"budget": {"hours": 1}}, "budget hours: expected 'nfe', 'reward_evals' or 'seconds'."),
         ({"resolution": "axb"}, "resolution axb: expected pixels such as 512, or HEIGHTxWIDTH such as 768x512."),
         ({"report_to": ["comet"]}, "report_to comet: expected 'tensorboard', 'wandb', 'trackio' or 'mlflow'."),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
 from voted import cells
 
 from alignbench.analysis.compare import compare
+from alignbench.analysis.vote_tables import vote_reading
 from alignbench.cli import votes
 from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError
 from alignbench.judging.outside_votes import import_votes
+from alignbench.record.result import read, write
+from alignbench.record.votes import read_log
 
 HEADER = "prompt,method_a,method_b,choice,rater\n"
 
@@ -75,6 +79,7 @@ def test_label_studios_export_is_read(files, tmp_path):
         ("p1,base,base,a,anna", "against itself"),
         ("p1,base,refl,c,anna", "the choice is 'c'"),
         ("p1,base,refl,a,", "the rater is ''"),
+        ("p1,base,refl,a,ANNA", "the rater is 'ANNA', and above 'anna'; write a name in one way"),
     ],
 )
 def test_a_row_that_means_nothing_is_refused_by_its_line(row, words, files, tmp_path):
@@ -82,6 +87,109 @@ def test_a_row_that_means_nothing_is_refused_by_its_line(row, words, files, tmp_
     with pytest.raises(InputError, match=f"line 3.*{words}"):
         import_votes(tmp_path / "votes.csv", files, tmp_path / "votes.jsonl")
     assert not (tmp_path / "votes.jsonl").exists()
+
+
+def label_studio(path, *annotations, **task):
+    """An export of one task."""
+    data = {"prompt": "p0", "method_a": "base", "method_b": "refl"}
+    path.write_text(json.dumps([{"data": data, "annotations": annotations, **task}]))
+    return path
+
+
+def test_label_studios_raters_are_told_apart_and_one_without_a_choice_skipped(files, tmp_path):
+    left = [{"type": "pairwise", "value": {"selected": "left"}}]
+    people = [{"id": i, "email": f"{'x' * 40}{i}@example.org"} for i in (1, 2, 3)]
+    annotations = [
+        {"completed_by": people[0], "result": left},
+        {"completed_by": people[1], "result": left},
+        {"completed_by": people[2], "result": []},
+    ]
+    export = label_studio(tmp_path / "export.json", *annotations, predictions=[{"result": left}])
+    assert import_votes(export, files, tmp_path / "votes.jsonl").raters == 3
+    (column,) = compare(files, votes=[tmp_path / "votes.jsonl"]).groups[0].votes
+    assert (column.worth.votes, column.worth.raters, column.worth.skipped) == (2, 2, 1)
+
+
+def test_a_minimal_export_of_label_studio_is_refused_with_what_to_do(files, tmp_path):
+    row = {"id": 1, "prompt": "p0", "method_a": "base", "method_b": "refl", "choice": "left", "annotator": 1}
+    (tmp_path / "export.json").write_text(json.dumps([row]))
+    with pytest.raises(InputError, match="task 0: expected data and annotations; export it as JSON, not as JSON-MIN"):
+        import_votes(tmp_path / "export.json", files, tmp_path / "votes.jsonl")
+
+
+def renamed(path, name):
+    """A result and its pictures under another name."""
+    path.with_suffix("").rename(path.with_name(name))
+    return path.rename(path.with_name(f"{name}.json"))
+
+
+def seeds(folder):
+    """The unaligned model, and a method with two training seeds."""
+    base, *runs = cells(folder, ("base", "refl", "draft"), prompts=6)
+    for seed, path in enumerate(runs):
+        result = read(path)
+        asked = result.configuration.model_copy(update={"algorithm": "refl", "seed": seed})
+        write(path, result.model_copy(update={"configuration": asked, "trains": True}))
+    return [base, *(renamed(path, f"refl{seed}") for seed, path in enumerate(runs))]
+
+
+def test_of_several_seeds_a_result_file_is_voted_on(tmp_path):
+    files = seeds(tmp_path / "results")
+    (tmp_path / "votes.csv").write_text(f"{HEADER}p0,base,refl0,a,anna\np0,base,refl1.json,b,anna\n")
+    made = import_votes(tmp_path / "votes.csv", files, tmp_path / "votes.jsonl")
+    assert (made.votes, made.repeats) == (2, 0)
+    (column,) = compare(files, votes=[tmp_path / "votes.jsonl"]).groups[0].votes
+    assert (column.versus[0].votes, column.versus[0].rate.rate) == (2, 0.5)
+    for row, said in (
+        ("p0,base,refl,a,anna", r"'refl' has several seeds; name a result file: refl0\.json, refl1\.json"),
+        ("p0,refl0,refl1,a,anna", "'refl0' against itself"),
+    ):
+        (tmp_path / "votes.csv").write_text(f"{HEADER}{row}\n")
+        with pytest.raises(InputError, match=said):
+            import_votes(tmp_path / "votes.csv", files, tmp_path / "more.jsonl")
+
+
+def test_a_choice_that_is_a_side_and_the_method_on_the_other_is_refused(tmp_path):
+    """What `alignbench vote a.json b.json` is told of a table with sides in turn."""
+    files = [renamed(path, name) for path, name in zip(cells(tmp_path / "results"), "ab", strict=True)]
+    (tmp_path / "votes.csv").write_text(f"{HEADER}p0,a,b,a,anna\np1,b,a,left,anna\np2,b,a,a,anna\n")
+    with pytest.raises(
+        InputError, match="line 4: the choice is 'a', which is a side and names the method on the other"
+    ):
+        import_votes(tmp_path / "votes.csv", files, tmp_path / "votes.jsonl")
+
+
+def test_tables_as_excel_saves_them_are_read(files, tmp_path):
+    """Semicolons, a mark at the beginning, and line ends of Windows."""
+    table = f'{HEADER}"prompt p0",base,refl,b,"anna; b"\np1,base,refl,b,ben\n'.replace(",", ";").replace("\n", "\r\n")
+    (tmp_path / "votes.csv").write_text(table, encoding="utf-8-sig", newline="")
+    made = import_votes(tmp_path / "votes.csv", files, tmp_path / "votes.jsonl")
+    assert (made.votes, made.raters) == (2, 2)
+
+
+def test_columns_that_a_table_lacks_or_that_are_not_used_are_named(files, tmp_path, capsys):
+    table, log = tmp_path / "votes.csv", tmp_path / "votes.jsonl"
+    table.write_text("prompt,method_a,method_b,choice,sampel\np0,base,refl,a,1\n")
+    with pytest.raises(InputError, match=r"votes\.csv, line 1: no column rater between its commas; expected prompt"):
+        import_votes(table, files, log)
+    table.write_text(f"{HEADER.strip()},sampel\np0,base,refl,a,anna,1\n")
+    assert run_command_line(["vote", *map(str, files), "--import", str(table), "--votes", str(log)]) == 0
+    assert "columns that are not used: 'sampel'" in capsys.readouterr().out
+
+
+def test_of_many_methods_one_line_tells_how_many_votes_they_take(tmp_path):
+    methods = ("refl", "draft", "ddpo", "dpok", "best_of_n")
+    files = cells(tmp_path / "results", methods, prompts=6)
+    duels = list(itertools.combinations(methods, 2))
+    rows = [f"p{i},{one},{other},{'a' if i % 2 else 'b'},anna" for i in range(4) for one, other in duels]
+    (tmp_path / "votes.csv").write_text(HEADER + "\n".join(rows))
+    import_votes(tmp_path / "votes.csv", files, tmp_path / "votes.jsonl")
+    (group,) = compare(files[:4], votes=[tmp_path / "votes.jsonl"]).groups  # 6 duels
+    assert sum("within ±5 points takes about 385 votes" in line for line in vote_reading(group)) == 6
+    (group,) = compare(files, votes=[tmp_path / "votes.jsonl"]).groups
+    (line,) = [line for line in vote_reading(group) if "±5 points" in line]
+    assert line.startswith("votes: each of these 10 rates within ±5 points takes about 385 votes of these raters")
+    assert line.endswith("of people, 5 raters at least, better twenty.")
 
 
 def test_from_the_command_line(files, tmp_path, capsys):
@@ -189,6 +297,12 @@ def test_votes_in_pick_a_pics_layout_are_read(files, tmp_path):
     assert column.versus[0].rate.rate == pytest.approx(3.5 / 5)
 
 
+def test_raters_are_numbers_where_a_column_of_them_has_gaps(files, tmp_path):
+    raters = [7.0, 7.0, 8.0, 8.0, 8.0, None]
+    import_votes(parquet(tmp_path / "votes.parquet", user_id=raters), files, tmp_path / "votes.jsonl")
+    assert {vote.rater for vote in read_log(tmp_path / "votes.jsonl").votes.values()} == {"7", "8"}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -196,7 +310,10 @@ def test_votes_in_pick_a_pics_layout_are_read(files, tmp_path):
         ({"label_0": [0.3] * 6}, r"row 0: label_0 is 0\.3; expected 1, 0 or 0\.5"),
         ({"model_1": ["sdxl"] * 6}, r"row 0: .*method in these results"),
         ({"caption": ["a cat"] * 6}, "row 0: 'a cat' is no prompt of these results"),
-        ({"model_0": [None] * 6}, "row 0: no method_a"),
+        ({"model_0": [None] * 6}, "row 0: no model_0"),
+        ({"user_id": [7, None, 7, 7, 7, 7]}, "row 1: no user_id; correct the row, or leave it out"),
+        ({"label_0": [[1.0]] * 6, "label_1": None}, r"row 0: label_0 is \[1\.0\]; expected 1, 0 or 0\.5"),
+        ({"has_label": ["False"] * 6}, "row 0: has_label is 'False'; expected true or false"),
     ],
 )
 def test_a_parquet_file_of_something_else_is_refused_by_row(files, tmp_path, changes, said):
