@@ -45,7 +45,8 @@ const hear = (text) => window.faults.push(text);
 addEventListener("error", (event) => hear(event.message));
 addEventListener("unhandledrejection", (event) => hear(String(event.reason)));
 addEventListener("securitypolicyviolation", (event) => hear(event.violatedDirective + " " + event.blockedURI));
-if (window.ReportingObserver) new ReportingObserver((all) => all.forEach((one) => hear(one.type)), { buffered: true }).observe();
+const heard = (reports) => reports.forEach((report) => hear(report.type));
+if (window.ReportingObserver) new ReportingObserver(heard, { buffered: true }).observe();
 """
 
 
