@@ -100,10 +100,9 @@ def _import(source: Path, files: tuple[Path, ...], votes: Path, others: list[str
 def _serve(files: tuple[Path, ...], asked: Asked, host: str, port: int) -> None:
     """Say where to vote, and serve until interrupted."""
     from alignbench.judging.voting import begin
-    from alignbench.judging.voting_served import served
+    from alignbench.judging.voting_served import bound, served
 
-    session = begin(files, asked)
-    with served(session, host, port) as (server, url):
+    with bound(host, port) as listening, served(session := begin(files, asked), listening) as (server, url):
         for name in asked.raters:
             say(f"{name}: {url}/#{session.key_of(name)}:{quote(name, safe='')}")
         if not asked.raters:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
+import socket
 from collections.abc import Iterator, Sequence
 
 from alignbench.errors import InputError, shown
 from alignbench.judging.voting import Session
 from alignbench.record.votes import LONGEST_NAME, folded
-from alignbench.remote.server import ScorerServer
-from alignbench.remote.vote_server import make_vote_server
+from alignbench.remote.server import ScorerServer, listen
+from alignbench.remote.vote_server import BACKLOG, make_vote_server
 
 MOST = 1000  # raters with addresses of their own
 
@@ -40,15 +42,21 @@ def is_local(host: str) -> bool:
     return address.is_loopback
 
 
-@contextlib.contextmanager
-def served(session: Session, host: str, port: int) -> Iterator[tuple[ScorerServer, str]]:
-    """The server of a session, bound to its port and not yet running, and its address."""
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at this address (0: a free port), had before a session begins: without it no log shall be left. Raises
+    InputError where it cannot be had."""
     try:
-        try:
-            server = make_vote_server(session, host, port)
-        except (OSError, OverflowError) as error:
-            raise InputError(f"--host {host} --port {port} cannot be used ({error}); choose others.") from None
-        with server.listening:
-            yield server, f"http://{host}:{server.port}"
-    finally:
-        session.close()
+        return listen(host, port, BACKLOG)
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise InputError(
+            f"--host {host} --port {port} cannot be used ({why}); stop what is there, or choose others."
+        ) from None
+
+
+@contextlib.contextmanager
+def served(session: Session, listening: socket.socket) -> Iterator[tuple[ScorerServer, str]]:
+    """The server of a session, not yet running, and its address."""
+    host, port = listening.getsockname()
+    with contextlib.closing(session), listening:
+        yield make_vote_server(session, listening), f"http://{host}:{port}"

@@ -33,7 +33,7 @@ from alignbench.page.gallery import BUDGET, Gallery, gallery
 from alignbench.page.people import of_votes
 from alignbench.page.statements import statements
 from alignbench.plugins import label
-from alignbench.printed import visible
+from alignbench.printed import how_many, visible
 
 FIRST_COLUMNS = ("method", "win rate %", "95 % interval", "difference", "its 95 % interval")
 POLICY = (
@@ -194,7 +194,7 @@ def _environments(methods: Sequence[Method]) -> list[tuple[str, dict[str, str]]]
         for run in method.runs:
             values = {name: _plain(value) for name, value in run.result.environment.items() if value is not None}
             found.setdefault(json.dumps(values, sort_keys=True), (values, []))[1].append(run.path.name)
-    return [(f"{len(names)} results, first {names[0]}", values) for values, names in found.values()]
+    return [(f"{how_many(len(names), 'result')}, first {names[0]}", values) for values, names in found.values()]
 
 
 def _plain(value: Any) -> str:
@@ -276,6 +276,7 @@ def _rendered(
         versions=sorted({str(run.result.environment.get("versions", {}).get("alignbench", "?")) for run in runs}),
         charts=charts,
         asdict=asdict,
+        how_many=how_many,
         first=sections[0],
     )
 

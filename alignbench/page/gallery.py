@@ -79,6 +79,9 @@ def gallery(group: Group, methods: Sequence[Method], output: Path, images: int |
     has no cards, and its notes say why."""
     base = group.methods.index(group.baseline) if group.baseline else None
     found = Gallery(group.methods, [], base, group.scorers, short_names(group.scorers), group.votes)
+    if images == 0:
+        found.notes.append("No pictures were asked for (--images 0).")
+        return found
     unchecked: list[str] = []
     sources: dict[int, FirstPictures] = {}
     for place, method in enumerate(methods):

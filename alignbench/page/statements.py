@@ -53,10 +53,14 @@ def _of_scorer(items: Sequence[Versus], baseline: str) -> list[str]:
     if better:
         first, most = better[0], max(better, key=_gain)
         higher = sum(item.difference_test.mark == "better" for item in better)
-        also = "" if higher == len(better) else f", {higher} of them with a better mean"
-        lines.append(
-            f"{len(better)} of {len(items)} win more often than {baseline}{also}. Most often: {_shown(first)}."
-        )
+        if len(better) == 1:
+            also = "" if higher else ", but not with a better mean"
+            lines.append(f"1 of {len(items)} wins more often than {baseline}{also}: {_shown(first)}.")
+        else:
+            also = "" if higher == len(better) else f", {higher} of them with a better mean"
+            lines.append(
+                f"{len(better)} of {len(items)} win more often than {baseline}{also}. Most often: {_shown(first)}."
+            )
         if _gain(most) > _gain(first):
             lines.append(f"By the most in the mean: {_shown(most)}.")
     if worse:

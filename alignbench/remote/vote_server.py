@@ -11,6 +11,7 @@ changes anything, comes from the page itself: `Origin` is the server's, the body
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from alignbench.remote import server
-from alignbench.remote.server import HOSTS, ScorerServer, body_of, listen, quiet
+from alignbench.remote.server import HOSTS, ScorerServer, body_of, quiet
 
 LARGEST = 4096  # bytes of a request
 SECONDS = 20.0  # for a request to arrive
@@ -71,9 +72,10 @@ class Polls(Protocol):
     def picture(self, nonce: str, side: str) -> bytes: ...
 
 
-def make_vote_server(polls: Polls, host: str, port: int) -> ScorerServer:
-    """A server that is bound to the port (0: a free one). Raises OSError where it cannot be had."""
+def make_vote_server(polls: Polls, listening: socket.socket) -> ScorerServer:
+    """A server at a socket that is bound to its address."""
     answers = _Answers(polls)
+    host = listening.getsockname()[0]
     hosts = HOSTS if host == HOSTS[0] else (host,)
     app = Starlette(
         routes=[
@@ -84,7 +86,7 @@ def make_vote_server(polls: Polls, host: str, port: int) -> ScorerServer:
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)],
         exception_handlers={HTTPException: _nothing_there},
     )
-    return ScorerServer(listen(host, port, BACKLOG), quiet(app, "h11", CONNECTIONS, BACKLOG))
+    return ScorerServer(listening, quiet(app, "h11", CONNECTIONS, BACKLOG))
 
 
 @dataclass

@@ -8,13 +8,15 @@ import http.server
 import json
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from browsing import READY, chromium, opened
-from pictured import many_methods, some_methods
+from pictured import many_methods, pictured, some_methods
 
 from alignbench.page.build import build
+from alignbench.record import result as results
 
 WIDE = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
@@ -172,7 +174,7 @@ def checked(page) -> str:
 
 def test_the_button_takes_the_digests_again_and_counts_the_win_rates(page):
     said = checked(page)
-    assert "✓ 5 of 5 results match their digests; 6 win rates are what their rows say; 120 pictures" in said
+    assert "✓ Digests that match: 5 of 5; win rates that their rows give: 6; pictures as they were put in: 120" in said
 
 
 def tampered(report: Path, name: str, change) -> Path:
@@ -197,7 +199,7 @@ def test_the_button_catches_a_tampered_result(browser, report):
     with opened(browser, tampered(report, "result.html", one_digit)) as page:
         said = checked(page)
         assert "✗ best.json: the digest does not match" in said
-        assert "4 of 5 results match" in said
+        assert "Digests that match: 4 of 5;" in said
         assert "✓" not in said
 
 
@@ -263,6 +265,18 @@ def test_no_request_leaves_the_page_and_no_markup_comes_from_strings(browser, re
     assert asked == []
 
 
+def test_a_long_prompt_leaves_room_for_the_picture_and_the_buttons(browser, tmp_path):
+    written = pictured(tmp_path)("base", [0.0])
+    result = results.read(written)
+    long = [replace(prompt, text="very " * 400) for prompt in result.prompts]
+    results.write(written, result.model_copy(update={"prompts": long}))
+    path = tmp_path / "report.html"
+    path.write_text(build([tmp_path], path).text, encoding="utf-8")
+    with opened(browser, path, viewport=WIDE) as page:
+        page.locator(".card button").first.click()
+        assert page.locator("#large .below").bounding_box()["y"] < WIDE["height"]
+
+
 def test_a_hostile_prompt_is_text(page):
     assert cards(page)[0].startswith("<img src=x onerror=alert(1)> </script><script>alert(2)</script> {{ 7*7 }}")
     page.locator(".card").first.locator("button").first.click()
@@ -290,9 +304,19 @@ def test_it_prints_every_table_on_few_pages(page):
     page.emulate_media(media="print")
     assert page.locator("table.numbers:visible").count() == 2
     assert page.locator(".controls:visible").count() == 0
-    content = page.pdf(format="A4")
+    content = page.pdf(format="A4", margin=dict.fromkeys(("left", "right", "top", "bottom"), "15mm"))
     assert content.startswith(b"%PDF")
     assert 2 <= len(re.findall(rb"/Type\s*/Page\b", content)) <= 10
+
+
+def test_paper_is_white_and_no_phone_whatever_the_screen_is(page):
+    """Within its margins a sheet of A4 is as narrow as a phone's rules take a screen to be."""
+    page.click("#theme")
+    page.set_viewport_size({"width": 680, "height": 900})
+    ink, kind = "getComputedStyle(document.body).color", "getComputedStyle(document.querySelector('.forest')).display"
+    assert (page.evaluate(ink), page.evaluate(kind)) == ("rgb(230, 233, 238)", "block")
+    page.emulate_media(media="print")
+    assert (page.evaluate(ink), page.evaluate(kind)) == ("rgb(27, 31, 36)", "table")
 
 
 @pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from said import one_line
 from servers import running
 from voted import Browser, cells, post
 
@@ -28,7 +30,7 @@ from alignbench.errors import InputError
 from alignbench.judging import voting_log
 from alignbench.judging.voting import begin
 from alignbench.judging.voting_asked import Asked
-from alignbench.judging.voting_served import is_local, served
+from alignbench.judging.voting_served import bound, is_local, served
 from alignbench.record.votes import Rules, read_log
 
 PLAIN = Rules(same=0, other_prompt=0, repeat=0, overlap=0)
@@ -38,7 +40,7 @@ PLAIN = Rules(same=0, other_prompt=0, repeat=0, overlap=0)
 def session_of(files, log: Path, rules: Rules = PLAIN, host: str = "127.0.0.1", **asked):
     """A session and its URL while its server runs."""
     session = begin(files, Asked(log, rules=rules, **asked))
-    with served(session, host, 0) as (server, url), running(server):
+    with served(session, bound(host, 0)) as (server, url), running(server):
         yield session, url
 
 
@@ -65,6 +67,14 @@ def test_a_rater_votes_to_the_end_and_every_vote_is_in_the_log(files, log):
     assert Counter(vote.choice for vote in found.votes.values()) == {"left": 3, "right": 3, "tie": 3, "skip": 3}
     assert {cast.pair.prompt for cast in found.cast} == {f"p{i}" for i in range(12)}
     assert all(cast.pair.left.sha256 == cast.vote.left for cast in found.cast)
+
+
+def test_a_port_that_is_taken_is_told_and_leaves_no_log(files, log, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run_command_line(["vote", *map(str, files), "--votes", str(log), "--port", str(port)]) == 2
+    assert f"--port {port} cannot be used (Address already in use); stop what is there" in one_line(capsys)
+    assert not [path for path in log.parent.iterdir() if "votes" in path.name]
 
 
 def test_no_answer_names_a_method_and_pictures_carry_nothing_but_pixels(files, log):

@@ -106,6 +106,19 @@ def test_a_session_by_mouse_where_every_picture_was_there_before_its_time(files,
     assert [vote.choice for vote in read_log(log).votes.values()] == ["left", "right", "tie"]
 
 
+def test_what_another_window_voted_on_is_told_and_counted_here(files, log, window):
+    with session_of(files, log, PLAIN) as (_, url):
+        one, other = window(url), window(url)
+        enter(one, "anna")
+        enter(other, "anna")
+        for _ in range(2):
+            after(one, lambda: one.keyboard.press("ArrowLeft"))
+        after(other, lambda: other.keyboard.press("ArrowLeft"))
+        assert other.locator("#said").inner_text().startswith("This pair had your vote already.")
+        assert other.inner_text("#progress").startswith("2 of 6")
+        assert other.get_attribute("html", "data-ready") == one.get_attribute("html", "data-ready")
+
+
 @pytest.mark.slow
 def test_two_browsers_of_one_rater_vote_at_once_and_nothing_is_doubled(files, log, window):
     with session_of(files, log, PLAIN) as (_, url):
@@ -142,14 +155,16 @@ def test_a_vote_that_met_a_killed_server_counts_once_it_is_back(files, log, wind
     assert [vote.choice for vote in read_log(log).votes.values()] == ["left", "right", *["tie"] * 4]
 
 
-def test_a_held_key_votes_once(files, log, window):
+@pytest.mark.parametrize("key", ["ArrowLeft", "Enter"])
+def test_a_held_key_votes_once(key, files, log, window):
     with session_of(files, log, PLAIN) as (_, url):
         page = window(url)
         enter(page, "anna")
-        page.keyboard.down("ArrowLeft")
-        page.keyboard.down("ArrowLeft")  # as the keyboard repeats it
+        page.focus("#left")
+        after(page, lambda: page.keyboard.down(key))
+        page.keyboard.down(key)  # as the keyboard repeats it
         page.wait_for_timeout(500)
-        page.keyboard.up("ArrowLeft")
+        page.keyboard.up(key)
     assert len(read_log(log).votes) == 1
 
 

@@ -10,6 +10,9 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
+/** A number of things. */
+const many = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+
 /** A labelled <select>; calls back with each choice. */
 function choice(label, options, chosen) {
   const select = make("select", { ariaLabel: label });
@@ -96,7 +99,7 @@ function filters(section) {
     }
     const table = part.querySelector(".panel:not([hidden]) tbody") ?? part.querySelector("tbody");
     const visible = [...table.rows].filter((row) => !row.hidden).length;
-    status.textContent = `${visible} of ${table.rows.length} rows`;
+    status.textContent = `${visible} of ${many(table.rows.length, "row")}`;
   };
   const [label, marks] = choice(
     "Win rate",
@@ -261,7 +264,7 @@ class Gallery {
     const from = this.page * PAGE;
     const here = this.current.slice(from, from + PAGE);
     this.list.replaceChildren(...here.map((card) => this.cardOf(card)));
-    const count = this.current.length ? `${from + 1} to ${from + here.length} of ${this.current.length} prompts` : "no prompt is like that";
+    const count = this.current.length ? `${from + 1} to ${from + here.length} of ${many(this.current.length, "prompt")}` : "no prompt is like that";
     this.part.querySelector(".count").textContent = count;
     this.before.disabled = this.page === 0;
     this.after.disabled = this.page === pages - 1;
@@ -408,7 +411,7 @@ async function check() {
     else pictures += sources.length;
   }
   const left = data.files.length - whole - bad.filter((line) => data.files.some((f) => line.startsWith(`${f.file}:`))).length;
-  const good = `${whole} of ${data.files.length} results match their digests${left ? ` (${left} are not carried here)` : ""}; ${rates} win rates are what their rows say; ${pictures} pictures are as they were put in.`;
+  const good = `Digests that match: ${whole} of ${data.files.length}${left ? ` (not carried here: ${left})` : ""}; win rates that their rows give: ${rates}; pictures as they were put in: ${pictures}.`;
   return [good, bad];
 }
 

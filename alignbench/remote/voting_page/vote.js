@@ -135,7 +135,8 @@ function look() {
 }
 
 async function onward() {
-  const found = (await ahead) || (await fetched([]));
+  if (!ahead) return refresh();
+  const found = await ahead;
   ahead = null;
   if (found.error) throw found.error;
   // Another window of the same rater may have voted on it meanwhile: the server then says so.
@@ -160,6 +161,7 @@ async function choose(choice) {
       return;
     }
     heard = "This pair had your vote already.";
+    ahead = null; // it was fetched before the other window's votes
   }
   try {
     await onward();
@@ -205,7 +207,8 @@ async function enter() {
 for (const id of ["left", "right", "tie", "skip"]) $(id).addEventListener("click", () => choose(id));
 for (const id of ["undo", "back"]) $(id).addEventListener("click", undo);
 document.addEventListener("keydown", (event) => {
-  if (event.repeat || event.ctrlKey || event.altKey || event.metaKey || event.target.tagName === "INPUT") return;
+  if (event.repeat && event.key === "Enter") event.preventDefault(); // or it would click a focused button again and again
+  if (event.repeat || event.ctrlKey || event.altKey || event.metaKey) return;
   if ($("ballot").hidden && $("thanks").hidden) return;
   const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (name === "u") undo();

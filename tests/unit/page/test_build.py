@@ -71,6 +71,15 @@ def test_the_verdict_says_who_wins_who_loses_and_what_looks_hacked(page):
     assert "Undecided: sft." in words
 
 
+def test_of_one_thing_it_speaks_in_the_singular(tmp_path):
+    draw = pictured(tmp_path)
+    draw("base", [0.0] * 8)
+    assert "1 method, 1 run, 8 prompts, 8 images" in Reader(build([tmp_path], tmp_path / "report.html").text).words
+    draw("best", [1.0] * 8, "best_of_n")
+    words = Reader(build([tmp_path], tmp_path / "report.html").text).words
+    assert "1 of 1 wins more often than base: best_of_n, 100.0 % of pairs" in words
+
+
 def test_every_method_stands_in_the_chart_and_in_every_table(page):
     elements = Reader(page).elements
     assert sum(tag == "circle" and "cx" in a and "%" in (a["cx"] or "") for tag, a in elements) == 3 * 2

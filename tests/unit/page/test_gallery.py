@@ -101,7 +101,7 @@ def test_images_says_how_many_prompts_and_they_are_drawn_by_key(tmp_path, of):
         f"p{i}" for i in sorted(Key("report", "gallery").permutation(30)[:4])
     ]
     assert any("4 of 30 prompts, drawn at random" in note for note in found.notes)
-    assert of(images=0).cards == []
+    assert (of(images=0).cards, of(images=0).notes) == ([], ["No pictures were asked for (--images 0)."])
     assert len(of(images=99).cards) == 30
 
 
