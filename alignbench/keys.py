@@ -12,7 +12,7 @@ file); NumPy's generator is used because importing it loads no torch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from numpy.typing import NDArray
 
-__all__ = ["Key", "epochs", "normal", "resample_counts", "resample_parts"]
+__all__ = ["Key", "epochs", "normal", "resample_counts"]
 
 T = TypeVar("T")
 
@@ -130,11 +130,3 @@ def resample_counts(rng: np.random.Generator, n: int, size: int) -> NDArray[np.f
     drawn = rng.integers(0, n, size=(size, n))
     rows = np.arange(size)[:, None] * n
     return np.bincount((drawn + rows).ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
-
-
-def resample_parts(rng: np.random.Generator, n: int, size: int, most: int = 2**22) -> Iterator[NDArray[np.float64]]:
-    """The same matrix by some of its rows after others, each part of at most so many numbers or of one row: what is
-    drawn does not depend on it, and memory does not grow with n times size."""
-    rows = max(1, most // max(1, n))
-    for begin in range(0, size, rows):
-        yield resample_counts(rng, n, min(rows, size - begin))

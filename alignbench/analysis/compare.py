@@ -39,7 +39,6 @@ from alignbench.analysis.vote_entries import read_logs
 from alignbench.analysis.votes import vote_columns
 from alignbench.choices import Breakdown, Family
 from alignbench.errors import InputError, UnknownName
-from alignbench.keys import Key
 from alignbench.plugins import label
 from alignbench.record.votes import Log
 
@@ -156,7 +155,7 @@ def _group(runs: Sequence[Run], asked: Asked, logs: Sequence[tuple[Path, Log]]) 
         family=asked.family,
         pairwise={name: found.rates for name, found in won.items()},
         duels=duels(placed, scores, asked.family) if every_two else [],
-        ranks={name: ranks(found, Key("ranks")) for name, found in won.items()},
+        ranks={name: ranks(found) for name, found in won.items()},
         parts=parts,
         means=means,
         costs=[cost_of(method) for method in methods],

@@ -2,6 +2,10 @@
 
 A strength depends on who else is in the pool, and a single number per method cannot say everything about all pairs:
 `Fit` says how far it is off. Every pair of methods weighs as many prompts as it shares, however many seeds there are.
+
+A place counts as open wherever a difference of strengths may be zero (Mogstad, Romano, Shaikh and Wilhelm 2024,
+"Inference for Ranks"). Resampled places would not do: where the few prompts that there are all say the same, every
+draw of them gives the same place.
 """
 
 from __future__ import annotations
@@ -15,12 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignbench.analysis.statistics import LEVEL
-from alignbench.keys import Key, resample_parts
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
-DRAWS = 1000  # of the bootstrap of places
 NEWTON_STEPS = 100
 NARROWEST = 1e-6  # half an interval; what is narrower is rounding
 MISFIT = 1.96  # standard errors of a pair's own rate from which the model is said to miss it
@@ -67,12 +69,12 @@ class Shares:
         return Shares(self.by_prompt[:, chosen][:, :, chosen], self.by_run[runs][:, chosen], owner, self.rates[every])
 
 
-def ranks(shares: Shares, key: Key, level: float = LEVEL) -> Ranks | None:
+def ranks(shares: Shares, level: float = LEVEL) -> Ranks | None:
     """Of the methods that met any other; None where the first met none, or not all are linked to each other."""
     met = np.flatnonzero(~np.isnan(shares.rates).all(1))
     if len(met) < 2 or met[0] != 0:
         return None
-    found = _of_linked(shares.of(met), key, level)
+    found = _of_linked(shares.of(met), level)
     if found is None:
         return None
 
@@ -89,32 +91,20 @@ def ranks(shares: Shares, key: Key, level: float = LEVEL) -> Ranks | None:
     )  # fmt: skip
 
 
-def _of_linked(shares: Shares, key: Key, level: float) -> Ranks | None:
-    from scipy.special import stdtrit
-
+def _of_linked(shares: Shares, level: float) -> Ranks | None:
     rates = shares.rates
     weight = (~np.isnan(shares.by_prompt)).sum(0).astype(float)  # [methods, methods]: prompts they share
-    if not _reached(weight > 0).all():
+    if not _chains(weight > 0)[0].all():
         return None
     theta, bread = _fitted(weight, rates)
     chance = _chance(theta)
-    of_prompts = np.nansum(shares.by_prompt - chance, 2)[:, 1:] @ bread
-    of_runs = _moved_by_runs(shares, weight, bread)
-    parts = [(of_prompts, len(of_prompts)), *((moved, len(moved)) for moved in of_runs)]
-    variances = [(moved**2).sum(0) * n / max(1, n - 1) for moved, n in parts]  # of θ, by what is random
-    total = np.sum(variances, 0)
-    freedom = sum(v**2 / max(1, n - 1) for v, (_, n) in zip(variances, parts, strict=True))
-    df = np.divide(total**2, freedom, out=np.full(len(total), math.inf), where=freedom > 0)
-    half = stdtrit(np.minimum(df, 1e6), (1 + level) / 2) * np.sqrt(total)
-    if len(of_prompts) == 1:
-        half = np.full_like(half, math.inf)  # one tells nothing of others
-    low, high = _opened(theta[1:], half, bread, rates, level)
-    places = _places(_moved(theta[1:], parts, key), level)
-    if len(of_prompts) == 1:
-        places = np.ones(len(theta)), np.full(len(theta), float(len(theta)))
+    of_prompts = np.nansum(shares.by_prompt - chance, 2) @ bread
+    parts = [of_prompts, *_moved_by_runs(shares, weight, bread)]
+    low, high = _differences(theta, parts, bread, rates, level)
+    places = _places(*_differences(theta, parts, bread, rates, 1 - (1 - level) / (len(theta) - 1)))
     spread = _prompt_variance(shares.by_prompt) + _seed_variance(shares)
     fit = _fit(weight, rates, chance, np.sqrt(spread))
-    return Ranks(theta, np.r_[0.0, low], np.r_[0.0, high], _place(theta[None])[0], *places, fit)
+    return Ranks(theta, low[:, 0], high[:, 0], _place(theta), *places, fit)
 
 
 def _chance(theta: Array) -> Array:
@@ -125,8 +115,8 @@ def _chance(theta: Array) -> Array:
 
 
 def _fitted(weight: Array, rates: Array) -> tuple[Array, Array]:
-    """The most likely θ, with half a win added on either side of every two that met, and the inverse information of all
-    but the first. Newton's method; no step moves a strength by more than 1."""
+    """The most likely θ, with half a win added on either side of every two that met, and the inverse information, in
+    which the first, always 0, has zeros. Newton's method; no step moves a strength by more than 1."""
     met = weight > 0
     won = np.where(met, weight * np.nan_to_num(rates) + 0.5, 0.0)
     count = np.where(met, weight + 1, 0.0)
@@ -139,18 +129,20 @@ def _fitted(weight: Array, rates: Array) -> tuple[Array, Array]:
         theta[1:] += step / max(1.0, float(np.abs(step).max()))
         if np.abs(step).max() < 1e-12:
             break
-    return theta, np.asarray(np.linalg.inv(information[1:, 1:]), dtype=np.float64)
+    bread = np.zeros_like(information)
+    bread[1:, 1:] = np.linalg.inv(information[1:, 1:])
+    return theta, bread
 
 
 def _moved_by_runs(shares: Shares, weight: Array, bread: Array) -> list[Array]:
-    """For each method with several runs, what each run moves θ by: [runs, methods − 1]."""
+    """For each method with several runs, what each run moves θ by: [runs, methods]."""
     found = []
     for method in range(len(weight)):
         runs = np.flatnonzero(shares.owner == method)
         if len(runs) > 1:
             pull = -np.nan_to_num(shares.by_run[runs] - shares.rates[method]) * weight[method]
             pull[:, method] = -pull.sum(1)
-            found.append(pull[:, 1:] @ bread / len(runs))
+            found.append(pull @ bread / len(runs))
     return found
 
 
@@ -175,53 +167,54 @@ def _seed_variance(shares: Shares) -> Array:
     return of_method + of_method.T
 
 
-def _opened(theta: Array, half: Array, bread: Array, rates: Array, level: float) -> tuple[Array, Array]:
-    """Ends of the intervals. Where no chain of wins or ties leads from the reference to a method, or back, the end on
-    that side is infinite, and the other one is the model's own: such wins do not vary, so prompts do not tell it. Nor
-    do they where all prompts of a method say the same."""
-    from scipy.special import ndtri
+def _differences(theta: Array, parts: Sequence[Array], bread: Array, rates: Array, level: float) -> tuple[Array, Array]:
+    """[methods, methods] ends of the interval of how much stronger one is than another; `parts` say what each prompt,
+    and each run of a method, moves θ by. Where no chain of wins or ties leads from the other to the one, or back, the
+    end on that side is infinite, and the other one is the model's own: such wins do not vary, so prompts do not tell
+    it. Nor do they where all prompts say the same."""
+    from scipy.special import ndtri, stdtrit
 
-    won = np.nan_to_num(rates) > 0
-    above, below = ~_reached(won)[1:], ~_reached(won.T)[1:]
-    wider = np.maximum(half, float(ndtri((1 + level) / 2)) * np.sqrt(np.diag(bread)))
+    total, squares = np.zeros_like(bread), np.zeros_like(bread)
+    for moved in parts:
+        freedom = max(1, len(moved) - 1)
+        variance = np.maximum(_apart(moved.T @ moved), 0) * len(moved) / freedom
+        total += variance
+        squares += variance**2 / freedom
+    df = np.divide(total**2, squares, out=np.full_like(total, math.inf), where=squares > 0)
+    half = stdtrit(np.minimum(df, 1e6), (1 + level) / 2) * np.sqrt(total)
+    if len(parts[0]) == 1:
+        half = np.full_like(half, math.inf)  # one prompt tells nothing of others
+    below = ~_chains(np.nan_to_num(rates) > 0)
+    above = below.T
+    wider = np.maximum(half, float(ndtri((1 + level) / 2)) * np.sqrt(_apart(bread)))
     half = np.where(above | below | (half < NARROWEST), wider, half)
-    return np.where(below, -math.inf, theta - half), np.where(above, math.inf, theta + half)
+    np.fill_diagonal(half, 0.0)
+    gap = theta[:, None] - theta
+    return np.where(below, -math.inf, gap - half), np.where(above, math.inf, gap + half)
 
 
-def _reached(leads: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Where one comes to from the first method, if [i, j] says whether i leads to j."""
-    found = np.arange(len(leads)) == 0
-    while (more := found | leads[found].any(0)).sum() > found.sum():
-        found = more
-    return np.asarray(found)
+def _apart(products: Array) -> Array:
+    """[methods, methods]: of the difference of every two what `products` are of each, variances and covariances."""
+    own = np.diag(products)
+    return np.asarray(own[:, None] + own - 2 * products, dtype=np.float64)
 
 
-def _moved(theta: Array, parts: Sequence[tuple[Array, int]], key: Key) -> Array:
-    """[draws, methods] strengths under resampled prompts and runs, to first order. Few runs, drawn with replacement,
-    would vary too little: they are scaled by √(n / (n − 1))."""
-    rng = key("places").generator()
-    drawn = np.tile(theta, (DRAWS, 1))
-    for moved, n in parts:
-        sums = [(counts - 1) @ moved for counts in resample_parts(rng, n, DRAWS)]
-        drawn += np.concatenate(sums) * math.sqrt(n / max(1, n - 1))
-    return np.concatenate([np.zeros((DRAWS, 1)), drawn], 1)
+def _chains(leads: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether a chain leads from each to each, if [i, j] says whether i leads to j."""
+    found = leads | np.eye(len(leads), dtype=bool)
+    for link in range(len(leads)):
+        found |= found[:, link, None] & found[link]
+    return found
 
 
-def _places(drawn: Array, level: float) -> tuple[Array, Array]:
-    """First and last place of each method among the draws, but for the outermost."""
-    place = _place(drawn)
-    tails = ((1 - level) / 2, (1 + level) / 2)
-    first, last = np.quantile(place, tails[0], 0, method="lower"), np.quantile(place, tails[1], 0, method="higher")
-    return first.astype(float), last.astype(float)
+def _places(low: Array, high: Array) -> tuple[Array, Array]:
+    """First and last place of each method, from the differences of every two."""
+    return 1.0 + (low > 0).sum(0), len(low) - (high < 0).sum(0).astype(float)
 
 
 def _place(strength: Array) -> Array:
-    """Of each method, from 1, in each row of strengths; those that rounding tells apart share theirs."""
-    ordered = np.sort(strength, 1)
-    stronger = [
-        len(row) - np.searchsorted(row, own + 1e-9, "right") for row, own in zip(ordered, strength, strict=True)
-    ]
-    return 1.0 + np.array(stronger)
+    """Of each method, from 1; those that rounding tells apart share theirs."""
+    return 1.0 + (strength[:, None] > strength + 1e-9).sum(0)
 
 
 def _fit(weight: Array, rates: Array, chance: Array, error: Array) -> Fit:

@@ -9,13 +9,12 @@ import numpy as np
 from alignbench.analysis.pairing import Placed
 from alignbench.analysis.ranks import Ranks, Shares, ranks
 from alignbench.analysis.vote_entries import Entry, Votes
-from alignbench.keys import Key
 
 
-def vote_ranks(entries: Sequence[Entry], placed: Sequence[Placed], key: Key) -> Ranks | None:
+def vote_ranks(entries: Sequence[Entry], placed: Sequence[Placed]) -> Ranks | None:
     """Bradley-Terry strengths over the first method, with prompts and training seeds at random and these raters alone.
     None where nobody voted on the first method, or not all that were voted on are linked to each other."""
-    return ranks(vote_shares(entries, placed), key)
+    return ranks(vote_shares(entries, placed))
 
 
 def vote_shares(entries: Sequence[Entry], placed: Sequence[Placed]) -> Shares:

@@ -33,7 +33,6 @@ from alignbench.analysis.vote_statistics import (
 )
 from alignbench.choices import Family
 from alignbench.errors import InputError
-from alignbench.keys import Key
 from alignbench.record.votes import (
     Log,
     cell_id,
@@ -134,7 +133,7 @@ def vote_columns(
                 _tested(against, entries, failed, family, title),
                 _tested(pairs, entries, failed, family, title),
                 worth_of(own_logs, name, entries),
-                vote_ranks(entries, placed, Key("ranks", "votes", name)),
+                vote_ranks(entries, placed),
                 _counts(entries, runs),
             )
         )

@@ -49,7 +49,8 @@ class TrainingRound:
     logged: dict[str, float] = field(default_factory=dict)
 
     def log(self, **values: float | Tensor) -> None:
-        self.logged |= {name: float(value) for name, value in values.items()}
+        plain = {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}
+        self.logged |= {name: float(value) for name, value in plain.items()}
 
 
 @dataclass

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignbench.keys import Key, epochs, normal, resample_counts, resample_parts
+from alignbench.keys import Key, epochs, normal
 
 
 def test_the_same_path_gives_the_same_draw_and_another_path_another():
@@ -96,11 +96,3 @@ def test_a_key_survives_copying_and_pickling():
     key = Key("a", 1)("b")
     for other in (pickle.loads(pickle.dumps(key)), copy.deepcopy(key)):
         assert (other, other.path, other("c")) == (key, key.path, key("c"))
-
-
-def test_resamples_by_parts_are_those_at_once():
-    for n, size, most in ((7, 20, 30), (200, 100, 1000), (3, 5, 1), (5001, 10, 2**14)):
-        whole = resample_counts(Key("parts").generator(), n, size)
-        parts = list(resample_parts(Key("parts").generator(), n, size, most))
-        assert np.array_equal(np.concatenate(parts), whole)
-        assert max(part.size for part in parts) <= max(n, most)

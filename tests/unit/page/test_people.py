@@ -13,7 +13,6 @@ from electorate import hold
 from PIL import Image
 from voted import cells
 
-from alignbench import Key
 from alignbench.analysis.compare import compare
 from alignbench.analysis.vote_entries import Entry
 from alignbench.analysis.vote_ranks import vote_ranks, vote_shares
@@ -169,7 +168,7 @@ def test_strengths_by_votes_are_those_worked_by_hand():
     assert shares.rates[1, 0] == pytest.approx(13 / 18)
     assert shares.rates[0, 1] == pytest.approx(5 / 18)
     assert shares.by_prompt[:, 1, 0].tolist() == pytest.approx([1, 0.5, 2 / 3])
-    assert vote_ranks(entries, placed, Key("test")).strength.tolist() == pytest.approx([0.0, math.log(2)])
+    assert vote_ranks(entries, placed).strength.tolist() == pytest.approx([0.0, math.log(2)])
 
 
 def test_one_vote_in_two_logs_is_refused(files, log, capsys):
