@@ -95,17 +95,19 @@ def _sheet(rows: dict[str, list[Image]], texts: Sequence[str]) -> Image:
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(size=FONT)
+    fonts = [_font(text, font) for text in texts]
     first = next(iter(rows.values()))[0]
     scale = max(1, -(-CELL // max(first.size)))
     width, height = first.width * scale, first.height * scale
     left = 2 * GAP + max(int(font.getlength(label)) for label in rows)
-    captions = [_wrapped(text, width, font) for text in texts]
+    captions = [_wrapped(text, width, own) for text, own in zip(texts, fonts, strict=True)]
     top = 2 * GAP + LINE * max(len(lines) for lines in captions)
     size = (left + len(texts) * (width + GAP), top + len(rows) * (height + GAP))
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
-    for column, lines in enumerate(captions):
-        pen.text((left + column * (width + GAP), GAP), "\n".join(lines), fill="black", font=font)
+    for column, (lines, own) in enumerate(zip(captions, fonts, strict=True)):
+        for line, words in enumerate(lines):
+            pen.text((left + column * (width + GAP), GAP + line * LINE), words, fill="black", font=own)
     for row, (label, pictures) in enumerate(rows.items()):
         y = top + row * (height + GAP)
         pen.text((GAP, y + height // 2 - LINE // 2), label, fill="black", font=font)
@@ -115,7 +117,33 @@ def _sheet(rows: dict[str, list[Image]], texts: Sequence[str]) -> Image:
     return sheet
 
 
+def _font(text: str, usual: FreeTypeFont | ImageFont) -> FreeTypeFont | ImageFont:
+    """The usual font, which has English letters alone, or, where it lacks some of a text, the one on this machine that
+    has the most of them."""
+    from PIL import ImageFont
+
+    none = bytes(usual.getmask("\uffff"))
+    if not any(bytes(usual.getmask(letter)) == none for letter in set(text)):
+        return usual
+    from matplotlib.font_manager import findfont, findSystemFonts
+    from matplotlib.ft2font import FT2Font
+
+    letters = set(map(ord, text))
+
+    def having(file: str) -> tuple[int, bool]:
+        try:
+            font = FT2Font(file)
+        except (OSError, RuntimeError):  # a damaged file, or one of another kind
+            return 0, False
+        if not font.scalable or "LastResort" in font.family_name.replace(" ", ""):  # emoji of one size; boxes of macOS
+            return 0, False
+        return len(font.get_charmap().keys() & letters), font.style_name in ("Regular", "Book")
+
+    return ImageFont.truetype(max(findfont("DejaVu Sans"), *sorted(findSystemFonts()), key=having), FONT)
+
+
 def _wrapped(text: str, width: int, font: FreeTypeFont | ImageFont) -> list[str]:
     """At most four lines that fit the width."""
-    letters = max(4, int(width / max(1.0, font.getlength("n"))))
+    broad = max(font.getlength("n"), font.getlength(text) / max(1, len(text)))  # as of Chinese
+    letters = max(4, int(width / max(1.0, broad)))
     return textwrap.wrap(text, letters, max_lines=4, placeholder=" …") or [""]

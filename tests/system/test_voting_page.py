@@ -206,6 +206,8 @@ def test_an_address_of_a_rater_needs_no_name_and_a_wrong_one_is_told(files, log,
         other = window(f"{url}/#wrong:anna%20b")
         other.wait_for_selector("#wrong:not([hidden])")
         assert "whole address" in other.inner_text("#wrong")
+        other.goto(f"{url}/#{session.key_of('anna b')}:anna%20b")
+        other.wait_for_selector("#ballot:not([hidden])")
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 360)])  # places go by width, colours by scheme

@@ -222,7 +222,8 @@ $("hello").addEventListener("submit", (event) => {
   enter();
 });
 
-// An address made for a rater ends in #key or #key:name.
+// An address made for a rater ends in #key or #key:name. One that is typed over another loads no page by itself.
+addEventListener("hashchange", () => location.reload());
 const [given, name] = location.hash.slice(1).split(":");
 key = given || "";
 if (name) {

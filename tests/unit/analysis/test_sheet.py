@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +12,7 @@ import alignbench
 from alignbench.analysis.sheet import draw
 from alignbench.cli.app import run_command_line
 from alignbench.errors import InputError, UnknownName
+from alignbench.record import result as results
 
 
 @pytest.fixture
@@ -55,6 +58,20 @@ def test_only_prompts_that_all_have_and_only_methods_that_were_named(cell, tmp_p
     assert (100, 50, 0) not in colours(alone)
     with pytest.raises(UnknownName, match="no method in these files named 'bset'"):
         draw([tmp_path], methods=["bset"])
+
+
+@pytest.mark.parametrize(("one", "other"), [("é", "ü"), ("ж", "д"), ("ب", "ش")])
+def test_letters_of_other_languages_are_told_apart(one, other, cell, tmp_path):
+    """A letter that a font lacks is the box that every other is."""
+    path = cell("base", "base", 200)
+
+    def caption(letter: str) -> np.ndarray:
+        result = results.read(path)
+        prompts = [replace(prompt, text=letter) for prompt in result.prompts]
+        results.write(path, result.model_copy(update={"prompts": prompts}))
+        return np.array(draw([tmp_path], prompts=1))[:20]
+
+    assert (caption(one) != caption(other)).any()
 
 
 def test_the_command_writes_a_picture_and_refuses_what_it_cannot(cell, tmp_path, make_result, capsys):
