@@ -61,15 +61,11 @@ def peak(device: str) -> int:
     """The most bytes that were held since: of a GPU by tensors, else by the whole process."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(device))
-    return _status("VmHWM:")
+    return resident("VmHWM:")
 
 
-def resident() -> int:
-    """The bytes that this process holds; where the system does not say, the most that it held."""
-    return _status("VmRSS:")
-
-
-def _status(entry: str) -> int:
+def resident(entry: str) -> int:
+    """Bytes that this process holds, by what Linux calls them; on another system the most that it held."""
     try:
         lines = STATUS.read_text(encoding="ascii").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith(entry))

@@ -41,7 +41,11 @@ class Measured(Protocol):
 
 class Memory:
     """The memory of a device, of which some processes of this run take the same share: on a GPU what its tensors hold,
-    else what the process does. `peak` is the most since the beginning, whatever was looked at in between."""
+    else what the process does. `peak` is the most since the beginning, whatever was looked at in between.
+
+    Pages of files, as most weights are, come into memory when they are first touched. They are not counted as what a
+    pass needs, nor as free, though Linux would take them away: they would be read again in every pass.
+    """
 
     def __init__(self, device: str, sharing: int = 1) -> None:
         self.device, self._sharing, self._before = device, sharing, 0
@@ -54,19 +58,23 @@ class Memory:
     def during(self, work: Callable[[], R]) -> tuple[R, int]:
         self._before = self.peak()
         reset_peak(self.device)
-        return work(), peak(self.device)
+        found = work()
+        return found, peak(self.device) - (0 if self._is_gpu else resident("RssFile:"))
 
     def held(self) -> int:
-        return torch.cuda.memory_allocated(self.device) if self._is_gpu else resident()
+        if self._is_gpu:
+            return torch.cuda.memory_allocated(self.device)
+        return resident("VmRSS:") - resident("RssFile:")
 
     def limit(self) -> int | None:
+        held, left = self.held(), None if self._is_gpu else available()
         if self._is_gpu:
-            held, reserved = torch.cuda.memory_allocated(self.device), torch.cuda.memory_reserved(self.device)
-            free: int | None = torch.cuda.mem_get_info(self.device)[0] + reserved - held
+            free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - held
+        elif left is not None:
+            free = max(0, left // self._sharing - resident("RssFile:"))
         else:
-            held, free = resident(), available()
-            free = free if free is None else free // self._sharing
-        return None if free is None else held + int((1 - MARGIN) * free)
+            return None
+        return held + int((1 - MARGIN) * free)
 
 
 def available() -> int | None:

@@ -10,8 +10,8 @@ scorer's files are removed before the next one's are written (8 GB at most, besi
 Ours are scored as `alignbench score` does it, without what it kept before. The official code is called as its README
 says: PickScore and CLIP with transformers, the pictures of a prompt together; hpsv2's `score`, which reads its weights
 each time; `ImageReward.score` and LAION's script one by one. Each side is a process of its own with one thread for its
-networks. They take turns, and a ratio is of two turns that follow each other, in seconds of a processor. The first turn
-is not counted: scores have to be equal in it, and memory is looked at in it.
+networks. They take turns, and a ratio is of two turns that follow each other, in seconds of a processor. In the first
+turn scores have to be equal, and memory is looked at; it is not counted as one of speed but with --full.
 """
 
 from __future__ import annotations
@@ -245,14 +245,14 @@ def workers(sides: Mapping[str, Path | str], names: Sequence[str], work: Path) -
             worker.process.wait()
 
 
-def taking_turns(own: Mapping[str, Worker], repetitions: int) -> dict[str, Any]:
+def taking_turns(own: Mapping[str, Worker], repetitions: int, first_counts: bool) -> dict[str, Any]:
     """Speed and memory of two workers, the first over the second. Raises AssertionError where scores differ."""
     found = {side: worker() for side, worker in own.items()}
     (one, a), (other, b) = found.items()
     difference = max(abs(x - y) for x, y in zip(a.pop("scores"), b.pop("scores"), strict=True))
     assert difference < LARGEST, f"the scores differ by {difference}"
-    seconds: dict[str, list[float]] = {side: [] for side in own}
-    for _ in range(repetitions):
+    seconds = {side: [row["processor_seconds"]] if first_counts else [] for side, row in found.items()}
+    for _ in range(repetitions - first_counts):
         for side, worker in own.items():
             seconds[side].append(worker()["processor_seconds"])
     ratios = [y / x for x, y in zip(seconds[one], seconds[other], strict=True)]
@@ -296,11 +296,11 @@ def measure(content: dict[str, Any], work: Path, asked: Sequence[str], options: 
     images = PER_PROMPT if options.full else IMAGES
     for name in names:
         with workers({"ours": here, "official": there}, [name], work) as own:
-            content["scorers"][name] = say(name, images, taking_turns(own, options.repetitions))
+            content["scorers"][name] = say(name, images, taking_turns(own, options.repetitions, options.full))
     if list(names) != list(NAMES):
         return
     with workers({"together": here, "apart": here}, names, work) as own:
-        content["five"] = say("five", images, taking_turns(own, options.repetitions))
+        content["five"] = say("five", images, taking_turns(own, options.repetitions, False))
         peaks = {count * images: own["together"](count)["peak_mib"] for count in (1, TIMES)}
     content["growth"] = {str(count): round(peak, 1) for count, peak in peaks.items()}
     sides = {"ours": here, "official": there}
