@@ -7,22 +7,19 @@ import ctypes
 import gc
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from alignbench.errors import AlignbenchError, InputError, RunError
-from alignbench.meter import Meter
+from alignbench.errors import AlignbenchError, InputError
 
 T = TypeVar("T")
-R = TypeVar("R")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 KEPT, LARGEST_ON_HEAP = 2**30, 2**25  # bytes; the latter is the most that glibc takes
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 SAID = ("out of memory", "DefaultCPUAllocator")  # the latter: the processor's, which raises a plain RuntimeError
-ADVICE = "try --dtype bfloat16, --vae-slicing, --vae-tiling or a smaller --resolution."
 
 
 def is_full(error: BaseException) -> bool:
@@ -64,42 +61,17 @@ def peak(device: str) -> int:
     """The most bytes that were held since: of a GPU by tensors, else by the whole process."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(device))
+    return resident("VmHWM:")
+
+
+def resident(entry: str) -> int:
+    """Bytes that this process holds, by what Linux calls them; on another system the most that it held."""
     try:
         lines = STATUS.read_text(encoding="ascii").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(entry))
     except (OSError, StopIteration):
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return used if sys.platform == "darwin" else used * 1024
-
-
-class Fitting:
-    """Work on as many items at once as memory holds, which is learned by trying.
-
-    An attempt that failed leaves nothing on the meter: a result says what its images cost.
-    """
-
-    def __init__(self, meter: Meter, say: Callable[[str], None]) -> None:
-        self._meter, self._say = meter, say
-        self._largest: int | None = None
-
-    def __call__(self, work: Callable[[Sequence[T]], R], items: Sequence[T]) -> list[R]:
-        """What `work` gives for the items, part after part. Raises RunError where one alone does not fit."""
-        done, left = list[R](), list(items)
-        while left:
-            part, before = left[: self._largest], self._meter.total
-            try:
-                done.append(work(part))
-                del left[: len(part)]
-                continue
-            except (RuntimeError, MemoryError) as error:
-                if not is_full(error):
-                    raise
-                if len(part) == 1:
-                    raise RunError(f"out of memory with one image; {ADVICE}") from error
-            release()  # outside of the handler, whose error holds what did not fit
-            self._meter.total, self._largest = before, len(part) // 2
-            self._say(f"out of memory: going on with {self._largest} images at once")
-        return done
 
 
 BATCH = {3: 32, 1: 512}  # images at once by default, for pictures and for points

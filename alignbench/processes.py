@@ -244,6 +244,11 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def on_this_machine() -> int:
+    """How many of them run beside each other, this one included."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", launched()))
+
+
 def started_by_accelerate() -> bool:
     """Whether `accelerate launch` started this process; with --cpu it starts one, whatever number it was given."""
     return "ACCELERATE_MIXED_PRECISION" in os.environ
@@ -301,7 +306,7 @@ def joined(device: str) -> Iterator[Processes]:
 
 def _own_card(device: str, cards: int) -> int:
     """The number of this process's GPU. Raises InputError on every process of the machine where one has none."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", launched()))
+    here = on_this_machine()
     if device != "cuda":
         raise InputError(f"--device {device} names one GPU, and each of several processes takes its own; leave it out.")
     if here > cards:

@@ -192,7 +192,7 @@ class DeviceOptions(Options):
     device: Annotated[str, Option(MEMORY, RUNTIME)] = Field("auto", description="auto, cpu, cuda, or cuda:1.")
     dtype: Annotated[DType, Option(MEMORY, HASHED)] = Field("float32", description="Precision of the model.")
     batch_size: Annotated[Count | None, Option(MEMORY, RUNTIME)] = Field(
-        None, description="Images at once; by default as many as the model's kind usually fits."
+        None, description="Images at once; by default as many as fit into memory, of pictures up to 32."
     )
 
 

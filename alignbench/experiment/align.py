@@ -15,7 +15,7 @@ from alignbench import devices
 from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.resolve import Cell
 from alignbench.caches import Caches
-from alignbench.devices import Fitting, chunked
+from alignbench.devices import chunked
 from alignbench.diffusion.rollout import PipelineSampler
 from alignbench.errors import Diverged, RunError
 from alignbench.experiment.metered import MeteredReward
@@ -24,6 +24,7 @@ from alignbench.experiment.problem import CellProblem
 from alignbench.files import canonical_json, write_text
 from alignbench.interface import Algorithm, Pipeline, Prompt, Sampler
 from alignbench.keys import Key
+from alignbench.memory import Fitting, Measured
 from alignbench.meter import Meter
 from alignbench.plugins import served
 from alignbench.preferences.cache import TensorCache
@@ -41,7 +42,13 @@ OWN_PAIRS = "pairs"  # in the cell's folder
 
 
 def problem_of(
-    cell: Cell, pipeline: Pipeline, meter: Meter, batch: int, progress: Progress, processes: Processes
+    cell: Cell,
+    pipeline: Pipeline,
+    meter: Meter,
+    batch: int,
+    progress: Progress,
+    processes: Processes,
+    memory: Measured | None,
 ) -> CellProblem:
     """The problem that the algorithm will meet, without pairs."""
     return CellProblem(
@@ -53,12 +60,12 @@ def problem_of(
         meter=meter,
         folder=cell.folder,
         progress=progress,
-        probe=_probe(cell, batch, Fitting(meter, progress.say)) if cell.held_out else None,
+        probe=_probe(cell, batch, Fitting(meter, progress.say, memory)) if cell.held_out else None,
         processes=processes,
     )
 
 
-def add_pairs(cell: Cell, problem: CellProblem, batch: int, caches: Caches) -> Made | None:
+def add_pairs(cell: Cell, problem: CellProblem, batch: int, caches: Caches, memory: Measured | None) -> Made | None:
     """Give the problem its preference pairs and say what they are: the family's own, of a file, or made now and kept
     for later."""
     wanted = cell.configuration.pairs
@@ -70,7 +77,7 @@ def add_pairs(cell: Cell, problem: CellProblem, batch: int, caches: Caches) -> M
         return None
     made, chosen = None, cell.chosen
     if chosen is None:
-        made, chosen = _make_pairs(cell, problem, wanted, batch, caches.pairs)
+        made, chosen = _make_pairs(cell, problem, wanted, batch, caches.pairs, memory)
     say = problem.progress.say
     say(chosen.summary())
     cache = TensorCache(caches.tensors, say=say)
@@ -90,7 +97,7 @@ def folder_of_pairs(cell: Cell, pipeline: Pipeline, count: int, candidates: int,
 
 
 def _make_pairs(
-    cell: Cell, problem: CellProblem, wanted: Mapping[str, Any], batch: int, kept: Path
+    cell: Cell, problem: CellProblem, wanted: Mapping[str, Any], batch: int, kept: Path, memory: Measured | None
 ) -> tuple[Made, Chosen]:
     """Pairs of the base model on the training prompts, labelled by the reward: one set for all seeds. The folder is
     ours, so that what cannot be continued in it is made anew."""
@@ -112,7 +119,7 @@ def _make_pairs(
         candidates=candidates,
     )
     before = problem.meter.total
-    made = make_pairs(feedback, folder, batch, problem.meter, problem.progress, force=True, processes=problem.processes)
+    made = make_pairs(feedback, folder, batch, problem.meter, problem.progress, True, problem.processes, memory)
     problem.meter.total = before  # what they cost stands in their folder, whoever made them
     return made, choose(open_pairs(made.folder), cell.options.pair_ties, None, ())
 

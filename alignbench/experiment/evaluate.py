@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from alignbench.devices import Fitting, chunked
+from alignbench.devices import chunked
 from alignbench.errors import RunError
 from alignbench.experiment.behind import Behind
 from alignbench.experiment.diversity import holds_latents, keep_latents
 from alignbench.files import append_line
 from alignbench.interface import Prompt, Reward, Sampler, Start
 from alignbench.keys import Key
+from alignbench.memory import Fitting, Measured
 from alignbench.meter import Cost, Meter
 from alignbench.processes import ALONE, Processes, logs
 from alignbench.progress import Progress
@@ -61,18 +62,19 @@ def generate(
     start: Callable[[Sequence[int]], Start] | None = None,
     about: Mapping[str, str] | None = None,
     processes: Processes = ALONE,
+    memory: Measured | None = None,
 ) -> Generated:
     """Make every image that is not there yet, cannot be read, or is not what was made; `start` gives the images that
     those of some prompts start from, `about` is said of every picture in its metadata. A batch that does not fit into
-    memory is halved. Where a prompt has several images, the latents of all are kept beside them. The files of a batch
-    are written while the next one is made. Processes share the batches, and each writes a log of its own, so that any
-    number of them goes on where others stopped."""
+    memory is halved; with `memory` it is measured what fits. Where a prompt has several images, the latents of all are
+    kept beside them. The files of a batch are written while the next one is made. Processes share the batches, and each
+    writes a log of its own, so that any number of them goes on where others stopped."""
     log = processes.log(folder, GENERATED)
     maker = _Maker(sampler, prompts, eval_seed, meter, folder, start, about or {}, wanted)
     known = dict(line for kept in logs(folder, GENERATED) for line in records(kept, _generated, progress.say))
     size = max(1, batch // sampler.particles)
     lines: list[Generated] = []
-    fitting = Fitting(meter, progress.say)
+    fitting = Fitting(meter, progress.say, memory)
     chunks = processes.shard(chunked(wanted, size))
     progress.stage("generate", sum(map(len, chunks)))
 

@@ -23,7 +23,7 @@ from alignbench.asking.options import PairsOptions
 from alignbench.asking.presets import defaults_of
 from alignbench.asking.resolve import sampling_of, under_one_name
 from alignbench.choices import NO_REWARD
-from alignbench.devices import BATCH, Fitting, chunked
+from alignbench.devices import BATCH, chunked
 from alignbench.diffusion import registry
 from alignbench.diffusion.registry import Hold
 from alignbench.diffusion.rollout import PipelineSampler
@@ -34,6 +34,7 @@ from alignbench.experiment.ready import check_pipeline
 from alignbench.files import append_line, write_text
 from alignbench.interface import Pipeline, Prompt, Reward, Sampling
 from alignbench.keys import Key
+from alignbench.memory import Fitting, Measured, Memory, to_measure
 from alignbench.meter import Cost, Meter
 from alignbench.plugins import reward_of
 from alignbench.preferences.choosing import preference
@@ -142,7 +143,9 @@ def make_for(options: PairsOptions, force: bool = False) -> tuple[str, Made]:
         used = {"training": prompts}
         if cut := cut_off.counted(cut_off.reader_of(pipeline), used):
             progress.say(cut_off.sentence(model.name, cut, used))
-        made = make_pairs(feedback, options.output, options.batch_size or BATCH[3], meter, progress, force)
+        batch = options.batch_size or BATCH[3]
+        memory = to_measure(Memory(device), pipeline.info()["image_shape"], batch, options.batch_size is not None)
+        made = make_pairs(feedback, options.output, batch, meter, progress, force, memory=memory)
     return f"{model.name} on {name}/{split}, labelled by {reward_name}", made
 
 
@@ -154,6 +157,7 @@ def make_pairs(
     progress: Progress,
     force: bool = False,
     processes: Processes = ALONE,
+    memory: Measured | None = None,
 ) -> Made:
     """Make pairs, or go on making them; a finished folder of this configuration is returned as it is. Another process
     that makes them is waited for.
@@ -185,7 +189,7 @@ def make_pairs(
         missing = [i for i in range(feedback.count) if i not in known]
         chunks = processes.shard(chunked(missing, max(1, batch // feedback.candidates)))
         progress.stage("pairs", len(known) + sum(map(len, chunks)), len(known))
-        fitting, log, own = Fitting(meter, progress.say), processes.log(folder, JOURNAL), []
+        fitting, log, own = Fitting(meter, progress.say, memory), processes.log(folder, JOURNAL), []
         for chunk in chunks:
             own.append(maker.made(chunk, fitting))
             append_line(log, json.dumps(own[-1], allow_nan=False))

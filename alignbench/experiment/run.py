@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from alignbench import devices
 from alignbench.asking import prompts as prompt_sets
 from alignbench.asking.adapter_folders import check_model, name_of
 from alignbench.asking.resolve import Cell
@@ -32,9 +31,10 @@ from alignbench.experiment.trackers import Trackers, check_installed
 from alignbench.experiment.trained import Trained, kept_of, opened
 from alignbench.files import explained
 from alignbench.interface import Pipeline, Sampler, TestTimeAlgorithm, Truncates
+from alignbench.memory import Measured, Memory, to_measure
 from alignbench.meter import Cost, Meter
 from alignbench.plugins import label
-from alignbench.processes import Processes, joined
+from alignbench.processes import Processes, joined, on_this_machine
 from alignbench.progress import Progress
 from alignbench.record import result as results
 from alignbench.record.listing import STATE, WEIGHTS
@@ -83,7 +83,6 @@ def _lead(cell: Cell, force: bool, quiet: bool, trained: Trained | None, process
         return Outcome(done, cell.path, was_complete=True)
     cell.needs.check()
     check_installed(cell.options.report_to)
-    device = cell.family.device(cell.options.device)
     asked = work
     if trained is not None:  # nobody goes on training in a folder whose pictures are of other weights
         work = replace(work, configuration={**work.configuration, "weights": trained.digest(cell.family)})
@@ -93,9 +92,9 @@ def _lead(cell: Cell, force: bool, quiet: bool, trained: Trained | None, process
             return Outcome(done, cell.path, was_complete=True)
 
         def attempted(number: int) -> Outcome:
-            devices.reset_peak(device)
+            memory = _memory(cell)
             processes.agree(number)
-            run = _prepare(cell, number, device, progress, trained, processes)
+            run = _prepare(cell, number, memory, progress, trained, processes)
             try:
                 outcome = run.complete()
             except (Diverged, Unsupported) as error:
@@ -117,9 +116,13 @@ def _follow(cell: Cell, trained: Trained | None, processes: Processes) -> None:
     are written."""
     while attempt := processes.agree(0):
         with Progress(quiet=True) as progress, contextlib.suppress(Diverged, Unsupported, CannotContinue):
-            device = cell.family.device(cell.options.device)
-            run = _prepare(cell, attempt, device, progress, trained, processes)
+            run = _prepare(cell, attempt, _memory(cell), progress, trained, processes)
             run.score(run.wanted, run.make(run.align()[0]).pictures)
+
+
+def _memory(cell: Cell) -> Memory:
+    """The memory that this process may take, and a look at it from now on: one process may run several cells."""
+    return Memory(cell.family.device(cell.options.device), on_this_machine())
 
 
 def work_of(cell: Cell) -> Resumable:
@@ -171,7 +174,7 @@ def _before(cell: Cell) -> Result | None:
 
 
 def _prepare(
-    cell: Cell, attempt: int, device: str, progress: Progress, trained: Trained | None, processes: Processes
+    cell: Cell, attempt: int, memory: Memory, progress: Progress, trained: Trained | None, processes: Processes
 ) -> _Run:
     """Load the model, build the problem, and write down that the cell is in progress."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -180,7 +183,7 @@ def _prepare(
         progress.say(line)
     progress.follow(meter)
     progress.say(f"loading model {cell.model.name}")
-    pipeline, aligned = _pipeline(cell, meter, device)
+    pipeline, aligned = _pipeline(cell, meter, memory.device)
     _check_scorers(cell, pipeline)
     check_pipeline(pipeline, cell.sampling, progress.say)
     used = cut_off.prompts_of(cell)
@@ -191,17 +194,18 @@ def _prepare(
     if processes.size > images:
         progress.say(f"{processes.size} processes share {images} images: {processes.size - images} will make none")
     batch = cell.options.batch_size or BATCH[3 if len(pipeline.info()["image_shape"]) == 3 else 1]
-    problem = problem_of(cell, pipeline, meter, batch, progress, processes)
+    measured = to_measure(memory, pipeline.info()["image_shape"], batch, cell.options.batch_size is not None)
+    problem = problem_of(cell, pipeline, meter, batch, progress, processes, measured)
     own = cell.folder / "cache"
     caches = Caches.usable(progress.say, instead=own) if len(pipeline.info()["image_shape"]) == 3 else Caches(own)
-    made = add_pairs(cell, problem, batch, caches) if trained is None else None
+    made = add_pairs(cell, problem, batch, caches, measured) if trained is None else None
     origin = trained.path.name if trained else None
-    draft = Draft(cell, pipeline, aligned, device, attempt, started, cut, origin)
+    draft = Draft(cell, pipeline, aligned, memory.device, attempt, started, cut, origin)
     if attempt > 1 and processes.first:
         _check_same_scorers(cell)
     if processes.first and not cell.path.exists():
         results.write(cell.path, draft.result("partial", "in progress, or interrupted; the same command continues"))
-    return _Run(cell, pipeline, problem, draft, batch, device, progress, caches, made, trained)
+    return _Run(cell, pipeline, problem, draft, batch, memory, measured, progress, caches, made, trained)
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,8 @@ class _Run:
     problem: CellProblem
     draft: Draft
     batch: int
-    device: str
+    memory: Memory
+    measured: Measured | None  # the same, where it is measured how many images fit into it
     progress: Progress
     caches: Caches
     made: Made | None
@@ -236,7 +241,7 @@ class _Run:
             pairs_seconds=round(self.made.seconds if self.made else 0, 2),
             per_image={name: value / len(wanted) for name, value in generated.cost.as_dict().items()},
             per_image_seconds=round(generated.seconds / len(wanted), 5),
-            peak_memory_bytes=devices.peak(self.device),
+            peak_memory_bytes=self.memory.peak(),
             forward_batch=fewer,
         )
         found = Found(
@@ -313,6 +318,7 @@ class _Run:
             start,
             about,
             self.problem.processes,
+            self.measured,
         )
 
     def score(self, wanted: Sequence[Slot], pictures: Mapping[Slot, PictureFacts]) -> Scores:
@@ -325,7 +331,7 @@ class _Run:
             self.batch,
             cell.folder,
             self.progress,
-            self.device,
+            self.memory.device,
             kept,
             self.problem.processes,
             pictures,

@@ -385,20 +385,6 @@ def scaling(_: Facts) -> str:
     return markdown("algorithm|model|8 GPUs:|then|64:|then|512:|then", list(rows.values()))
 
 
-def scorer_timings(_: Facts) -> str:
-    content = stored("timings/scorers")
-    rows = []
-    for name, found in content["scorers"].items():
-        sides, ratio = (found["ours"], found["official"]), found["ratio"]
-        speeds = [f"{content['images'] / statistics.median(side['processor_seconds']):.0f}" for side in sides]
-        spread = f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
-        memory = [f"{side['peak_mib']:.0f}" for side in sides]
-        added = [f"{side['peak_mib'] - side['loaded_mib']:.0f}" for side in sides]
-        rows.append([f"`{name}`", *speeds, spread, *memory, *added])
-    header = "scorer|pictures a processor second:|official:|ratio:|peak MiB:|official:|of it in scoring:|official:"
-    return markdown(header, rows)
-
-
 def audit(_: Facts) -> str:
     content = stored("audit/tiny-shapes")
     tau = {row["judges"][1]: row["tau"] for row in content["agreement"] if row["judges"][0] == "labels"}
@@ -451,7 +437,10 @@ TABLES_OF: Mapping[tuple[str, str], Callable[[Facts], str]] = {
     ("results/timings/README.md", "dpo step"): dpo_step,
     ("results/timings/README.md", "ddpo epoch"): ddpo_epoch,
     ("results/timings/README.md", "gradient noise"): gradient_noise,
-    ("results/timings/README.md", "scorers"): scorer_timings,
+    ("results/timings/README.md", "scorers"): lambda _: markdown(*speed_tables.scorers()),
+    ("results/timings/README.md", "scorers together"): lambda _: speed_tables.scorers_together(),
+    ("results/timings/README.md", "scorers' memory"): lambda _: speed_tables.scorers_memory(),
+    ("results/timings/README.md", "scorers of the published sizes"): lambda _: markdown(*speed_tables.full_scorers()),
     ("results/timings/README.md", "options"): lambda _: markdown(*speed_tables.options()),
     ("results/timings/README.md", "generation"): lambda _: markdown(*speed_tables.generation()),
     ("results/timings/README.md", "start-up"): lambda _: markdown(*speed_tables.start_up()),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,3 +80,63 @@ def start_up() -> tuple[str, list[Row]]:
         rows.append([label, "–", shown(content["libraries"][part]["processor_seconds"], 1), "–"])
     before = f"{content['peer']}, " if "peer" in content else ""
     return f"what|seconds:|of processors:|{before}times as long:", rows
+
+
+def scorers() -> tuple[str, list[Row]]:
+    content = _stored("scorers")
+    rows = []
+    for name, found in content["scorers"].items():
+        sides = (found["ours"], found["official"])
+        speeds = [f"{content['images'] / statistics.median(side['processor_seconds']):.0f}" for side in sides]
+        added = [f"{side['peak_mib'] - side['loaded_mib']:.0f}" for side in sides]
+        rows.append([f"`{name}`", *speeds, shown(found["ratio"]), *(f"{x['peak_mib']:.0f}" for x in sides), *added])
+    return "scorer|pictures a processor second:|official:|ratio:|peak MiB:|official:|of it in scoring:|official:", rows
+
+
+def full_scorers() -> tuple[str, list[Row]]:
+    """Memory is the most that a process held from its start, loading included."""
+    content = _stored("scorers")["full"]
+    rows = []
+    for name, found in content["scorers"].items():
+        sides = (found["ours"], found["official"])
+        speeds = [f"{60 * content['images'] / statistics.median(side['processor_seconds']):.0f}" for side in sides]
+        most = [f"{max(side['loading_mib'], side['peak_mib']):.0f}" for side in sides]
+        loaded = [f"{side['loaded_mib']:.0f}" for side in sides]
+        rows.append([f"`{name}`", f"{content['repetitions']}", *speeds, shown(found["ratio"]), *most, *loaded])
+    return (
+        "scorer|turns:|pictures a processor minute:|official:|ratio:|most MiB:|official:|loaded:|official:",
+        rows,
+    )
+
+
+def scorers_together() -> str:
+    content = _stored("scorers")
+    medians = [found["ratio"]["median"] for found in content["scorers"].values()]
+    return _paragraph(
+        f"Each of ours scores {min(medians):.2f} to {max(medians):.2f} times the official code's pictures per second "
+        "of a processor. All five together, as one `alignbench score` has them, are "
+        f"{shown(content['five']['ratio'])} times as fast as one after the other."
+    )
+
+
+def scorers_memory() -> str:
+    content = _stored("scorers")
+    more = [found["ours"]["loaded_mib"] - found["official"]["loaded_mib"] for found in content["scorers"].values()]
+    growth = " and ".join(f"{peak:.0f} MiB with {count}" for count, peak in content["growth"].items())
+    said = (
+        f"Memory does not grow with the pictures: all five together hold {growth}. With these small networks ours hold "
+        f"{min(more):.0f} to {max(more):.0f} MiB more than the official code before they score."
+    )
+    if found := content.get("imports"):
+        own = {name: found[name] - found["torch"] for name in ("transformers", "open_clip", "both", "official")}
+        said += (
+            f" Torch alone holds {found['torch']:.0f}. Importing CLIP from transformers 5 adds "
+            f"{own['transformers']:.0f}, open_clip {own['open_clip']:.0f}, and both {own['both']:.0f}; from "
+            "transformers 4.36, which PickScore, CLIP and the aesthetic predictor have on the official side, CLIP adds "
+            f"{own['official']:.0f}."
+        )
+    return _paragraph(said)
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False) + "\n"

@@ -16,7 +16,7 @@ from places import COLOURS
 from safetensors.torch import load_file
 from said import one_line
 
-from alignbench import Key, LoRA, plugins
+from alignbench import Key, LoRA, memory, plugins
 from alignbench.analysis import summary
 from alignbench.analysis.compare import compare
 from alignbench.asking.options import RunOptions
@@ -220,6 +220,20 @@ def test_pictures_that_do_not_fit_at_once_are_made_in_halves(folders, cell, monk
     monkeypatch.setattr(latent.LatentPipeline, "_denoise", small)
     halved = run_cell(cell("base", folders["sd"], name="tight", images_per_prompt=4), quiet=True)
     assert scores(halved) == pytest.approx(scores(whole), abs=1e-4)
+
+
+def test_pictures_are_made_one_by_one_where_no_memory_is_left_and_the_run_says_so(folders, cell, monkeypatch, capsys):
+    whole = run_cell(cell("base", folders["sd"], name="roomy", images_per_prompt=4))
+    assert "at once" not in capsys.readouterr().err
+    monkeypatch.setattr(memory, "available", lambda: 0)
+    found = run_cell(cell("base", folders["sd"], name="tight", images_per_prompt=4))
+    assert "making 1 at once, not " in capsys.readouterr().err
+    assert scores(found) == pytest.approx(scores(whole), abs=1e-4)
+    assert found.result.cost is not None
+    assert whole.result.cost is not None
+    assert found.result.cost.per_image == whole.result.cost.per_image
+    run_cell(cell("base", folders["sd"], name="asked", images_per_prompt=4, batch_size=8))
+    assert "at once" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("algo", "advice"), [("ddpo", "--checkpointing"), ("base", "--vae-slicing")])

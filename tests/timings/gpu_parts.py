@@ -39,7 +39,6 @@ from alignbench.experiment.problem import CellProblem, TrainingRound
 from alignbench.meter import Meter
 from alignbench.progress import Progress
 from alignbench.record.environment import environment
-from alignbench.scoring.clip import VIT_L_14
 
 sys.path.insert(0, str(Path(random_models.__file__).parent / "plugins"))
 from colours import Brightness
@@ -280,7 +279,7 @@ class Quick:
 def scorer(place: Place) -> dict[str, Any]:
     """A scorer of random weights, from pictures on the device to scores, none of which it has seen before."""
     name = place.family
-    known: Mapping[str, Any] = recipe.ARCHITECTURES if place.small else recipe.FULL | {"aesthetic_v2": VIT_L_14}
+    known: Mapping[str, Any] = recipe.ARCHITECTURES if place.small else recipe.FULL
     kind, count = plugins.load("rewards", name), 4 if place.small else PICTURES
     with tempfile.TemporaryDirectory() as data:
         for file, make in zip(kind.files, recipe.MAKERS[name], strict=True):

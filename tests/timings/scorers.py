@@ -4,13 +4,14 @@
 
 FOLDER is the isolated environment of tests/support/parity/live.py, built where it is not there. 64 PNG files of 512 x
 512 pixels, four of a prompt, go from disk to scores; networks are small (a CPU), so that most of the time is reading
-and preprocessing. With --full they have the published sizes, and four pictures are scored.
+and preprocessing. With --full they have the published sizes, four pictures are scored in each of three turns, and each
+scorer's files are removed before the next one's are written (8 GB at most, beside 14 GB of memory).
 
 Ours are scored as `alignbench score` does it, without what it kept before. The official code is called as its README
 says: PickScore and CLIP with transformers, the pictures of a prompt together; hpsv2's `score`, which reads its weights
 each time; `ImageReward.score` and LAION's script one by one. Each side is a process of its own with one thread for its
-networks. They take turns, and a ratio is of two turns that follow each other, in seconds of a processor. The first turn
-is not counted: scores have to be equal in it, and memory is looked at in it.
+networks. They take turns, and a ratio is of two turns that follow each other, in seconds of a processor. In the first
+turn scores have to be equal, and memory is looked at; it is not counted as one of speed but with --full.
 """
 
 from __future__ import annotations
@@ -32,10 +33,16 @@ from typing import Any
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 NAMES = ("pickscore", "hpsv2_1", "clip_l14", "aesthetic_v2", "imagereward")
-FULL = ("pickscore", "hpsv2_1", "clip_l14", "imagereward")
 IMAGES, PER_PROMPT, SIDE = 64, 4, 512
 TIMES = 4  # as many pictures, to see whether memory grows with them
 LARGEST = 1e-4  # difference of two scores that count as equal
+IMPORTS = {  # what scoring imports for its networks, and on which side
+    "torch": ("ours", "import torch"),
+    "transformers": ("ours", "import torch; from transformers import CLIPModel"),
+    "open_clip": ("ours", "import torch, open_clip"),
+    "both": ("ours", "import torch, open_clip; from transformers import CLIPModel"),
+    "official": ("official", "import torch; from transformers import CLIPModel"),
+}
 
 Score = Callable[[Sequence[Path], Sequence[str]], list[float]]
 
@@ -146,10 +153,11 @@ def work_on(side: str, names: Sequence[str], work: Path) -> None:
 
     torch.set_num_threads(1)
     score = official(names[0], work) if side == "official" else ours(names, work, side == "apart")
-    score([work / "warm.png"] * PER_PROMPT, ["a square"] * PER_PROMPT)
+    known = json.loads((work / "texts.json").read_text())
+    warm = 1 if len(known) == PER_PROMPT else PER_PROMPT  # at the published sizes a picture takes seconds
+    score([work / "warm.png"] * warm, ["a square"] * warm)
     for line in sys.stdin:
-        times = int(line)
-        texts = json.loads((work / "texts.json").read_text()) * times
+        texts = known * int(line)
         paths = [work / f"{i:04d}.png" for i in range(len(texts))]
         before = resident("VmHWM")
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of loading
@@ -183,13 +191,14 @@ def prepare(work: Path, full: bool, asked: Sequence[str]) -> Sequence[str]:
     from alignbench import Key, plugins
 
     known = recipe.FULL if full else recipe.ARCHITECTURES
-    names, images = [name for name in asked if name in (FULL if full else NAMES)], PER_PROMPT if full else IMAGES
+    names, images = [name for name in NAMES if name in asked], PER_PROMPT if full else IMAGES
     sizes = {name: known[name] for name in names}
     jobs = live.plan(work, sizes, recipe.pictures())
     if "aesthetic_v2" in names:
         tower, head = (file.place for file in plugins.load("rewards", "aesthetic_v2").files)
-        tensors = recipe.drawn(recipe.KEY(tower), recipe.hugging_face_shapes(recipe.TINY_OPENAI))
-        recipe.write_hugging_face_folder(recipe.TINY_OPENAI, tensors, work / "aesthetic_v2")
+        own = sizes["aesthetic_v2"]
+        tensors = recipe.drawn(recipe.KEY(tower), recipe.hugging_face_shapes(own))
+        recipe.write_hugging_face_folder(own, tensors, work / "aesthetic_v2")
         jobs["aesthetic_v2"] = {"folder": "aesthetic_v2", "head": head}
     for name in {"pickscore", "clip_l14"}.intersection(names):
         jobs[name]["folder"] = name
@@ -236,14 +245,14 @@ def workers(sides: Mapping[str, Path | str], names: Sequence[str], work: Path) -
             worker.process.wait()
 
 
-def taking_turns(own: Mapping[str, Worker], repetitions: int) -> dict[str, Any]:
+def taking_turns(own: Mapping[str, Worker], repetitions: int, first_counts: bool) -> dict[str, Any]:
     """Speed and memory of two workers, the first over the second. Raises AssertionError where scores differ."""
     found = {side: worker() for side, worker in own.items()}
     (one, a), (other, b) = found.items()
     difference = max(abs(x - y) for x, y in zip(a.pop("scores"), b.pop("scores"), strict=True))
     assert difference < LARGEST, f"the scores differ by {difference}"
-    seconds: dict[str, list[float]] = {side: [] for side in own}
-    for _ in range(repetitions):
+    seconds = {side: [row["processor_seconds"]] if first_counts else [] for side, row in found.items()}
+    for _ in range(repetitions - first_counts):
         for side, worker in own.items():
             seconds[side].append(worker()["processor_seconds"])
     ratios = [y / x for x, y in zip(seconds[one], seconds[other], strict=True)]
@@ -253,34 +262,50 @@ def taking_turns(own: Mapping[str, Worker], repetitions: int) -> dict[str, Any]:
     return sides | {"ratio": {k: round(x, 3) for k, x in spread.items()}, "largest_difference": difference}
 
 
+def imported(python: Path | str, statement: str) -> float:
+    """MiB that a process holds after some imports and nothing else."""
+    told = "; print(next(x.split()[1] for x in open('/proc/self/status') if x.startswith('VmRSS')))"
+    return float(subprocess.run([python, "-c", statement + told], capture_output=True, check=True).stdout) / 1024
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--oracle", type=Path, required=True)
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--scorers", nargs="+", default=NAMES)
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--scorers", nargs="+", default=NAMES, choices=NAMES)
+    parser.add_argument("--repetitions", type=int, help="5, and 3 with --full")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    options.repetitions = options.repetitions or (3 if options.full else 5)
     content: dict[str, Any] = {"scorers": {}}
-    with tempfile.TemporaryDirectory(prefix="scorers-") as folder:
-        work = Path(folder)
-        names = prepare(work, options.full, options.scorers)
-        import live
-
-        here, there = sys.executable, live.build(options.oracle.absolute())
-        images = PER_PROMPT if options.full else IMAGES
-        print(f"{images} pictures of {SIDE} x {SIDE}, one thread, {processor()}")
-        for name in names:
-            with workers({"ours": here, "official": there}, [name], work) as own:
-                content["scorers"][name] = say(name, images, taking_turns(own, options.repetitions))
-        if list(names) == list(NAMES):
-            with workers({"together": here, "apart": here}, names, work) as own:
-                content["five"] = say("five", images, taking_turns(own, options.repetitions))
-                peaks = {count * images: own["together"](count)["peak_mib"] for count in (1, TIMES)}
-            content["growth"] = {str(count): round(peak, 1) for count, peak in peaks.items()}
-            print(f"peak MiB by number of pictures: {content['growth']}")
+    images = PER_PROMPT if options.full else IMAGES
+    print(f"{images} pictures of {SIDE} x {SIDE}, one thread, {processor()}")
+    for group in [[name] for name in options.scorers] if options.full else [options.scorers]:
+        with tempfile.TemporaryDirectory(prefix="scorers-") as folder:
+            measure(content, Path(folder), group, options)
     if options.output:
         keep(options.output, content, images, options)
+
+
+def measure(content: dict[str, Any], work: Path, asked: Sequence[str], options: argparse.Namespace) -> None:
+    """Scorer by scorer, and what of all of them is asked where all are there."""
+    names = prepare(work, options.full, asked)
+    import live
+
+    here, there = sys.executable, live.build(options.oracle.absolute())
+    images = PER_PROMPT if options.full else IMAGES
+    for name in names:
+        with workers({"ours": here, "official": there}, [name], work) as own:
+            content["scorers"][name] = say(name, images, taking_turns(own, options.repetitions, options.full))
+    if list(names) != list(NAMES):
+        return
+    with workers({"together": here, "apart": here}, names, work) as own:
+        content["five"] = say("five", images, taking_turns(own, options.repetitions, False))
+        peaks = {count * images: own["together"](count)["peak_mib"] for count in (1, TIMES)}
+    content["growth"] = {str(count): round(peak, 1) for count, peak in peaks.items()}
+    sides = {"ours": here, "official": there}
+    content["imports"] = {what: round(imported(sides[side], code), 1) for what, (side, code) in IMPORTS.items()}
+    print(f"peak MiB by number of pictures: {content['growth']}; after imports: {content['imports']}")
 
 
 def say(name: str, images: int, found: dict[str, Any]) -> dict[str, Any]:
@@ -303,7 +328,7 @@ def keep(path: Path, content: dict[str, Any], images: int, options: argparse.Nam
 
     content |= {
         "images": images, "per_prompt": PER_PROMPT, "side": SIDE, "threads": 1, "repetitions": options.repetitions,
-        "machine": f"{processor()}, {os.cpu_count()} cores, shared with other work", "environment": environment(),
+        "machine": f"{processor()}, {os.cpu_count()} cores", "environment": environment(),
     }  # fmt: skip
     known = json.loads(path.read_text()) if path.exists() else {}
     full = content if options.full else known.get("full")

@@ -20,8 +20,8 @@ PLUGINS = sorted(path for group in GROUPS for path in (ROOT / group).glob("*.py"
 
 # Rooms and single files of the core, from the ground up. Each may import from itself and from those before it.
 FLOORS = (
-    "printed errors choices keys reading files locks texts pictures quantities interface declared meter devices images "
-    "downloads caches progress packed processes children launch quiet fields provenance sourced plugins record "
+    "printed errors choices keys reading files locks texts pictures quantities interface declared meter devices memory "
+    "images downloads caches progress packed processes children launch quiet fields provenance sourced plugins record "
     "diffusion testbed shapes scoring remote preferences analysis page asking experiment suites judging contracts api "
     "cli __main__"
 ).split()

@@ -45,6 +45,7 @@ FULL: dict[str, Architecture] = {
     "pickscore": VIT_H_14,
     "hpsv2_1": VIT_H_14,
     "clip_l14": VIT_L_14,
+    "aesthetic_v2": VIT_L_14,
     "imagereward": BLIP_LARGE,
 }
 # Sizes as (width, height). One side or the other is odd, long or smaller than 224; none is 224 long and not square, or
