@@ -48,7 +48,7 @@ class Lost(RunError):
     @property
     def is_told(self) -> bool:
         """Whether the launcher says more of it."""
-        return LAUNCHER in os.environ
+        return has_launcher()
 
 
 class Common:
@@ -242,6 +242,11 @@ def _numbered(name: str, rank: int | str) -> str:
 def launched() -> int:
     """How many processes a launcher has started for this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def has_launcher() -> bool:
+    """Whether a launcher of ours says how this process has ended."""
+    return LAUNCHER in os.environ
 
 
 def started_by_accelerate() -> bool:
