@@ -19,7 +19,10 @@ def main() -> None:
         code = run_command_line(sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:  # before the command line has begun, or as it ended
-        print("alignbench: interrupted; type the same command again.", file=sys.stderr)
+        from alignbench.processes import has_launcher
+
+        if not has_launcher():
+            print("alignbench: interrupted; type the same command again.", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader of a pipe has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -17,12 +17,14 @@ from alignbench.errors import warn
 from alignbench.processes import LAUNCHER
 
 AGAIN = "the same command continues from the last checkpoint."
+PATIENCE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10"}  # seconds from a signal to the processes until they are killed
 
 
 def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str], processes: int) -> int:
     """Run a command of `alignbench` with these options in several processes that form one run. Returns their exit code.
 
-    One that dies ends them all. They end with this process, however it ends.
+    One that dies ends them all. They end with this process, however it ends: at the first SIGINT within seconds, at a
+    second one at once.
     """
     import yaml
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
@@ -35,7 +37,8 @@ def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str
     asked.write_text(yaml.safe_dump(dict(options), allow_unicode=True), encoding="utf-8")
     debug = ["--debug"] if "--debug" in sys.argv else []
     program, *arguments = command([*words, "--config", str(asked), *flags, *debug], has_safe_path())
-    set_defaults({**dict.fromkeys(THREADS, str(max(1, cores() // processes))), "GLOO_SOCKET_IFNAME": "lo"})
+    threads = dict.fromkeys(THREADS, str(max(1, cores() // processes)))
+    set_defaults({**threads, **PATIENCE, "GLOO_SOCKET_IFNAME": "lo"})
     os.environ |= {PARENT: str(os.getpid()), LAUNCHER: "1"}
     config = LaunchConfig(
         min_nodes=1,
@@ -49,7 +52,19 @@ def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str
         max_restarts=0,
         monitor_interval=0.5,
         start_method="spawn",
+        signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",  # SIGINT, which may come twice, is handled here
     )
+
+    def interrupted(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, interrupted_again)
+        raise SignalException("interrupted", signal.SIGINT)
+
+    def interrupted_again(number: int, frame: object) -> None:
+        warn(f"alignbench: ended at once; {AGAIN}")
+        folder.cleanup()
+        os._exit(128 + number)  # Linux kills all processes with it
+
+    before = signal.signal(signal.SIGINT, interrupted)
     try:
         launch_agent(config, program, arguments)
     except ChildFailedError as error:
@@ -58,6 +73,7 @@ def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str
         warn(f"alignbench: ended by {signal.Signals(error.sigval).name}; {AGAIN}")
         return 128 + error.sigval
     finally:
+        signal.signal(signal.SIGINT, before)
         logging.disable(logging.NOTSET)
         folder.cleanup()
         for name in (PARENT, LAUNCHER):

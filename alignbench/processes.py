@@ -48,7 +48,7 @@ class Lost(RunError):
     @property
     def is_told(self) -> bool:
         """Whether the launcher says more of it."""
-        return LAUNCHER in os.environ
+        return has_launcher()
 
 
 class Common:
@@ -247,6 +247,11 @@ def launched() -> int:
 def on_this_machine() -> int:
     """How many of them run beside each other, this one included."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", launched()))
+
+
+def has_launcher() -> bool:
+    """Whether a launcher of ours says how this process has ended."""
+    return LAUNCHER in os.environ
 
 
 def started_by_accelerate() -> bool:

@@ -44,11 +44,14 @@ def read(path: Path) -> PromptFile:
     """The prompts of a file. Raises InputError naming the line for whatever is not as its format says."""
     rows = list(READERS[path.suffix.lower()](path))
     if not rows:
-        raise InputError(f"{path} holds no prompts.")
+        raise InputError(f"{path} holds no prompts; expected at least one.")
     columns = list(dict.fromkeys(name for _, row in rows for name in row))
     column = next((name for name in TEXT_COLUMNS if name in columns), None)
     if column is None:
-        raise InputError(f"{path}: no column named {', '.join(TEXT_COLUMNS)}; found {', '.join(columns) or 'none'}.")
+        found = ", ".join(columns) or "none"
+        raise InputError(
+            f"{path}: no column named {', '.join(TEXT_COLUMNS)}; found {found}. Rename that of the prompts."
+        )
     prompts = [_prompt(where, row, column, f"{path.stem}-{i:05d}") for i, (where, row) in enumerate(rows)]
     return PromptFile(prompts, [name for name in columns if name not in (column, *OWN_COLUMNS)])
 
@@ -60,9 +63,9 @@ def _prompt(where: str, row: Mapping[str, Any], column: str, number: str) -> Pro
     if not isinstance(text, str) or not is_text(text):
         raise InputError(f"{where}: the {column} is {_said(row, column)}; expected text.")
     if not text.strip():
-        raise InputError(f"{where}: the {column} is empty.")
+        raise InputError(f"{where}: the {column} is empty; write one or remove the line.")
     if len(text) > LONGEST:
-        raise InputError(f"{where}: {len(text)} characters; a prompt has at most {LONGEST}.")
+        raise InputError(f"{where}: {len(text)} characters; a prompt has at most {LONGEST}; shorten it.")
     identifier, category, challenge = (_about(row, name, where) for name in OWN_COLUMNS)
     return Prompt(identifier or number, text, category, challenge)
 

@@ -77,7 +77,9 @@ def take(name: str, split: str) -> Sequence[Prompt]:
         raise InputError(f"prompt set {name!r}: the prompt {wrong.id!r} is {shown(wrong.text)}; expected text.")
     counts = Counter(prompt.id for prompt in prompts)
     if twice := next((identifier for identifier, count in counts.items() if count > 1), None):
-        raise InputError(f"prompt set {name!r}: the ids of split {split!r} are not unique: {twice!r} stands twice.")
+        raise InputError(
+            f"prompt set {name!r}: the ids of split {split!r} are not unique: {twice!r} stands twice; rename one."
+        )
     return prompts
 
 

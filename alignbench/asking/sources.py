@@ -69,7 +69,7 @@ def read_sources(path: Path, strength: float) -> Sources:
         names.append(folder.find(image, where))
         hashes.append(_identity(folder.read(names[-1], where), names[-1], where, notes))
     if not names:
-        raise InputError(f"--images {path} holds no images.")
+        raise InputError(f"--images {path} holds no images; expected a line for each.")
     digest = hashlib.sha256(canonical_json(hashes).encode()).hexdigest()
     return Sources(folder, tuple(names), digest, strength, counted(notes.counts))
 

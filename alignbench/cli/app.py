@@ -16,7 +16,7 @@ from alignbench import __version__
 from alignbench.errors import AlignbenchError, InputError, UnknownName, said
 from alignbench.files import FULL, is_full
 from alignbench.printed import drawing, guarded
-from alignbench.processes import Lost, refuse_several
+from alignbench.processes import Lost, has_launcher, refuse_several
 from alignbench.quiet import quieten_drawing
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _interrupted() -> int:
-    print("alignbench: interrupted; the same command continues where it stopped.", file=sys.stderr)
+    if not has_launcher():
+        print("alignbench: interrupted; the same command continues where it stopped.", file=sys.stderr)
     return 130
 
 

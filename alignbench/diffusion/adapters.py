@@ -94,7 +94,10 @@ def _trained(pipeline: LatentPipeline, path: Path, state: State) -> State:
     for name, table in tables.items():
         given = state[name].to(table.device, torch.float32)
         if given.shape != table.shape or not torch.allclose(given, table.float(), atol=ROUNDED):
-            raise RunError(f"{path} does not fit model {_name(pipeline)!r}: its {name} is another one.")
+            raise RunError(
+                f"{path} does not fit model {_name(pipeline)!r}: its {name} is another one; "
+                "was it trained on another model?"
+            )
     idle = pipeline.components.idle
     return {n: value for n, value in state.items() if n not in tables and n.rpartition(".")[0] not in idle}
 
@@ -114,7 +117,9 @@ def _check_config(pipeline: LatentPipeline, path: Path) -> None:
                 "was it trained on another model?"
             )
         if not known and not name.startswith("_") and value not in (None, False):
-            raise InputError(f"{path} has {name} {shown(value)}, which this version of diffusers does not know.")
+            raise InputError(
+                f"{path} has {name} {shown(value)}, which this version of diffusers does not know; install a newer one."
+            )
 
 
 def _same(one: Any, other: Any) -> bool:

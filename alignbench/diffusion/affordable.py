@@ -44,7 +44,9 @@ def largest(
         cost = cost_of(make(least))
         needs = ", ".join(f"{kind}={spent(cost, kind, budget):g}" for kind in kinds)
         asked = ", ".join(f"{kind}={budget[kind]:g}" for kind in kinds)
-        raise Unsupported(f"an image costs at least {needs} ({what}={least}), and the budget is {asked}.")
+        raise Unsupported(
+            f"an image costs at least {needs} ({what}={least}), and the budget is {asked}; raise --budget."
+        )
     low, high = least, least + 1
     while high < LARGEST and affordable(high):
         low, high = high, 2 * high

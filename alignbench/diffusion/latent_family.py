@@ -83,7 +83,8 @@ class LatentFamily:
     def refuse(self, model: Model, wishes: Wishes, algorithm: str, trains: bool) -> None:
         if wishes.kernel == "exact":
             raise InputError(
-                f"--kernel exact: the reverse kernel of model {model.name!r} is not known; only mixture's is."
+                f"--kernel exact: the reverse kernel of model {model.name!r} is not known; only mixture's is. "
+                "Leave it out."
             )
         if wishes.compile is not None and wishes.checkpointing:
             raise InputError("--compile: with --checkpointing it would compile nothing; leave one of them out.")

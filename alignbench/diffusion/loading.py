@@ -219,7 +219,8 @@ def _network(folder: Path, source: str, part: str, kind: str, dtype: str) -> Any
     except Exception as error:  # the libraries raise all kinds for a broken file, down to a bare Exception
         raise RunError(f"cannot load {source}: {' '.join(str(error).split())}") from error
     if absent := sorted(report["missing_keys"]):
-        raise RunError(f"cannot load {source}: {part or kind} lacks {len(absent)} weights, such as {absent[0]}.")
+        lacks = f"{part or kind} lacks {len(absent)} weights, such as {absent[0]}"
+        raise RunError(f"cannot load {source}: {lacks}; copy it again.")
     return found
 
 

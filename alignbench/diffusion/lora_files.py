@@ -235,7 +235,7 @@ def _config(found: Found, metadata: Mapping[str, str]) -> Mapping[str, Any] | No
     for name, value in config.items():
         if name in HONOURED or name in OF_TRAINING or value in (None, False, "none") or value in ([], {}):
             continue
-        raise InputError(f"{path} has {name} {shown(value)}, which is not supported.")
+        raise InputError(f"{path} has {name} {shown(value)}, which is not supported; expected a plain LoRA.")
     if config.get("use_rslora") not in (None, False, True):
         raise RunError(f"{path} has use_rslora {shown(config['use_rslora'])}; expected true or false.")
     if config.get("peft_type", "LORA") != "LORA":
@@ -299,7 +299,10 @@ def _targets(file: LoraFile, modules: Sequence[str], layers: Mapping[str, Tensor
         raise RunError(f"{file.path} says target modules {shown(targets)}; expected a list of names.")
     meant = [name for name in modules if _is_one_of(name, targets)]
     if wrong := [name for name in meant if name not in layers]:
-        raise RunError(f"{file.path} says target modules {shown(targets)}, but {wrong[0]} is neither linear nor conv.")
+        raise RunError(
+            f"{file.path} says target modules {shown(targets)}, but {wrong[0]} is neither linear nor conv; "
+            "was it trained on another model?"
+        )
     if targets and not meant:
         raise RunError(
             f"{file.path} does not fit model {model!r}: it has no layer {' or '.join(targets)}; "
@@ -314,9 +317,11 @@ def _rank(file: LoraFile, layer: str, state: State) -> int:
     said = None if file.config is None else file.rank(layer)
     if down is not None and down.dim() > 1:
         if said not in (None, len(down)):
-            raise RunError(f"{file.path} says rank {said}, but {layer}.lora_A.weight has shape {tuple(down.shape)}.")
+            shape = tuple(down.shape)
+            raise RunError(f"{file.path} says rank {said}, but {layer}.lora_A.weight has shape {shape}; copy it again.")
         if not len(down):
-            raise RunError(f"{file.path} has rank 0: {layer}.lora_A.weight has shape {tuple(down.shape)}.")
+            shape = tuple(down.shape)
+            raise RunError(f"{file.path} has rank 0: {layer}.lora_A.weight has shape {shape}; copy or train it again.")
         return len(down)
     return said or (up.shape[1] if up is not None and up.dim() > 1 else 1)
 

@@ -269,9 +269,9 @@ def read_json(path: Path) -> Mapping[str, Any]:
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}).") from None
+        raise InputError(f"{path} is not JSON ({error}); copy it again.") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path} does not hold a JSON object.")
+        raise InputError(f"{path} does not hold a JSON object; copy it again.")
     return content
 
 

@@ -87,7 +87,9 @@ def check(hold: Hold) -> None:
     if hold.attention == "auto":
         return
     if device.type == "cpu" and hold.attention not in OF_PROCESSORS:
-        raise InputError(f"--attention {hold.attention}: a processor has auto, {' and '.join(OF_PROCESSORS)}.")
+        raise InputError(
+            f"--attention {hold.attention}: a processor has auto, {' and '.join(OF_PROCESSORS)}; choose one."
+        )
     asked = torch.ones(1, 1, 64, 64, device=device, dtype=getattr(torch, hold.dtype))
     try:
         with sdpa_kernel(KERNELS[hold.attention]):

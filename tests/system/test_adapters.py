@@ -362,7 +362,10 @@ def test_a_whole_checkpoint_in_one_file_is_refused_with_the_line_that_converts_i
 @pytest.mark.parametrize(
     ("names", "what"),
     [
-        (("out.0.bias", "other.x"), "a denoiser without its text encoders"),
+        (
+            ("out.0.bias", "other.x"),
+            "a denoiser without its text encoders; give the folder of the whole pipeline with model_index.json",
+        ),
         (("double_blocks.0.x", "single_blocks.0.x"), "a FLUX model in one file; give the folder of its pipeline"),
         (("joint_blocks.0.x",), "a Stable Diffusion 3 model in one file; give the folder of its pipeline"),
     ],

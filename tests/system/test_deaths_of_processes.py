@@ -117,6 +117,28 @@ def test_processes_end_with_their_launcher_and_at_a_time_limit(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_interrupt_ends_all_in_one_line_and_a_second_one_at_once(tmp_path):
+    run, pids = begun(tmp_path, 2, 100_000, 3)
+    os.kill(run.process.pid, signal.SIGINT)
+    done = run.ended(60)
+    assert lines(done) == ["alignbench: ended by SIGINT; the same command continues from the last checkpoint."]
+    assert done.returncode == 130
+    until(lambda: not alive(pids), 10)
+    run, pids = begun(tmp_path, 2, 100_000, curve(tmp_path) + 3)
+    os.kill(pids[1], signal.SIGSTOP)  # which no signal but SIGKILL ends
+    os.kill(run.process.pid, signal.SIGINT)
+    time.sleep(2)
+    assert run.process.is_alive()
+    os.kill(run.process.pid, signal.SIGINT)
+    run.process.join(5)
+    assert not run.process.is_alive()
+    done = run.ended(60)
+    assert lines(done) == ["alignbench: ended at once; the same command continues from the last checkpoint."]
+    assert done.returncode == 130
+    until(lambda: not alive(pids), 10)
+
+
+@pytest.mark.slow
 def test_a_process_that_hangs_is_named_and_ended(tmp_path):
     run = begin(impatient, [*asked(tmp_path, 100_000), "--processes", "2"])
     until(lambda: curve(tmp_path) >= 3 or not run.process.is_alive())

@@ -65,8 +65,11 @@ def here(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        (["run", "--algo", "base", "--prompts", "empty.txt"], "empty.txt holds no prompts."),
-        (["run", "--algo", "base", "--prompts", "gap.jsonl"], "gap.jsonl, line 2: the prompt is empty."),
+        (["run", "--algo", "base", "--prompts", "empty.txt"], "empty.txt holds no prompts; expected at least one."),
+        (
+            ["run", "--algo", "base", "--prompts", "gap.jsonl"],
+            "gap.jsonl, line 2: the prompt is empty; write one or remove the line.",
+        ),
         (["run", "--algo", "base", "--steps", "5000"], "the number of steps must lie in [1, 1000], got 5000"),
         (["run", "--algo", "base", "--steps", "5000", "--dry-run"], "the number of steps must lie in [1, 1000]"),
         (["run", "--algo", "best_of_n", "--budget", "nfe=10", "--dry-run"], "an image costs at least nfe="),
@@ -75,7 +78,7 @@ def here(tmp_path, monkeypatch) -> Path:
         (["run", "--algo", "base", "--name", "a/b"], "--name 'a/b': expected letters, digits, '.', '_', '=' and '-'."),
         (["run", "--algo", "base", "--model", "mixture", "--dtype", "bfloat16"], "model 'mixture' computes in float64"),
         (["run", "--algo", "ddpo", "--set", "rank=many"], "ddpo: rank='many': expected a whole number."),
-        ([*EDIT, "empty.jsonl"], "--images empty.jsonl holds no images."),
+        ([*EDIT, "empty.jsonl"], "--images empty.jsonl holds no images; expected a line for each."),
         ([*EDIT, "broken.jsonl"], "the image no.png cannot be read"),
         (["suite", "nameless.yaml"], "nameless.yaml, cell 1: names no algorithm; expected a key such as algo: ddpo."),
         (["suite", "open.yaml"], "open.yaml is not YAML: "),
