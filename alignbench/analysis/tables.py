@@ -16,6 +16,7 @@ from alignbench.analysis.frontier import Pooled
 from alignbench.analysis.picture_shifts import Shift
 from alignbench.analysis.picture_tables import picture_reading, pictures_table
 from alignbench.analysis.vote_tables import vote_reading, vote_tables
+from alignbench.analysis.votes import VoteColumn
 from alignbench.choices import Format
 from alignbench.printed import WHOLE, Screen, one_line
 
@@ -258,6 +259,11 @@ def _plain(value: Any) -> Any:
             content |= {"wins": value.wins, "loses": value.loses}
         if isinstance(value, Shift):
             content |= {"distance": _plain(value.distance), "leaves": value.leaves}
+        if isinstance(value, VoteColumn):
+            content["pictures"] = [
+                {"result": str(path), "prompt": prompt, "sample": sample, **counts._asdict()}
+                for (path, prompt, sample), counts in value.pictures.items()
+            ]
         if isinstance(value, Group):
             content |= {"fingerprint": value.evaluation.fingerprint}
         return content

@@ -33,6 +33,7 @@ from alignbench.analysis.vote_statistics import (
 )
 from alignbench.choices import Family
 from alignbench.errors import InputError
+from alignbench.printed import how_many
 from alignbench.record.votes import (
     Log,
     cell_id,
@@ -119,6 +120,12 @@ def vote_columns(
         ]
         if not entries:
             continue
+        entries, again = _once(entries)
+        if again:
+            notes.append(
+                f"votes on {name}: {how_many(again, 'vote')} of a rater on a pair that stands in another log too "
+                f"{'counts' if again == 1 else 'count'} for nobody; the first one does."
+            )
         failed = {(k, rater) for k, (_, log) in enumerate(logs) for rater in suspects(log)}
         title = "votes" if names == ["overall"] else f"votes: {name}"
         pairs = [(p, other) for k, p in enumerate(placed) for other in placed[:k]]
@@ -143,6 +150,18 @@ def vote_columns(
         if own and (absent := [cell.result for c, cell in enumerate(log.header.cells) if c not in own]):
             notes.append(f"{path}: its votes on {', '.join(absent)} are left out; that is not compared here.")
     return columns, notes
+
+
+def _once(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
+    """What every rater, or nobody, says of a pair first; and how many votes of raters are left out. Raters of one name
+    in several logs are one."""
+    found, left_out = dict[tuple[object, ...], Entry](), 0
+    for number, entry in enumerate(entries):
+        skipped = number if np.isnan(entry.won) else None  # says nothing
+        place = (entry.rater, *sorted((entry.one, entry.other)), entry.prompt, entry.sample, skipped)
+        left_out += place in found and bool(entry.rater)
+        found.setdefault(place, entry)
+    return list(found.values()), left_out
 
 
 def _counts(entries: Sequence[Entry], runs: Sequence[Run]) -> dict[tuple[Path, str, int], Counts]:

@@ -28,7 +28,8 @@ def pairs(
     results: Path
         With --from-votes: the result files that were voted on, with their pictures beside them.
     from_votes: Path
-        A log of `alignbench vote`: most votes on a pair are its label. No model and no reward is used.
+        A log of `alignbench vote`: the picture that more votes chose is a pair's label. No model and no reward is
+        used.
     task: str
         With --from-votes: which of its questions (by default the first).
     force: bool

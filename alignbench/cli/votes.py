@@ -62,7 +62,7 @@ def vote(
         Serve nothing, but make a log of votes that were cast elsewhere: a .csv with the columns prompt, method_a,
         method_b, choice and rater, Label Studio's .json, or a .parquet with Pick-a-Pic's columns.
     """
-    _check(files, votes, each, port)
+    _check(files, votes, each, seed, port)
     if import_ is not None:
         several = {"task": task, "raters": raters}
         one = {"each": each, "seed": seed, "host": host, "port": port}
@@ -115,12 +115,14 @@ def _serve(files: tuple[Path, ...], asked: Asked, host: str, port: int) -> None:
             say("stopped", f"{session.summary()}; see them with: {seen}")
 
 
-def _check(files: tuple[Path, ...], votes: Path, each: int | None, port: int | None) -> None:
+def _check(files: tuple[Path, ...], votes: Path, each: int | None, seed: int | None, port: int | None) -> None:
     if not files:
         raise InputError("name the results to vote on: alignbench vote A.json B.json.")
     if votes.suffix != ".jsonl":
         raise InputError(f"--votes {votes}: expected a .jsonl file.")
     if each is not None and each < 1:
         raise InputError(f"--each {each}: expected at least 1.")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise InputError(f"--seed {seed}: expected at least 0, below 2**63.")
     if port is not None and not 0 <= port < 2**16:
         raise InputError(f"--port {port}: expected a port from 0 to 65535.")

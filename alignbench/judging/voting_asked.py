@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alignbench.errors import InputError, shown
 from alignbench.judging.ballot import Ground
-from alignbench.record.votes import OURS, Header, Log, Question, Rules, Served, check_questions
+from alignbench.record.votes import OURS, Header, Identical, Log, Question, Rules, Served, check_questions
 
 PAPER = {  # the three questions of the human study of Diffusion-DPO (Wallace et al. 2023, section 5.1)
     "overall": Question(name="overall", text="Which picture do you prefer, given the text?"),
@@ -86,7 +86,8 @@ def check_shown(log: Log, ground: Ground, path: Path) -> None:
     """Raise InputError where a log says that something else was shown than two methods' pictures of one prompt, or a
     check."""
     owner = {i: number for number, cells in enumerate(ground.methods) for i in cells}
-    for pair in (*log.served.values(), *log.identical):
+    pairs: list[Served | Identical] = [*log.served.values(), *log.identical]
+    for pair in pairs:
         checked = isinstance(pair, Served) and pair.check in ("same", "other prompt")
         fits = pair.prompt in ground.texts and (checked or owner[pair.left.cell] != owner[pair.right.cell])
         for one in (pair.left, pair.right):

@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import os
 import socket
+import re
 from collections.abc import Iterator, Sequence
 
 from alignbench.errors import InputError, shown
@@ -15,12 +16,13 @@ from alignbench.remote.server import ScorerServer, listen
 from alignbench.remote.vote_server import BACKLOG, make_vote_server
 
 MOST = 1000  # raters with addresses of their own
+NUMBER = re.compile(r"[-+]?[0-9][0-9.,e+-]*")  # what is no name
 
 
 def raters_of(asked: Sequence[str]) -> tuple[str, ...]:
     """Names of raters: those that were given, or as many as a single number says."""
-    if len(asked) == 1 and asked[0].isascii() and asked[0].isdigit():
-        if not 1 <= int(asked[0][:9]) <= MOST:
+    if len(asked) == 1 and NUMBER.fullmatch(asked[0]):
+        if not asked[0].isdigit() or not 1 <= int(asked[0][:9]) <= MOST:
             raise InputError(f"--raters {asked[0]}: expected 1 to {MOST}, or names.")
         return tuple(f"rater-{i}" for i in range(1, int(asked[0]) + 1))
     for name in asked:

@@ -210,8 +210,8 @@ def read_log(path: Path) -> Log:
     line for whatever no alignbench wrote."""
     *lines, last = read_bytes(path).split(b"\n") if is_file(path) else [b""]
     lines += [last] if is_whole(last) else []
-    if not lines:
-        raise InputError(f"{path}: no log of votes; `alignbench vote` makes one.")
+    if not lines or not lines[0].removeprefix(codecs.BOM_UTF8).startswith(b"{"):
+        raise InputError(f"{path}: no log of votes; `alignbench vote` makes one, of a table by --import.")
     log: Log | None = None
     for number, text in enumerate(lines, start=1):
         where = f"{path}, line {number}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -278,6 +279,10 @@ def test_every_question_has_its_column_and_json_and_frames_have_them_too(files, 
     assert set(frame.loc[frame.scorer == "votes: appearance", "method"]) == {"refl", "draft"}
     for form in ("json", "csv", "markdown", "latex", "table"):
         assert "votes" in render(comparison, form)
+    votes = json.loads(render(comparison, "json"))["groups"][0]["votes"][0]
+    assert {tuple(row) for row in votes["pictures"]} == {("result", "prompt", "sample", "won", "tied", "lost")}
+    assert sum(row["won"] - row["lost"] for row in votes["pictures"]) == 0
+    assert "Path(" not in render(comparison, "json")
 
 
 def test_one_picture_of_an_older_and_a_newer_result_is_a_tie_too(tmp_path, log):

@@ -200,6 +200,33 @@ def test_from_the_command_line(files, tmp_path, capsys):
     assert run_command_line(["vote", *map(str, files), "--import", str(tmp_path / "x.txt"), "--votes", str(log)]) == 2
 
 
+def test_what_a_rater_says_of_a_pair_in_another_log_too_counts_once(tmp_path):
+    files, logs = cells(tmp_path / "results", prompts=6, same=[2]), [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    for log, rows in zip(
+        logs,
+        (
+            ["p0,base,refl,a,anna", "p0,base,refl,b,ben", "p1,base,refl,skip,anna", "p2,base,refl,a,anna"],
+            ["p0,refl,base,a,anna", "p1,base,refl,b,anna", "p2,base,refl,a,anna", "p3,base,refl,b,anna"],
+        ),
+        strict=True,
+    ):
+        log.with_suffix(".csv").write_text(HEADER + "\n".join(rows))
+        import_votes(log.with_suffix(".csv"), files, log)
+    (group,) = compare(files, votes=logs).groups
+    (against,) = group.votes[0].versus
+    assert (against.votes, against.raters, against.identical, against.skipped) == (4, 2, 1, 1)
+    assert group.votes[0].worth.alpha.units == 1
+    (note,) = [note for note in group.notes if "stands in another log" in note]
+    assert note.startswith("votes on overall: 1 vote of a rater on a pair that stands in another log too counts")
+
+
+@pytest.mark.parametrize("content", ["", HEADER, "\ufeffPK"])
+def test_a_table_is_no_log(files, tmp_path, content):
+    (tmp_path / "votes.csv").write_text(content)
+    with pytest.raises(InputError, match=r"votes\.csv: no log of votes; `alignbench vote` makes one"):
+        compare(files, votes=[tmp_path / "votes.csv"])
+
+
 def column_of(files, tmp_path, *rows):
     """The column of votes, and what was made, of a table with these rows."""
     (tmp_path / "votes.csv").write_text(HEADER + "\n".join(rows))
