@@ -24,6 +24,7 @@ from alignbench.analysis.load import (
     Run,
     Scores,
     budget_text,
+    draws_as,
     is_aligned,
     load,
     methods_of,
@@ -110,7 +111,7 @@ def _group(runs: Sequence[Run], asked: Asked, logs: Sequence[tuple[Path, Log]]) 
     for method in methods:
         placed.append(Placed(method, range(len(ordered), len(ordered) + len(method.runs))))
         ordered += method.runs
-    reference, no_reference = find_baseline(placed, asked.baseline)
+    reference, about_reference = find_baseline(placed, asked.baseline)
     present = dict.fromkeys(name for run in ordered for name in run.result.scorers)
     scorers = [name for name in present if not asked.scorers or name in asked.scorers]
     first = [*(reference.method.runs if reference else ()), *ordered]
@@ -123,9 +124,8 @@ def _group(runs: Sequence[Run], asked: Asked, logs: Sequence[tuple[Path, Log]]) 
     won = {name: shares(column, placed) for name, column in scores.items()}
     versus: list[Versus] = []
     parts: list[Part] = []
-    if reference is None:
-        notes.append(no_reference)
-    else:
+    notes += [about_reference] if about_reference else []
+    if reference is not None:
         versus = against(reference, placed, scores, asked, every.get(asked.control or ""))
         notes += _pairing_notes(reference, placed, scores)
         if asked.by == "budget":
@@ -191,6 +191,8 @@ def _pictures(
 
 def find_baseline(placed: Sequence[Placed], name: str) -> tuple[Placed | None, str]:
     """The method with this label, or the only one of this algorithm on the plain model; or None and why there is none.
+    Of several unaligned models that are sampled alike, and so draw the same pictures, it is the one with most scores,
+    and what to know of that.
 
     Raises InputError where a name that the user typed means several; of the default, a folder may hold several.
     """
@@ -202,6 +204,9 @@ def find_baseline(placed: Sequence[Placed], name: str) -> tuple[Placed | None, s
         return named[0], ""
     if not named:
         return None, f"no complete result of {name!r} with this evaluation: no win rates against it."
+    if name == DEFAULT_BASELINE and all(draws_as(p.method.first, named[0].method.first) for p in named):
+        most = max(named, key=lambda p: sum(len(row.scores) for row in p.method.first.rows))
+        return most, f"baseline: {len(named)} of {name!r} draw the same pictures; {most.label!r} has most scores."
     choices = f"{name!r} is ambiguous: {', '.join(repr(p.label) for p in named)}; name one of them"
     if name != DEFAULT_BASELINE:
         raise InputError(f"baseline {choices}.")

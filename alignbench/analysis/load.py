@@ -24,6 +24,8 @@ Array = NDArray[np.float64]
 IN_EVALUATION = {"model", "prompts", "vae", "vae_tiling", "resolution"}
 UNSAID = ("fields.", "code", "scorer_code")  # not worth a word where they are None: as in evaluation, or our own
 ALIGNED = ("adapter", "denoiser", "refiner")  # entries of a sampler whose model somebody changed before the run
+# Entries of a configuration that change no picture of an unaligned model in one evaluation.
+IDLE = {"model", "prompts", "limit", "images_per_prompt", "reward", "train_prompts", "scorers", "code"}
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,13 @@ def _varying(facts: Sequence[Mapping[str, str]]) -> set[str]:
 def is_aligned(result: Result) -> bool:
     """Whether the model was changed before the run, by an adapter or another network in the place of its own."""
     return any(name in result.sampler for name in ALIGNED)
+
+
+def draws_as(one: Result, other: Result) -> bool:
+    """Whether two unaligned models of one evaluation draw the same picture from the same noise: sampled alike, whatever
+    reward they name, and however many prompts, images and scorers they were asked for."""
+    said = [result.configuration.model_dump(exclude=IDLE) for result in (one, other)]
+    return said[0] == said[1] and one.sampler == other.sampler
 
 
 def columns_of(result: Result) -> list[str]:

@@ -139,8 +139,10 @@ def against_base(path: Path) -> tuple[list[str], Path | None]:
 
 
 def versus_base(path: Path) -> tuple[list[Versus], Path | None]:
-    """The comparison of `against_base`, a row for each scorer."""
+    """The comparison of `against_base`, a row for each scorer; of several, with the one that is sampled as this one
+    was and shares most scorers and pictures with it."""
     mine = read(path)
+    found: list[tuple[tuple[bool, int, int], Path]] = []
     for other in sorted(path.parent.glob("*.json")):
         try:
             if not _may_be_base(content_of(other)):  # the others need not be read whole
@@ -151,8 +153,18 @@ def versus_base(path: Path) -> tuple[list[Versus], Path | None]:
         same = theirs.evaluation == mine.evaluation and theirs.status == "complete"
         if not same or theirs.configuration.algorithm != "base" or is_aligned(theirs) or other == path:
             continue
-        return compare([other, path]).groups[0].versus, other
-    return [], None
+        found.append((_likeness(theirs, mine), other))
+    if not found:
+        return [], None
+    _, base = max(found, key=lambda item: item[0])
+    return compare([base, path]).groups[0].versus, base
+
+
+def _likeness(base: Result, other: Result) -> tuple[bool, int, int]:
+    """How well a base serves another result: sampled alike, scorers and pictures that both have."""
+    alike = base.configuration.sampling == other.configuration.sampling
+    pictures = {(row.prompt, row.sample) for row in base.rows} & {(row.prompt, row.sample) for row in other.rows}
+    return alike, len(base.scorers.keys() & other.scorers.keys()), len(pictures)
 
 
 def _may_be_base(content: dict[str, Any]) -> bool:
@@ -172,7 +184,8 @@ def _said(v: Versus, needed: float) -> str:
     drawn = f"{v.rate.prompts} {'images' if v.random.startswith('images') else 'prompts'}"
     alone = "this run alone: " if v.this_run else ""
     if not needed <= FARTHEST:
-        return f"{alone}no difference from base, and {drawn} could show none"
+        showing = "could show none" if 0.5 ** (v.rate.prompts - 1) >= SIGNIFICANT else "could hardly show one"
+        return f"{alone}no difference from base, and {drawn} {showing}"
     points = 100 * needed
     return (
         f"{alone}no difference from base that {drawn} could show "

@@ -120,6 +120,8 @@ def resolve(options: RunOptions) -> Cell:
     chosen, pairs = data.pairs_of(options, defaults, algorithm, family, asked, reward_name)
     scorers = _scorers(options, defaults, reward_name, asked.evaluated)
     train_name = asked.train_name if algorithm.trains and chosen is None else None
+    if train_name is not None and (reason := reward.unsupported(asked.training, ())):
+        raise InputError(f"reward {reward_name!r} cannot score the training prompts of {train_name}: {reason}")
     own = {reward_name: reward} if reward_name is not None else {}
     configuration = Configuration(
         algorithm=options.algorithm,

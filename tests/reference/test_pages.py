@@ -384,6 +384,7 @@ def shown(page: str, text: str) -> list[str]:
     [
         ("rewards/README.md", "brightness.py", "--reward brightness.py", "brightness.py:Brightness"),
         ("algorithms/README.md", "early_choice.py", "--algo early_choice.py", "early_choice.py:EarlyChoice"),
+        ("algorithms/README.md", "late_gradient.py", "--algo late_gradient.py", "late_gradient.py:LateGradient"),
     ],
 )
 def test_the_plugin_of_a_page_runs_as_the_page_says(page, file, run, plugin, tmp_path, monkeypatch, capsys):

@@ -89,15 +89,12 @@ def test_the_p_value_of_the_win_rate_is_that_of_a_sign_flip_over_prompts(make_re
     assert row.difference_test.p >= 0.25  # nor can three prompts say more about the mean
 
 
-def test_no_p_value_and_no_mark_hangs_on_a_key(make_result, monkeypatch):
-    """Nothing of them is drawn: twenty other sources of randomness leave every number as it is."""
-    from alignbench.analysis import compare as module
-
-    paths = [make_result("base", noise("base")), make_result("other", list(np.array(noise("o")) + 0.3), "demon")]
-    before = only_row(paths)
-    for number in range(20):
-        monkeypatch.setattr(module, "Key", lambda *path, number=number: Key("another", number, *path))
-        assert only_row(paths) == before
+def test_no_number_of_a_comparison_is_drawn_at_random(make_result, monkeypatch):
+    monkeypatch.setattr(Key, "generator", lambda _: pytest.fail("something is drawn"))
+    paths = [make_result("base", [0.0, 1.0] * 10), make_result("other", [0.5, 0.7] * 10, "demon")]
+    group = only_group([*paths, *(make_result(f"s{k}", [0.1 * k, 2.0] * 10, "ddpo", seed=k) for k in range(3))])
+    assert len(group.versus) == 2
+    assert group.ranks["r"] is not None
 
 
 def test_rows_pair_by_prompt_and_sample_whatever_their_order_in_the_file(make_result):
@@ -460,6 +457,21 @@ def test_several_bases_still_make_sense_without_win_rates_against_one(make_resul
     assert group.versus == []
     assert any("'base' is ambiguous: " in note and "name one of them with --baseline" in note for note in group.notes)
     assert compare(paths, baseline=group.methods[0]).groups[0].baseline == group.methods[0]
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_of_bases_that_draw_the_same_pictures_the_one_with_most_scores_is_the_baseline(make_result, order):
+    """A trial with two prompts and another reward, and the whole: neither changes what is drawn."""
+    few, whole = order
+    paths = [
+        make_result(few, [0, 0], configuration={"limit": 2, "reward": "other"}),
+        make_result(whole, [0, 0, 0]),
+        make_result("best", [1, 1, 1], "best_of_n"),
+    ]
+    (group,) = compare(paths).groups
+    assert group.baseline == "base reward=r limit=None"
+    assert {row.method: row.rate.prompts for row in group.versus} == {"base reward=other limit=2": 2, "best_of_n": 3}
+    assert "baseline: 2 of 'base' draw the same pictures; 'base reward=r limit=None' has most scores." in group.notes
 
 
 def test_a_method_without_scores_leaves_the_others_their_ranks(make_result):

@@ -61,6 +61,23 @@ def test_so_few_prompts_could_show_nothing(said):
     assert line.endswith("no difference from base, and 4 prompts could show none")
 
 
+def test_six_prompts_could_show_a_difference_where_all_of_them_are_won(said):
+    """Of six wins p is 2 / 2^6 = 0.031; of three wins and three ties 2 / 2^3."""
+    (line,) = said([1.0] * 3 + [0.0] * 3)
+    assert line.endswith("p 0.250: no difference from base, and 6 prompts could hardly show one")
+    (line,) = said(wins(6, 6))
+    assert line.endswith("better than base")
+
+
+@pytest.mark.parametrize("order", [("a", "b", "c"), ("c", "b", "a")])
+def test_it_is_against_the_base_that_is_sampled_alike_and_shares_most(make_result, order):
+    trial, other, whole = order
+    make_result(trial, [0.0] * 2, configuration={"limit": 2})
+    make_result(other, [0.0] * 50, configuration={"sampling": {"steps": 10, "guidance": 3.0, "eta": 1.0}})
+    base = make_result(whole, [0.0] * 40)
+    assert against_base(make_result("mine", wins(30, 40), "best_of_n"))[1] == base
+
+
 def test_images_of_one_prompt_are_called_images(said):
     """0.5 (30/29)^½ / √30 is 9.28 points with 29 degrees, (2.045 + 0.854) times that 26.9."""
     (line,) = said(wins(17, 30), samples=30)
