@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-import socket
 import re
+import socket
 from collections.abc import Iterator, Sequence
 
 from alignbench.errors import InputError, shown
