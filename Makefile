@@ -30,11 +30,12 @@ slow:        ## the tests that take minutes each
 gpu:         ## the tests that need a CUDA device
 	$(PYTHON) -m pytest -n 0 -m gpu
 
-timings:     ## measure what does not need other machines, on idle cores: comparing, DPO, DDPO beside TRL, processes, growth
+timings:     ## measure what does not need other machines, on idle cores: comparing, DPO, DDPO and scorers beside peers, growth
 	$(PYTHON) tests/timings/compare_many.py
 	$(PYTHON) tests/timings/dpo_step.py
 	$(PYTHON) tests/timings/dpo_step.py --large
 	$(PYTHON) tests/timings/ddpo_epoch.py
+	$(PYTHON) tests/timings/scorers.py
 	$(PYTHON) tests/timings/two_processes.py
 	$(PYTHON) tests/timings/growth.py --prompts 200 2000 --rows 2000 --pairs 100000
 	$(PYTHON) tests/timings/options.py

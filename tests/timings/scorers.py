@@ -1,11 +1,12 @@
 """Prints speed and memory of five scorers beside the official code, on the same random weights, and of all together.
 
-    python tests/timings/scorers.py --oracle FOLDER [--full] [--scorers NAME ...] [--output FILE.json]
+    python tests/timings/scorers.py [--oracle FOLDER] [--full] [--scorers NAME ...] [--output FILE.json]
 
-FOLDER is the isolated environment of tests/support/parity/live.py, built where it is not there. 64 PNG files of 512 x
-512 pixels, four of a prompt, go from disk to scores; networks are small (a CPU), so that most of the time is reading
-and preprocessing. With --full they have the published sizes, four pictures are scored in each of three turns, and each
-scorer's files are removed before the next one's are written (8 GB at most, beside 14 GB of memory).
+FOLDER is the isolated environment of tests/support/parity/live.py, built where it is not there; without it, one is
+built for this run and deleted. 64 PNG files of 512 x 512 pixels, four of a prompt, go from disk to scores; networks are
+small (a CPU), so that most of the time is reading and preprocessing. With --full they have the published sizes, four
+pictures are scored in each of three turns, and each scorer's files are removed before the next one's are written (8 GB
+at most, beside 14 GB of memory).
 
 Ours are scored as `alignbench score` does it, without what it kept before. The official code is called as its README
 says: PickScore and CLIP with transformers, the pictures of a prompt together; hpsv2's `score`, which reads its weights
@@ -270,7 +271,7 @@ def imported(python: Path | str, statement: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--oracle", type=Path, required=True)
+    parser.add_argument("--oracle", type=Path)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--scorers", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--repetitions", type=int, help="5, and 3 with --full")
@@ -280,9 +281,11 @@ def main() -> None:
     content: dict[str, Any] = {"scorers": {}}
     images = PER_PROMPT if options.full else IMAGES
     print(f"{images} pictures of {SIDE} x {SIDE}, one thread, {processor()}")
-    for group in [[name] for name in options.scorers] if options.full else [options.scorers]:
-        with tempfile.TemporaryDirectory(prefix="scorers-") as folder:
-            measure(content, Path(folder), group, options)
+    with tempfile.TemporaryDirectory(prefix="official-") as built:
+        options.oracle = (options.oracle or Path(built)).absolute()
+        for group in [[name] for name in options.scorers] if options.full else [options.scorers]:
+            with tempfile.TemporaryDirectory(prefix="scorers-") as folder:
+                measure(content, Path(folder), group, options)
     if options.output:
         keep(options.output, content, images, options)
 
@@ -292,7 +295,7 @@ def measure(content: dict[str, Any], work: Path, asked: Sequence[str], options: 
     names = prepare(work, options.full, asked)
     import live
 
-    here, there = sys.executable, live.build(options.oracle.absolute())
+    here, there = sys.executable, live.build(options.oracle)
     images = PER_PROMPT if options.full else IMAGES
     for name in names:
         with workers({"ours": here, "official": there}, [name], work) as own:
