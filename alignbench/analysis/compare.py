@@ -6,9 +6,10 @@ identities are never compared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,7 @@ DEFAULT_BASELINE = "base"
 RIVAL = "best_of_n"  # what methods of one budget are compared with, besides the baseline
 FEW_METHODS = 40  # up to which every two are compared where nobody says; the time grows with their square
 FEW_PROMPTS = 6  # below which no p value can fall under 0.05
+SHORT = 100  # letters up to which the two values of an entry are shown where evaluations differ in it
 
 
 def compare(
@@ -308,14 +310,20 @@ def _protocol_notes(loaded: Loaded) -> list[str]:
     notes = []
     for i, first in enumerate(evaluations):
         for second in evaluations[i + 1 :]:
-            differing = [
-                f"{name} ({getattr(first, name)} and {getattr(second, name)})"
-                for name in type(first).model_fields
-                if getattr(first, name) != getattr(second, name)
-            ]
-            if len(differing) == 1:
+            names = [name for name in type(first).model_fields if getattr(first, name) != getattr(second, name)]
+            if len(names) == 1:
+                differing = _differing(names[0], getattr(first, names[0]), getattr(second, names[0]))
                 notes.append(
                     f"evaluations {first.fingerprint} and {second.fingerprint} are not paired: "
-                    f"they differ in {differing[0]}."
+                    f"they differ in {', '.join(differing)}."
                 )
     return notes
+
+
+def _differing(name: str, one: Any, other: Any) -> list[str]:
+    """What two descriptions differ in, entry by entry; an entry that is long, such as a digest, is named alone."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+        said = [f"{name} {key} ({one.get(key)} and {other.get(key)})" for key in keys]
+        return [f"{name} {key}" if len(text) > SHORT else text for key, text in zip(keys, said, strict=True)]
+    return [f"{name} ({one} and {other})"]

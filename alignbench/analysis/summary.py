@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alignbench.analysis.compare import compare
+from alignbench.analysis.compare import FEW_PROMPTS, compare
 from alignbench.analysis.comparison import SIGNIFICANT, Versus
 from alignbench.analysis.formats import number, p_value, percent
 from alignbench.analysis.load import is_aligned
@@ -184,7 +184,7 @@ def _said(v: Versus, needed: float) -> str:
     drawn = f"{v.rate.prompts} {'images' if v.random.startswith('images') else 'prompts'}"
     alone = "this run alone: " if v.this_run else ""
     if not needed <= FARTHEST:
-        showing = "could show none" if 0.5 ** (v.rate.prompts - 1) >= SIGNIFICANT else "could hardly show one"
+        showing = "could show none" if v.rate.prompts < FEW_PROMPTS else "could hardly show one"
         return f"{alone}no difference from base, and {drawn} {showing}"
     points = 100 * needed
     return (

@@ -39,6 +39,8 @@ from alignbench.record.result import Configuration
 from alignbench.sourced import Sourced
 
 Asked = TypeVar("Asked", bound=SamplingOptions)
+# Strength of each kernel's noise in its authors' configurations, named where nothing else gives one.
+USUAL_NOISE: Mapping[str, float] = {"flow_sde": 0.7, "dance_sde": 0.3, "cps": 0.8}
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,7 @@ def resolve(options: RunOptions) -> Cell:
     reward = reward_of(reward_name, options.scoring) if reward_name is not None else NoReward()
     chosen, pairs = data.pairs_of(options, defaults, algorithm, family, asked, reward_name)
     scorers = _scorers(options, defaults, reward_name, asked.evaluated)
-    train_name = asked.train_name if algorithm.trains and chosen is None else None
-    if train_name is not None and (reason := reward.unsupported(asked.training, ())):
-        raise InputError(f"reward {reward_name!r} cannot score the training prompts of {train_name}: {reason}")
+    train_name = _scored(asked, reward, reward_name) if algorithm.trains and chosen is None else None
     own = {reward_name: reward} if reward_name is not None else {}
     configuration = Configuration(
         algorithm=options.algorithm,
@@ -229,6 +229,11 @@ def sampling_of(model: Model, options: SamplingOptions) -> Sampling:
     kernel = options.kernel if isinstance(options, RunOptions) else "ddim"
     if kernel == "exact" and options.eta is not None:
         raise InputError("--kernel exact draws from p(x_s | x_t) itself; --eta has no place in it.")
+    if kernel in USUAL_NOISE and options.eta is None and model.eta == 0:
+        raise InputError(
+            f"--kernel {kernel} draws noise of strength --eta, which is 0 for model {model.name!r}: no noise at all; "
+            f"give --eta, such as {USUAL_NOISE[kernel]}."
+        )
     either = f"leave it out{_or_fetch(model)}."
     if options.sigmas is not None and model.sigmas is None:
         raise InputError(f"--sigmas {options.sigmas}: model {model.name!r} is no flow model with grids; {either}")
@@ -274,6 +279,13 @@ def _scorers(
         raise InputError(f"nothing would be scored{why}; pass --reward NAME or --scorers NAME (see `alignbench list`).")
     plugins.check_columns(chosen)
     return chosen
+
+
+def _scored(asked: data.CellPrompts, reward: Reward, reward_name: str | None) -> str | None:
+    """The name of the training prompts. Raises InputError where the reward cannot score them."""
+    if asked.train_name is not None and (reason := reward.unsupported(asked.training, ())):
+        raise InputError(f"reward {reward_name!r} cannot score the training prompts of {asked.train_name}: {reason}")
+    return asked.train_name
 
 
 def _code(

@@ -125,6 +125,11 @@ def test_a_field_that_does_not_belong_to_the_family_is_named(
         ("flux_dev", ["--text-length", "513"], "--text-length 513: expected at most 512."),
         ("sd3", ["--text-length", "0"], "--text-length 0: expected at least 1."),
         ("sd3", ["--kernel", "exact"], "--kernel exact: the reverse kernel of model 'sd3' is not known"),
+        (
+            "sd3",
+            ["--kernel", "cps"],
+            "which is 0 for model 'sd3': no noise at all; give --eta, such as 0.8.",
+        ),
         ("sd3", ["--sigmas", "karras"], 'Invalid value "karras" for --sigmas. Choose from: "linspace", "scheduler".'),
     ],
 )

@@ -224,6 +224,13 @@ def test_training_on_the_evaluated_prompts_is_refused(toy_cell):
         resolve(RunOptions(**(options | {"train_prompts": options["prompts"]})))
 
 
+def test_training_prompts_that_the_reward_cannot_score_are_refused_before_the_run(tmp_path):
+    (tmp_path / "odd.txt").write_text("a red circle on a white background\nun cercle rouge\n")
+    message = "reward 'shapes_preference' cannot score the training prompts of .*odd.txt: 'un cercle rouge' is not"
+    with pytest.raises(InputError, match=message):
+        resolve(RunOptions(algo="refl", model="tiny", train_prompts=str(tmp_path / "odd.txt")))
+
+
 @pytest.mark.skipif(not memory.CLEAR.exists(), reason="elsewhere the peak is that of the process")
 def test_the_peak_of_memory_is_that_since_it_was_reset():
     """One process may run several cells."""

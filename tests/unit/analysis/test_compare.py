@@ -159,9 +159,15 @@ def test_files_with_different_evaluations_are_apart_and_the_one_difference_is_na
     assert comparison.notes == [f"evaluations {first} and {second} are not paired: they differ in eval_seed (0 and 7)."]
 
 
+def test_models_that_differ_are_told_apart_by_what_differs_in_them(make_result):
+    models = [{"name": name, "sha256": name * 64, "image_shape": [3, 8, 8]} for name in "xy"]
+    comparison = compare([make_result(model["name"], [1, 2], evaluation={"model": model}) for model in models])
+    assert comparison.notes[0].endswith(" are not paired: they differ in model name (x and y), model sha256.")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("prompts", "parti"), ("split", "train"), ("prompts_sha256", "f" * 64), ("model", {"name": "other"})],
+    [("prompts", "parti"), ("split", "train"), ("prompts_sha256", "f" * 64)],
 )
 def test_whatever_the_one_difference_is_it_is_named(make_result, field, value):
     paths = [make_result("one", [1, 2]), make_result("other", [3, 4], evaluation={field: value})]
