@@ -39,7 +39,6 @@ def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str
     program, *arguments = command([*words, "--config", str(asked), *flags, *debug], has_safe_path())
     threads = dict.fromkeys(THREADS, str(max(1, cores() // processes)))
     set_defaults({**threads, **PATIENCE, "GLOO_SOCKET_IFNAME": "lo"})
-    os.environ |= {PARENT: str(os.getpid()), LAUNCHER: "1"}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -66,6 +65,7 @@ def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str
 
     before = signal.signal(signal.SIGINT, interrupted)
     try:
+        os.environ |= {PARENT: str(os.getpid()), LAUNCHER: "1"}
         launch_agent(config, program, arguments)
     except ChildFailedError as error:
         return _ended({rank: failure.exitcode for rank, failure in error.failures.items()}, processes)
