@@ -18,10 +18,13 @@ from alignbench.meter import Meter
 T = TypeVar("T")
 R = TypeVar("R")
 INFO, GROUPS, CONTROLLERS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-KINDS = {  # of control groups, by version: folder of memory's, limit, use, and what of it is a cache of files
-    2: ("", "memory.max", "memory.current", "inactive_file "),
-    1: ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "),
-}
+KINDS = {  # of control groups, by version: folder of memory's, limit, use, and what of it are files, and mapped ones
+    2: ("", "memory.max", "memory.current", ("active_file", "inactive_file"), "file_mapped"),
+    1: (
+        "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file"),
+        "total_mapped_file",
+    ),
+}  # fmt: skip
 MARGIN = 0.1  # of what is free, left alone
 PER_PIXEL = 2**16  # bytes: Stable Diffusion 1.5 takes 5,000 a pixel, and less than this with gradients
 ADVICE = "try --dtype bfloat16, --vae-slicing, --vae-tiling or a smaller --resolution."
@@ -71,18 +74,20 @@ class Memory:
         if self._is_gpu:
             free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - held
         elif left is not None:
-            free = max(0, left // self._sharing - resident("RssFile:"))
+            free = left // self._sharing
         else:
             return None
         return held + int((1 - MARGIN) * free)
 
 
 def available() -> int | None:
-    """Bytes that processes may still take before Linux ends one; None on another system."""
+    """Bytes that processes may still take before Linux ends one, or takes away the files that it has mapped; None on
+    another system."""
     try:
-        lines = INFO.read_text(encoding="ascii").splitlines()
-        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
+        rows = [line.split() for line in INFO.read_text(encoding="ascii").splitlines()]
+        found = {row[0]: 1024 * int(row[1]) for row in rows}
+        free = max(0, found["MemAvailable:"] - found["Mapped:"])
+    except (OSError, KeyError):
         return None
     return min([free, *_left_in_groups()])
 
@@ -97,17 +102,18 @@ def _left_in_groups() -> Iterator[int]:
         _, controllers, own = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
-        below, limit, use, cached = KINDS[1 if controllers else 2]
+        below, limit, use, files, mapped = KINDS[1 if controllers else 2]
         root = CONTROLLERS / below
         folder = root / own.lstrip("/")
         for place in [folder, *folder.parents][: len(folder.relative_to(root).parts) + 1]:
             try:
                 most, used = (int((place / name).read_text(encoding="ascii")) for name in (limit, use))
-                rows = (place / "memory.stat").read_text(encoding="ascii").splitlines()
+                rows = [row.split() for row in (place / "memory.stat").read_text(encoding="ascii").splitlines()]
             except (OSError, ValueError):  # no limit, or the container does not show its group
                 continue
-            files = sum(int(row.split()[1]) for row in rows if row.startswith(cached))
-            yield max(0, most - used + files)
+            found = {name: int(count) for name, count in rows}
+            cached = sum(found.get(name, 0) for name in files) - found.get(mapped, 0)
+            yield max(0, most - used + max(0, cached))
 
 
 def to_measure(memory: Measured, shape: Sequence[int], count: int, asked: bool) -> Measured | None:

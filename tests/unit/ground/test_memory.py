@@ -114,11 +114,11 @@ def test_it_is_measured_where_nobody_asked_for_a_batch_and_it_might_not_fit(room
 
 
 def test_what_a_control_group_leaves_is_all_there_is(tmp_path, monkeypatch):
-    """Of both versions of the interface; a limit of a group above counts as well, and files that are cached do not."""
+    """Of both versions of the interface, and of groups above. Files that are cached and not mapped are free."""
     folder = tmp_path / "cgroup"
     for below, names in (
         ("job/step", ("memory.max", "max", "memory.current", "70", "inactive_file 0")),
-        ("job", ("memory.max", "9000", "memory.current", "5000", "inactive_file 1500\nactive_file 9")),
+        ("job", ("memory.max", "9000", "memory.current", "5000", "inactive_file 1500\nactive_file 9\nfile_mapped 9")),
         ("memory/old", ("memory.limit_in_bytes", "800", "memory.usage_in_bytes", "900", "total_inactive_file 30")),
     ):
         place = folder / below
@@ -126,7 +126,7 @@ def test_what_a_control_group_leaves_is_all_there_is(tmp_path, monkeypatch):
         limit, most, use, used, statistics = names
         for name, content in ((limit, most), (use, used), ("memory.stat", statistics)):
             (place / name).write_text(f"{content}\n")
-    (tmp_path / "info").write_text("MemTotal: 90 kB\nMemAvailable:   8 kB\n")
+    (tmp_path / "info").write_text("MemTotal: 90 kB\nMemAvailable:   9 kB\nMapped: 1 kB\n")
     monkeypatch.setattr(memory, "INFO", tmp_path / "info")
     monkeypatch.setattr(memory, "CONTROLLERS", folder)
     for groups, expected in (
