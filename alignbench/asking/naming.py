@@ -25,7 +25,8 @@ def stem(options: RunOptions, model: str, default_reward: str, configuration: Co
             raise InputError(f"--name {options.name!r}: expected letters, digits, '.', '_', '=' and '-'.")
         parts.append(options.name)
     else:
-        changed = options.changed
+        # What the cell has no use for is no part of it: train_prompts in a suite's defaults, of a method without training.
+        changed = {k: v for k, v in options.changed.items() if getattr(configuration, k, v) is not None}
         if configuration.adapter:  # what it holds, wherever it lies
             changed["adapter"] = configuration.adapter
         if configuration.code:  # what it is, wherever it lies

@@ -106,6 +106,8 @@ def test_file_names_tell_configurations_apart(toy_cell):
     assert len({name(), name(limit=3), name(steps=9), name(eval_seed=1), name(images_per_prompt=2)}) == 5
     text, typed = (toy_cell("best_of_n", set={"n": n}) for n in ("4", 4))
     assert resolve(RunOptions(**text)).path == resolve(RunOptions(**typed)).path
+    unused = resolve(RunOptions(algo="best_of_n", train_prompts="shapes")).path  # as a suite's defaults give it to all
+    assert unused == resolve(RunOptions(algo="best_of_n")).path
 
 
 def test_the_training_seed_changes_the_policy_and_not_the_evaluation(toy_cell):
