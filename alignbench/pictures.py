@@ -169,11 +169,8 @@ def _as_shown(image: Image.Image, turned: bool, deep: bool) -> Picture:
     """A loaded picture in RGB, and what that took."""
     notes = []
     if getattr(image, "is_animated", False):
-        moving, pages = (
-            image.format in ("GIF", "PNG", "WEBP", "AVIF"),
-            image.format == "TIFF",
-        )  # a phone's JPEG has previews
-        notes += [MOVING] if moving else [PAGES] if pages else []
+        moving = image.format in ("GIF", "PNG", "WEBP", "AVIF")  # a phone's JPEG has previews
+        notes += [MOVING] if moving else [PAGES] if image.format == "TIFF" else []
     one_channel = image.mode.startswith("I") or image.mode == "F"
     notes += [DEEP] if one_channel or deep else []
     shown, made = (_eight_bits(image), []) if one_channel else _in_rgb(image)
