@@ -25,8 +25,9 @@ def stem(options: RunOptions, model: str, default_reward: str, configuration: Co
             raise InputError(f"--name {options.name!r}: expected letters, digits, '.', '_', '=' and '-'.")
         parts.append(options.name)
     else:
-        # What the cell has no use for is no part of it: train_prompts in a suite's defaults, of a method without training.
-        changed = {k: v for k, v in options.changed.items() if getattr(configuration, k, v) is not None}
+        changed = options.changed
+        if configuration.train_prompts is None:  # nothing is trained on them: a suite's defaults give them to all cells
+            changed.pop("train_prompts", None)
         if configuration.adapter:  # what it holds, wherever it lies
             changed["adapter"] = configuration.adapter
         if configuration.code:  # what it is, wherever it lies
