@@ -15,7 +15,7 @@ from alignbench.analysis.vote_statistics import NOBODY
 from alignbench.errors import InputError, shown
 from alignbench.pictures import PictureError
 from alignbench.record.digests import by_pixels, digest, digests, picture_of
-from alignbench.record.votes import Identical, Log, Served, cell_id, read_log
+from alignbench.record.votes import Identical, Log, Served, cell_id, person, read_log
 
 Numbers = NDArray[np.int64]
 
@@ -28,8 +28,7 @@ class Entry(NamedTuple):
     won: float  # of the first; NaN: skipped
     prompt: str
     sample: int
-    rater: str  # "" where nobody was asked
-    log: int
+    rater: str  # who it is among all logs (`person`); "" where nobody was asked
 
 
 def entries_of(path: Path, log: Log, runs: Sequence[Run], name: str) -> list[Entry]:
@@ -92,7 +91,7 @@ def check_pictures(path: Path, log: Log, runs: Sequence[Run], rows: Mapping[int,
 
 
 def counted(log: Log, rows: Mapping[int, int], name: str, k: int) -> list[Entry]:
-    """What counts of a log on one question."""
+    """What counts of a log, the k-th of those that are taken together, on one question."""
     numbers = [i for i, question in enumerate(log.header.questions) if question.name == name]
     if not numbers:
         return []
@@ -108,8 +107,8 @@ def counted(log: Log, rows: Mapping[int, int], name: str, k: int) -> list[Entry]
 def _entry(pair: Served | Identical, rows: Mapping[int, int], won: float, k: int) -> Entry | None:
     if pair.left.cell not in rows or pair.right.cell not in rows:
         return None
-    rater = pair.rater if isinstance(pair, Served) else ""
-    return Entry(rows[pair.left.cell], rows[pair.right.cell], won, pair.prompt, pair.left.sample, rater, k)
+    rater = person(pair.rater, k) if isinstance(pair, Served) else ""
+    return Entry(rows[pair.left.cell], rows[pair.right.cell], won, pair.prompt, pair.left.sample, rater)
 
 
 @dataclass(frozen=True)

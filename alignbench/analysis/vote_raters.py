@@ -11,7 +11,7 @@ from alignbench.analysis.statistics import WinRate, win_rate
 from alignbench.analysis.vote_entries import Entry, Votes
 from alignbench.analysis.vote_statistics import Alpha, alpha_of
 from alignbench.keys import Key
-from alignbench.record.votes import OURS, Log, Shown, checks_of, suspects
+from alignbench.record.votes import OURS, Log, Shown, checks_of, person, suspects
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,22 @@ def worth_of(logs: Sequence[Log], name: str, entries: Sequence[Entry]) -> Raters
     turned = [e if e.one < e.other else e._replace(one=e.other, other=e.one, won=1 - e.won) for e in asked]
     votes = Votes(turned)
     checks = [passed for log in logs for own in checks_of(log, name).values() for passed in own]
-    casts = [(log, c) for log in logs for c in log.cast if log.header.questions[c.pair.question].name == name]
+    casts = [
+        (k, log, c)
+        for k, log in enumerate(logs)
+        for c in log.cast
+        if log.header.questions[c.pair.question].name == name
+    ]
     sides = [
-        c
-        for log, c in casts
+        (person(c.pair.rater, k), c)
+        for k, log, c in casts
         if log.header.source == OURS and c.vote.choice in ("left", "right") and c.pair.check in ("", "repeat")
     ]
     left = None
     if sides:
-        chosen = np.array([float(c.vote.choice == "left") for c in sides])
-        left = win_rate(chosen, votes.numbers([c.pair.rater for c in sides]))
-    times = [c.vote.milliseconds / 1000 for _, c in casts if c.vote.choice != "skip"]
+        chosen = np.array([float(c.vote.choice == "left") for _, c in sides])
+        left = win_rate(chosen, votes.numbers([rater for rater, _ in sides]))
+    times = [c.vote.milliseconds / 1000 for *_, c in casts if c.vote.choice != "skip"]
     return Raters(
         votes=len(asked),
         raters=len({e.rater for e in asked}),
@@ -64,7 +69,7 @@ def worth_of(logs: Sequence[Log], name: str, entries: Sequence[Entry]) -> Raters
 def _myself(logs: Sequence[Log], name: str) -> WinRate | None:
     """How often a rater says of a repeat, sides swapped, what they said before."""
     agreed, raters = list[float](), list[str]()
-    for log in logs:
+    for k, log in enumerate(logs):
         before: dict[tuple[object, ...], str] = {}
         own = [c for c in log.cast if log.header.questions[c.pair.question].name == name]
         for cast in sorted(own, key=lambda c: c.pair.item):
@@ -75,7 +80,7 @@ def _myself(logs: Sequence[Log], name: str) -> WinRate | None:
             place = (pair.rater, pair.prompt, *sorted((_slot(pair.left), _slot(pair.right))))
             if pair.check == "repeat" and place in before:
                 agreed.append(float(before[place] == said))
-                raters.append(pair.rater)
+                raters.append(person(pair.rater, k))
             before.setdefault(place, said)
     if not agreed:
         return None

@@ -37,6 +37,7 @@ from alignbench.printed import how_many
 from alignbench.record.votes import (
     Log,
     cell_id,
+    person,
     suspects,
 )
 
@@ -126,7 +127,7 @@ def vote_columns(
                 f"votes on {name}: {how_many(again, 'vote')} of a rater on a pair that stands in another log too "
                 f"{'counts' if again == 1 else 'count'} for nobody; the first one does."
             )
-        failed = {(k, rater) for k, (_, log) in enumerate(logs) for rater in suspects(log)}
+        failed = {person(rater, k) for k, (_, log) in enumerate(logs) for rater in suspects(log)}
         title = "votes" if names == ["overall"] else f"votes: {name}"
         pairs = [(p, other) for k, p in enumerate(placed) for other in placed[:k]]
         against = [(p, reference) for p in placed if reference is not None and p is not reference]
@@ -153,8 +154,7 @@ def vote_columns(
 
 
 def _once(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
-    """What every rater, or nobody, says of a pair first; and how many votes of raters are left out. Raters of one name
-    in several logs are one."""
+    """What every rater, or nobody, says of a pair first; and how many votes of raters are left out."""
     found, left_out = dict[tuple[object, ...], Entry](), 0
     for number, entry in enumerate(entries):
         skipped = number if np.isnan(entry.won) else None  # says nothing
@@ -183,7 +183,7 @@ def _between(one: Placed, other: Placed, entries: Sequence[Entry]) -> list[Entry
 def _tested(
     pairs: Sequence[tuple[Placed, Placed]],
     entries: Sequence[Entry],
-    failed: set[tuple[int, str]],
+    failed: set[str],
     family: Family,
     name: str,
 ) -> list[VoteVersus]:
@@ -215,11 +215,11 @@ def _p(votes: Votes) -> float:
 
 
 def _versus(
-    one: Placed, other: Placed, own: list[Entry], failed: set[tuple[int, str]], tested: tuple[float, float, int]
+    one: Placed, other: Placed, own: list[Entry], failed: set[str], tested: tuple[float, float, int]
 ) -> VoteVersus:
     votes = Votes([e for e in own if not np.isnan(e.won)])
     rate, people = rates(votes.won, votes.prompts, votes.raters, votes.seeds)
-    believed = Votes([e for e in votes.entries if (e.log, e.rater) not in failed])
+    believed = Votes([e for e in votes.entries if e.rater not in failed])
     trusted = None
     if 0 < len(believed.entries) < len(votes.entries):
         trusted = rates(believed.won, believed.prompts, believed.raters, believed.seeds)[0]

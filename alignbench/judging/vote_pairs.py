@@ -23,7 +23,7 @@ from alignbench.pictures import PictureError, content_of
 from alignbench.preferences.lines import FOLDER_FILE
 from alignbench.reading import json_of, read_bytes
 from alignbench.record.digests import picture_of
-from alignbench.record.votes import read_log, suspects
+from alignbench.record.votes import person, read_log, suspects
 
 MADE = "votes.json"  # what the pairs are from
 IMAGES = "images"
@@ -59,9 +59,10 @@ def pairs_from_votes(
     runs = groups[log.header.evaluation]
     bad = suspects(log)
     judged = [e for e in entries_of(path, log, runs, name) if e.rater and e.won in (0.0, 0.5, 1.0)]
-    entries = [e for e in judged if e.rater not in bad]
+    no_say = {person(name, 0): name for name in bad}
+    entries = [e for e in judged if e.rater not in no_say]
     if not entries:
-        failed = sorted({e.rater for e in judged})
+        failed = sorted({no_say[e.rater] for e in judged})
         left_out = f", but for those of {', '.join(map(shown, failed))}, who failed checks" if failed else ""
         raise InputError(f"{path}: no votes on {name!r} between these results{left_out}.")
     rows = _rows(entries, runs)

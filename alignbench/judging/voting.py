@@ -32,6 +32,7 @@ from alignbench.record.votes import (
     Line,
     Log,
     Served,
+    Shown,
     Undo,
     Vote,
     folded,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 RATERS = 1000  # in one session
 AHEAD = 4  # pairs that may be open for a rater at a time
+UNREADABLE = "this picture can no longer be read; tell who started the server."
 SLOWEST = 60_000  # milliseconds of a vote, in the guess of how long it will take
 
 
@@ -70,14 +72,21 @@ class Session:
         return {"rater": rater, "questions": [{"text": q.text} for q in self.log.header.questions]}
 
     def next(self, rater: str, key: str, have: Sequence[str]) -> dict[str, Any]:
-        """The first open pair that the page does not have, or a new one; and how far the rater is."""
+        """The first open pair that the page does not have, or a new one; and how far the rater is. Pairs of which a
+        picture has gone are passed over, and stay open; at the end it is said how many."""
         rater = self._known(rater, key)
         with self._turn:
-            pair = next((pair for pair in self._open(rater) if pair.nonce not in have), None)
-            if pair is None and len(self._open(rater)) < AHEAD:
-                pair = self._serve(rater)
+            there = [pair for pair in self._open(rater) if self._is_there(pair)]
+            pair = next((pair for pair in there if pair.nonce not in have), None)
+            if pair is None and len(there) < AHEAD:
+                pair = next(filter(self._is_there, iter(lambda: self._serve(rater), None)), None)
             if pair is None:
-                return {"pair": None, "progress": self._progress(rater, ended=not self._open(rater))}
+                gone = len(self._open(rater)) - len(there)
+                said = (
+                    f"{how_many(gone, 'pair')} left out: pictures can no longer be shown; tell who started the server."
+                )
+                progress = self._progress(rater, ended=not there)
+                return {"pair": None, "progress": progress, "left_out": said if gone else ""}
             return {"pair": self._as_seen(pair), "progress": self._progress(rater)}
 
     def vote(self, rater: str, key: str, nonce: str, choice: str, milliseconds: int) -> dict[str, Any]:
@@ -124,15 +133,30 @@ class Session:
             pair = self.log.served.get(nonce)
         if pair is None or side not in ("left", "right"):
             raise Refused("there is no such picture.", 404)
-        one = pair.left if side == "left" else pair.right
+        content = self._content(pair.left if side == "left" else pair.right)
+        try:
+            return encoded(read(content, formats=("PNG",)).image)
+        except PictureError:
+            raise Refused(UNREADABLE, 410) from None
+
+    def _content(self, one: Shown) -> bytes:
         cell = self.ground.cells[one.cell]
         try:
             content = content_of(picture_of(cell.path, one.place, one.sample))
             if digest(content, cell.by_pixels) != one.sha256:
                 raise Refused("this picture was changed while votes were cast; tell who started the server.", 410)
-            return encoded(read(content, formats=("PNG",)).image)
+            return content
         except PictureError:
-            raise Refused("this picture can no longer be read; tell who started the server.", 410) from None
+            raise Refused(UNREADABLE, 410) from None
+
+    def _is_there(self, pair: Served) -> bool:
+        """Whether both pictures of a pair can still be shown."""
+        try:
+            self._content(pair.left)
+            self._content(pair.right)
+        except Refused:
+            return False
+        return True
 
     # Who may vote
 
@@ -142,23 +166,29 @@ class Session:
 
     def _known(self, rater: str, key: str) -> str:
         if self.asked.raters:
-            if rater not in self.asked.raters or not hmac.compare_digest(key.encode(), self.key_of(rater).encode()):
+            asked = next((name for name in self.asked.raters if folded(name) == folded(rater)), None)
+            if asked is None or not hmac.compare_digest(key.encode(), self.key_of(asked).encode()):
                 raise Refused(
                     "you need the whole address that was made for you, with what stands behind #.", 403, "key"
                 )
-            return rater
+            with self._turn:
+                return self._written_before(asked)
         if self.asked.closed and not hmac.compare_digest(key.encode(), self.key_of("").encode()):
             raise Refused("you need the whole address, with what stands behind #.", 403, "key")
         name = " ".join(rater.split())
         if not name or len(name) > LONGEST_NAME or not name.isprintable():
             raise Refused(f"a name has 1 to {LONGEST_NAME} letters.", 422, "name")
         with self._turn:
-            if name not in self._of:
-                same = folded(name)
-                name = next((known for known in self._of if folded(known) == same), name)
+            name = self._written_before(name)
             if name not in self._of and len(self._of) >= RATERS:
                 raise Refused(f"{RATERS} raters are here already.", 403)
         return name
+
+    def _written_before(self, name: str) -> str:
+        """A rater's name as the log has it: in other capitals it is the same rater."""
+        if name in self._of:
+            return name
+        return next((known for known in self._of if folded(known) == folded(name)), name)
 
     # What is shown
 
@@ -263,9 +293,10 @@ def begin(paths: Sequence[Path], asked: Asked) -> Session:
     header = header_of(ground, asked)  # what cannot be asked leaves no file behind
     file = opened(asked.log)
     try:
-        log = read_log(asked.log) if file.size else Log(header)
+        log = read_log(asked.log) if file.begun else Log(header)
         check_same(log.header, ground, asked)
         check_shown(log, ground, asked.log)
+        file.mend()
         chooser = Chooser(ground, log.header.rules, Key("votes", log.header.seed), log.header.adaptive)
         session = Session(ground, asked, log, secret_of(asked.log), file, chooser)
         if not file.size:

@@ -14,6 +14,8 @@ from alignbench.files import cannot_write, make_folder
 from alignbench.reading import read_bytes
 from alignbench.record.votes import is_whole
 
+BEGINNING = b'{"kind":"header","schema":'  # of every log that was begun here
+
 
 class Changed(Exception):
     """Another program has moved, replaced or written to the log: what is appended there may be lost."""
@@ -46,14 +48,34 @@ class LogFile:
             raise
         self.size += len(content)
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is more than nothing, or than a header that a kill tore: that is no log yet."""
+        content = read_bytes(self.path)
+        torn = BEGINNING.startswith(content) or content.startswith(BEGINNING)
+        return not torn or b"\n" in content or is_whole(content)
+
+    def mend(self) -> None:
+        """Cut off a last line that a kill tore: nobody was told that it counts. One that lacks its end alone, as
+        editors leave it, gets it. For a file that is known to be a log, or none yet: any other would lose its end."""
+        content = read_bytes(self.path)
+        end = content.rfind(b"\n") + 1
+        if is_whole(content[end:]):
+            os.write(self.handle, b"\n")
+            end = len(content) + 1
+        elif end < len(content):
+            os.ftruncate(self.handle, end)
+        if end != len(content):
+            os.fsync(self.handle)
+        self.size = end
+
     def close(self) -> None:
         os.close(self.handle)
 
 
 def opened(path: Path) -> LogFile:
-    """The log at a path, made where there is none, without a last line that a kill tore: nobody was told that it
-    counts. One that lacks its end alone, as editors leave it, gets it. Raises InputError where another process holds
-    the log."""
+    """The file at a path, made where there is none, as it is: whether it is a log is to be seen before it is mended.
+    Raises InputError where another process holds it."""
     make_folder(path.parent)
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -66,16 +88,7 @@ def opened(path: Path) -> LogFile:
             raise InputError(
                 f"{path} is in use by another `alignbench vote`; stop it, or name another --votes."
             ) from None
-        content = read_bytes(path)
-        end = content.rfind(b"\n") + 1
-        if is_whole(content[end:]):
-            os.write(handle, b"\n")
-            end = len(content) + 1
-        elif end < len(content):
-            os.ftruncate(handle, end)
-        if end != len(content):
-            os.fsync(handle)
-        return LogFile(path, handle, end)
+        return LogFile(path, handle, os.fstat(handle).st_size)
     except BaseException:
         os.close(handle)
         raise

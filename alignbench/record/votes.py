@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ LONGEST_NAME = 40  # characters of a rater's name
 LONGEST_QUESTION = 200  # and of a question's
 MOST_QUESTIONS = 20
 LARGEST = 2**31
+NUMBERED = re.compile(r"(rater-)?\d+")  # a name that says nothing about who it is outside of its log
 
 Choice = Literal["left", "right", "tie", "skip"]
 Check = Literal["", "same", "other prompt", "repeat"]
@@ -276,6 +278,13 @@ def check_questions(names: Sequence[str], where: str) -> None:
 def folded(name: str) -> str:
     """Equal for names of raters that differ in blanks, in capital letters, or in how a letter is encoded: one rater."""
     return unicodedata.normalize("NFKC", " ".join(name.split())).casefold()
+
+
+def person(name: str, log: int) -> str:
+    """Equal for names in several logs that mean one rater: however it is written, but for a number, such as of
+    `--raters 20`, which each log gives to its own raters."""
+    same = folded(name)
+    return f"{same}\n{log}" if NUMBERED.fullmatch(same) else same  # no name has a line end
 
 
 def line_of(line: _Line) -> bytes:

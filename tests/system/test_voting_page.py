@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import browsing
 import pytest
+from engines import until
 from test_voting import PLAIN, session_of, started
 from voted import cells
 
@@ -17,6 +18,7 @@ from alignbench.record import result as results
 from alignbench.record.votes import read_log
 
 HOSTILE = "<img src=x onerror=alert(1)></p><script>alert(2)</script> {{ 7*7 }} \u202eright to left"
+PICTURES = "performance.getEntriesByType('resource').filter(e => /picture/.test(e.name)).length"
 
 
 @pytest.fixture(scope="module")
@@ -172,15 +174,27 @@ def test_a_picture_that_is_removed_while_people_vote_is_said_to_be(files, log, w
     with session_of(files, log, PLAIN) as (_, url):
         page = window(url)
         enter(page, "anna")
-        page.wait_for_function(
-            "performance.getEntriesByType('resource').filter(e => /picture/.test(e.name)).length >= 4"
-        )
+        until(lambda: page.evaluate(PICTURES) >= 4, "the pair after this one")
         for picture in (files[0].parent / "refl" / "images").iterdir():
             picture.unlink()
         after(page, lambda: page.keyboard.press("ArrowLeft"))  # to the pair that was loaded before
         page.keyboard.press("ArrowLeft")
-        page.locator("#wrong", has_text="can no longer be read; tell who started the server").wait_for()
+        page.locator("#wrong", has_text="can no longer be shown; tell who started the server").wait_for()
     assert len(read_log(log).votes) == 2
+
+
+def test_a_pair_whose_picture_is_removed_is_passed_over_and_voting_goes_on(files, log, window):
+    with session_of(files, log, PLAIN) as (session, url):
+        page = window(url)
+        enter(page, "anna")
+        until(lambda: page.evaluate(PICTURES) >= 4, "the pair after this one")
+        seen = {pair.left.place for pair in session.log.served.values()}
+        place = min({0, 1, 2} - seen)
+        (files[0].parent / "refl" / "images" / f"{place:05d}-0.png").unlink()
+        while page.get_attribute("html", "data-ready") != "end":
+            after(page, lambda: page.keyboard.press("ArrowLeft"))
+        assert page.inner_text("#wrong").startswith("1 pair left out: pictures can no longer be shown")
+    assert len(read_log(log).votes) == len(session.log.served) - 1
 
 
 def test_a_hostile_prompt_is_text_and_no_method_is_named(tmp_path, log, window):

@@ -89,7 +89,7 @@ async function gone(picture) {
 
 async function fetched(have) {
   const answer = await ask("next", { have });
-  return { pair: await decoded(answer.pair), progress: answer.progress };
+  return { pair: await decoded(answer.pair), progress: answer.progress, leftOut: answer.left_out || "" };
 }
 
 function progress(p) {
@@ -105,12 +105,13 @@ function progress(p) {
   $("counted").textContent = `${p.done} votes of yours are counted.`;
 }
 
-function show(pair) {
+function show(pair, leftOut = "") {
   current = pair;
   document.documentElement.dataset.ready = "";
   if (!pair) {
     only("thanks");
     $("thanks").focus();
+    wrong(leftOut);
     document.documentElement.dataset.ready = "end";
     busy = false;
     return;
@@ -140,7 +141,7 @@ async function onward() {
   ahead = null;
   if (found.error) throw found.error;
   // Another window of the same rater may have voted on it meanwhile: the server then says so.
-  show(found.pair);
+  show(found.pair, found.leftOut);
   look();
 }
 
@@ -166,14 +167,17 @@ async function choose(choice) {
   try {
     await onward();
   } catch {
-    await refresh().catch((error) => wrong(error.message));
+    await refresh().catch((error) => {
+      wrong(error.message);
+      busy = false; // so that Undo works, and another choice tries again
+    });
   }
 }
 
 async function refresh() {
   const found = await fetched([]);
   progress(found.progress);
-  show(found.pair);
+  show(found.pair, found.leftOut);
   look();
 }
 

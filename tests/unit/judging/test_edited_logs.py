@@ -14,6 +14,7 @@ from alignbench.judging.outside_votes import import_votes
 from alignbench.judging.voting import Session, begin
 from alignbench.judging.voting_asked import Asked
 from alignbench.judging.voting_served import raters_of
+from alignbench.record.digests import picture_of
 from alignbench.record.result import read, write
 from alignbench.record.votes import Rules, read_log
 from alignbench.remote.vote_server import Refused
@@ -57,6 +58,36 @@ def test_after_a_rater_is_cut_from_a_log_pictures_are_still_of_their_prompt(file
         for pair in session.log.served.values():
             items.setdefault(pair.item, set()).add((pair.prompt, pair.left, pair.right))
     assert all(len(pictures) == 1 for pictures in items.values())
+
+
+@pytest.mark.parametrize(
+    "content", [b"my notes", b"my notes\nof today", b'{"a": 1}', b'{"a": 1}\n{"b": ', b'{"kind": "note", "text": "x'],
+)  # fmt: skip
+def test_a_file_that_is_no_log_is_refused_and_left_as_it_is(content, files, log):
+    log.write_bytes(content)
+    with pytest.raises(InputError, match=r"votes\.jsonl"):
+        begin(files, Asked(log))
+    assert log.read_bytes() == content
+
+
+def test_a_log_of_something_else_is_not_mended(files, log, tmp_path):
+    with session_of(files, log) as session:
+        cast(session, "anna")
+    torn = log.read_bytes()[:-9]
+    log.write_bytes(torn)
+    with pytest.raises(InputError, match="asks 'overall'"):
+        begin(files, Asked(log, ("alignment",)))
+    assert log.read_bytes() == torn
+
+
+@pytest.mark.parametrize("length", [0, 1, 30, 200])
+def test_a_header_that_a_kill_tore_is_begun_anew(length, files, log):
+    with session_of(files, log):
+        whole = log.read_bytes()
+    log.write_bytes(whole[:length])
+    with session_of(files, log) as session:
+        cast(session, "anna")
+    assert len(read_log(log).votes) == 1
 
 
 def test_imported_votes_are_not_gone_on_with(files, log, tmp_path):
@@ -150,6 +181,21 @@ def test_a_name_in_other_letters_or_blanks_is_the_same_rater(files, log):
         raters_of(("Anna", "anna"))
 
 
+def test_an_address_for_a_name_in_other_letters_is_for_the_same_rater(files, log):
+    with session_of(files, log) as session:
+        first = cast(session, "Anna")
+        open_pair = session.next("Anna", "", [])["pair"]
+    asked = Asked(log, raters=("anna",), rules=PLAIN)
+    with contextlib.closing(begin(files, asked)) as session:
+        key = session.key_of("anna")
+        assert session.enter("anna", key)["rater"] == "Anna"
+        for name in ("anna", "Anna"):  # as in the address, and as the page has it from then on
+            assert session.next(name, key, [])["pair"] == open_pair
+        assert session.undo("Anna", key)["pair"] == first
+        with pytest.raises(Refused, match="whole address"):
+            session.enter("anna", "")
+
+
 def test_two_versions_of_a_plug_in_are_two_cells_of_a_log(files, log):
     for path, version in zip(files, "ab", strict=True):
         result = read(path)
@@ -175,3 +221,23 @@ def test_one_cell_with_other_scorers_is_not_voted_on_against_itself(files, log):
     ):
         begin([*files, files[0].with_name("again.json")], Asked(log))
     assert not log.exists()
+
+
+def test_a_pair_whose_picture_has_gone_is_passed_over_and_comes_back_with_it(files, log):
+    with session_of(files, log) as session:
+        pair = session.next("anna", "", [])["pair"]
+        shown = session.log.served[pair["nonce"]].left
+        picture = picture_of(session.ground.cells[shown.cell].path, shown.place, shown.sample)
+        content = picture.read_bytes()
+        picture.unlink()
+        assert cast(session, "anna")["prompt"] != pair["prompt"]
+        cast(session, "anna")
+        assert session.undo("anna", "")["progress"]["done"] == 1
+        picture.write_bytes(files[0].read_bytes())
+        while session.next("anna", "", [])["pair"]:
+            cast(session, "anna")
+        end = session.next("anna", "", [])
+        assert (end["progress"]["done"], end["progress"]["total"]) == (11, 11)
+        assert end["left_out"].startswith("1 pair left out: pictures can no longer be shown; tell who")
+        picture.write_bytes(content)
+        assert session.next("anna", "", [])["pair"] == pair

@@ -162,8 +162,8 @@ def test_strengths_by_votes_are_those_worked_by_hand():
     prompts; with half a win on either side, the strength is log((3 · 13/18 + ½) / (3 · 5/18 + ½)) = log 2."""
     placed = [SimpleNamespace(rows=range(1)), SimpleNamespace(rows=range(1, 2))]
     said = [("p0", 1.0), ("p1", 0.5), ("p2", 1.0), ("p2", 1.0), ("p2", 0.0)]
-    entries = [Entry(1, 0, won, prompt, 0, f"r{i}", 0) for i, (prompt, won) in enumerate(said)]
-    skipped = Entry(1, 0, math.nan, "p3", 0, "r0", 0)
+    entries = [Entry(1, 0, won, prompt, 0, f"r{i}") for i, (prompt, won) in enumerate(said)]
+    skipped = Entry(1, 0, math.nan, "p3", 0, "r0")
     shares = vote_shares([*entries, skipped], placed)
     assert shares.rates[1, 0] == pytest.approx(13 / 18)
     assert shares.rates[0, 1] == pytest.approx(5 / 18)
