@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from alignbench.record.first_pictures import FirstPictures, first_pictures, pack
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFont import FreeTypeFont, ImageFont
+
+    Font = FreeTypeFont | ImageFont
 
 CELL = 96  # pixels of a picture's longer side, at least
 GAP, LINE, FONT = 6, 15, 11
@@ -92,57 +94,65 @@ def _picture(found: FirstPictures, prompt: str) -> Image:
 
 
 def _sheet(rows: dict[str, list[Image]], texts: Sequence[str]) -> Image:
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
-    font = ImageFont.load_default(size=FONT)
-    fonts = [_font(text, font) for text in texts]
+    fonts = _fonts([*rows, *texts])
     first = next(iter(rows.values()))[0]
     scale = max(1, -(-CELL // max(first.size)))
     width, height = first.width * scale, first.height * scale
-    left = 2 * GAP + max(int(font.getlength(label)) for label in rows)
-    captions = [_wrapped(text, width, own) for text, own in zip(texts, fonts, strict=True)]
+    left = 2 * GAP + max(int(fonts[label].getlength(label)) for label in rows)
+    captions = [_wrapped(text, width, fonts[text]) for text in texts]
     top = 2 * GAP + LINE * max(len(lines) for lines in captions)
     size = (left + len(texts) * (width + GAP), top + len(rows) * (height + GAP))
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
-    for column, (lines, own) in enumerate(zip(captions, fonts, strict=True)):
+    for column, (text, lines) in enumerate(zip(texts, captions, strict=True)):
         for line, words in enumerate(lines):
-            pen.text((left + column * (width + GAP), GAP + line * LINE), words, fill="black", font=own)
+            pen.text((left + column * (width + GAP), GAP + line * LINE), words, fill="black", font=fonts[text])
     for row, (label, pictures) in enumerate(rows.items()):
         y = top + row * (height + GAP)
-        pen.text((GAP, y + height // 2 - LINE // 2), label, fill="black", font=font)
+        pen.text((GAP, y + height // 2 - LINE // 2), label, fill="black", font=fonts[label])
         for column, picture in enumerate(pictures):
             enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (left + column * (width + GAP), y))
     return sheet
 
 
-def _font(text: str, usual: FreeTypeFont | ImageFont) -> FreeTypeFont | ImageFont:
-    """The usual font, which has English letters alone, or, where it lacks some of a text, the one on this machine that
-    has the most of them."""
+def _fonts(texts: Iterable[str]) -> dict[str, Font]:
+    """For each text the usual font, which has English letters alone, or, where it lacks some of them, the one on this
+    machine that has the most."""
     from PIL import ImageFont
 
+    usual: Font = ImageFont.load_default(size=FONT)
     none = bytes(usual.getmask("\uffff"))
-    if not any(bytes(usual.getmask(letter)) == none for letter in set(text)):
-        return usual
+    found: dict[str, Font] = dict.fromkeys(texts, usual)
+    lacking = [text for text in found if any(bytes(usual.getmask(letter)) == none for letter in set(text))]
+    installed = _installed({ord(letter) for text in lacking for letter in text}) if lacking else {}
+    for text in lacking:
+        letters = set(map(ord, text))
+        ranks = {file: (len(has & letters), regular) for file, (has, regular) in installed.items()}
+        found[text] = ImageFont.truetype(max(ranks, key=lambda file: ranks[file]), FONT)
+    return found
+
+
+def _installed(letters: set[int]) -> dict[str, tuple[set[int], bool]]:
+    """Which of these letters each font file of this machine has, and whether it is upright and of the usual weight.
+    The first one, which comes with a package, is there on every machine."""
     from matplotlib.font_manager import findfont, findSystemFonts
     from matplotlib.ft2font import FT2Font
 
-    letters = set(map(ord, text))
-
-    def having(file: str) -> tuple[int, bool]:
+    found: dict[str, tuple[set[int], bool]] = {}
+    for file in (findfont("DejaVu Sans"), *sorted(findSystemFonts())):
         try:
             font = FT2Font(file)
         except (OSError, RuntimeError):  # a damaged file, or one of another kind
-            return 0, False
-        if not font.scalable or "LastResort" in font.family_name.replace(" ", ""):  # emoji of one size; boxes of macOS
-            return 0, False
-        return len(font.get_charmap().keys() & letters), font.style_name in ("Regular", "Book")
-
-    return ImageFont.truetype(max(findfont("DejaVu Sans"), *sorted(findSystemFonts()), key=having), FONT)
+            continue
+        if font.scalable and "LastResort" not in font.family_name.replace(" ", ""):  # emoji of one size; boxes of macOS
+            found[file] = letters & font.get_charmap().keys(), font.style_name in ("Regular", "Book")
+    return found
 
 
-def _wrapped(text: str, width: int, font: FreeTypeFont | ImageFont) -> list[str]:
+def _wrapped(text: str, width: int, font: Font) -> list[str]:
     """At most four lines that fit the width."""
     broad = max(font.getlength("n"), font.getlength(text) / max(1, len(text)))  # as of Chinese
     letters = max(4, int(width / max(1.0, broad)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import matplotlib.font_manager
 import numpy as np
 import pytest
 from PIL import Image
@@ -72,6 +73,28 @@ def test_letters_of_other_languages_are_told_apart(one, other, cell, tmp_path):
         return np.array(draw([tmp_path], prompts=1))[:20]
 
     assert (caption(one) != caption(other)).any()
+
+
+def test_without_a_font_on_the_machine_captions_are_in_one_that_comes_along(cell, tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [])
+    test_letters_of_other_languages_are_told_apart("ж", "д", cell, tmp_path)
+
+
+def test_names_of_methods_are_in_a_font_that_has_their_letters_and_fonts_are_read_once(cell, tmp_path, monkeypatch):
+    def sheet_of(letter: str) -> np.ndarray:
+        for path in tmp_path.glob("*.json"):
+            path.unlink()
+        for name, reward in (("a", letter), ("b", f"{letter}{letter}")):
+            cell(f"{name}{ord(letter)}", "base", 200, configuration={"reward": reward})
+        return np.array(draw([tmp_path], prompts=1))
+
+    looked = []
+    real = matplotlib.font_manager.findSystemFonts
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: looked.append(1) or real())
+    one, other = sheet_of("ж"), sheet_of("д")
+    width = min(one.shape[1], other.shape[1])
+    assert (one[:, :width] != other[:, :width]).any()
+    assert len(looked) == 2  # once a sheet
 
 
 def test_the_command_writes_a_picture_and_refuses_what_it_cannot(cell, tmp_path, make_result, capsys):
