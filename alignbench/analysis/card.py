@@ -36,7 +36,7 @@ def write_card(path: Path) -> None:
     if not folder.is_dir() or (result := read(path)).status != "complete":
         return
     try:
-        versus, _ = versus_base(path)
+        versus, *_ = versus_base(path)
     except AlignbenchError:  # such as a scorer that was another one then
         versus = []
     text = card(result, versus, folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from alignbench.analysis.frontier import standings, targets
 from alignbench.analysis.load import (
     Array,
     Loaded,
+    Method,
     Run,
     Scores,
     budget_text,
@@ -33,7 +34,7 @@ from alignbench.analysis.load import (
     no_garbage_collection,
     table,
 )
-from alignbench.analysis.pairing import Placed, meet
+from alignbench.analysis.pairing import Placed, in_rows, meet
 from alignbench.analysis.picture_shifts import Hacked, Shift
 from alignbench.analysis.published import beside
 from alignbench.analysis.ranks import ranks
@@ -107,13 +108,10 @@ def compare_loaded(
 
 
 def _group(runs: Sequence[Run], asked: Asked, logs: Sequence[tuple[Path, Log]]) -> Group:
-    methods = methods_of(runs)
-    placed: list[Placed] = []
-    ordered: list[Run] = []
-    for method in methods:
-        placed.append(Placed(method, range(len(ordered), len(ordered) + len(method.runs))))
-        ordered += method.runs
-    reference, about_reference = find_baseline(placed, asked.baseline)
+    baseline, methods, about_baseline = find_baseline(methods_of(runs), asked.baseline)
+    placed = in_rows(methods)
+    ordered = [run for method in methods for run in method.runs]
+    reference = next((p for p in placed if p.method is baseline), None)
     present = dict.fromkeys(name for run in ordered for name in run.result.scorers)
     scorers = [name for name in present if not asked.scorers or name in asked.scorers]
     first = [*(reference.method.runs if reference else ()), *ordered]
@@ -126,7 +124,7 @@ def _group(runs: Sequence[Run], asked: Asked, logs: Sequence[tuple[Path, Log]]) 
     won = {name: shares(column, placed) for name, column in scores.items()}
     versus: list[Versus] = []
     parts: list[Part] = []
-    notes += [about_reference] if about_reference else []
+    notes += [about_baseline] if about_baseline else []
     if reference is not None:
         versus = against(reference, placed, scores, asked, every.get(asked.control or ""))
         notes += _pairing_notes(reference, placed, scores)
@@ -191,28 +189,37 @@ def _pictures(
     return left, picture_shifts.hacked(left, versus, rewards)
 
 
-def find_baseline(placed: Sequence[Placed], name: str) -> tuple[Placed | None, str]:
-    """The method with this label, or the only one of this algorithm on the plain model; or None and why there is none.
-    Of several unaligned models that are sampled alike, and so draw the same pictures, it is the one with most scores,
-    and what to know of that.
+class Baseline(NamedTuple):
+    """What the others are compared with, if there is such a method."""
+
+    method: Method | None
+    compared: Sequence[Method]  # it and all others, without those that draw the same pictures
+    note: str  # why there is none, or what to know of it
+
+
+def find_baseline(methods: Sequence[Method], name: str) -> Baseline:
+    """The method with this label, or the only one of this algorithm on the plain model. Of several unaligned models
+    that are sampled alike, and so draw the same pictures, it is the one with most scores. The others would only be
+    tests more that p values are adjusted for.
 
     Raises InputError where a name that the user typed means several; of the default, a folder may hold several.
     """
-    exact = [p for p in placed if p.label == name]
-    named = exact or [
-        p for p in placed if p.method.first.configuration.algorithm == name and not is_aligned(p.method.first)
-    ]
+    exact = [m for m in methods if m.label == name]
+    named = exact or [m for m in methods if m.first.configuration.algorithm == name and not is_aligned(m.first)]
     if len(named) == 1:
-        return named[0], ""
+        return Baseline(named[0], methods, "")
     if not named:
-        return None, f"no complete result of {name!r} with this evaluation: no win rates against it."
-    if name == DEFAULT_BASELINE and all(draws_as(p.method.first, named[0].method.first) for p in named):
-        most = max(named, key=lambda p: sum(len(row.scores) for row in p.method.first.rows))
-        return most, f"baseline: {len(named)} of {name!r} draw the same pictures; {most.label!r} has most scores."
-    choices = f"{name!r} is ambiguous: {', '.join(repr(p.label) for p in named)}; name one of them"
+        return Baseline(None, methods, f"no complete result of {name!r} with this evaluation: no win rates against it.")
+    if name == DEFAULT_BASELINE and all(draws_as(m.first, named[0].first) for m in named):
+        most = max(named, key=lambda m: sum(len(row.scores) for row in m.first.rows))
+        others = [m.label for m in named if m is not most]
+        note = f"baseline: {len(named)} of {name!r} draw the same pictures; {most.label!r} has most scores, "
+        note += f"{', '.join(map(repr, others))} {'is' if len(others) == 1 else 'are'} left out."
+        return Baseline(most, [m for m in methods if m.label not in others], note)
+    choices = f"{name!r} is ambiguous: {', '.join(repr(m.label) for m in named)}; name one of them"
     if name != DEFAULT_BASELINE:
         raise InputError(f"baseline {choices}.")
-    return None, f"baseline {choices} with --baseline to get win rates against it."
+    return Baseline(None, methods, f"baseline {choices} with --baseline to get win rates against it.")
 
 
 def _foreign_scorers(holders: dict[str, Run], runs: Sequence[Run]) -> list[str]:

@@ -167,11 +167,17 @@ def is_aligned(result: Result) -> bool:
     return any(name in result.sampler for name in ALIGNED)
 
 
+def drawn_otherwise(one: Result, other: Result) -> list[str]:
+    """In which entries two results of one evaluation differ that decide how pictures are drawn, whoever draws them."""
+    first, second = ({**result.configuration.sampling, "dtype": result.configuration.dtype} for result in (one, other))
+    return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+
+
 def draws_as(one: Result, other: Result) -> bool:
     """Whether two unaligned models of one evaluation draw the same picture from the same noise: sampled alike, whatever
     reward they name, and however many prompts, images and scorers they were asked for."""
     said = [result.configuration.model_dump(exclude=IDLE) for result in (one, other)]
-    return said[0] == said[1] and one.sampler == other.sampler
+    return not drawn_otherwise(one, other) and said[0] == said[1] and one.sampler == other.sampler
 
 
 def columns_of(result: Result) -> list[str]:

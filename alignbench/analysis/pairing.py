@@ -29,6 +29,15 @@ class Placed:
         return self.method.label
 
 
+def in_rows(methods: Sequence[Method]) -> list[Placed]:
+    """Methods with the rows of their runs, one method after the other."""
+    placed: list[Placed] = []
+    for method in methods:
+        start = placed[-1].rows.stop if placed else 0
+        placed.append(Placed(method, range(start, start + len(method.runs))))
+    return placed
+
+
 @dataclass(frozen=True)
 class Meeting:
     """The pairs of two methods on one scorer."""

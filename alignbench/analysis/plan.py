@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from alignbench.analysis.compare import DEFAULT_BASELINE, find_baseline
+from alignbench.analysis.compare import DEFAULT_BASELINE, Baseline, find_baseline
 from alignbench.analysis.comparison import SIGNIFICANT
-from alignbench.analysis.load import Run, Scores, load, methods_of, no_garbage_collection, table
-from alignbench.analysis.pairing import Meeting, Placed, meet
+from alignbench.analysis.load import Scores, load, methods_of, no_garbage_collection, table
+from alignbench.analysis.pairing import Meeting, Placed, in_rows, meet
 from alignbench.analysis.planning import Components, Plan, Quantity, Size, components, plan_for
 from alignbench.errors import InputError, UnknownName
 from alignbench.record.result import Evaluation, Scorer
@@ -114,45 +114,41 @@ def plans(
         raise InputError("none of these results is complete; `alignbench ls` shows how far each is.")
     if len(runs) == 1:
         raise InputError(f"{runs[0].path}: one result alone compares nothing; add that of a method to compare it with.")
-    groups = [_placed(group) for group in loaded.groups.values()]
-    if baseline != DEFAULT_BASELINE and all(find_baseline(group, baseline)[0] is None for group in groups):
-        raise UnknownName("method in these files to use as baseline", baseline, [p.label for g in groups for p in g])
-    found, lacking = [], []
+    groups = [find_baseline(methods_of(group), baseline) for group in loaded.groups.values()]
+    if baseline != DEFAULT_BASELINE and all(group.method is None for group in groups):
+        labels = [method.label for group in groups for method in group.compared]
+        raise UnknownName("method in these files to use as baseline", baseline, labels)
+    found, notes, lacking = [], list[str](), list[str]()
     for group in groups:
         try:
-            found.append(_planned(group, wanted, baseline, scorers))
+            found.append(_planned(group, wanted, scorers))
+            notes += [group.note] if group.note else []
         except InputError as error:
             lacking.append(str(error))
     if not found:
         raise InputError(lacking[0])
-    return Plans(wanted, found, [f"skipped: {item.reason}" for item in loaded.skipped] + lacking)
-
-
-def _placed(runs: Sequence[Run]) -> list[Placed]:
-    """The methods of one evaluation, with the rows that their runs have in arrays of scores."""
-    placed: list[Placed] = []
-    for method in methods_of(runs):
-        start = placed[-1].rows.stop if placed else 0
-        placed.append(Placed(method, range(start, start + len(method.runs))))
-    return placed
+    return Plans(wanted, found, [*(f"skipped: {item.reason}" for item in loaded.skipped), *notes, *lacking])
 
 
 def needed(base: Path, other: Path) -> dict[str, float]:
     """By scorer, how far from a half the win rate of one result against the other's has to be for a single test to show
     it with the usual power. Where there is one prompt, images stand for prompts."""
-    placed = _placed([run for group in load([base, other]).groups.values() for run in group])
-    reference, _ = find_baseline(placed, DEFAULT_BASELINE)
+    methods = methods_of([run for group in load([base, other]).groups.values() for run in group])
+    found = find_baseline(methods, DEFAULT_BASELINE)
+    placed = in_rows(found.compared)
+    reference = next((p for p in placed if p.method is found.method), None)
     met = [] if reference is None else _met(placed, reference, ())
     return {name: _plan(meeting, "rate", Wanted(), 1).now for _, name, meeting in met}
 
 
-def _planned(placed: Sequence[Placed], wanted: Wanted, baseline: str, scorers: Sequence[str]) -> Planned:
+def _planned(found: Baseline, wanted: Wanted, scorers: Sequence[str]) -> Planned:
     """The plan of one evaluation. Raises InputError where there is none."""
+    placed = in_rows(found.compared)
     evaluation = placed[0].method.first.evaluation
     about = f"evaluation {evaluation.fingerprint}"
-    reference, lacking = find_baseline(placed, baseline)
+    reference = next((p for p in placed if p.method is found.method), None)
     if reference is None:
-        raise InputError(f"{about}: {lacking} `alignbench run` makes results; --baseline names another method.")
+        raise InputError(f"{about}: {found.note} `alignbench run` makes results; --baseline names another method.")
     if not (met := _met(placed, reference, scorers)):
         raise InputError(f"{about}: no method has a score beside {reference.label}'s; `alignbench run` one.")
     several = [(p, name, meeting) for p, name, meeting in met if not meeting.one_prompt]

@@ -11,7 +11,7 @@ import numpy as np
 from alignbench.analysis.compare import FEW_PROMPTS, compare
 from alignbench.analysis.comparison import SIGNIFICANT, Versus
 from alignbench.analysis.formats import number, p_value, percent
-from alignbench.analysis.load import is_aligned
+from alignbench.analysis.load import drawn_otherwise, is_aligned
 from alignbench.analysis.picture_shifts import picture_means
 from alignbench.analysis.picture_tables import NAMES
 from alignbench.analysis.plan import needed
@@ -129,20 +129,21 @@ def _metric(metric: Metric) -> str:
 
 def against_base(path: Path) -> tuple[list[str], Path | None]:
     """Lines on the win rate against a complete `base` result beside this one with the same evaluation, and its path."""
-    versus, base = versus_base(path)
+    versus, base, otherwise = versus_base(path)
+    apart = f"; that base was drawn with other {', '.join(otherwise)}" if otherwise else ""
     farthest = needed(base, path) if base else {}
     return [
         f"  against base  {v.scorer}: wins {percent(v.rate.rate)} % ({percent(v.rate.low)} to {percent(v.rate.high)}), "
-        f"p {p_value(v.rate_test.p)}: {_said(v, farthest.get(v.scorer, math.nan))}"
+        f"p {p_value(v.rate_test.p)}: {_said(v, farthest.get(v.scorer, math.nan))}{apart}"
         for v in versus
     ], base
 
 
-def versus_base(path: Path) -> tuple[list[Versus], Path | None]:
+def versus_base(path: Path) -> tuple[list[Versus], Path | None, list[str]]:
     """The comparison of `against_base`, a row for each scorer; of several, with the one that is sampled as this one
-    was and shares most scorers and pictures with it."""
+    was and shares most scorers and pictures with it. Last, in what that one is sampled otherwise."""
     mine = read(path)
-    found: list[tuple[tuple[bool, int, int], Path]] = []
+    found: list[tuple[tuple[bool, int, int], Path, list[str]]] = []
     for other in sorted(path.parent.glob("*.json")):
         try:
             if not _may_be_base(content_of(other)):  # the others need not be read whole
@@ -153,18 +154,18 @@ def versus_base(path: Path) -> tuple[list[Versus], Path | None]:
         same = theirs.evaluation == mine.evaluation and theirs.status == "complete"
         if not same or theirs.configuration.algorithm != "base" or is_aligned(theirs) or other == path:
             continue
-        found.append((_likeness(theirs, mine), other))
+        otherwise = drawn_otherwise(theirs, mine)
+        found.append(((not otherwise, *_shared(theirs, mine)), other, otherwise))
     if not found:
-        return [], None
-    _, base = max(found, key=lambda item: item[0])
-    return compare([base, path]).groups[0].versus, base
+        return [], None, []
+    _, base, otherwise = max(found, key=lambda item: item[0])
+    return compare([base, path]).groups[0].versus, base, otherwise
 
 
-def _likeness(base: Result, other: Result) -> tuple[bool, int, int]:
-    """How well a base serves another result: sampled alike, scorers and pictures that both have."""
-    alike = base.configuration.sampling == other.configuration.sampling
+def _shared(base: Result, other: Result) -> tuple[int, int]:
+    """How many scorers, and how many pictures, both have."""
     pictures = {(row.prompt, row.sample) for row in base.rows} & {(row.prompt, row.sample) for row in other.rows}
-    return alike, len(base.scorers.keys() & other.scorers.keys()), len(pictures)
+    return len(base.scorers.keys() & other.scorers.keys()), len(pictures)
 
 
 def _may_be_base(content: dict[str, Any]) -> bool:

@@ -89,7 +89,8 @@ def build(paths: Sequence[Path], output: Path, wanted: Wanted | None = None) -> 
     files = embedded.embedded([run.path for run in runs])
     sections, data, room = [], [], BUDGET
     for group in groups:
-        methods = methods_of(loaded.groups[group.evaluation.fingerprint])
+        known = methods_of(loaded.groups[group.evaluation.fingerprint])
+        methods = [method for method in known if method.label in group.methods]
         pictures = gallery(group, methods, output, wanted.images, room)
         room -= pictures.bytes
         sections.append(_section(group, methods, pictures))

@@ -476,8 +476,27 @@ def test_of_bases_that_draw_the_same_pictures_the_one_with_most_scores_is_the_ba
     ]
     (group,) = compare(paths).groups
     assert group.baseline == "base reward=r limit=None"
-    assert {row.method: row.rate.prompts for row in group.versus} == {"base reward=other limit=2": 2, "best_of_n": 3}
-    assert "baseline: 2 of 'base' draw the same pictures; 'base reward=r limit=None' has most scores." in group.notes
+    assert {row.method: row.rate.prompts for row in group.versus} == {"best_of_n": 3}
+    (note,) = [note for note in group.notes if note.startswith("baseline: 2 of 'base' draw the same pictures; ")]
+    assert note.endswith("'base reward=r limit=None' has most scores, 'base reward=other limit=2' is left out.")
+
+
+def test_a_trial_that_was_left_over_changes_no_number(make_result):
+    whole = [
+        make_result("base", noise("base")),
+        make_result("best", [x + 0.6 for x in noise("best")], "best_of_n"),
+        make_result("demon", noise("demon"), "demon"),
+    ]
+    trial = make_result("trial", noise("base")[:2], configuration={"limit": 2})
+    groups = [only_group(paths, duels=True) for paths in (whole, [*whole, trial])]
+    rows, places, duels = (
+        [[(v.family, v.rate_test, v.rate, v.difference_test) for v in group.versus] for group in groups],
+        [group.ranks["r"].strength.tolist() for group in groups],
+        [[(d.family, d.rate, d.rate_test) for d in group.duels] for group in groups],
+    )
+    for with_trial, without in (rows, places, duels):
+        assert with_trial == without
+    assert len(groups[1].methods) == 3
 
 
 def test_a_method_without_scores_leaves_the_others_their_ranks(make_result):

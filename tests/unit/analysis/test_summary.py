@@ -78,6 +78,17 @@ def test_it_is_against_the_base_that_is_sampled_alike_and_shares_most(make_resul
     assert against_base(make_result("mine", wins(30, 40), "best_of_n"))[1] == base
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"sampling": {"steps": 10, "guidance": 3.0, "eta": 1.0}}, "steps"), ({"dtype": "float16"}, "dtype")],
+)
+def test_where_no_base_is_sampled_alike_the_line_says_so(changed, said, make_result):
+    make_result("other", [0.0] * 100, configuration=changed)
+    (line,), _ = against_base(make_result("mine", wins(90, 100), "best_of_n"))
+    assert "better than base; that base was drawn with other " in line
+    assert said in line.rpartition("other ")[2].split(", ")
+
+
 def test_images_of_one_prompt_are_called_images(said):
     """0.5 (30/29)^½ / √30 is 9.28 points with 29 degrees, (2.045 + 0.854) times that 26.9."""
     (line,) = said(wins(17, 30), samples=30)

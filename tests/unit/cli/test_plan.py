@@ -160,6 +160,16 @@ def test_an_evaluation_without_the_baseline_is_a_note(results, capsys):
     assert "no method has a score beside base's; `alignbench run` one." in note
 
 
+def test_a_trial_that_was_left_over_changes_no_plan(results, capsys):
+    before = as_json(capsys)
+    writer(results)("trial", scores("base")[:2], configuration={"limit": 2})
+    values = as_json(capsys)
+    methods = [found["groups"][0]["methods"] for found in (before, values)]
+    assert methods[0] == methods[1]
+    (note,) = values["notes"]
+    assert note.endswith("has most scores, 'base limit=2 scorers=r' is left out.")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
