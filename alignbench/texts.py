@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -67,21 +68,34 @@ def streamed(path: Path) -> Iterator[tuple[int, int, str]]:
             begins += len(line)
 
 
+def _separator(path: Path, text: str, tabs: bool) -> tuple[str, bool]:
+    """What separates the fields of a table, and whether its first line says so, as Excel reads and writes it."""
+    if said := re.match(r"sep=(.)([\r\n]|$)", text, re.IGNORECASE):
+        if said[1] not in MARKED:
+            raise InputError(f"{path}, line 1: {shown(said[0].strip())}; expected sep=, or sep=; or a tab there.")
+        return said[1], True
+    header = text.lstrip("\r\n").partition("\n")[0]
+    return "\t" if tabs else ";" if ";" in header and "," not in header else ",", False
+
+
 def table_rows(path: Path, tabs: bool = False, needed: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a table with a header: the place of each, and its fields by column in small letters. Commas separate
     fields, and double quotes hold them together (RFC 4180); semicolons do where they are in the header and no comma is,
-    as Excel writes them where commas stand in numbers. Where tabs separate, quotes are text. Raises InputError by line
-    for a row that has not as many fields as the header: a comma that is not quoted would cut a text short."""
+    as Excel writes them where commas stand in numbers, or whatever a first line `sep=;` says. Of a table with tabs,
+    quotes are text. Raises InputError by line for a row that has not as many fields as the header: a comma that is not
+    quoted would cut a text short."""
     text = text_of(path)
-    first = text.lstrip("\r\n").partition("\n")[0]
-    mark = "\t" if tabs else ";" if ";" in first and "," not in first else ","
+    mark, said = _separator(path, text, tabs)
     source = io.StringIO(text, newline="")
+    if said:
+        next(source)
+    passed = int(said)  # lines
     reader = csv.reader(source, delimiter=mark, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL, strict=not tabs)
     header: list[str] | None = None
-    begun = 1
+    begun = 1 + passed
     try:
         for fields in reader:
-            where, begun = f"{path}, line {begun}", reader.line_num + 1
+            where, begun = f"{path}, line {begun}", reader.line_num + passed + 1
             if not fields:
                 continue
             if header is None:

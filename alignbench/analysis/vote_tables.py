@@ -142,20 +142,27 @@ def vote_reading(group: Group) -> list[str]:
 
 
 def _needed_of_all(items: Sequence[VoteVersus]) -> str:
-    """Of many methods in one line."""
-    votes = [v.needed.votes for v in items if v.needed.votes]
-    raters = [v.needed.raters for v in items if v.people and v.needed.votes and v.needed.raters is not None]
-    if not votes:
+    """Of many methods in one line: of how many rates each number is, and how many are left out."""
+    told = [v for v in items if v.needed.votes]
+    if not told:
         return "every pair ties, so it is not to be told how many votes ±5 points take"
-    of_people = (
-        f"about {_range(raters)} raters with as many votes on it each as now"
-        if raters
-        else f"{FEWEST_RATERS} raters at least, better twenty"
+    several = [v for v in told if v.people]
+    raters = [v.needed.raters for v in several if v.needed.raters is not None]
+    few = f"{FEWEST_RATERS} raters at least, better twenty"
+    of_people = [f"about {_range(raters)} raters with as many votes on it each as now"] if raters else []
+    if raters and len(raters) < len(told):
+        of_people[0] += f" (of {len(raters)} rates)"
+    if len(several) < len(told):
+        alone = f" (of the {len(told) - len(several)} with fewer)" if several else ""
+        of_people.append(f"{few}{alone}")
+    counted = f"each of these {len(told)} rates"
+    if tied := len(items) - len(told):
+        counted = f"each of {len(told)} of these {len(items)} rates ({tied} of ties alone left out)"
+    said = (
+        f"{counted} within ±5 points takes about {_range([v.needed.votes for v in told])} votes of these raters, each "
+        "on another prompt"
     )
-    return (
-        f"each of these {len(items)} rates within ±5 points takes about {_range(votes)} votes of these raters, each on "
-        f"another prompt; of people, {of_people}"
-    )
+    return f"{said}; of people, {', '.join(of_people)}" if of_people else said
 
 
 def _range(numbers: Sequence[int]) -> str:

@@ -107,7 +107,7 @@ def ground_of(paths: Sequence[Path]) -> Ground:
         texts |= {prompt.id: prompt.text for run in method.runs for prompt in run.result.prompts}
     first: dict[str, Path] = {}
     for cell in cells:
-        if (other := first.setdefault(cell.voted.id, cell.path)) is not cell.path:
+        if (other := first.setdefault(cell.voted.id, cell.path)) != cell.path:
             raise InputError(f"{other} and {cell.path} are one cell with other scorers; leave one out.")
     return Ground(evaluation, cells, places, texts)
 

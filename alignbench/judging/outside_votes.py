@@ -7,7 +7,7 @@ Pick-a-Pic's parquet.
 A row names a prompt by its id or its text, two methods by their label, algorithm or result file, and a choice: a or b
 (left or right, or a method's own name), tie, skip. Optional columns are sample (default 0), question and milliseconds.
 Label Studio's JSON is read where its tasks have these columns as data, and its raters chose `left`, `right` or `tie`;
-an annotation without a choice is skipped.
+an annotation without a choice counts as a pair that its rater skipped.
 A parquet file has Pick-a-Pic's columns: the caption is the prompt, model_0 and model_1 are the methods, label_0 is the
 choice and user_id the rater; rows that nobody judged are passed over, and its copies of pictures are not read: what is
 counted is the result's own picture of that method and prompt. What was shown on which side is as the table says: a is
@@ -234,10 +234,16 @@ def _chosen(said: str, first: str, second: str, where: str) -> Choice:
     choice = by_name or by_word
     if choice is None:
         raise InputError(f"{where}: the choice is {shown(said)}; expected a, b, tie or skip.")
-    if by_word not in (None, choice):
+    if by_word in ("left", "right") and by_word != choice:
         raise InputError(
             f"{where}: the choice is {shown(said)}, which is a side and names the method on the other one; write left "
             "or right."
+        )
+    if by_word not in (None, choice):
+        other = next(word or "nothing" for word, meant in CHOICES.items() if meant == by_word and word != said.lower())
+        raise InputError(
+            f"{where}: the choice is {shown(said)}, which names a method and is a word for a {by_word}; write left or "
+            f"right for the method, {other} for a {by_word}."
         )
     return choice  # type: ignore[return-value]
 

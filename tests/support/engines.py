@@ -115,9 +115,9 @@ def firefox() -> Iterator[Callable[..., Any]]:
         pytest.skip("no Firefox on this machine: apt-get install firefox-esr")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         Path(profile, "user.js").write_text('user_pref("marionette.port", 0);\n', encoding="utf-8")
-        with started(found, "-headless", "-no-remote", "-profile", profile, "-marionette"):
+        with started(found, "-headless", "-no-remote", "-profile", profile, "-marionette") as process:
             port = Path(profile, "MarionetteActivePort")
-            until(lambda: port.exists() and port.read_text(encoding="utf-8"), "Firefox")
+            until(lambda: port.exists() and port.read_text(encoding="utf-8"), "Firefox", process)
             with socket.create_connection(("127.0.0.1", int(port.read_text(encoding="utf-8"))), SECONDS) as line:
                 stream = line.makefile("rb")
 
@@ -161,8 +161,8 @@ def webkit() -> Iterator[Callable[..., Any]]:
             return True
         return False
 
-    with started("xvfb-run", "-a", "-s", "-screen 0 1600x1200x24", "WebKitWebDriver", f"--port={port}"):
-        until(reached, "WebKitWebDriver")
+    with started("xvfb-run", "-a", "-s", "-screen 0 1600x1200x24", "WebKitWebDriver", f"--port={port}") as process:
+        until(reached, "WebKitWebDriver", process)
         options = {"webkitgtk:browserOptions": {"binary": browser, "args": ["--automation"]}}
         session = request("POST", "", {"capabilities": {"alwaysMatch": options}})["sessionId"]
 
@@ -174,20 +174,22 @@ def webkit() -> Iterator[Callable[..., Any]]:
 
 
 @contextlib.contextmanager
-def started(*command: str) -> Iterator[None]:
+def started(*command: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process, which is ended with all that it started."""
     silent = subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=silent, stderr=silent, start_new_session=True)
     try:
-        yield
+        yield process
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         process.wait(SECONDS)
 
 
-def until(true: Callable[[], Any], what: str) -> None:
+def until(true: Callable[[], Any], what: str, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait for something, perhaps of a process: one that has ended will not bring it."""
     end = time.monotonic() + SECONDS
     while not true():
+        assert process is None or process.poll() is None, f"{what} ended with {process and process.returncode}"
         assert time.monotonic() < end, f"waited too long for {what}"
         time.sleep(0.05)

@@ -17,6 +17,7 @@ from alignbench.record.digests import digest, digest_of, picture_of
 COLOURS = {
     "base": (200, 60, 60), "best_of_n": (60, 160, 60), "refl": (60, 60, 200), "draft": (180, 160, 40),
     "ddpo": (90, 90, 90), "dpok": (30, 160, 160),
+    "sft": (120, 30, 160), "d3po": (20, 20, 20),
 }  # fmt: skip
 
 

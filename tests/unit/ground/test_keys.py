@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignbench.keys import Key, epochs, normal
+from alignbench.keys import Key, epochs, normal, resample_counts
 
 
 def test_the_same_path_gives_the_same_draw_and_another_path_another():
@@ -96,3 +96,13 @@ def test_a_key_survives_copying_and_pickling():
     key = Key("a", 1)("b")
     for other in (pickle.loads(pickle.dumps(key)), copy.deepcopy(key)):
         assert (other, other.path, other("c")) == (key, key.path, key("c"))
+
+
+def test_a_resample_draws_as_many_things_as_there_are_and_the_same_ones_from_one_key():
+    counts = resample_counts(Key("counts").generator(), 5, 400)
+    assert counts.shape == (400, 5)
+    assert (counts.sum(1) == 5).all()
+    assert (np.abs(counts.mean(0) - 1) < 0.2).all()
+    assert (counts == resample_counts(Key("counts").generator(), 5, 400)).all()
+    drawn = Key("counts").generator().integers(0, 5, size=(400, 5))
+    assert counts[7].tolist() == [int((drawn[7] == i).sum()) for i in range(5)]

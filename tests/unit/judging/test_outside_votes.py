@@ -200,6 +200,27 @@ def test_from_the_command_line(files, tmp_path, capsys):
     assert run_command_line(["vote", *map(str, files), "--import", str(tmp_path / "x.txt"), "--votes", str(log)]) == 2
 
 
+@pytest.mark.parametrize(("mark", "end"), [(";", "\n"), ("\t", "\r\n"), (",", "\n")])
+def test_a_first_line_says_what_separates_as_excel_has_it(mark, end, files, tmp_path):
+    rows = f"{HEADER}p0,base,refl,a,anna\np1,base,refl,c,anna\n".replace(",", mark)
+    (tmp_path / "votes.csv").write_bytes(f"SEP={mark}\n{rows}".replace("\n", end).encode("utf-8-sig"))
+    with pytest.raises(InputError, match=r"votes\.csv, line 4: the choice is 'c'"):
+        import_votes(tmp_path / "votes.csv", files, tmp_path / "votes.jsonl")
+    (tmp_path / "votes.csv").write_text(f"sep=|\n{HEADER}")
+    with pytest.raises(InputError, match=r"votes\.csv, line 1: 'sep=\|'; expected sep=, or sep=; or a tab there"):
+        import_votes(tmp_path / "votes.csv", files, tmp_path / "votes.jsonl")
+
+
+@pytest.mark.parametrize(("word", "instead"), [("tie", "both"), ("skip", "nothing"), ("same", "tie")])
+def test_a_word_that_is_also_a_methods_name_is_refused_with_what_to_write(word, instead, files, tmp_path):
+    base = renamed(files[0], word)
+    (tmp_path / "votes.csv").write_text(f"{HEADER}p0,{word},refl,{word},anna\n")
+    meant = "skip" if word == "skip" else "tie"
+    said = f"names a method and is a word for a {meant}; write left or right for the method, {instead} for a {meant}"
+    with pytest.raises(InputError, match=f"line 2: the choice is '{word}', which {said}"):
+        import_votes(tmp_path / "votes.csv", [base, files[1]], tmp_path / "votes.jsonl")
+
+
 def test_what_a_rater_says_of_a_pair_in_another_log_too_counts_once(tmp_path):
     files, logs = cells(tmp_path / "results", prompts=6, same=[2]), [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
     for log, rows in zip(

@@ -196,3 +196,19 @@ def test_where_every_pair_ties_no_number_of_votes_is_told(tmp_path, log):
     (group,) = compare(files, votes=[log]).groups
     said = [line for line in vote_reading(group) if "±5 points" in line]
     assert said == ["votes: refl against base: every pair ties, so it is not to be told how many votes ±5 points take."]
+
+
+def test_of_many_rates_each_number_is_of_those_that_it_is_told_of(tmp_path, log):
+    """Of seven methods, refl ties with base on every pair, draft has one rater, and the others have six."""
+    names = ("base", "refl", "draft", "ddpo", "dpok", "best_of_n", "sft", "d3po")
+    files = cells(tmp_path / "results", names, prompts=6)
+    table = tmp_path / "votes.csv"
+    rows = [f"p{i},base,refl,tie,r{k}" for i in range(6) for k in range(6)]
+    rows += [f"p{i},base,draft,{'ab'[i % 2]},r0" for i in range(6)]
+    rows += [f"p{i},base,{name},{'ab'[(i * k) % 2]},r{k}" for name in names[3:] for i in range(6) for k in range(6)]
+    table.write_text("prompt,method_a,method_b,choice,rater\n" + "\n".join(rows))
+    import_votes(table, files, log)
+    (line,) = [line for line in vote_reading(of(files, log)) if "±5 points" in line]
+    assert line.startswith("votes: each of 6 of these 7 rates (1 of ties alone left out) within ±5 points takes about ")
+    assert re.search(r"raters with as many votes on it each as now \(of 5 rates\), 5 raters at least, ", line)
+    assert line.endswith("better twenty (of the 1 with fewer).")
