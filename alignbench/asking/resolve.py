@@ -112,9 +112,8 @@ def resolve(options: RunOptions) -> Cell:
     defaults = defaults_of(model)
     kind = plugins.load("algorithms", options.algorithm)
     algorithm, preset = build_algorithm(options.algorithm, kind, model.preset, options.set)
-    _check_algorithm(options, model, algorithm)
     sampling = sampling_of(model, options)
-    _check_noise(options, dataclasses.asdict(algorithm), sampling)  # type: ignore[call-overload]
+    _check_algorithm(options, model, algorithm, sampling)
     family.refuse(model, options, options.algorithm, algorithm.trains)
     adapter, adapter_digest = _adapter(options, family)
     asked = data.prompts_of(options, model, family, defaults, algorithm)
@@ -193,7 +192,7 @@ def _path(
     return options.output / f"{stem}.json"
 
 
-def _check_algorithm(options: RunOptions, model: Model, algorithm: Algorithm) -> None:
+def _check_algorithm(options: RunOptions, model: Model, algorithm: Algorithm, sampling: Sampling) -> None:
     """Refuse options that this algorithm would have to ignore, and training what is trained already."""
     if options.report_to and not algorithm.trains:
         raise InputError(f"--report-to: {options.algo!r} trains nothing and has no curve to show; leave it out.")
@@ -210,6 +209,7 @@ def _check_algorithm(options: RunOptions, model: Model, algorithm: Algorithm) ->
     if options.budget and not isinstance(algorithm, TestTimeAlgorithm):
         why = f"{options.algo!r} {'trains' if algorithm.trains else 'has nothing to choose'}"
         raise InputError(f"--budget: {why}: what an image costs is the model's sampling; leave it out.")
+    _check_noise(options, dataclasses.asdict(algorithm), sampling)  # type: ignore[call-overload]
 
 
 def _check_noise(options: RunOptions, fields: Mapping[str, Any], sampling: Sampling) -> None:
