@@ -30,10 +30,12 @@ def is_full(error: BaseException) -> bool:
 
 
 def release() -> None:
-    """Give back what no tensor holds any more."""
+    """Give back what no tensor holds any more, to the kernel too, whatever `keep_freed` keeps."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or another system
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_freed() -> bool:

@@ -17,7 +17,7 @@ from alignbench.errors import warn
 from alignbench.processes import LAUNCHER
 
 AGAIN = "the same command continues from the last checkpoint."
-PATIENCE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10"}  # seconds from a signal to the processes until they are killed
+PATIENCE = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10"}  # seconds until processes are killed that hang after a signal
 
 
 def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str], processes: int) -> int:
@@ -27,9 +27,9 @@ def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str
     second one at once.
     """
     import yaml
-    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, launch_agent
+    from torch.distributed.launcher.api import launch_agent
 
     logging.disable()  # how they end is told in one line below
     folder = tempfile.TemporaryDirectory(prefix="alignbench-", ignore_cleanup_errors=True)
@@ -38,12 +38,47 @@ def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str
     debug = ["--debug"] if "--debug" in sys.argv else []
     program, *arguments = command([*words, "--config", str(asked), *flags, *debug], has_safe_path())
     threads = dict.fromkeys(THREADS, str(max(1, cores() // processes)))
-    set_defaults({**threads, **PATIENCE, "GLOO_SOCKET_IFNAME": "lo"})
-    config = LaunchConfig(
+    set_defaults({**threads, "GLOO_SOCKET_IFNAME": "lo"})
+    patience = {name: value for name, value in PATIENCE.items() if name not in os.environ}
+    own = {PARENT: str(os.getpid()), LAUNCHER: "1"} | patience
+
+    def interrupted(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, interrupted_again)
+        raise SignalException("interrupted", signal.SIGINT)
+
+    def interrupted_again(number: int, frame: object) -> None:
+        warn(f"alignbench: ended at once; {AGAIN}")
+        folder.cleanup()
+        os._exit(128 + number)  # On Linux the processes end with this one. Elsewhere those that hang stay.
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        os.environ |= own
+        launch_agent(_config(folder.name, processes), program, arguments)
+    except ChildFailedError as error:
+        return _ended({rank: failure.exitcode for rank, failure in error.failures.items()}, processes)
+    except SignalException as error:
+        warn(f"alignbench: ended by {signal.Signals(error.sigval).name}; {AGAIN}")
+        return 128 + error.sigval
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)  # None: set by no Python
+        logging.disable(logging.NOTSET)
+        folder.cleanup()
+        for name in own:
+            os.environ.pop(name, None)
+    return 0
+
+
+def _config(folder: str, processes: int) -> Any:
+    """So many processes on this machine, whose output stays where it is."""
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
-        logs_specs=DefaultLogsSpecs(folder.name),  # torch's own folder would stay
+        logs_specs=DefaultLogsSpecs(folder),  # torch's own folder would stay
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
@@ -53,32 +88,6 @@ def launch(words: Sequence[str], options: Mapping[str, Any], flags: Sequence[str
         start_method="spawn",
         signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",  # SIGINT, which may come twice, is handled here
     )
-
-    def interrupted(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, interrupted_again)
-        raise SignalException("interrupted", signal.SIGINT)
-
-    def interrupted_again(number: int, frame: object) -> None:
-        warn(f"alignbench: ended at once; {AGAIN}")
-        folder.cleanup()
-        os._exit(128 + number)  # Linux kills all processes with it
-
-    before = signal.signal(signal.SIGINT, interrupted)
-    try:
-        os.environ |= {PARENT: str(os.getpid()), LAUNCHER: "1"}
-        launch_agent(config, program, arguments)
-    except ChildFailedError as error:
-        return _ended({rank: failure.exitcode for rank, failure in error.failures.items()}, processes)
-    except SignalException as error:
-        warn(f"alignbench: ended by {signal.Signals(error.sigval).name}; {AGAIN}")
-        return 128 + error.sigval
-    finally:
-        signal.signal(signal.SIGINT, before)
-        logging.disable(logging.NOTSET)
-        folder.cleanup()
-        for name in (PARENT, LAUNCHER):
-            os.environ.pop(name, None)
-    return 0
 
 
 def _ended(codes: dict[int, Any], processes: int) -> int:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
-UNREAD = (".heic", ".heif", ".jxl", ".jp2")  # which viewers show, and Pillow alone does not
+UNREAD = (".heic", ".heif", ".jxl", ".jp2")  # which viewers show, and which are not read here
 LARGEST = 2**26  # pixels of a picture; more is a decompression bomb
 THINNEST = 100  # times as long as wide: a scorer that makes the short side 224 would make a thread of a picture huge
 BYTES = 2**28  # of a file

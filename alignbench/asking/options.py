@@ -192,7 +192,9 @@ class DeviceOptions(Options):
     device: Annotated[str, Option(MEMORY, RUNTIME)] = Field("auto", description="auto, cpu, cuda, or cuda:1.")
     dtype: Annotated[DType, Option(MEMORY, HASHED)] = Field("float32", description="Precision of the model.")
     batch_size: Annotated[Count | None, Option(MEMORY, RUNTIME)] = Field(
-        None, description="Images at once; by default as many as fit into memory, of pictures up to 32."
+        None,
+        description="Images made at once: by default up to 32 pictures, and on a processor no more large ones than fit "
+        "into memory.",
     )
 
 
@@ -376,7 +378,7 @@ class EvaluateOptions(Options):
         None, description="Held-out scorers in the place of those it had, besides the reward."
     )
     device: Annotated[str, Option(MEMORY)] = Field("auto", description="auto, cpu, cuda, or cuda:1.")
-    batch_size: Annotated[Count | None, Option(MEMORY)] = Field(None, description="Images at once.")
+    batch_size: Annotated[Count | None, Option(MEMORY)] = Field(None, description="Images made at once.")
     output: Annotated[Path | None, Option(FILES)] = Field(
         None, description="Folder for the new result and its files; by default that of the old one."
     )

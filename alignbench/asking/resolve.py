@@ -112,8 +112,8 @@ def resolve(options: RunOptions) -> Cell:
     defaults = defaults_of(model)
     kind = plugins.load("algorithms", options.algorithm)
     algorithm, preset = build_algorithm(options.algorithm, kind, model.preset, options.set)
-    _check_algorithm(options, model, algorithm)
     sampling = sampling_of(model, options)
+    _check_algorithm(options, model, algorithm, sampling)
     family.refuse(model, options, options.algorithm, algorithm.trains)
     adapter, adapter_digest = _adapter(options, family)
     asked = data.prompts_of(options, model, family, defaults, algorithm)
@@ -192,7 +192,7 @@ def _path(
     return options.output / f"{stem}.json"
 
 
-def _check_algorithm(options: RunOptions, model: Model, algorithm: Algorithm) -> None:
+def _check_algorithm(options: RunOptions, model: Model, algorithm: Algorithm, sampling: Sampling) -> None:
     """Refuse options that this algorithm would have to ignore, and training what is trained already."""
     if options.report_to and not algorithm.trains:
         raise InputError(f"--report-to: {options.algo!r} trains nothing and has no curve to show; leave it out.")
@@ -209,6 +209,18 @@ def _check_algorithm(options: RunOptions, model: Model, algorithm: Algorithm) ->
     if options.budget and not isinstance(algorithm, TestTimeAlgorithm):
         why = f"{options.algo!r} {'trains' if algorithm.trains else 'has nothing to choose'}"
         raise InputError(f"--budget: {why}: what an image costs is the model's sampling; leave it out.")
+    _check_noise(options, dataclasses.asdict(algorithm), sampling)  # type: ignore[call-overload]
+
+
+def _check_noise(options: RunOptions, fields: Mapping[str, Any], sampling: Sampling) -> None:
+    """Refuse a kernel that would draw no noise, neither of the cell's strength nor of the algorithm's own."""
+    own = None if "kernel" in fields else fields.get("eta")
+    if sampling.kernel in USUAL_NOISE and sampling.eta == 0 and own is None:
+        whose = f" for model {options.model!r}" if options.eta is None else ""
+        raise InputError(
+            f"--kernel {sampling.kernel} draws noise of strength --eta, which is 0{whose}: no noise at all; give "
+            f"--eta, such as {USUAL_NOISE[sampling.kernel]}."
+        )
 
 
 def _or_fetch(model: Model) -> str:
@@ -229,11 +241,6 @@ def sampling_of(model: Model, options: SamplingOptions) -> Sampling:
     kernel = options.kernel if isinstance(options, RunOptions) else "ddim"
     if kernel == "exact" and options.eta is not None:
         raise InputError("--kernel exact draws from p(x_s | x_t) itself; --eta has no place in it.")
-    if kernel in USUAL_NOISE and options.eta is None and model.eta == 0:
-        raise InputError(
-            f"--kernel {kernel} draws noise of strength --eta, which is 0 for model {model.name!r}: no noise at all; "
-            f"give --eta, such as {USUAL_NOISE[kernel]}."
-        )
     either = f"leave it out{_or_fetch(model)}."
     if options.sigmas is not None and model.sigmas is None:
         raise InputError(f"--sigmas {options.sigmas}: model {model.name!r} is no flow model with grids; {either}")
@@ -284,7 +291,10 @@ def _scorers(
 def _scored(asked: data.CellPrompts, reward: Reward, reward_name: str | None) -> str | None:
     """The name of the training prompts. Raises InputError where the reward cannot score them."""
     if asked.train_name is not None and (reason := reward.unsupported(asked.training, ())):
-        raise InputError(f"reward {reward_name!r} cannot score the training prompts of {asked.train_name}: {reason}")
+        raise InputError(
+            f"reward {reward_name!r} cannot score the training prompts of {asked.train_name}: {reason.rstrip('.')}; "
+            "choose other --train-prompts or another --reward."
+        )
     return asked.train_name
 
 

@@ -119,7 +119,16 @@ def _make_pairs(
         candidates=candidates,
     )
     before = problem.meter.total
-    made = make_pairs(feedback, folder, batch, problem.meter, problem.progress, True, problem.processes, memory)
+    made = make_pairs(
+        feedback,
+        folder,
+        batch,
+        problem.meter,
+        problem.progress,
+        force=True,
+        processes=problem.processes,
+        memory=memory,
+    )
     problem.meter.total = before  # what they cost stands in their folder, whoever made them
     return made, choose(open_pairs(made.folder), cell.options.pair_ties, None, ())
 

@@ -74,7 +74,7 @@ def generate(
     known = dict(line for kept in logs(folder, GENERATED) for line in records(kept, _generated, progress.say))
     size = max(1, batch // sampler.particles)
     lines: list[Generated] = []
-    fitting = Fitting(meter, progress.say, memory)
+    fitting = Fitting(meter, progress.say, memory, sampler.particles)
     chunks = processes.shard(chunked(wanted, size))
     progress.stage("generate", sum(map(len, chunks)))
 

@@ -189,7 +189,8 @@ def make_pairs(
         missing = [i for i in range(feedback.count) if i not in known]
         chunks = processes.shard(chunked(missing, max(1, batch // feedback.candidates)))
         progress.stage("pairs", len(known) + sum(map(len, chunks)), len(known))
-        fitting, log, own = Fitting(meter, progress.say, memory), processes.log(folder, JOURNAL), []
+        fitting = Fitting(meter, progress.say, memory, feedback.candidates)
+        log, own = processes.log(folder, JOURNAL), list[dict[str, Any]]()
         for chunk in chunks:
             own.append(maker.made(chunk, fitting))
             append_line(log, json.dumps(own[-1], allow_nan=False))

@@ -194,7 +194,8 @@ def _prepare(
     if processes.size > images:
         progress.say(f"{processes.size} processes share {images} images: {processes.size - images} will make none")
     batch = cell.options.batch_size or BATCH[3 if len(pipeline.info()["image_shape"]) == 3 else 1]
-    measured = to_measure(memory, pipeline.info()["image_shape"], batch, cell.options.batch_size is not None)
+    is_fixed = bool(cell.options.batch_size or cell.options.compile)  # which compiles each number of images anew
+    measured = to_measure(memory, pipeline.info()["image_shape"], batch, is_fixed)
     problem = problem_of(cell, pipeline, meter, batch, progress, processes, measured)
     own = cell.folder / "cache"
     caches = Caches.usable(progress.say, instead=own) if len(pipeline.info()["image_shape"]) == 3 else Caches(own)

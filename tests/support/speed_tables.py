@@ -115,7 +115,7 @@ def scorers_together() -> str:
     return _paragraph(
         f"Each of ours scores {min(medians):.2f} to {max(medians):.2f} times the official code's pictures per second "
         "of a processor. All five together, as one `alignbench score` has them, are "
-        f"{shown(content['five']['ratio'])} times as fast as one after the other."
+        f"{shown(content['five']['ratio'])} times as fast as one after the other.{_shared(content)}"
     )
 
 
@@ -129,13 +129,24 @@ def scorers_memory() -> str:
     )
     if found := content.get("imports"):
         own = {name: found[name] - found["torch"] for name in ("transformers", "open_clip", "both", "official")}
+        ours, official = (found["versions"][side].rpartition(".")[0] for side in ("ours", "official"))
         said += (
-            f" Torch alone holds {found['torch']:.0f}. Importing CLIP from transformers 5 adds "
+            f" Torch alone holds {found['torch']:.0f}. Importing CLIP from transformers {ours} adds "
             f"{own['transformers']:.0f}, open_clip {own['open_clip']:.0f}, and both {own['both']:.0f}; from "
-            "transformers 4.36, which PickScore, CLIP and the aesthetic predictor have on the official side, CLIP adds "
-            f"{own['official']:.0f}."
+            f"transformers {official}, which PickScore, CLIP and the aesthetic predictor have on the official side, "
+            f"CLIP adds {own['official']:.0f}."
         )
     return _paragraph(said)
+
+
+def full_scorers_shared() -> str:
+    """What to know of the machine of the published sizes, below their table."""
+    said = _shared(_stored("scorers")["full"])
+    return f"\n{_paragraph(said.strip())}" if said else ""
+
+
+def _shared(content: dict[str, Any]) -> str:
+    return " The machine was shared with other work." if "shared with other work" in content["machine"] else ""
 
 
 def _paragraph(text: str) -> str:

@@ -128,8 +128,9 @@ def test_a_field_that_does_not_belong_to_the_family_is_named(
         (
             "sd3",
             ["--kernel", "cps"],
-            "which is 0 for model 'sd3': no noise at all; give --eta, such as 0.8.",
+            "no noise at all; give --eta, such as 0.8.",
         ),
+        ("sd3", ["--kernel", "cps", "--eta", "0"], "strength --eta, which is 0: no noise at all; give --eta, such as"),
         ("sd3", ["--sigmas", "karras"], 'Invalid value "karras" for --sigmas. Choose from: "linspace", "scheduler".'),
     ],
 )
@@ -242,6 +243,20 @@ def test_a_scale_below_1_is_another_cell_only_where_the_denoiser_is_told_it(fold
     assert found("flux_dev", 0.5).path != found("flux_dev", 1.0).path
     with pytest.raises(InputError, match=r"guidance must not be negative, got -0\.5"):
         found("flux_dev", -0.5)
+
+
+@pytest.mark.parametrize("algo", ["steering", "svdd", "ddpo", "refl"])
+def test_a_kernel_with_noise_needs_no_eta_where_the_algorithm_has_its_own(folders, tmp_path, algo):
+    (tmp_path / "train.txt").write_text("a blue square\n")
+    trained = {"train_prompts": str(tmp_path / "train.txt")} if algo in ("ddpo", "refl") else {}
+    assert cell(folders["sd3"], tmp_path, algo=algo, kernel="cps", **trained).sampling.kernel == "cps"
+
+
+@pytest.mark.parametrize("algo", ["base", "best_of_n", "draft", "flow_grpo"])
+def test_a_kernel_that_would_draw_no_noise_is_refused_whatever_is_drawn_for_training(folders, tmp_path, algo):
+    """DRaFT's η is by default the cell's; Flow-GRPO's belongs to a kernel of its own."""
+    with pytest.raises(InputError, match="--kernel dance_sde draws noise of strength --eta, which is 0 for model"):
+        cell(folders["sd3"], tmp_path, algo=algo, kernel="dance_sde")
 
 
 @pytest.mark.parametrize("grid", ["linspace", "scheduler"])

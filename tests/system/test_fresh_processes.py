@@ -83,8 +83,9 @@ def test_an_interrupt_at_any_import_is_one_line(module):
     assert line.startswith("alignbench: interrupted; ")
 
 
-def test_several_processes_leave_no_temporary_folder(tmp_path):
-    code = "import sys; from alignbench.launch import launch; sys.exit(launch(['nobody'], {'limit': 1}, [], 2))"
+def test_several_processes_leave_no_temporary_folder_and_no_time_limit(tmp_path):
+    code = "import os, sys; from alignbench.launch import launch; code = launch(['nobody'], {'limit': 1}, [], 2); "
+    code += "assert 'TORCH_ELASTIC_SHUTDOWN_TIMEOUT' not in os.environ; sys.exit(code)"
     surroundings = os.environ | {"TMPDIR": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path.parent / "inductor")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=surroundings)
     assert done.returncode == 2

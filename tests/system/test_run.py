@@ -228,7 +228,10 @@ def test_training_on_the_evaluated_prompts_is_refused(toy_cell):
 
 def test_training_prompts_that_the_reward_cannot_score_are_refused_before_the_run(tmp_path):
     (tmp_path / "odd.txt").write_text("a red circle on a white background\nun cercle rouge\n")
-    message = "reward 'shapes_preference' cannot score the training prompts of .*odd.txt: 'un cercle rouge' is not"
+    message = (
+        "reward 'shapes_preference' cannot score the training prompts of .*odd.txt: 'un cercle rouge' is not.*; "
+        "choose other --train-prompts or another --reward.$"
+    )
     with pytest.raises(InputError, match=message):
         resolve(RunOptions(algo="refl", model="tiny", train_prompts=str(tmp_path / "odd.txt")))
 

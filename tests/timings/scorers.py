@@ -1,6 +1,6 @@
 """Prints speed and memory of five scorers beside the official code, on the same random weights, and of all together.
 
-    python tests/timings/scorers.py [--oracle FOLDER] [--full] [--scorers NAME ...] [--output FILE.json]
+    python tests/timings/scorers.py [--oracle FOLDER] [--full] [--scorers NAME ...] [--output FILE.json] [--shared]
 
 FOLDER is the isolated environment of tests/support/parity/live.py, built where it is not there; without it, one is
 built for this run and deleted. 64 PNG files of 512 x 512 pixels, four of a prompt, go from disk to scores; networks are
@@ -36,6 +36,7 @@ SUPPORT = Path(__file__).resolve().parents[1] / "support"
 NAMES = ("pickscore", "hpsv2_1", "clip_l14", "aesthetic_v2", "imagereward")
 IMAGES, PER_PROMPT, SIDE = 64, 4, 512
 TIMES = 4  # as many pictures, to see whether memory grows with them
+SHARED = "shared with other work"  # of a machine
 LARGEST = 1e-4  # difference of two scores that count as equal
 IMPORTS = {  # what scoring imports for its networks, and on which side
     "torch": ("ours", "import torch"),
@@ -147,7 +148,7 @@ def official(name: str, work: Path) -> Score:
     return grouped(scored)
 
 
-def work_on(side: str, names: Sequence[str], work: Path) -> None:
+def work_on(side: str, names: Sequence[str], work: Path, full: bool) -> None:
     """In a process of its own: a pass over the pictures for each line that comes in, and what it took as a line."""
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
     import torch
@@ -155,7 +156,7 @@ def work_on(side: str, names: Sequence[str], work: Path) -> None:
     torch.set_num_threads(1)
     score = official(names[0], work) if side == "official" else ours(names, work, side == "apart")
     known = json.loads((work / "texts.json").read_text())
-    warm = 1 if len(known) == PER_PROMPT else PER_PROMPT  # at the published sizes a picture takes seconds
+    warm = 1 if full else PER_PROMPT  # at the published sizes a picture takes seconds
     score([work / "warm.png"] * warm, ["a square"] * warm)
     for line in sys.stdin:
         texts = known * int(line)
@@ -218,10 +219,10 @@ def prepare(work: Path, full: bool, asked: Sequence[str]) -> Sequence[str]:
 class Worker:
     """A process that scores the pictures when it is asked to."""
 
-    def __init__(self, python: Path | str, side: str, names: Sequence[str], work: Path) -> None:
+    def __init__(self, python: Path | str, side: str, names: Sequence[str], work: Path, full: bool) -> None:
         own = {"PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])}
         own |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        command = [str(python), __file__, "--work", side, ",".join(names), str(work)]
+        command = [str(python), __file__, "--work", side, ",".join(names), str(work), *(["--full"] if full else [])]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, env=os.environ | own, text=True, **pipes)
 
@@ -236,8 +237,10 @@ class Worker:
 
 
 @contextlib.contextmanager
-def workers(sides: Mapping[str, Path | str], names: Sequence[str], work: Path) -> Iterator[dict[str, Worker]]:
-    found = {side: Worker(python, side, names, work) for side, python in sides.items()}
+def workers(
+    sides: Mapping[str, Path | str], names: Sequence[str], work: Path, full: bool
+) -> Iterator[dict[str, Worker]]:
+    found = {side: Worker(python, side, names, work, full) for side, python in sides.items()}
     try:
         yield found
     finally:
@@ -269,12 +272,26 @@ def imported(python: Path | str, statement: str) -> float:
     return float(subprocess.run([python, "-c", statement + told], capture_output=True, check=True).stdout) / 1024
 
 
+def transformers_of(python: Path | str) -> str:
+    """The version that is installed there."""
+    code = "from importlib.metadata import version; print(version('transformers'))"
+    return subprocess.run([python, "-c", code], capture_output=True, check=True, text=True).stdout.strip()
+
+
+def at_least_one(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{count}: expected at least 1")
+    return count
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--oracle", type=Path)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--scorers", nargs="+", default=NAMES, choices=NAMES)
-    parser.add_argument("--repetitions", type=int, help="5, and 3 with --full")
+    parser.add_argument("--repetitions", type=at_least_one, help="5, and 3 with --full")
+    parser.add_argument("--shared", action="store_true", help="say in the file that the machine has other work")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     options.repetitions = options.repetitions or (3 if options.full else 5)
@@ -298,16 +315,17 @@ def measure(content: dict[str, Any], work: Path, asked: Sequence[str], options: 
     here, there = sys.executable, live.build(options.oracle)
     images = PER_PROMPT if options.full else IMAGES
     for name in names:
-        with workers({"ours": here, "official": there}, [name], work) as own:
+        with workers({"ours": here, "official": there}, [name], work, options.full) as own:
             content["scorers"][name] = say(name, images, taking_turns(own, options.repetitions, options.full))
     if list(names) != list(NAMES):
         return
-    with workers({"together": here, "apart": here}, names, work) as own:
+    with workers({"together": here, "apart": here}, names, work, options.full) as own:
         content["five"] = say("five", images, taking_turns(own, options.repetitions, False))
         peaks = {count * images: own["together"](count)["peak_mib"] for count in (1, TIMES)}
     content["growth"] = {str(count): round(peak, 1) for count, peak in peaks.items()}
     sides = {"ours": here, "official": there}
     content["imports"] = {what: round(imported(sides[side], code), 1) for what, (side, code) in IMPORTS.items()}
+    content["imports"]["versions"] = {side: transformers_of(python) for side, python in sides.items()}
     print(f"peak MiB by number of pictures: {content['growth']}; after imports: {content['imports']}")
 
 
@@ -331,7 +349,8 @@ def keep(path: Path, content: dict[str, Any], images: int, options: argparse.Nam
 
     content |= {
         "images": images, "per_prompt": PER_PROMPT, "side": SIDE, "threads": 1, "repetitions": options.repetitions,
-        "machine": f"{processor()}, {os.cpu_count()} cores", "environment": environment(),
+        "machine": f"{processor()}, {os.cpu_count()} cores" + (f", {SHARED}" if options.shared else ""),
+        "environment": environment(),
     }  # fmt: skip
     known = json.loads(path.read_text()) if path.exists() else {}
     full = content if options.full else known.get("full")
@@ -346,6 +365,6 @@ def processor() -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
-        work_on(sys.argv[2], sys.argv[3].split(","), Path(sys.argv[4]))
+        work_on(sys.argv[2], sys.argv[3].split(","), Path(sys.argv[4]), full=sys.argv[5:] == ["--full"])
     else:
         main()
