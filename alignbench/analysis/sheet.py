@@ -124,7 +124,7 @@ def _fonts(texts: Iterable[str]) -> dict[str, Font]:
     from PIL import ImageFont
 
     usual: Font = ImageFont.load_default(size=FONT)
-    none = bytes(usual.getmask("\uffff"))
+    none = bytes(usual.getmask(chr(0xFFFF)))
     found: dict[str, Font] = dict.fromkeys(texts, usual)
     lacking = [text for text in found if any(bytes(usual.getmask(letter)) == none for letter in set(text))]
     installed = _installed({ord(letter) for text in lacking for letter in text}) if lacking else {}
