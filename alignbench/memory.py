@@ -162,7 +162,7 @@ class Fitting:
         self._needed = max(self._needed, needed / len(part))
         following = max(largest, min(2 * largest, wanted)) if len(part) == largest else largest
         fits = following * self._needed <= free
-        self._largest = following if fits else max(1, min(largest, int(free / self._needed)))
+        self._largest = following if fits else max(1, min(largest, int(free / max(1.0, self._needed))))
         if not fits and not self._has_said:
             self._has_said = True
             self._say(self._few(self._largest, wanted, following, free))
