@@ -14,6 +14,7 @@ let ahead = null; // a promise of the one after it
 let busy = true; // until both pictures are there, and while a vote is on its way
 let since = 0;
 let heard = ""; // what is said of the last choice, before the next question
+let unreached = false; // the server, while it is asked again: that is said before what follows from it
 
 async function ask(path, content) {
   // The server's answer. Where it cannot be reached it is asked again: a vote counts once however often it is sent.
@@ -26,10 +27,12 @@ async function ask(path, content) {
         body: JSON.stringify({ rater, key, ...content }),
       });
     } catch {
+      unreached = true;
       wrong("The server cannot be reached. Your last choice is kept here and sent again.");
       await new Promise((resolve) => setTimeout(resolve, RETRY));
       continue;
     }
+    unreached = false;
     const body = await answer.json().catch(() => ({ error: "The server said something that is no answer." }));
     if (answer.ok) {
       wrong("");
@@ -65,7 +68,7 @@ async function decoded(pair) {
       } catch {
         const reason = await gone(pair.pictures[side]);
         if (reason) throw new Error(reason);
-        wrong("A picture cannot be loaded; trying again.");
+        if (!unreached) wrong("A picture cannot be loaded; trying again.");
         await new Promise((resolve) => setTimeout(resolve, RETRY));
         image.src = `${pair.pictures[side]}?${Date.now()}`;
       }
