@@ -24,7 +24,9 @@ FEW |= {
     "skipped": 0,
     "levels": 2,
 }
-FEW |= {"learning_rate": 1e-4}  # an image depends on its batch by 1e-5; Adam makes that a share of the rate
+# An image depends on its batch by 1e-5; Adam makes that a share of the rate, of DPOK a tenth on some processors. Parts
+# that are weighed wrongly move thousands of weights by four times the rate.
+FEW |= {"learning_rate": 5e-5}
 
 
 @pytest.fixture(scope="module")
