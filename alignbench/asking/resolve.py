@@ -209,11 +209,18 @@ def _check_algorithm(options: RunOptions, model: Model, algorithm: Algorithm, sa
     if options.budget and not isinstance(algorithm, TestTimeAlgorithm):
         why = f"{options.algo!r} {'trains' if algorithm.trains else 'has nothing to choose'}"
         raise InputError(f"--budget: {why}: what an image costs is the model's sampling; leave it out.")
-    _check_noise(options, dataclasses.asdict(algorithm), sampling)  # type: ignore[call-overload]
+    _check_kernel(options, algorithm, sampling)
 
 
-def _check_noise(options: RunOptions, fields: Mapping[str, Any], sampling: Sampling) -> None:
-    """Refuse a kernel that would draw no noise, neither of the cell's strength nor of the algorithm's own."""
+def _check_kernel(options: RunOptions, algorithm: Algorithm, sampling: Sampling) -> None:
+    """Refuse a kernel that a test-time method would replace by its own, and one that would draw no noise, neither of
+    the cell's strength nor of the algorithm's own."""
+    fields = dataclasses.asdict(algorithm)  # type: ignore[call-overload]
+    if sampling.kernel != "ddim" and "kernel" in fields and not algorithm.trains:
+        raise InputError(
+            f"--kernel {sampling.kernel}: {options.algo!r} draws with a kernel of its own, {fields['kernel']}; leave "
+            "it out, or --set kernel=NAME."
+        )
     own = None if "kernel" in fields else fields.get("eta")
     if sampling.kernel in USUAL_NOISE and sampling.eta == 0 and own is None:
         whose = f" for model {options.model!r}" if options.eta is None else ""

@@ -11,6 +11,7 @@ from result_files import writer
 
 from alignbench.files import sha256_of_files
 from alignbench.keys import Key
+from alignbench.page.build import build
 from alignbench.record.digests import digest as digest_of_picture
 from alignbench.record.digests import digest_of
 
@@ -101,3 +102,11 @@ def many_methods(folder: Path, prompts: int, methods: int, side: int) -> list[Pa
         scores = {key: (rng.normal(size=prompts) + 0.2 * method).tolist() for key in ("r", "truth", "style")}
         paths.append(write(name, scores, "base" if not method else f"algorithm_{method}"))
     return paths
+
+
+def report_of_some_methods(folder: Path) -> Path:
+    """The page of `some_methods`, beside their results."""
+    some_methods(folder)
+    path = folder / "report.html"
+    path.write_text(build([folder], path).text, encoding="utf-8")
+    return path

@@ -259,6 +259,14 @@ def test_a_kernel_that_would_draw_no_noise_is_refused_whatever_is_drawn_for_trai
         cell(folders["sd3"], tmp_path, algo=algo, kernel="dance_sde")
 
 
+@pytest.mark.parametrize("eta", [None, 0.5])
+def test_a_kernel_is_refused_where_a_test_time_method_has_its_own(folders, tmp_path, eta):
+    with pytest.raises(InputError, match="--kernel cps: 'rollover' draws with a kernel of its own, ddim; leave it out"):
+        cell(folders["sd3"], tmp_path, algo="rollover", kernel="cps", eta=eta)
+    own = cell(folders["sd3"], tmp_path, algo="rollover", set={"kernel": "flow_sde", "eta": 0.7})
+    assert (own.algorithm.kernel, own.sampling.kernel) == ("flow_sde", "ddim")
+
+
 @pytest.mark.parametrize("grid", ["linspace", "scheduler"])
 def test_the_grid_is_a_part_of_a_cells_identity(folders, tmp_path, grid: Sigmas):
     usual, other = cell(folders["sd3"], tmp_path), cell(folders["sd3"], tmp_path, sigmas=grid)

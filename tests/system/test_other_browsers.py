@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 from engines import DOWN, ENGINES, ENTER, ESCAPE, LEFT, RIGHT, UP, Window, window
-from pictured import some_methods
+from pictured import report_of_some_methods
 from test_report_in_a_browser import tampered
 from test_voting import PLAIN, session_of, started
 from voted import cells
 
-from alignbench.page.build import build
 from alignbench.record.votes import read_log
 
 pytestmark = pytest.mark.slow
@@ -27,11 +26,7 @@ def browser(request):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("report")
-    some_methods(folder)
-    path = folder / "report.html"
-    path.write_text(build([folder], path).text, encoding="utf-8")
-    return path
+    return report_of_some_methods(tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from browsing import READY, chromium, opened
-from pictured import many_methods, pictured, some_methods
+from pictured import many_methods, pictured, report_of_some_methods
 
 from alignbench.page.build import build
 from alignbench.record import result as results
@@ -30,11 +30,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("report")
-    some_methods(folder)
-    path = folder / "report.html"
-    path.write_text(build([folder], path).text, encoding="utf-8")
-    return path
+    return report_of_some_methods(tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture
