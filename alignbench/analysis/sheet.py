@@ -58,7 +58,7 @@ def write_sprites(paths: Sequence[Path], prompts: int | None) -> list[Path]:
     for run in runs:
         found = first_pictures(run.path, run.result)
         if found is None or not found.files:
-            raise InputError(_lacking(run.path))
+            raise InputError(_lacking(run))
         made[sprite_of(run.path)] = packed(found, prompts)
     for file, content in made.items():
         with replace_file(file) as temporary:
@@ -75,13 +75,16 @@ def _pictures(method: Method) -> FirstPictures:
     run = method.runs[0]
     found = first_pictures(run.path, run.result)
     if found is None:
-        raise InputError(_lacking(run.path))
+        raise InputError(_lacking(run))
     if found.wrong:
         raise InputError(f"{run.path}: {found.wrong}; {AGAIN}.")
     return found
 
 
-def _lacking(path: Path) -> str:
+def _lacking(run: Run) -> str:
+    path, model = run.path, run.result.evaluation.model
+    if 0 < len(model.get("image_shape", [])) < 3:
+        return f"{path}: {model['name']!r} draws points, not pictures; a sheet is of models that draw pictures."
     folder = path.with_suffix("") / "images"
     return f"{path} has no pictures in {folder}; keep the folder beside the result, or run the cell again."
 

@@ -157,7 +157,7 @@ def final_result(path: Path, configuration: Configuration, work: Resumable) -> R
     try:
         result = results.read(path)
     except ResultFileError as error:
-        raise ResultFileError(f"{error} Or use --force, which replaces it.") from None
+        raise ResultFileError(f"{error} (--force replaces it.)") from None
     found = as_without_reward(result.configuration, configuration).model_dump(mode="json")
     if PROMPTS in work.configuration:
         found[PROMPTS] = result.evaluation.prompts_sha256

@@ -117,3 +117,11 @@ def test_the_command_writes_a_picture_and_refuses_what_it_cannot(cell, tmp_path,
     make_result("elsewhere", [1.0], "base", evaluation={"eval_seed": 7})
     with pytest.raises(InputError, match="a sheet is of one evaluation; these files hold 2"):
         draw([tmp_path])
+
+
+@pytest.mark.parametrize("sprite", [False, True])
+def test_a_cell_of_points_is_said_to_have_no_pictures(sprite, tmp_path, make_result, capsys):
+    path = make_result("points", [1.0, 2.0], "base", evaluation={"model": {"name": "mixture", "image_shape": [2]}})
+    assert run_command_line(["sheet", str(path), *(["--sprite"] if sprite else [])]) == 2
+    told = "points.json: 'mixture' draws points, not pictures; a sheet is of models that draw pictures."
+    assert told in capsys.readouterr().err
