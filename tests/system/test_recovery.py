@@ -144,7 +144,7 @@ def test_a_result_that_cannot_be_read_is_replaced_by_force_as_the_message_says(d
     done = cell()
     run_cell(done, quiet=True)
     damage(done.path)
-    with pytest.raises(ResultFileError, match="use --force, which replaces it"):
+    with pytest.raises(ResultFileError, match="--force replaces it"):
         run_cell(done, quiet=True)
     assert known(run_cell(done, force=True, quiet=True).result) == expected
     assert known(read(done.path)) == expected
